@@ -1,0 +1,188 @@
+"""Trains one embedded reward model on the emoji world: a CLIPModel (prompt) or a Dinov2Model (identity).
+
+python scripts/train_rewards.py --kind clip --seed 1 --width 128 --out build/reward-clip
+python scripts/train_rewards.py --kind dino --seed 2 --width 96 --out build/evaluator-dino
+
+Both are contrastive (InfoNCE over the batch). CLIP pairs a picture with its sentence. DINO pairs two
+augmented crops of one picture, or the same subject in two scenes, half of the time each: like a
+self-supervised DINO it sees the background too, which makes copying the reference a temptation.
+Reward and evaluator differ in seed, width, patch statistics and strength of augmentation.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from _tokenizers import MAX_TOKENS, clip_tokenizer
+from _training import Run
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
+
+from customized_grpo.data.emoji import SIZE, EmojiWorld
+
+IMAGE_MEAN, IMAGE_STD = 0.5, 0.5  # of both models, written into preprocessor_config.json
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pool:
+    """uint8 pictures ``[N, 3, 64, 64]``, subject numbers ``[N]`` and token ids ``[N, length]``."""
+
+    targets: Tensor
+    references: Tensor
+    subject: Tensor
+    tokens: Tensor
+
+
+def make_pool(size: int, seed: int, tokenizer) -> Pool:
+    world, generator = EmojiWorld("train"), torch.Generator().manual_seed(seed)
+    parts: dict[str, list[Tensor]] = {k: [] for k in ("targets", "references", "subject", "tokens")}
+    for start in range(0, size, 512):
+        batch = world.sample(min(512, size - start), generator)
+        parts["targets"].append((batch.targets * 255).round().byte())
+        parts["references"].append((batch.references * 255).round().byte())
+        parts["subject"].append(batch.subject)
+        tokens = tokenizer(
+            batch.prompts, padding="max_length", max_length=MAX_TOKENS + 2, return_tensors="pt"
+        )
+        parts["tokens"].append(tokens.input_ids)
+    return Pool(**{name: torch.cat(tensors) for name, tensors in parts.items()})
+
+
+def augment(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Random crop, brightness, colour shift and noise; ``images`` [B, 3, H, W] in [0, 1]."""
+    batch = len(images)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator) * 2 - 1
+
+    scale = 1 - 0.35 * strength * uniform(batch).abs()
+    theta = torch.zeros(batch, 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = scale
+    theta[:, :, 2] = uniform(batch, 2) * (1 - scale)[:, None]
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    out = F.grid_sample(images, grid, align_corners=False, padding_mode="reflection")
+    out = out * (1 + 0.2 * strength * uniform(batch, 1, 1, 1))
+    out = out + 0.1 * strength * uniform(batch, 3, 1, 1)
+    noise = torch.randn(out.shape, generator=generator) * uniform(batch, 1, 1, 1).abs()
+    return (out + 0.06 * strength * noise).clamp(0, 1)
+
+
+def pixels(images: Tensor) -> Tensor:
+    return (images - IMAGE_MEAN) / IMAGE_STD
+
+
+def info_nce(a: Tensor, b: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Symmetric InfoNCE (CLIP, arXiv:2103.00020) and top-1 accuracy of rows ``[B, D]``."""
+    logits = F.normalize(a.float(), dim=-1) @ F.normalize(b.float(), dim=-1).T * scale
+    labels = torch.arange(len(a))
+    loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+    return loss, (logits.argmax(1) == labels).float().mean()
+
+
+def build_clip(width: int, tokenizer) -> CLIPModel:
+    vision = {
+        "hidden_size": width,
+        "intermediate_size": 3 * width,
+        "num_hidden_layers": 3,
+        "num_attention_heads": width // 32,
+        "image_size": SIZE,
+        "patch_size": 8,
+        "hidden_act": "silu",
+    }
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 96,
+        "intermediate_size": 192,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "max_position_embeddings": MAX_TOKENS + 2,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "hidden_act": "silu",
+    }
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=96))
+
+
+def clip_loss(model: CLIPModel, pool: Pool, batch: int, strength: float, generator):
+    rows = torch.randint(len(pool.targets), (batch,), generator=generator)
+    images = augment(pool.targets[rows].float() / 255, 0.35 * strength, generator)
+    with torch.autocast("cpu", torch.bfloat16):
+        image = model.get_image_features(pixel_values=pixels(images)).pooler_output
+        text = model.get_text_features(input_ids=pool.tokens[rows]).pooler_output
+    return info_nce(image, text, model.logit_scale.exp().clamp(max=100))
+
+
+def build_dino(width: int) -> Dinov2Model:
+    return Dinov2Model(
+        Dinov2Config(
+            hidden_size=width,
+            num_hidden_layers=3,
+            num_attention_heads=width // 32,
+            mlp_ratio=3,
+            image_size=SIZE,
+            patch_size=8,
+            hidden_act="silu",
+            layerscale_value=0.3,
+        )
+    )
+
+
+def dino_loss(model: Dinov2Model, pool: Pool, batch: int, strength: float, generator):
+    rows = torch.randint(len(pool.targets), (batch,), generator=generator)
+    references, targets = (t[rows].float() / 255 for t in (pool.references, pool.targets))
+    same_picture = torch.rand(batch, 1, 1, 1, generator=generator) < 0.5
+    a = augment(references, strength, generator)
+    b = augment(torch.where(same_picture, references, targets), strength, generator)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = model(pixel_values=pixels(torch.cat([a, b]))).pooler_output
+    return info_nce(*features.chunk(2), 12.0)
+
+
+def save(model: nn.Module, kind: str, tokenizer, folder: Path) -> None:
+    from transformers import CLIPImageProcessorPil
+
+    model.to(torch.bfloat16).save_pretrained(folder)  # pyright: ignore
+    size = {"shortest_edge": SIZE}
+    crop = {"height": SIZE, "width": SIZE}
+    mean, std = [IMAGE_MEAN] * 3, [IMAGE_STD] * 3
+    CLIPImageProcessorPil(
+        size=size, crop_size=crop, image_mean=mean, image_std=std, do_convert_rgb=True
+    ).save_pretrained(folder)
+    if kind == "clip":
+        tokenizer.save_pretrained(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kind", choices=("clip", "dino"), required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--strength", type=float, default=1.0, help="of the augmentation")
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--pool", type=int, default=24_000)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    tokenizer = clip_tokenizer()
+    model = build_clip(args.width, tokenizer) if args.kind == "clip" else build_dino(args.width)
+    model.set_attn_implementation("eager")
+    run = Run(args.out, model, peak_lr=args.lr, num_steps=args.steps)
+    pool = make_pool(args.pool, args.seed, tokenizer)
+    loss_of = clip_loss if args.kind == "clip" else dino_loss
+    while run.step < args.steps:
+        generator = run.generator(args.seed)
+        loss, accuracy = loss_of(model, pool, args.batch, args.strength, generator)  # pyright: ignore
+        run.update(loss, accuracy=accuracy.item())
+    model.load_state_dict(run.ema.shadow)
+    save(model, args.kind, tokenizer, args.out / "model")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""The command `cgrpo`. Heavy modules are imported by the subcommand that needs them."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn
+
+from customized_grpo.errors import ConfigError, CustomizedGRPOError
+
+_ABOUT = """\
+Customized-GRPO: reinforcement learning for subject-driven image generation.
+Teaches a generator to keep the subject of a reference picture and to do what the prompt says.
+"""
+
+_EXAMPLES = """\
+examples:
+  cgrpo demo                                              teach the embedded generator on a CPU
+  cgrpo train configs/emoji.yaml --train.num_updates 100  train; any field can be overridden
+  cgrpo train --help                                      all fields, with their defaults
+  cgrpo evaluate runs/emoji                               base against tuned, held-out subjects
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `cgrpo`; returns the exit code: 0, 2 for an error the user can mend, 130 for Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        if arguments[:1] == ["train"]:  # its flags are fields of the config, not argparse's
+            command = partial(_train, arguments[1:])
+        else:
+            options = _parser().parse_args(arguments)
+            command = partial(options.run, options)
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("customized_grpo").setLevel(logging.INFO)
+        # Plugs by import path may lie beside the config, as modules do for `python -m`.
+        sys.path.append(os.getcwd())
+        command()
+    except (CustomizedGRPOError, OSError) as error:
+        if debug:
+            raise
+        print(f"cgrpo: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("cgrpo: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see `{self.prog} --help`")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="cgrpo",
+        description=_ABOUT,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--debug", action="store_true", help="print a traceback with an error")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    commands.add_parser("train", help="train a generator as a config says")
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="compare base and tuned on held-out subjects",
+        description="Compare base and tuned of a run on held-out subjects, by its evaluators.",
+        epilog="example:\n  cgrpo evaluate runs/emoji",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    evaluate.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run")
+    evaluate.set_defaults(run=_evaluate)
+
+    demo = commands.add_parser(
+        "demo",
+        help="teach the embedded generator on this machine, then evaluate it",
+        description="Train configs/emoji.yaml on this machine, then compare base and tuned.",
+        epilog="example:\n  cgrpo demo --updates 20 --seed 1",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    demo.add_argument("--updates", type=int, help="optimizer steps (default: the config's)")
+    demo.add_argument("--seed", type=int, default=0, help="seed of the run (default: 0)")
+    demo.set_defaults(run=_demo)
+
+    show_version = commands.add_parser("version", help="print the version")
+    show_version.set_defaults(run=lambda options: print(_version()))
+    return parser
+
+
+def _version() -> str:
+    return f"customized-grpo {version('customized-grpo')}"
+
+
+def _train(arguments: Sequence[str]) -> None:
+    """`cgrpo train CONFIG [--section.field value ...]`."""
+    config, *overrides = arguments or [""]
+    is_flag = config.startswith("-")
+    if {"-h", "--help"} & set(arguments):
+        print(_train_help(None if is_flag else config))
+        return
+    if not config or is_flag:
+        raise ConfigError(
+            f"CONFIG must come first, got {config or 'nothing'}; write `cgrpo train CONFIG "
+            "[--section.field value ...]`, for example `cgrpo train configs/emoji.yaml`"
+        )
+    _train_config(config, overrides)
+
+
+def _train_config(config_path: str | Path, overrides: Sequence[str]) -> Path:
+    from customized_grpo.config import explain_batch, load_config
+
+    config = load_config(config_path, overrides)
+
+    from customized_grpo.trainer import train
+
+    print(explain_batch(config), flush=True)
+    run = train(config)
+    print(f"run: {run}")
+    return run
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    _evaluate_run(options.run_folder)
+
+
+def _evaluate_run(run: Path) -> None:
+    from customized_grpo.evaluate import evaluate_run
+
+    report = evaluate_run(run)
+    print(f"picture: {report.picture}")
+    print(report.table())
+
+
+def _demo(options: argparse.Namespace) -> None:
+    overrides = ["--name", f"demo-seed{options.seed}", "--seed", str(options.seed)]
+    if options.updates is not None:
+        overrides += ["--train.num_updates", str(options.updates)]
+    _evaluate_run(_train_config(_shipped_config("emoji.yaml"), overrides))
+
+
+def _shipped_config(name: str) -> Path:
+    """Configs lie inside an installed package, and at the top of a source checkout."""
+    package = Path(__file__).parent
+    installed = package / "configs" / name
+    return installed if installed.exists() else package.parents[1] / "configs" / name
+
+
+def _train_help(config_path: str | None) -> str:
+    """All fields with their docs: of a config file with its values, or with the defaults."""
+    from dataclasses import MISSING, is_dataclass
+
+    from customized_grpo import registry
+    from customized_grpo.config import RunConfig, list_fields, load_config
+    from customized_grpo.config.decoding import show, to_raw
+
+    groups = {
+        "data": registry.DATA,
+        "generator": registry.GENERATORS,
+        "rewards": registry.REWARDS,
+        "evaluators": registry.REWARDS,
+    }
+    lines = [
+        "usage: cgrpo train CONFIG [--section.field value ...]",
+        "",
+        "Train a generator as a YAML file says; flags override its fields. A whole section is",
+        "replaced by YAML: --lora null, --advantage.schedule '{type: constant, prompt: 0.6}'.",
+        "",
+        "example:",
+        "  cgrpo train configs/emoji.yaml --name mine --rollout.group_size 8",
+        "",
+        f"fields, with the values of {config_path}:"
+        if config_path
+        else "fields, with their defaults (`cgrpo train CONFIG --help`: also the plugs' fields):",
+    ]
+    for info in list_fields(load_config(config_path) if config_path else RunConfig):
+        if info.is_section and (is_dataclass(info.value) or info.path in groups):
+            types = groups.get(info.path)
+            plugs = f" Types: {', '.join(registry.plug_types(types))}." if types else ""
+            lines += ["", f"{info.path}: {info.doc}{plugs}"]
+            continue
+        value = "" if info.value is MISSING else f" = {show(to_raw(info.value))}"
+        lines.append(f"  --{info.path}{value}  ({info.type})")
+        lines += textwrap.wrap(info.doc, 92, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)

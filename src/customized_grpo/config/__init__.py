@@ -1,0 +1,106 @@
+"""The configuration of a run: frozen dataclasses, decoded strictly from YAML and flags.
+
+`load_config` reads a file, applies `--section.field value` overrides and checks the result;
+`dump_config` writes one that loads back equal. Nothing is coerced, ignored or silently changed.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from customized_grpo.config.checks import conflicts, explain_batch
+from customized_grpo.config.decoding import decode, show, to_raw
+from customized_grpo.config.overrides import FieldInfo, apply_overrides, list_fields
+from customized_grpo.config.sections import (
+    AdvantageConfig,
+    ConstantSchedule,
+    CosineSchedule,
+    CustomSchedule,
+    DataConfig,
+    EvaluationConfig,
+    GeneratorConfig,
+    LinearSchedule,
+    LoraSettings,
+    LossConfig,
+    RewardConfig,
+    RolloutConfig,
+    RunConfig,
+    ScheduleConfig,
+    TdwSchedule,
+    TrainConfig,
+)
+from customized_grpo.config.yaml_text import Dumper, parse_yaml
+from customized_grpo.errors import ConfigError
+
+__all__ = [
+    "AdvantageConfig",
+    "ConstantSchedule",
+    "CosineSchedule",
+    "CustomSchedule",
+    "DataConfig",
+    "EvaluationConfig",
+    "FieldInfo",
+    "GeneratorConfig",
+    "LinearSchedule",
+    "LoraSettings",
+    "LossConfig",
+    "RewardConfig",
+    "RolloutConfig",
+    "RunConfig",
+    "ScheduleConfig",
+    "TdwSchedule",
+    "TrainConfig",
+    "check_config",
+    "dump_config",
+    "explain_batch",
+    "list_fields",
+    "load_config",
+]
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a run's YAML file, applies overrides and checks everything.
+
+    An override is `--section.field value` (also `--section.field=value`, hyphens for underscores,
+    several values for a list), typed by tyro from the field. A whole section (`lora`, `rewards`,
+    `advantage.schedule`, ...) is replaced by YAML: `--lora null`, `--advantage.schedule '{type:
+    constant, prompt: 0.6}'`. They apply in order; what fields demand of each other is checked
+    once, at the end.
+
+    Raises:
+        ConfigError: naming the file or flag, the field, what it must be, what it is and the fix.
+    """
+    source = str(path)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ConfigError(
+            f"CONFIG must be a readable YAML file, got {source!r}: {reason}; check the path"
+        ) from error
+    raw = parse_yaml(text, source)
+    if not isinstance(raw, dict):
+        raise ConfigError(
+            f"{source}: the file must be a mapping of sections, got {show(raw)}; see configs/"
+        )
+    return check_config(apply_overrides(decode(raw, source), overrides), source)
+
+
+def check_config(config: RunConfig, source: str = "config") -> RunConfig:
+    """Checks every field and what fields demand of each other; returns the config.
+
+    For configs made in Python: constructing the dataclasses checks nothing.
+
+    Raises:
+        ConfigError: at the first mistake; `source` opens the message.
+    """
+    config = decode(to_raw(config), source)
+    for conflict in conflicts(config):
+        raise ConfigError(f"{source}: {conflict}")
+    return config
+
+
+def dump_config(config: RunConfig) -> str:
+    """Returns YAML that `load_config` reads back as an equal config."""
+    return yaml.dump(to_raw(config), Dumper=Dumper, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,121 @@
+"""What the fields of a configuration demand of each other, and what its numbers mean."""
+
+from collections.abc import Iterator
+
+from customized_grpo.config.decoding import show, to_raw
+from customized_grpo.config.sections import (
+    AdvantageConfig,
+    ConstantSchedule,
+    RunConfig,
+    TdwSchedule,
+)
+
+
+def conflicts(config: RunConfig) -> Iterator[str]:
+    """Yields a line for every pair of fields that cannot go together."""
+    rollout, train, loss = config.rollout, config.train, config.loss
+    if rollout.num_trained_steps > rollout.num_steps - 1:
+        yield (
+            f"rollout.num_trained_steps must be at most num_steps - 1 = {rollout.num_steps - 1}, "
+            f"got {rollout.num_trained_steps}; the last step is deterministic, lower it or raise "
+            "rollout.num_steps"
+        )
+    if rollout.dynamics == "cps" and rollout.noise_level > 1:
+        yield (
+            f"rollout.noise_level must be at most 1 for dynamics cps, got {rollout.noise_level}; "
+            "its std is sin(a pi / 2)"
+        )
+    if rollout.prompts_per_rollout % train.inner_updates:
+        yield (
+            "train.inner_updates must divide rollout.prompts_per_rollout = "
+            f"{rollout.prompts_per_rollout}, got {train.inner_updates}; each update takes its own "
+            "whole groups"
+        )
+    if train.num_updates % train.inner_updates:
+        yield (
+            f"train.num_updates must be a multiple of train.inner_updates = {train.inner_updates}, "
+            f"got {train.num_updates}; every rollout is used up"
+        )
+    if loss.ratio_norm and loss.pin_ratio and train.inner_updates == 1:
+        yield (
+            "loss.ratio_norm must be false when train.inner_updates is 1 and loss.pin_ratio is "
+            "true, got true; the ratio is always 1 there, so it has no effect: raise inner_updates "
+            "or unpin"
+        )
+    for section, plugs in (("rewards", config.rewards), ("evaluators", config.evaluators)):
+        labels = [plug.label for plug in plugs]
+        for i, label in enumerate(labels):
+            if label in labels[:i]:
+                yield f"{section}.{i}.name must be unique, got {label!r} twice; name one of them"
+    yield from _advantage_conflicts(config.advantage, {r.objective for r in config.rewards})
+
+
+def _advantage_conflicts(advantage: AdvantageConfig, objectives: set[str]) -> Iterator[str]:
+    shaping, schedule = advantage.shaping, advantage.schedule
+    has_bonus = shaping not in ("linear", "gdpo")
+    if advantage.gamma is not None and not has_bonus:
+        yield (
+            f"advantage.gamma must be null for shaping {shaping}, got {advantage.gamma}; it has no "
+            "bonus to scale"
+        )
+    if advantage.center and (not has_bonus or shaping == "harmonic"):
+        why = "its pole would move the whole group" if has_bonus else "it has no bonus to centre"
+        yield f"advantage.center must be false for shaping {shaping}, got true; {why}"
+    if isinstance(schedule, TdwSchedule) and schedule.start > schedule.end:
+        yield (
+            f"advantage.schedule.start must not be above end, got {schedule.start} and "
+            f"{schedule.end}; both are paper steps, 0 to 25"
+        )
+    if shaping == "synergy_only" and schedule != TdwSchedule():
+        yield (
+            "advantage.schedule must be left out for shaping synergy_only, got "
+            f"{show(to_raw(schedule))}; there is no weighted sum to schedule"
+        )
+    missing = {"identity", "prompt"} - objectives
+    if missing and has_bonus:
+        yield (
+            f"rewards must cover identity and prompt for shaping {shaping}, got none for "
+            f"{' and '.join(sorted(missing))}; add one, or use shaping linear or gdpo"
+        )
+    elif len(missing) == 2:
+        yield f"rewards must cover identity or prompt, got {sorted(objectives)}; add one"
+    elif missing:
+        share = 1.0 if missing == {"identity"} else 0.0
+        if schedule != ConstantSchedule(prompt=share):
+            yield (
+                f"advantage.schedule must be {{type: constant, prompt: {share}}} when no reward "
+                f"measures {missing.pop()}, got {show(to_raw(schedule))}; write it so"
+            )
+    extra = objectives - {"identity", "prompt"}
+    if set(advantage.extra_weights) != extra:
+        yield (
+            f"advantage.extra_weights must name exactly the further objectives {sorted(extra)}, "
+            f"got {sorted(advantage.extra_weights)}; give each a constant weight"
+        )
+    if (total := sum(advantage.extra_weights.values())) >= 1:
+        yield (
+            f"advantage.extra_weights must sum to less than 1, got {total:g}; identity and prompt "
+            "share the rest"
+        )
+
+
+def explain_batch(config: RunConfig) -> str:
+    """Explains the run's arithmetic of samples, groups, pairs and updates, in a few lines."""
+    rollout, train = config.rollout, config.train
+    images = rollout.prompts_per_rollout * rollout.group_size
+    groups = rollout.prompts_per_rollout // train.inner_updates
+    pairs = groups * rollout.group_size * rollout.num_trained_steps
+    passes = -(-pairs // (train.micro_batch_size or pairs))
+    rollouts = train.num_updates // train.inner_updates
+    lines = [
+        f"rollout: {rollout.prompts_per_rollout} prompts x {rollout.group_size} samples = {images} "
+        f"images, {rollout.num_steps} denoising steps each; samples of a prompt form a group.",
+        f"update: {groups} groups x {rollout.group_size} samples x {rollout.num_trained_steps} "
+        f"trained steps = {pairs} (sample, step) pairs, in {passes} forward/backward "
+        f"{'pass' if passes == 1 else 'passes'}, then 1 optimizer step.",
+        f"run: {train.num_updates} updates / {train.inner_updates} per rollout = {rollouts} "
+        f"rollouts = {rollouts * images} images.",
+    ]
+    if train.inner_updates == 1 and config.loss.pin_ratio:
+        lines.append("ratio: 1 at every update (pinned, one update per rollout), as it should be.")
+    return "\n".join(lines)

@@ -1,0 +1,144 @@
+"""Strict decoding of plain values into a `RunConfig`, and one line about what is wrong."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from customized_grpo import registry
+from customized_grpo.config.sections import STRICT, RunConfig, ScheduleConfig, load_plug
+from customized_grpo.errors import ConfigError
+
+
+def to_raw(value: Any) -> Any:
+    """Returns a config as the dicts, lists and scalars that decode to it."""
+    if is_dataclass(value):
+        raw = {f.name: to_raw(getattr(value, f.name)) for f in fields(value)}
+        group = getattr(value, "group", None)
+        return raw if group is None else raw | {"type": registry.type_of(group, type(value))}
+    if isinstance(value, Mapping):
+        return {key: to_raw(item) for key, item in value.items()}
+    return [to_raw(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+@cache
+def _adapter() -> TypeAdapter[tuple[RunConfig]]:
+    # In a tuple, because pydantic takes no config for a bare dataclass.
+    return TypeAdapter(tuple[RunConfig], config=STRICT)
+
+
+def decode(raw: Any, source: str) -> RunConfig:
+    """Decodes without coercion; fields are checked one by one, not against each other.
+
+    Raises:
+        ConfigError: one line about the first mistake, opened by `source`.
+    """
+    try:
+        return _adapter().validate_json(json.dumps([raw]))[0]
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_explain(error, raw)}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    except (TypeError, ValueError) as error:  # of json.dumps: binary data, a list inside itself
+        raise ConfigError(f"{source}: the values must be plain YAML, got: {error}") from error
+
+
+def _explain(error: ValidationError, raw: Any) -> str:
+    """One line about the first mistake: dotted path, requirement, value received, fix."""
+    # A misspelt key also counts as a missing one; the misspelling is the news.
+    details = sorted(error.errors(), key=lambda e: e["type"] != "unexpected_keyword_argument")
+    path = _path_in(raw, details[0]["loc"])
+    section = _dataclass_at(path[:-1], raw)
+    siblings = {f.name: f for f in fields(section)} if section else {}
+    what = _requirement(details[0], str(path[-1]) if path else "", siblings)
+    return ".".join(map(str, path)) + what
+
+
+def _requirement(detail: Any, name: str, siblings: Mapping[str, Any]) -> str:
+    """Says what the field must be, what it is, and the fix."""
+    kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
+    if kind == "plug":
+        return detail["msg"]
+    if kind == "missing":
+        return f" must be given, got nothing; add `{name}: ...`"
+    if kind == "unexpected_keyword_argument":
+        fix = registry.nearest(name, siblings) or f"use {registry.one_of(siblings)}"
+        return f" must be a known field, got {show(name)}; {fix}"
+    if kind.startswith("union_tag"):
+        types = [type_tag(option) for option in members(ScheduleConfig)]
+        tag = context.get("tag", "")
+        fix = registry.nearest(tag, types) or "write `type: ...`"
+        return f".type must be {registry.one_of(types)}, got {tag or 'nothing'}; {fix}"
+    if kind == "value_error":
+        return f": {detail['msg'].removeprefix('Value error, ')}"
+    message = re.sub(r"^(Input|Tuple|List|String|Value) should", "must", detail["msg"])
+    message = message.replace("an object", "a mapping")
+    default = default_of(siblings[name]) if name in siblings else MISSING
+    fix = "correct it" if default is MISSING else f"the default is {show(to_raw(default))}"
+    fix = {"bool_type": "write true or false", "string_type": "quote it"}.get(kind, fix)
+    if kind == "literal_error":
+        fix = registry.nearest(str(value), re.findall(r"'(.+?)'", context["expected"])) or fix
+    return f" {message}, got {show(value)}; {fix}"
+
+
+def _path_in(raw: Any, loc: tuple[Any, ...]) -> list[Any]:
+    """Drops what pydantic puts into a location besides the keys of `raw`: tuples, union tags."""
+    path: list[Any] = []
+    for i, part in enumerate(loc[1:], start=2):
+        inside = part in raw if isinstance(raw, dict) else isinstance(raw, list)
+        if inside:
+            raw = raw[part]
+        if inside or (i == len(loc) and isinstance(part, str)):
+            path.append(part)
+    return path
+
+
+def _dataclass_at(path: Sequence[Any], raw: Any) -> Any:
+    """Returns the dataclass that the section at `path` decodes to, or None."""
+    hint: Any = RunConfig
+    for part in path:
+        if isinstance(part, str):
+            cls = _choose_dataclass(hint, raw)
+            hint = get_type_hints(cls)[part] if cls else None
+        raw = raw[part]
+    return _choose_dataclass(hint, raw)
+
+
+def _choose_dataclass(hint: Any, raw: Any) -> Any:
+    options = [option for option in members(hint) if is_dataclass(option)]
+    type_ = raw.get("type") if isinstance(raw, dict) else None
+    for option in options:
+        if hasattr(option, "group"):
+            return load_plug(option, type_) if type_ else option
+        if len(options) == 1 or type_tag(option) == type_:
+            return option
+    return None
+
+
+def members(hint: Any) -> list[Any]:
+    """Flattens unions, tuples and annotations to the plain types inside; a dict stays a dict."""
+    if get_origin(hint) is Annotated:
+        return members(get_args(hint)[0])
+    if get_origin(hint) is dict or not get_args(hint):
+        return [get_origin(hint) or hint]
+    return [member for argument in get_args(hint) for member in members(argument)]
+
+
+def type_tag(cls: Any) -> str:
+    """Returns the default of a config class's `type`."""
+    return next(f.default for f in fields(cls) if f.name == "type")
+
+
+def default_of(f: Any) -> Any:
+    """Returns a dataclass field's default, made if need be; `MISSING` if it has none."""
+    return f.default_factory() if f.default_factory is not MISSING else f.default
+
+
+def show(value: Any) -> str:
+    """Writes a value as the files spell it, shortened."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,411 @@
+"""The sections of a run's configuration, and the base classes of its plugs."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from abc import ABC, abstractmethod
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PlainValidator,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+)
+from pydantic_core import PydanticCustomError
+
+from customized_grpo import registry
+from customized_grpo.errors import ConfigError
+
+AtLeast2 = Annotated[int, Field(ge=2)]
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
+OpenUnitInterval = Annotated[float, Field(gt=0, lt=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratorConfig(ABC):
+    """Base of every generator's config: subclass it once, give `type` a default, add fields."""
+
+    group: ClassVar[str] = registry.GENERATORS
+
+    type: str
+    """Which generator: a declared type, or an import path `package.module:Class`."""
+
+    @abstractmethod
+    def build(self, *args: Any, **kwargs: Any) -> Any:
+        """Loads the generator; heavy imports belong inside. Arguments: see `generators`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardConfig(ABC):
+    """Base of every reward's config, also of the evaluators, which are never trained on."""
+
+    group: ClassVar[str] = registry.REWARDS
+
+    type: str
+    """Which reward: a declared type, or an import path `package.module:Class`."""
+
+    name: str | None = None
+    """Name in logs and tables, unique in the run; null = the type."""
+
+    objective: str
+    """Objective it measures: `identity`, `prompt`, or one of your own."""
+
+    weight: PositiveFloat = 1.0
+    """Share among the rewards of one objective; they are mixed after normalisation."""
+
+    @property
+    def label(self) -> str:
+        """The name in logs and tables."""
+        return self.name or self.type
+
+    @abstractmethod
+    def build(self, *args: Any, **kwargs: Any) -> Any:
+        """Loads the reward model; heavy imports belong inside. Arguments: see `rewards`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig(ABC):
+    """Base of every data source's config."""
+
+    group: ClassVar[str] = registry.DATA
+
+    type: str
+    """Which data source: a declared type, or an import path `package.module:Class`."""
+
+    @abstractmethod
+    def build(self, *args: Any, **kwargs: Any) -> Any:
+        """Opens the data source; heavy imports belong inside. Arguments: see `data`."""
+
+
+def _decode_plug(base: Any, raw: Any) -> Any:
+    """Decodes a plug section by its `type`; errors keep their place in the file."""
+    if not isinstance(raw, dict):
+        raise _plug_error(f" must be a mapping, got {json.dumps(raw)}; write {{type: ..., ...}}")
+    try:
+        cls = load_plug(base, raw.get("type"))
+    except ConfigError as error:
+        raise _plug_error(f".{error}") from error
+    payload = {key: value for key, value in raw.items() if key != "type"}
+    return TypeAdapter(tuple[cls], config=STRICT).validate_json(json.dumps([payload]))[0]
+
+
+def _plug_error(text: str) -> PydanticCustomError:
+    return PydanticCustomError("plug", "{text}", {"text": text})
+
+
+def load_plug(base: Any, type_: Any) -> Any:
+    """Returns the config class of a `type`, which must be a plug of the kind `base`.
+
+    Raises:
+        ConfigError: if there is none, or it is no such plug.
+    """
+    cls = registry.load_plug(base.group, type_)
+    if not (inspect.isclass(cls) and issubclass(cls, base) and is_dataclass(cls)):
+        raise ConfigError(
+            f"type must name a dataclass derived from {base.__name__}, got {type_!r} = {cls!r}; "
+            "derive it, or correct the path"
+        )
+    if all(f.name != "type" or f.default is MISSING for f in fields(cls)):
+        raise ConfigError(
+            f"type must have a default in {cls.__name__}, got none; write `type: Literal[X] = X`"
+        )
+    return cls
+
+
+def _plug_of(base: type) -> PlainValidator:
+    return PlainValidator(lambda raw: _decode_plug(base, raw))
+
+
+GeneratorPlug = Annotated[GeneratorConfig, _plug_of(GeneratorConfig)]
+RewardPlug = Annotated[RewardConfig, _plug_of(RewardConfig)]
+DataPlug = Annotated[DataConfig, _plug_of(DataConfig)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraSettings:
+    """Low-rank adapters on the transformer, the only weights that are trained."""
+
+    rank: PositiveInt = 32
+    """Rank of the adapters; the paper uses 512 on FLUX."""
+
+    alpha: PositiveFloat | None = None
+    """Scale of the adapters is alpha / rank; null = rank, a scale of 1."""
+
+    target_modules: tuple[str, ...] | None = None
+    """Module names that get an adapter; null = the generator's attention projections."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutConfig:
+    """How images are sampled for training."""
+
+    num_steps: AtLeast2 = 25
+    """Denoising steps T of a trajectory (paper: 25)."""
+
+    num_trained_steps: PositiveInt = 15
+    """Steps K trained per group, at most num_steps - 1; the last has no noise (paper: 60 %)."""
+
+    dynamics: Literal["dance", "flow", "cps"] = "dance"
+    """SDE of a step: DanceGRPO's (the paper's), Flow-GRPO's or Flow-CPS's."""
+
+    noise_level: PositiveFloat = 0.4
+    """Noise of the SDE: eta of dance (paper: 0.4), a of flow (0.7) and cps (at most 1)."""
+
+    shift: PositiveFloat | None = None
+    """Time shift of the noise schedule (paper: 3); null = the generator's own schedule."""
+
+    group_size: AtLeast2 = 12
+    """Samples G of one prompt, compared with each other (paper: 12)."""
+
+    prompts_per_rollout: PositiveInt = 4
+    """Prompts P, and so groups, of one rollout."""
+
+    shared_noise: bool = True
+    """Start all samples of a group from the same noise (paper: true)."""
+
+    batch_size: PositiveInt | None = None
+    """Samples denoised together; null = the whole rollout."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TdwSchedule:
+    """Time-Aware Dynamic Weighting: high -> low -> final prompt weight along the denoising.
+
+    Positions are steps of the paper's schedule, 0 (noise) to 25 (image); other schedules get the
+    weight that belongs to their noise level.
+    """
+
+    type: Literal["tdw"] = "tdw"
+    """The paper's schedule."""
+
+    high: UnitInterval = 0.7
+    """Prompt weight before `start`."""
+
+    low: UnitInterval = 0.3
+    """Prompt weight that the descent tends to."""
+
+    start: NonNegativeFloat = 6
+    """Where the descent starts, in paper steps."""
+
+    center: NonNegativeFloat = 10
+    """Where the descent is half way, in paper steps."""
+
+    slope: PositiveFloat = 0.8
+    """Steepness of the descent, per paper step."""
+
+    end: NonNegativeFloat = 22
+    """Where the descent ends, in paper steps."""
+
+    final: UnitInterval = 0.5
+    """Prompt weight from `end` on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConstantSchedule:
+    """The same weights at every step."""
+
+    type: Literal["constant"] = "constant"
+    """Naive GRPO's weighting."""
+
+    prompt: UnitInterval = 0.5
+    """Weight of the prompt objective; identity gets the rest (0.5 = the paper's 1:1)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearSchedule:
+    """Prompt weight in a straight line along the denoising."""
+
+    type: Literal["linear"] = "linear"
+    """A straight line."""
+
+    high: UnitInterval = 0.7
+    """Prompt weight at pure noise."""
+
+    low: UnitInterval = 0.3
+    """Prompt weight at the image."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CosineSchedule:
+    """Prompt weight along half a cosine."""
+
+    type: Literal["cosine"] = "cosine"
+    """Half a cosine, flat at both ends."""
+
+    high: UnitInterval = 0.7
+    """Prompt weight at pure noise."""
+
+    low: UnitInterval = 0.3
+    """Prompt weight at the image."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CustomSchedule:
+    """A function of your own: `(sigmas [K]) -> [K, 2]`, columns (identity, prompt)."""
+
+    type: Literal["custom"] = "custom"
+    """Your own function."""
+
+    target: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
+    """Its import path, `package.module:function`."""
+
+
+ScheduleConfig = Annotated[
+    TdwSchedule | ConstantSchedule | LinearSchedule | CosineSchedule | CustomSchedule,
+    Field(discriminator="type"),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdvantageConfig:
+    """How the objectives' advantages become one number per sample and step."""
+
+    shaping: Literal[
+        "sars", "linear", "min", "max", "harmonic", "product", "synergy_only", "gdpo"
+    ] = "sars"
+    """Bonus on top of the weighted sum: the paper's SARS or one of its ablations."""
+
+    gamma: PositiveFloat | None = None
+    """Strength of the bonus; null = the released recipe's 0.4. Not for linear and gdpo."""
+
+    center: bool = False
+    """Subtract the group's mean bonus, which is below 0 (paper: false)."""
+
+    clip: PositiveFloat = 5.0
+    """Bound on the absolute advantage (paper: 5)."""
+
+    schedule: ScheduleConfig = field(default_factory=TdwSchedule)
+    """How identity and prompt share the weight: tdw, constant, linear, cosine or custom."""
+
+    extra_weights: dict[str, PositiveFloat] = field(default_factory=dict)
+    """Constant weights of objectives besides identity and prompt, which share what is left of 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossConfig:
+    """The policy loss."""
+
+    clip_range: OpenUnitInterval = 1e-4
+    """PPO's clip of the ratio (paper: 1e-4; log-probs are means over dimensions)."""
+
+    kl_weight: NonNegativeFloat = 0.0
+    """Weight of the Gaussian KL to the untrained model (paper: 0)."""
+
+    ratio_norm: bool = False
+    """Normalise the log-ratios of the steps (GRPO-Guard, arXiv:2510.22319)."""
+
+    pin_ratio: bool = True
+    """The first update after a rollout takes its own log-probs as the old ones: ratio exactly 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """The optimizer and its arithmetic."""
+
+    num_updates: PositiveInt = 300
+    """Optimizer steps of the run; a multiple of inner_updates."""
+
+    inner_updates: PositiveInt = 1
+    """Optimizer steps per rollout, each on its own share of the groups; divides the prompts."""
+
+    micro_batch_size: PositiveInt | None = None
+    """(sample, step) pairs per forward and backward; never changes the gradient; null = all."""
+
+    learning_rate: PositiveFloat = 2e-5
+    """AdamW's learning rate (paper: 2e-5)."""
+
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """AdamW's betas (paper: 0.9 0.999)."""
+
+    weight_decay: NonNegativeFloat = 1e-4
+    """AdamW's weight decay (paper: 1e-4)."""
+
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradient norm above which the gradient is scaled down (paper: 1)."""
+
+    ema_decay: Decay | None = None
+    """Decay per update of an exponential moving average of the weights; null = none."""
+
+    sample_every: NonNegativeInt = 20
+    """Updates between grids of sample pictures; 0 = only the first and the last."""
+
+    save_every: NonNegativeInt = 50
+    """Updates between checkpoints; 0 = only the last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationConfig:
+    """Deterministic sampling on held-out examples, base against tuned."""
+
+    num_examples: PositiveInt = 128
+    """Held-out examples."""
+
+    num_steps: PositiveInt | None = None
+    """Denoising steps; null = rollout.num_steps."""
+
+    seed: NonNegativeInt = 0
+    """Seed of the starting noise, the same for base and tuned."""
+
+    batch_size: PositiveInt = 64
+    """Images sampled together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """Everything about a run."""
+
+    name: FileName
+    """Folder of the run under output_dir; letters, digits, dot, underscore and hyphen."""
+
+    seed: NonNegativeInt = 0
+    """Seed of everything random; the same seed gives the same run on the same machine."""
+
+    output_dir: str = "runs"
+    """Folder that holds the run folders."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto = cuda where there is one."""
+
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """bf16 = autocast of the model's forward and backward; SDE and losses stay float32."""
+
+    data: DataPlug
+    """Where references and prompts come from."""
+
+    generator: GeneratorPlug
+    """The image generator that is trained."""
+
+    rewards: Annotated[tuple[RewardPlug, ...], Field(min_length=1)]
+    """The reward models that train it."""
+
+    evaluators: tuple[RewardPlug, ...] = ()
+    """Reward models that only evaluate; never trained on."""
+
+    lora: LoraSettings | None = field(default_factory=LoraSettings)
+    """Low-rank adapters; null = train all weights of the transformer."""
+
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """How images are sampled for training."""
+
+    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    """From rewards to advantages."""
+
+    loss: LossConfig = field(default_factory=LossConfig)
+    """The policy loss."""
+
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The optimizer and its arithmetic."""
+
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Base against tuned on held-out examples."""

@@ -1,0 +1,109 @@
+"""Base against tuned on held-out subjects and prompts: deterministic sampling, fixed noise."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from customized_grpo.checkpoint import write_atomic
+from customized_grpo.config import RunConfig, load_config
+from customized_grpo.data.sources import DataSource
+from customized_grpo.errors import CheckpointError, ConfigError
+from customized_grpo.generators.base import Generator
+from customized_grpo.report.grid import save_grid
+from customized_grpo.rewards.base import RewardSet
+from customized_grpo.rollout import make_policy, pick_device, sample_images
+from customized_grpo.trainer import WEIGHTS
+from customized_grpo.types import Example
+
+_PICTURE_ROWS = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationReport:
+    """Scores of every model by every evaluator."""
+
+    scores: dict[str, dict[str, list[float]]]
+    """Model -> evaluator -> one score per held-out example, in their order."""
+    objectives: dict[str, str]
+    """Evaluator -> the objective it measures."""
+    picture: Path
+
+    def change(self, evaluator: str) -> tuple[float, float]:
+        """Mean paired difference tuned - base and its standard error over the examples."""
+        tuned, base = (torch.tensor(self.scores[m][evaluator]) for m in ("tuned", "base"))
+        difference = tuned - base
+        return difference.mean().item(), (difference.std() / len(difference) ** 0.5).item()
+
+    def table(self) -> str:
+        """Plain text: a row per model, a column per evaluator, the change with its error below."""
+        names = list(self.objectives)
+        heads = [f"{self.objectives[name]} ({name})" for name in names]
+        width = max(24, *(len(head) + 2 for head in heads))
+        lines = ["".join([" " * 22, *(head.rjust(width) for head in heads)])]
+        for model, scores in self.scores.items():
+            cells = (f"{torch.tensor(scores[name]).mean().item():.4f}" for name in names)
+            lines.append("".join([model.ljust(22), *(cell.rjust(width) for cell in cells)]))
+        changes = (self.change(name) for name in names)
+        cells = (f"{mean:+.4f} +- {error:.4f}" for mean, error in changes)
+        lines.append("".join(["tuned - base".ljust(22), *(cell.rjust(width) for cell in cells)]))
+        count = len(next(iter(self.scores["base"].values())))
+        lines.append(f"{count} held-out examples; +- is the standard error of the paired difference")
+        return "\n".join(lines)
+
+
+def evaluate_run(run: Path) -> EvaluationReport:
+    """Evaluates a finished run; writes ``evaluation.json`` and ``evaluation.png`` into its folder.
+
+    Raises:
+        CheckpointError: if the folder is not a finished run.
+        ConfigError: if the run's config names no evaluators.
+    """
+    for needed in ("config.yaml", WEIGHTS):
+        if not (run / needed).exists():
+            raise CheckpointError(
+                f"RUN: {run} must be the folder of a finished run, {needed} is missing in it"
+            )
+    config = load_config(run / "config.yaml")
+    if not config.evaluators:
+        raise ConfigError(f"evaluators: {run / 'config.yaml'} names none; add the models to use")
+    device = pick_device(config.device)
+    data: DataSource = config.data.build(config.seed)
+    generator: Generator = config.generator.build(device)
+    evaluators = RewardSet(config.evaluators, device)
+    examples = data.held_out(config.evaluation.num_examples)
+    images = {"copy of the reference": torch.stack([e.references[0] for e in examples])}
+    if examples[0].target is not None:
+        images["ground truth"] = torch.stack([e.target for e in examples if e.target is not None])
+    images["base"] = sample_held_out(generator, config, examples)
+    generator.load_weights(run / WEIGHTS)
+    images["tuned"] = sample_held_out(generator, config, examples)
+    report = EvaluationReport(
+        scores={name: _scores(evaluators, pictures, examples) for name, pictures in images.items()},
+        objectives={c.label: c.objective for c in config.evaluators},
+        picture=run / "evaluation.png",
+    )
+    columns = {name: images[name][:_PICTURE_ROWS] for name in ("base", "tuned")}
+    save_grid(report.picture, examples[:_PICTURE_ROWS], columns)
+    write_atomic(run / "evaluation.json", json.dumps(report.scores) + "\n")
+    return report
+
+
+def sample_held_out(generator: Generator, config: RunConfig, examples: list[Example]) -> Tensor:
+    """Deterministic images ``[len(examples), 3, H, W]`` of the generator as it is now."""
+    policy = make_policy(generator, config, config.evaluation.num_steps)
+    seed = torch.Generator().manual_seed(config.evaluation.seed)
+    noise = generator.noise(len(examples), seed)
+    conditioning = generator.encode(examples)
+    return sample_images(policy, conditioning, noise, config.evaluation.batch_size)
+
+
+def _scores(
+    evaluators: RewardSet, images: Tensor, examples: list[Example]
+) -> dict[str, list[float]]:
+    scores = evaluators.score(images.to(torch.float32), examples)
+    return {name: scores.scores[:, i].tolist() for i, name in enumerate(scores.names)}

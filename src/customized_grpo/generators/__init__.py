@@ -1,0 +1,1 @@
+"""Adapters over stock diffusers pipelines, one file per family."""

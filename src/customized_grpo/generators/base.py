@@ -1,0 +1,72 @@
+"""What the trainer needs of a subject-driven generator: one Protocol, one bag of conditioning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from customized_grpo.types import Example
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conditioning:
+    """Encoded prompts and references of a batch, in the arguments of the family's transformer."""
+
+    per_sample: dict[str, Tensor]
+    """Tensors with a leading batch axis."""
+    shared: dict[str, Tensor]
+    """Tensors that all samples of equal layout share, such as position ids."""
+
+    def take(self, index: Tensor) -> Conditioning:
+        """Rows ``index`` (int64, repeats allowed) of every per-sample tensor."""
+        return Conditioning(
+            per_sample={name: tensor[index] for name, tensor in self.per_sample.items()},
+            shared=self.shared,
+        )
+
+
+class Generator(Protocol):
+    """A thin adapter over a stock diffusers pipeline; latents have a leading batch axis."""
+
+    transformer: nn.Module
+    device: torch.device
+    lora_targets: tuple[str, ...]
+    """Names of the attention projections that LoRA adapts unless the config says otherwise."""
+
+    def encode(self, examples: Sequence[Example]) -> Conditioning:
+        """Prompts and references -> conditioning ``[len(examples), ...]``, without gradient."""
+        ...
+
+    def sigmas(self, num_steps: int, shift: float | None) -> Tensor:
+        """Noise levels ``[num_steps + 1]``, 1 -> 0; ``shift`` None: the family's own schedule."""
+        ...
+
+    def noise(self, count: int, generator: torch.Generator) -> Tensor:
+        """Standard normal latents ``[count, *L]`` float32, drawn on the CPU for reproducibility."""
+        ...
+
+    def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """Velocity ``[B, *L]`` at latents ``[B, *L]`` and noise levels ``[B]``."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images ``[B, 3, H, W]`` float32 in [0, 1]."""
+        ...
+
+    def base_policy(self) -> AbstractContextManager[None]:
+        """Inside this context the model is the untuned one."""
+        ...
+
+    def save_weights(self, folder: Path) -> None:
+        """Writes what was trained, in the family's stock format."""
+        ...
+
+    def load_weights(self, folder: Path) -> None:
+        """Loads what ``save_weights`` wrote, through the stock loader."""
+        ...

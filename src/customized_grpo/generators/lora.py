@@ -1,0 +1,58 @@
+"""LoRA on a diffusers transformer: attach, switch off, write in the format that loads anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from customized_grpo.config import LoraSettings
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
+
+def attach_lora(transformer: nn.Module, settings: LoraSettings, targets: Sequence[str]) -> None:
+    """Freezes the transformer and adds float32 adapters that start as the identity."""
+    from peft import LoraConfig
+
+    transformer.requires_grad_(False)
+    rank, alpha = settings.rank, settings.alpha
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank if alpha is None else alpha,  # pyright: ignore[reportArgumentType]
+        init_lora_weights="gaussian",
+        target_modules=list(settings.target_modules or targets),
+    )
+    transformer.add_adapter(config)  # pyright: ignore
+    for parameter in transformer.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+@contextmanager
+def adapters_disabled(transformer: nn.Module) -> Iterator[None]:
+    """Bitwise the base model inside the context."""
+    if not getattr(transformer, "peft_config", None):
+        yield
+        return
+    transformer.disable_adapters()  # pyright: ignore
+    try:
+        yield
+    finally:
+        transformer.enable_adapters()  # pyright: ignore
+
+
+@torch.no_grad()
+def save_lora(pipeline_class: type, transformer: nn.Module, folder: Path) -> None:
+    """diffusers format with the metadata that keeps alpha (see FIELD_NOTES)."""
+    from diffusers.training_utils import _collate_lora_metadata
+    from peft import get_peft_model_state_dict
+
+    pipeline_class.save_lora_weights(  # pyright: ignore
+        folder,
+        transformer_lora_layers=get_peft_model_state_dict(transformer),
+        **_collate_lora_metadata({"transformer": transformer}),
+    )

@@ -1,0 +1,48 @@
+"""The algorithm as pure functions of tensors; importing it needs torch and jaxtyping, no more."""
+
+from customized_grpo.ops.advantages import (
+    SCHEDULES,
+    SHAPINGS,
+    Shaping,
+    combine_advantages,
+    constant_weights,
+    cosine_weights,
+    group_normalize,
+    linear_weights,
+    shape_advantages,
+    shaping_bonus,
+    synergy_bonus,
+    tdw_weights,
+)
+from customized_grpo.ops.losses import clipped_surrogate, normalize_ratio
+from customized_grpo.ops.sde import (
+    Dynamics,
+    cps_log_prob,
+    gaussian_kl,
+    gaussian_log_prob,
+    sde_moments,
+    shifted_sigmas,
+)
+
+__all__ = [
+    "SCHEDULES",
+    "SHAPINGS",
+    "Dynamics",
+    "Shaping",
+    "clipped_surrogate",
+    "combine_advantages",
+    "constant_weights",
+    "cosine_weights",
+    "cps_log_prob",
+    "gaussian_kl",
+    "gaussian_log_prob",
+    "group_normalize",
+    "linear_weights",
+    "normalize_ratio",
+    "sde_moments",
+    "shape_advantages",
+    "shaping_bonus",
+    "shifted_sigmas",
+    "synergy_bonus",
+    "tdw_weights",
+]

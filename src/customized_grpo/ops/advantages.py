@@ -1,0 +1,490 @@
+"""Rewards to advantages: group normalisation, SARS and other shapings, TDW and other schedules.
+
+Legend of axis suffixes: B samples (all groups), G groups, R rewards, N objectives, K trained steps.
+
+An unscorable image has reward NaN. NaN is contagious within its sample and within nothing else: it
+never enters a statistic, it stays NaN through `group_normalize` and `synergy_bonus` (so a forgotten
+mask shows in the logs instead of biasing them), and `combine_advantages` / `shape_advantages`, the
+last step, turn every sample with a NaN in any objective into advantage 0, no gradient. The caller
+keeps `valid = ~per_objective.isnan().any(dim=1)`.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from types import MappingProxyType
+
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+from customized_grpo.ops.sde import Real, require_full_precision
+
+# About eight float32 roundings of the largest score: what reduction order alone can change.
+_TIE_TOLERANCE = 1e-6
+
+# The released recipe (arXiv:2510.18263) is a table over 25 steps of a shift-3 schedule.
+_PAPER_STEPS = 25
+_PAPER_SHIFT = 3.0
+
+# "On" a phase boundary, in steps: far above float32 rounding of t (1e-5), far below one step.
+_BOUNDARY_TOLERANCE = 1e-3
+
+
+def group_normalize(
+    scores: Float[Tensor, "batch rewards"], group_ids: Int64[Tensor, " batch"], eps: Real = 1e-8
+) -> Float32[Tensor, "batch rewards"]:
+    """Normalises every reward within its group (GRPO, arXiv:2402.03300).
+
+    `A = (r - mean) / (std + eps)` with the unbiased std of the group's scored samples.
+
+    A group in which a reward is the same for all samples up to float noise (std at most 1e-6 of the
+    largest magnitude), or has a single scored sample, carries no information: its advantages are
+    exactly 0, not noise divided by eps.
+
+    Args:
+        scores: `[B, R]`, NaN where an image could not be scored.
+        group_ids: `[B]` int64 labels, any values in any order; equal labels form a group.
+        eps: added to the std.
+
+    Returns:
+        `[B, R]` float32. NaN stays NaN and is excluded from the statistics of its group and reward.
+
+    Raises:
+        ValueError: if a score is infinite, or `group_ids` does not have one label per row of
+            `scores`.
+    """
+    _check_group_ids(group_ids, scores)
+    scores_BR = scores.float()
+    if bool(scores_BR.isinf().any()):
+        where = scores_BR.isinf().nonzero()[0].tolist()
+        raise ValueError(
+            f"scores must be finite, got an infinity at [sample, reward] = {where}; "
+            "score an image that cannot be scored as NaN."
+        )
+    index_B, members_GBR = _split_groups(scores_BR, group_ids)
+    mean_GR = members_GBR.nanmean(dim=1)
+    degrees_GR = (~members_GBR.isnan()).sum(dim=1) - 1
+    squares_GR = (members_GBR - mean_GR[:, None]).square().nansum(dim=1)
+    std_GR = (squares_GR / degrees_GR.clamp(min=1)).sqrt()
+    tied_GR = std_GR <= _TIE_TOLERANCE * members_GBR.abs().nan_to_num(nan=0.0).amax(dim=1)
+    advantages_BR = (scores_BR - mean_GR[index_B]) / (std_GR[index_B] + eps)
+    return advantages_BR.masked_fill(tied_GR[index_B] & ~scores_BR.isnan(), 0.0)
+
+
+def synergy_bonus(
+    advantages: Float[Tensor, "batch objectives"],
+    gamma: Real = 0.4,
+    center: bool = False,
+    group_ids: Int64[Tensor, " batch"] | None = None,
+) -> Float32[Tensor, " batch"]:
+    """Returns the Synergy-Aware Reward Shaping (SARS) bonus of Customized-GRPO (arXiv:2510.18263).
+
+    `S = gamma tanh(|A_i A_j|) (+1 if A_i > 0 and A_j > 0 else -1)`: both objectives good is
+    amplified, conflicted or both bad is pushed down. More than two objectives: the mean over the
+    pairs (i, j). S is biased downwards (about -0.21 gamma for independent Gaussian advantages);
+    `center` removes the bias group by group.
+
+    Args:
+        advantages: `[B, N]` group-normalised, N >= 2.
+        gamma: strength, not negative; 0.4 in the released recipe.
+        center: subtract the group mean of S over the valid samples (off in the paper).
+        group_ids: `[B]` int64; needed by, and only read for, `center`.
+
+    Returns:
+        `[B]` float32 in `[-gamma, gamma]` before centring; NaN for a sample with a NaN objective.
+
+    Raises:
+        ValueError: if N < 2, `gamma` is negative, or `center` is set without `group_ids`.
+    """
+    return shaping_bonus("sars", advantages, gamma=gamma, center=center, group_ids=group_ids)
+
+
+def combine_advantages(
+    per_objective: Float[Tensor, "batch objectives"],
+    synergy: Float[Tensor, " batch"] | None,
+    weights: Float[Tensor, "steps objectives"],
+    clip: Real = 5.0,
+) -> Float32[Tensor, "batch steps"]:
+    """Returns the total advantage of every sample at every trained step (arXiv:2510.18263).
+
+    `A[b, k] = clip(sum_n w[k, n] A[b, n] + S[b], -clip, clip)`.
+
+    Args:
+        per_objective: `[B, N]`; a row with a NaN is an invalid sample.
+        synergy: `[B]` bonus, or None for none.
+        weights: `[K, N]` weight of every objective at every trained step.
+        clip: bound on the absolute advantage, positive.
+
+    Returns:
+        `[B, K]` float32. Invalid samples get exactly 0 at every step. A NaN in `synergy` of a valid
+        sample is a caller's mistake and stays NaN.
+
+    Raises:
+        ValueError: if `weights` does not have one column per objective, or `clip` is not positive.
+    """
+    return _bounded(_weighted_total(per_objective, synergy, weights), per_objective, clip)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shaping:
+    """How per-objective advantages become one: optional bonus, weighted sum, optional whitening."""
+
+    bonus: Callable[[Tensor, Real], Tensor] | None = None
+    """`(advantages [B, N], gamma) -> [B]`, added to the weighted sum; must map a NaN row to NaN."""
+
+    weighted_sum: bool = True
+    """False drops the weighted sum, so that the bonus alone is the advantage."""
+
+    whiten: bool = False
+    """Normalise the sum over the whole batch, separately for every step, before it is clipped."""
+
+    def __post_init__(self) -> None:
+        if self.bonus is None and not self.weighted_sum:
+            raise ValueError(
+                "bonus must be given when weighted_sum is False, got None; nothing would be left."
+            )
+
+
+def shaping_bonus(
+    shaping: str | Shaping,
+    advantages: Float[Tensor, "batch objectives"],
+    *,
+    gamma: Real = 0.4,
+    center: bool = False,
+    group_ids: Int64[Tensor, " batch"] | None = None,
+) -> Float32[Tensor, " batch"]:
+    """Returns the bonus S a shaping adds to the weighted sum; zeros for `linear` and `gdpo`.
+
+    Args:
+        shaping: a name from `SHAPINGS`, or a `Shaping` of your own.
+        advantages: `[B, N]` group-normalised.
+        gamma: strength of the bonus, not negative; shapings without a bonus do not read it.
+        center: subtract the group mean of the bonus over the valid samples. Not for `harmonic`,
+            whose pole would then move its whole group.
+        group_ids: `[B]` int64; needed by, and only read for, `center`.
+
+    Returns:
+        `[B]` float32; NaN for a sample with a NaN objective where the shaping has a bonus.
+
+    Raises:
+        ValueError: if the shaping is unknown, `gamma` is negative, the bonus needs two objectives
+            and gets one, or `center` is set without `group_ids` or for a shaping without a bonus.
+    """
+    bonus = _resolve(shaping).bonus
+    if not gamma >= 0:
+        raise ValueError(f"gamma must not be negative, got {gamma}; use 0 for no bonus.")
+    if bonus is None:
+        if center:
+            raise ValueError(
+                f"center must be False for {shaping!r}, got True; it has no bonus to centre."
+            )
+        return torch.zeros(advantages.shape[0], device=advantages.device)
+    bonus_B = bonus(advantages.float(), gamma)
+    if not center:
+        return bonus_B
+    if group_ids is None:
+        raise ValueError(
+            "group_ids must be given when center is True, got None; pass the batch's group labels."
+        )
+    _check_group_ids(group_ids, advantages)
+    index_B, members_GB1 = _split_groups(bonus_B[:, None], group_ids)
+    return bonus_B - members_GB1.nanmean(dim=1)[index_B, 0]
+
+
+def shape_advantages(
+    shaping: str | Shaping,
+    advantages: Float[Tensor, "batch objectives"],
+    weights: Float[Tensor, "steps objectives"],
+    *,
+    gamma: Real = 0.4,
+    center: bool = False,
+    group_ids: Int64[Tensor, " batch"] | None = None,
+    clip: Real = 5.0,
+) -> Float32[Tensor, "batch steps"]:
+    """Returns the advantage of every sample at every trained step under a named shaping.
+
+    `A[b, k] = clip(sum_n w[k, n] A[b, n] + S[b], -clip, clip)` with a bonus S that the name
+    selects. Pair terms are averaged over all pairs of objectives; a, b are the pair's advantages:
+
+    - `sars`: `gamma tanh(|a b|) (+1 if a > 0 and b > 0 else -1)` (arXiv:2510.18263).
+    - `linear`: no bonus, naive GRPO on the weighted sum.
+    - `min`, `max`: `gamma min(a, b)`, `gamma max(a, b)`.
+    - `harmonic`: `gamma a b / (a + b + 1e-6)`, as the paper writes it. It has a pole at a + b = 0
+      that conflicted samples do come near; nothing but the final clip bounds it there.
+    - `product`: `gamma softplus(a) softplus(b)`.
+    - `synergy_only`: the SARS bonus without the weighted sum; the same at every step.
+    - `gdpo` (arXiv:2601.05242): no bonus; the weighted sum of the separately normalised rewards is
+      whitened over all valid samples of the batch, step by step, before the clip. In a distributed
+      run pass the gathered batch.
+
+    Args:
+        shaping: a name from `SHAPINGS`, or a `Shaping` of your own.
+        advantages: `[B, N]` from `group_normalize`; a row with a NaN is an invalid sample.
+        weights: `[K, N]` from a schedule such as `tdw_weights`.
+        gamma: strength of the bonus, not negative.
+        center: subtract the group mean of the bonus (see `shaping_bonus`).
+        group_ids: `[B]` int64; needed by, and only read for, `center`.
+        clip: bound on the absolute advantage, positive.
+
+    Returns:
+        `[B, K]` float32; exactly 0 for invalid samples.
+
+    Raises:
+        ValueError: as `shaping_bonus` and `combine_advantages`.
+    """
+    recipe = _resolve(shaping)
+    bonus_B = shaping_bonus(shaping, advantages, gamma=gamma, center=center, group_ids=group_ids)
+    used_weights = weights if recipe.weighted_sum else torch.zeros_like(weights)
+    total_BK = _weighted_total(advantages, bonus_B, used_weights)
+    if recipe.whiten:
+        one_group_B = torch.zeros(len(total_BK), dtype=torch.int64, device=total_BK.device)
+        total_BK = group_normalize(total_BK, one_group_B)
+    return _bounded(total_BK, advantages, clip)
+
+
+def tdw_weights(
+    sigmas: Float[Tensor, " steps"],
+    high: Real = 0.7,
+    low: Real = 0.3,
+    start: Real = 6,
+    center: Real = 10,
+    slope: Real = 0.8,
+    end: Real = 22,
+    final: Real = 0.5,
+) -> Float32[Tensor, "steps 2"]:
+    """Time-Aware Dynamic Weighting (arXiv:2510.18263): the prompt early, the identity late.
+
+    With t the position of sigma on the paper's trajectory, `t = 25 p(sigma)` and
+    `p(sigma) = 1 - sigma / (3 - 2 sigma)`, the prompt weight is
+
+    - `high` for `t < start`,
+    - `low + (high - low) (1 - sigmoid(slope (t - center)))` for `start <= t < end`,
+    - `final` for `t >= end`,
+
+    and `w_identity = 1 - w_prompt`. On the paper's schedule (T = 25, shift 3) t is the step index
+    and the released table comes out; any other schedule gets the weight that belongs to its noise
+    level. A t within 1e-3 of a boundary counts as on it, so float rounding of sigma cannot move a
+    step to another phase.
+
+    Args:
+        sigmas: `[K]` noise level at which each trained step starts, in [0, 1], not half precision.
+        high: prompt weight at high noise, in [0, 1].
+        low: prompt weight the descent tends to, in [0, 1].
+        start: where the descent starts, in paper steps (0 to 25).
+        center: where it is half way.
+        slope: its steepness per paper step.
+        end: where it stops.
+        final: prompt weight after `end`, in [0, 1].
+
+    Returns:
+        `[K, 2]` float32, columns (identity, prompt); every row sums to 1.
+
+    Raises:
+        ValueError: if a sigma or a weight is outside [0, 1], the sigmas are in half precision, or
+            start > end.
+    """
+    _check_fractions(high=high, low=low, final=final)
+    if start > end:
+        raise ValueError(
+            f"start must not be above end, got {start} and {end}; both are paper steps, 0 to 25."
+        )
+    t = _PAPER_STEPS * _trajectory_progress(sigmas)
+    prompt = low + (high - low) * torch.sigmoid(-slope * (t - center))
+    prompt = torch.where(t < start - _BOUNDARY_TOLERANCE, high, prompt)
+    prompt = torch.where(t >= end - _BOUNDARY_TOLERANCE, final, prompt)
+    return _weight_columns(prompt)
+
+
+def constant_weights(
+    sigmas: Float[Tensor, " steps"], prompt: Real = 0.5
+) -> Float32[Tensor, "steps 2"]:
+    """Returns the same weights at every noise level: (1 - prompt, prompt).
+
+    Args:
+        sigmas: `[K]` in [0, 1]; only their number matters.
+        prompt: weight of the prompt objective, in [0, 1]; 0.5 is the paper's naive 1:1 and 0.6
+            its 1:1.5.
+
+    Returns:
+        `[K, 2]` float32, columns (identity, prompt); every row sums to 1.
+
+    Raises:
+        ValueError: if a sigma or `prompt` is outside [0, 1], or the sigmas are in half precision.
+    """
+    _check_fractions(prompt=prompt)
+    return _weight_columns(torch.full_like(_trajectory_progress(sigmas), prompt))
+
+
+def linear_weights(
+    sigmas: Float[Tensor, " steps"], high: Real = 0.7, low: Real = 0.3
+) -> Float32[Tensor, "steps 2"]:
+    """Moves the prompt weight in a straight line from `high` at sigma = 1 to `low` at sigma = 0.
+
+    `w_prompt = high + (low - high) p(sigma)` on the clock of `tdw_weights`,
+    `p(sigma) = 1 - sigma / (3 - 2 sigma)`, the fraction of the paper's trajectory that is done: the
+    shape changes and nothing else. The identity weight rises from `1 - high` to `1 - low`.
+
+    Args:
+        sigmas: `[K]` noise level at which each trained step starts, in [0, 1], not half precision.
+        high: prompt weight at pure noise, in [0, 1].
+        low: prompt weight at the image, in [0, 1].
+
+    Returns:
+        `[K, 2]` float32, columns (identity, prompt); every row sums to 1.
+
+    Raises:
+        ValueError: if a sigma or a weight is outside [0, 1], or the sigmas are in half precision.
+    """
+    _check_fractions(high=high, low=low)
+    return _weight_columns(high + (low - high) * _trajectory_progress(sigmas))
+
+
+def cosine_weights(
+    sigmas: Float[Tensor, " steps"], high: Real = 0.7, low: Real = 0.3
+) -> Float32[Tensor, "steps 2"]:
+    """Moves the prompt weight along half a cosine from `high` at sigma = 1 to `low` at sigma = 0.
+
+    `w_prompt = high + (low - high) (1 - cos(pi p(sigma))) / 2` on the clock of `tdw_weights`,
+    `p(sigma) = 1 - sigma / (3 - 2 sigma)`; flat at both ends. The identity weight rises from
+    `1 - high` to `1 - low` as sigma falls.
+
+    Args:
+        sigmas: `[K]` noise level at which each trained step starts, in [0, 1], not half precision.
+        high: prompt weight at pure noise, in [0, 1].
+        low: prompt weight at the image, in [0, 1].
+
+    Returns:
+        `[K, 2]` float32, columns (identity, prompt); every row sums to 1.
+
+    Raises:
+        ValueError: if a sigma or a weight is outside [0, 1], or the sigmas are in half precision.
+    """
+    _check_fractions(high=high, low=low)
+    eased = 0.5 * (1.0 - torch.cos(math.pi * _trajectory_progress(sigmas)))
+    return _weight_columns(high + (low - high) * eased)
+
+
+def _split_groups(values_BR: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns each sample's group index `[B]` and the values `[G, B, R]`, NaN outside the group."""
+    labels, index_B = torch.unique(group_ids, return_inverse=True)
+    member_GB = torch.arange(len(labels), device=group_ids.device)[:, None] == index_B
+    # Masked copies, not index_add_, whose order of addition changes from run to run on CUDA: a
+    # resumed run must repeat its numbers bit by bit.
+    return index_B, torch.where(member_GB[:, :, None], values_BR, math.nan)
+
+
+def _weighted_total(per_objective: Tensor, synergy: Tensor | None, weights: Tensor) -> Tensor:
+    if weights.ndim != 2 or weights.shape[1] != per_objective.shape[1]:
+        raise ValueError(
+            f"weights must have shape [steps, {per_objective.shape[1]}], one column per objective, "
+            f"got {tuple(weights.shape)}; add a column for every objective of the rewards."
+        )
+    # A product and a sum: matmul would run in bfloat16 or TF32 under autocast.
+    total_BK = (per_objective.float()[:, None, :] * weights.float()).sum(dim=-1)
+    return total_BK if synergy is None else total_BK + synergy.float()[:, None]
+
+
+def _bounded(total_BK: Tensor, per_objective: Tensor, clip: Real) -> Tensor:
+    if not clip > 0:
+        raise ValueError(f"clip must be positive, got {clip}; use float('inf') for no clipping.")
+    invalid_B = per_objective.isnan().any(dim=1)
+    return total_BK.clamp(-clip, clip).masked_fill(invalid_B[:, None], 0.0)
+
+
+def _resolve(shaping: str | Shaping) -> Shaping:
+    if isinstance(shaping, Shaping):
+        return shaping
+    if shaping not in SHAPINGS:
+        raise ValueError(
+            f"shaping must be one of {', '.join(SHAPINGS)}, got {shaping!r}; check the spelling."
+        )
+    return SHAPINGS[shaping]
+
+
+def _pair_mean(
+    term: Callable[[Tensor, Tensor], Tensor], advantages_BN: Tensor, gamma: Real
+) -> Tensor:
+    columns = advantages_BN.unbind(dim=1)
+    if len(columns) < 2:
+        raise ValueError(
+            f"advantages must have at least 2 objectives for a synergy bonus, got {len(columns)}; "
+            "use shaping 'linear' or 'gdpo' with a single objective."
+        )
+    terms = [term(a, b) for a, b in combinations(columns, 2)]
+    # NaN anywhere in the row reaches every bonus: each objective is in at least one pair.
+    return gamma * torch.stack(terms).mean(dim=0)
+
+
+def _sars_term(a: Tensor, b: Tensor) -> Tensor:
+    strength = torch.tanh((a * b).abs())
+    return torch.where((a > 0) & (b > 0), strength, -strength)
+
+
+def _harmonic_term(a: Tensor, b: Tensor) -> Tensor:
+    product = a * b
+    # A zero advantage earns nothing, also where a + b + 1e-6 is 0 and the formula reads 0 / 0.
+    return torch.where(product == 0, product, product / (a + b + 1e-6))
+
+
+def _softplus_term(a: Tensor, b: Tensor) -> Tensor:
+    return F.softplus(a) * F.softplus(b)
+
+
+SHAPINGS: Mapping[str, Shaping] = MappingProxyType(
+    {
+        "sars": Shaping(bonus=partial(_pair_mean, _sars_term)),
+        "linear": Shaping(),
+        "min": Shaping(bonus=partial(_pair_mean, torch.minimum)),
+        "max": Shaping(bonus=partial(_pair_mean, torch.maximum)),
+        "harmonic": Shaping(bonus=partial(_pair_mean, _harmonic_term)),
+        "product": Shaping(bonus=partial(_pair_mean, _softplus_term)),
+        "synergy_only": Shaping(bonus=partial(_pair_mean, _sars_term), weighted_sum=False),
+        "gdpo": Shaping(whiten=True),
+    }
+)
+"""The shapings by name, as the paper's ablation lists them; read-only."""
+
+SCHEDULES: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
+    {
+        "tdw": tdw_weights,
+        "constant": constant_weights,
+        "linear": linear_weights,
+        "cosine": cosine_weights,
+    }
+)
+"""The weight schedules by name: each is `(sigmas [K], its own options) -> [K, 2]`; read-only."""
+
+
+def _trajectory_progress(sigmas: Tensor) -> Tensor:
+    """Inverts the paper's shift-3 schedule: i / 25 at its i-th sigma, 0 at noise, 1 at data."""
+    require_full_precision("sigmas", sigmas)
+    if not bool(((sigmas >= 0) & (sigmas <= 1)).all()):
+        raise ValueError(
+            f"sigmas must lie in [0, 1], got {sigmas.tolist()}; pass noise levels, not timesteps."
+        )
+    sigma = sigmas.float()
+    return 1.0 - sigma / (_PAPER_SHIFT - (_PAPER_SHIFT - 1.0) * sigma)
+
+
+def _weight_columns(prompt_K: Tensor) -> Tensor:
+    return torch.stack([1.0 - prompt_K, prompt_K], dim=-1)
+
+
+def _check_fractions(**values: Real) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(
+                f"{name} must lie in [0, 1], got {value}; it is the weight of the prompt objective."
+            )
+
+
+def _check_group_ids(group_ids: Tensor, rows: Tensor) -> None:
+    if group_ids.shape != rows.shape[:1]:
+        raise ValueError(
+            f"group_ids must have one label per sample, shape [{rows.shape[0]}], got "
+            f"{tuple(group_ids.shape)}; repeat each group's label for all its samples."
+        )

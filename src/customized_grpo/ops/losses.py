@@ -1,0 +1,118 @@
+"""The policy loss: PPO's clipped surrogate on denoising steps, and GRPO-Guard's ratio norm."""
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from customized_grpo.ops.sde import Real, gaussian_kl, require_full_precision
+
+
+def clipped_surrogate(
+    log_prob: Float[Tensor, "*pairs"],
+    old_log_prob: Float[Tensor, "*pairs"],
+    advantage: Float[Tensor, "*pairs"],
+    clip_range: float = 1e-4,
+    denominator: Real | None = None,
+) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+    """Returns PPO's clipped loss over (sample, step) pairs (PPO arXiv:1707.06347).
+
+    `L = mean max(-A r, -A clip(r, 1 - c, 1 + c))` with `r = exp(log_prob - old_log_prob)`.
+    Log-probabilities are means over dimensions, so ratios live very close to 1 and `c` is 1e-4 in
+    the released recipe.
+
+    Args:
+        log_prob: of the stored next latents under the trained policy; any shape, usually `[M]`;
+            gradients flow.
+        old_log_prob: the same under the rollout policy, same shape, no gradient.
+            `log_prob.detach()` pins the ratio to 1 (the first update after a rollout).
+        advantage: same shape; 0 for invalid samples.
+        clip_range: c, in (0, 1).
+        denominator: what the sum over pairs is divided by; None means their number (a mean). To
+            accumulate micro-batches pass the number of pairs of the whole update to each: their
+            losses then add up to the loss of the whole, whatever their sizes. (With DDP, which
+            averages gradients, divide it by the world size.)
+
+    Returns:
+        The 0-d loss, and detached 0-d statistics of the given pairs: `ratio_mean`, `ratio_abs_dev`
+        (mean |r - 1|, the mismatch metric before the first update) and `clip_fraction` (share of
+        pairs whose gradient the clip cuts: A > 0 with r > 1 + c, or A < 0 with r < 1 - c).
+
+    Raises:
+        ValueError: if the three shapes differ, a log-probability is in half precision, `clip_range`
+            is not in (0, 1), or `denominator` is not positive.
+    """
+    _check_pairs(log_prob, old_log_prob, advantage)
+    if not 0 < clip_range < 1:
+        raise ValueError(f"clip_range must lie in (0, 1), got {clip_range}; the paper uses 1e-4.")
+    if denominator is not None and not denominator > 0:
+        raise ValueError(
+            f"denominator must be positive, got {denominator}; pass the update's number of pairs."
+        )
+    ratio = torch.exp(log_prob - old_log_prob)
+    clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
+    loss = torch.maximum(-advantage * ratio, -advantage * clipped).sum()
+    with torch.no_grad():
+        cut = ((advantage > 0) & (ratio > clipped)) | ((advantage < 0) & (ratio < clipped))
+        stats = {
+            "ratio_mean": ratio.mean(),
+            "ratio_abs_dev": (ratio - 1.0).abs().mean(),
+            "clip_fraction": cut.float().mean(),
+        }
+    return loss / (log_prob.numel() if denominator is None else denominator), stats
+
+
+def normalize_ratio(
+    log_prob: Float[Tensor, " batch"],
+    old_log_prob: Float[Tensor, " batch"],
+    mean: Float[Tensor, " batch *dims"],
+    old_mean: Float[Tensor, " batch *dims"],
+    std: Real | Float[Tensor, "..."],
+) -> Float32[Tensor, " batch"]:
+    """Makes the log-ratios of all steps comparable: RatioNorm of GRPO-Guard (arXiv:2510.22319).
+
+    For Gaussian steps `x' = old_mean + std eps`, with `d = mean - old_mean` and means over
+    dimensions as in `gaussian_log_prob`, `log r = mean(d eps) / std - mean(d^2) / (2 std^2)`. The
+    second term pushes every ratio below 1 and the factor 1 / std makes late, low-noise steps the
+    widest, so that one clip range cannot fit all steps. Implemented, per sample:
+
+    `log r~ = std (log r + mean(d^2) / (2 std^2)) = mean(d eps)`
+
+    which has mean 0 under the rollout policy and no factor 1 / std. Feed the result to the loss as
+    `clipped_surrogate(log_ratio, torch.zeros_like(log_ratio), advantage)`. The paper's second part,
+    the gradient reweighting by 1 / D per step, is a positive factor on the advantage and is left to
+    the caller.
+
+    Args:
+        log_prob: `[B]`, `gaussian_log_prob` under the trained policy (not `cps_log_prob`);
+            gradients flow.
+        old_log_prob: `[B]` under the rollout policy.
+        mean: `[B, ...]` of the trained policy; gradients flow.
+        old_mean: `[B, ...]` of the rollout policy.
+        std: of the step, the same for both policies; positive; a number, a 0-d tensor, `[B]`, or
+            `[B, 1, ..., 1]`.
+
+    Returns:
+        `[B]` float32, the normalised log-ratio; 0 on policy.
+
+    Raises:
+        ValueError: if shapes differ, a log-probability or `std` is in half precision, or as
+            `gaussian_kl` for `std`.
+    """
+    _check_pairs(log_prob, old_log_prob)
+    per_sample_std = std.flatten() if isinstance(std, Tensor) and std.ndim else std
+    bias = gaussian_kl(mean, old_mean, std)
+    return per_sample_std * (log_prob.float() - old_log_prob.float() + bias)
+
+
+def _check_pairs(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor | None = None) -> None:
+    require_full_precision("log_prob", log_prob)
+    require_full_precision("old_log_prob", old_log_prob)
+    others = {"old_log_prob": old_log_prob} | (
+        {} if advantage is None else {"advantage": advantage}
+    )
+    for name, value in others.items():
+        if value.shape != log_prob.shape:
+            raise ValueError(
+                f"{name} must have log_prob's shape {tuple(log_prob.shape)}, got "
+                f"{tuple(value.shape)}; entry i of each must be the same sample and step."
+            )

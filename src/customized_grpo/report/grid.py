@@ -1,0 +1,58 @@
+"""Contact sheets: reference | prompt | one column of pictures for each model."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from customized_grpo.types import Example
+
+_CELL, _GAP, _HEADER, _TEXT = 144, 8, 26, 220
+
+
+def save_grid(path: Path, examples: Sequence[Example], columns: Mapping[str, Tensor]) -> None:
+    """Writes a PNG with one row per example.
+
+    Args:
+        path: of the PNG; replaced atomically.
+        examples: give reference and prompt.
+        columns: heading -> images ``[len(examples), 3, H, W]`` in [0, 1].
+    """
+    width = _GAP * (3 + len(columns)) + _CELL * (1 + len(columns)) + _TEXT
+    sheet = Image.new("RGB", (width, _HEADER + (_CELL + _GAP) * len(examples)), "white")
+    draw = ImageDraw.Draw(sheet)
+    title, font = ImageFont.load_default(15), ImageFont.load_default(14)
+    lefts = [_GAP, 2 * _GAP + _CELL]
+    lefts += [lefts[1] + _TEXT + _GAP + i * (_CELL + _GAP) for i in range(len(columns))]
+    for left, heading in zip(lefts, ("reference", "prompt", *columns), strict=True):
+        draw.text((left, 4), heading, fill="black", font=title)
+    for row, example in enumerate(examples):
+        top = _HEADER + row * (_CELL + _GAP)
+        sheet.paste(_thumbnail(example.references[0]), (lefts[0], top))
+        text = "\n".join(textwrap.wrap(example.prompt, 30))
+        draw.multiline_text((lefts[1], top + 8), text, fill="black", font=font, spacing=5)
+        for left, images in zip(lefts[2:], columns.values(), strict=True):
+            sheet.paste(_thumbnail(images[row]), (left, top))
+    temporary = path.with_name(path.name + ".tmp")
+    sheet.save(temporary, format="PNG", optimize=True)
+    os.replace(temporary, path)
+
+
+def _thumbnail(image: Tensor) -> Image.Image:
+    """Fits ``[3, H, W]`` into a cell; small pictures keep crisp pixels."""
+    scale = _CELL / max(image.shape[1:])
+    size = tuple(max(1, round(side * scale)) for side in image.shape[1:])
+    if scale >= 1:
+        resized = F.interpolate(image[None].float().cpu(), size, mode="nearest-exact")[0]
+    else:
+        resized = F.interpolate(
+            image[None].float().cpu(), size, mode="bicubic", antialias=True, align_corners=False
+        )[0]
+    pixels = (resized.clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
+    return Image.fromarray(pixels.numpy())

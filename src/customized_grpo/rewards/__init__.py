@@ -1,0 +1,1 @@
+"""Reward models, one file per kind, and the set that scores a batch with all of them."""

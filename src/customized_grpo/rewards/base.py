@@ -1,0 +1,73 @@
+"""What a reward model is, and the set of them that scores a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from customized_grpo.config import RewardConfig
+from customized_grpo.errors import RewardError
+from customized_grpo.types import Example, RewardScores
+
+
+class Reward(Protocol):
+    """Scores images; higher is better, NaN is 'cannot be scored'."""
+
+    def score(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
+        """Scores ``[B]`` float32 of images ``[B, 3, H, W]`` in [0, 1] for their examples.
+
+        Raises:
+            RewardError: if the batch could not be scored; its scores become NaN.
+        """
+        ...
+
+
+class RewardSet:
+    """All rewards of a run (or all its evaluators), in the order of the config."""
+
+    def __init__(self, configs: Sequence[RewardConfig], device: torch.device) -> None:
+        self.configs = tuple(configs)
+        self.names = tuple(config.label for config in configs)
+        self._rewards: list[Reward] = [config.build(device) for config in configs]
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """identity and prompt first, as the schedule's columns; further ones by first mention."""
+        named = dict.fromkeys(config.objective for config in self.configs)
+        first = [name for name in ("identity", "prompt") if name in named]
+        return (*first, *(name for name in named if name not in first))
+
+    @torch.no_grad()
+    def score(self, images: Tensor, examples: Sequence[Example]) -> RewardScores:
+        """Scores ``[B, R]``; a reward that fails on the batch gives NaN and an entry in errors."""
+        columns: list[Tensor] = []
+        errors: list[str] = []
+        for name, reward in zip(self.names, self._rewards, strict=True):
+            try:
+                column = reward.score(images, examples).float()
+            except RewardError as error:
+                errors.append(f"{name}: {error}")
+                column = torch.full((len(images),), torch.nan, device=images.device)
+            if column.shape != (len(images),):
+                raise RewardError(
+                    f"reward {name!r}: must return one score per image, shape ({len(images)},), "
+                    f"got {tuple(column.shape)}"
+                )
+            columns.append(torch.where(column.isfinite(), column, torch.nan))
+        return RewardScores(
+            scores=torch.stack(columns, 1), names=self.names, errors=tuple(errors)
+        )
+
+
+def distinct(examples: Sequence[Example]) -> tuple[list[Example], Tensor]:
+    """Examples without repeats (by id), and for each given one its place among them ``[B]``."""
+    places: dict[str, int] = {}
+    unique: list[Example] = []
+    for example in examples:
+        if example.id not in places:
+            places[example.id] = len(unique)
+            unique.append(example)
+    return unique, torch.tensor([places[example.id] for example in examples])

@@ -1,0 +1,194 @@
+"""Sampling: the stochastic policy of one denoising step, and trajectories made of its steps.
+
+Rollout and update go through the same ``Policy.transition`` with the same stored float32 latents,
+so that on policy the probability ratio is 1 up to the rounding of the model itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from customized_grpo.config import RolloutConfig, RunConfig
+from customized_grpo.errors import ConfigError
+from customized_grpo.generators.base import Conditioning, Generator
+from customized_grpo.ops import Dynamics, cps_log_prob, gaussian_log_prob, sde_moments
+from customized_grpo.types import Rollout
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Policy:
+    """The generator as a policy: Gaussian over the next latents at every denoising step."""
+
+    generator: Generator
+    sigmas: Tensor
+    """``[T + 1]`` float32 on the generator's device."""
+    dynamics: Dynamics
+    noise_level: float
+    autocast: bool
+    """Run the transformer under bfloat16 autocast; moments and log-probs stay float32."""
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return len(self.sigmas) - 1
+
+    def velocity(self, latents: Tensor, step_index: Tensor, conditioning: Conditioning) -> Tensor:
+        """Velocity ``[M, *L]`` float32 at steps ``[M]``."""
+        kind = latents.device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=self.autocast):
+            return self.generator.velocity(latents, self.sigmas[step_index], conditioning).float()
+
+    def transition(
+        self, latents: Tensor, step_index: Tensor, conditioning: Conditioning
+    ) -> tuple[Tensor, Tensor]:
+        """Mean ``[M, *L]`` and std ``[M, 1, ...]`` of the latents after steps ``[M]``."""
+        return sde_moments(
+            self.velocity(latents, step_index, conditioning),
+            latents,
+            self.sigmas[step_index],
+            self.sigmas[step_index + 1],
+            dynamics=self.dynamics,
+            noise_level=self.noise_level,
+            sigma_max=self.sigmas[1],
+        )
+
+    def log_prob(self, next_latents: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """Log-probability ``[M]``, mean over dimensions; Flow-CPS has its own definition."""
+        if self.dynamics == "cps":
+            return cps_log_prob(next_latents, mean)
+        return gaussian_log_prob(next_latents, mean, std)
+
+    def euler(self, latents: Tensor, step: int, conditioning: Conditioning) -> Tensor:
+        """Latents after one deterministic step."""
+        index = torch.full((len(latents),), step, device=latents.device)
+        velocity = self.velocity(latents, index, conditioning)
+        return latents - (self.sigmas[step] - self.sigmas[step + 1]) * velocity
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto``: CUDA where there is one.
+
+    Raises:
+        ConfigError: if CUDA is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ConfigError("device: must be available, got 'cuda' and no GPU is visible; use 'auto'")
+    return torch.device("cuda" if name != "cpu" and available else "cpu")
+
+
+def make_policy(generator: Generator, config: RunConfig, num_steps: int | None = None) -> Policy:
+    """The policy of a run; ``num_steps`` overrides the rollout's, for evaluation."""
+    steps = num_steps or config.rollout.num_steps
+    return Policy(
+        generator=generator,
+        sigmas=generator.sigmas(steps, config.rollout.shift).to(generator.device),
+        dynamics=config.rollout.dynamics,
+        noise_level=config.rollout.noise_level,
+        autocast=config.mixed_precision == "bf16",
+    )
+
+
+def choose_trained_steps(
+    num_groups: int, config: RolloutConfig, generator: torch.Generator
+) -> Tensor:
+    """Sorted random steps ``[num_groups, K]`` int64 for each group, never the last step."""
+    candidates = config.num_steps - 1
+    scores = torch.rand(num_groups, candidates, generator=generator)
+    return scores.argsort(dim=1)[:, : config.num_trained_steps].sort(dim=1).values
+
+
+@torch.no_grad()
+def collect_rollout(
+    policy: Policy,
+    conditioning: Conditioning,
+    config: RolloutConfig,
+    generator: torch.Generator,
+    keep_means: bool = False,
+) -> Rollout:
+    """Samples ``group_size`` images for each of the prompts in ``conditioning`` ``[P, ...]``.
+
+    ``keep_means`` stores the transitions' means too, which GRPO-Guard needs. Random numbers come from ``generator`` on the CPU in a fixed order, so that neither the device
+    nor ``batch_size`` changes what is drawn.
+    """
+    device = policy.sigmas.device
+    num_groups = len(next(iter(conditioning.per_sample.values())))
+    group_ids = torch.arange(num_groups).repeat_interleave(config.group_size)
+    step_index = choose_trained_steps(num_groups, config, generator)[group_ids]
+    if config.shared_noise:
+        start = policy.generator.noise(num_groups, generator)[group_ids.to(device)]
+    else:
+        start = policy.generator.noise(len(group_ids), generator)
+    seeds = torch.randint(2**62, (len(group_ids),), generator=generator)
+    size = config.batch_size or len(group_ids)
+    parts = [
+        _denoise(
+            policy,
+            conditioning.take(group_ids[rows].to(device)),
+            start[rows.to(device)],
+            step_index[rows],
+            [torch.Generator().manual_seed(int(seed)) for seed in seeds[rows]],
+            keep_means,
+        )
+        for rows in torch.arange(len(group_ids)).split(size)
+    ]
+    latents, next_latents, means, log_probs, images = (
+        torch.cat(part) for part in zip(*parts, strict=True)
+    )
+    return Rollout(
+        latents=latents,
+        next_latents=next_latents,
+        means=means if keep_means else None,
+        log_probs=log_probs,
+        step_index=step_index.to(device),
+        sigmas=policy.sigmas,
+        images=images,
+        group_ids=group_ids.to(device),
+    )
+
+
+def _denoise(
+    policy: Policy,
+    conditioning: Conditioning,
+    latents: Tensor,
+    step_index: Tensor,
+    generators: list[torch.Generator],
+    keep_means: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Stochastic trajectories ``[B]``; keeps the trained transitions ``[B, K]`` only."""
+    device = latents.device
+    before = latents.new_empty(*step_index.shape, *latents.shape[1:])
+    after = torch.empty_like(before)
+    means = torch.empty_like(before) if keep_means else before[:0]
+    log_probs = latents.new_empty(step_index.shape)
+    for step in range(policy.num_steps - 1):
+        index = torch.full((len(latents),), step, device=device)
+        mean, std = policy.transition(latents, index, conditioning)
+        noise = torch.stack([torch.randn(mean.shape[1:], generator=g) for g in generators])
+        sampled = mean + std * noise.to(device)
+        rows, columns = (i.to(device) for i in (step_index == step).nonzero(as_tuple=True))
+        before[rows, columns] = latents[rows]
+        after[rows, columns] = sampled[rows]
+        if keep_means:
+            means[rows, columns] = mean[rows]
+        log_probs[rows, columns] = policy.log_prob(sampled, mean, std)[rows]
+        latents = sampled
+    final = policy.euler(latents, policy.num_steps - 1, conditioning)
+    return before, after, means, log_probs, policy.generator.decode(final)
+
+
+@torch.no_grad()
+def sample_images(
+    policy: Policy, conditioning: Conditioning, noise: Tensor, batch_size: int
+) -> Tensor:
+    """Deterministic (Euler) images ``[B, 3, H, W]`` from noise ``[B, *L]``."""
+    images = []
+    for rows in torch.arange(len(noise), device=noise.device).split(batch_size):
+        latents, part = noise[rows], conditioning.take(rows)
+        for step in range(policy.num_steps):
+            latents = policy.euler(latents, step, part)
+        images.append(policy.generator.decode(latents))
+    return torch.cat(images)

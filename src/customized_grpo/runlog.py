@@ -1,0 +1,107 @@
+"""The run folder and what a person sees while a run goes on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from customized_grpo.checkpoint import write_atomic
+from customized_grpo.config import RunConfig, dump_config
+from customized_grpo.errors import ConfigError
+
+logger = logging.getLogger("customized_grpo")
+
+
+def run_folder(config: RunConfig) -> Path:
+    """Where the run will write.
+
+    Raises:
+        ConfigError: if a run of that name is already there.
+    """
+    folder = Path(config.output_dir) / config.name
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(
+            f"name: {folder} already holds a run; choose another --name or remove the folder"
+        )
+    return folder
+
+
+class RunLog:
+    """Appends ``metrics.jsonl`` and shows progress: a live bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, folder: Path, config: RunConfig) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / "config.yaml", dump_config(config))
+        self.folder = folder
+        self._total = config.train.num_updates
+        self._progress: Any = None
+        self._started = time.monotonic()
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Adds the wall time of the context to ``seconds/<stage>`` of the next row."""
+        started = time.monotonic()
+        yield
+        elapsed = time.monotonic() - started
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + elapsed
+
+    def row(self, update: int, values: dict[str, float]) -> None:
+        """Writes one line of metrics and moves the progress on."""
+        seconds = {f"seconds/{name}": round(value, 4) for name, value in self._seconds.items()}
+        self._seconds = {}
+        row = {"update": update, **values, **seconds}
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self._show(update, values)
+
+    def _show(self, update: int, values: dict[str, float]) -> None:
+        rewards = "  ".join(
+            f"{name.split('/')[1]} {value:.3f}"
+            for name, value in values.items()
+            if name.startswith("reward/") and name.endswith("/mean")
+        )
+        if self._progress is not None:
+            bar, task = self._progress
+            text = {"rewards": rewards} if rewards else {}
+            bar.update(task, completed=update, **text)
+        elif update == 1 or update % 10 == 0 or update == self._total:
+            pace = (time.monotonic() - self._started) / update
+            logger.info(
+                "update %d/%d  %s  %.1f s/update, %.1f min left",
+                update, self._total, rewards, pace, pace * (self._total - update) / 60,
+            )  # fmt: skip
+
+    @contextmanager
+    def progress(self) -> Iterator[None]:
+        """A rich progress bar while inside, if standard error is a terminal."""
+        if not sys.stderr.isatty():
+            yield
+            return
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[rewards]}"),
+            console=Console(stderr=True),
+        )
+        with bar:
+            self._progress = (bar, bar.add_task("training", total=self._total, rewards=""))
+            yield
+        self._progress = None

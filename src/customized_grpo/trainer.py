@@ -1,0 +1,219 @@
+"""The training loop: examples -> rollout -> rewards -> advantages -> policy loss -> update -> log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from customized_grpo.checkpoint import Ema, replace_folder
+from customized_grpo.config import RunConfig, explain_batch
+from customized_grpo.credit import assign_credit, share_statistics
+from customized_grpo.data.sources import DataSource
+from customized_grpo.errors import ConfigError, RewardError
+from customized_grpo.generators.base import Generator
+from customized_grpo.generators.lora import attach_lora
+from customized_grpo.policy_loss import accumulate_gradient, policy_batch
+from customized_grpo.report.grid import save_grid
+from customized_grpo.rewards.base import RewardSet
+from customized_grpo.rollout import collect_rollout, make_policy, pick_device, sample_images
+from customized_grpo.runlog import RunLog, run_folder
+from customized_grpo.types import Advantages, Example, RewardScores
+
+logger = logging.getLogger("customized_grpo")
+
+WEIGHTS = "weights"
+_NUM_SAMPLES = 6  # rows of a sample grid
+
+
+def train(config: RunConfig) -> Path:
+    """Trains as the config says and returns the run folder.
+
+    Everything is loaded and checked before the folder is created: a mistake leaves nothing behind.
+
+    Raises:
+        CustomizedGRPOError: with one line that names the field and the fix.
+    """
+    folder = run_folder(config)
+    device = pick_device(config.device)
+    data: DataSource = config.data.build(config.seed)
+    generator: Generator = config.generator.build(device)
+    rewards = RewardSet(config.rewards, device)
+    torch.manual_seed(config.seed)
+    make_trainable(generator, config)
+    samples = SampleGrid(generator, config, data.held_out(_NUM_SAMPLES))
+    data.training(0, config.rollout.prompts_per_rollout)
+    log = RunLog(folder, config)
+    logger.info(explain_batch(config))
+    Trainer(config, data, generator, rewards, samples, log).run()
+    return folder
+
+
+def make_trainable(generator: Generator, config: RunConfig) -> None:
+    """Adds LoRA, or unfreezes the transformer where the config has none."""
+    if config.lora is not None:
+        attach_lora(generator.transformer, config.lora, generator.lora_targets)
+        return
+    if config.loss.kl_weight:
+        raise ConfigError(
+            f"loss.kl_weight: must be 0 without lora (the reference is the model with its adapter "
+            f"off), got {config.loss.kl_weight}; add lora"
+        )
+    generator.transformer.requires_grad_(True).float()
+
+
+class SampleGrid:
+    """Pictures of a few held-out examples in the course of training."""
+
+    def __init__(self, generator: Generator, config: RunConfig, examples: list[Example]) -> None:
+        self._policy = make_policy(generator, config, config.evaluation.num_steps)
+        self._examples = examples
+        self._noise = generator.noise(
+            len(examples), torch.Generator().manual_seed(config.evaluation.seed)
+        )
+        self._base = self._sample()
+
+    def _sample(self) -> Tensor:
+        conditioning = self._policy.generator.encode(self._examples)
+        return sample_images(self._policy, conditioning, self._noise, len(self._examples))
+
+    def save(self, path: Path) -> None:
+        """Reference | prompt | base | now."""
+        path.parent.mkdir(exist_ok=True)
+        save_grid(path, self._examples, {"base": self._base, "now": self._sample()})
+
+
+class Trainer:
+    """Holds what lives as long as the run; ``run`` is the story."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        data: DataSource,
+        generator: Generator,
+        rewards: RewardSet,
+        samples: SampleGrid,
+        log: RunLog,
+    ) -> None:
+        self.config, self.data, self.generator = config, data, generator
+        self.rewards, self.samples, self.log = rewards, samples, log
+        self.policy = make_policy(generator, config)
+        self.parameters = [p for p in generator.transformer.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=config.train.learning_rate,
+            betas=config.train.betas,
+            weight_decay=config.train.weight_decay,
+        )
+        decay = config.train.ema_decay
+        self.ema = None if decay is None else Ema(generator.transformer, decay)
+        self.update = 0
+
+    def run(self) -> None:
+        """All rollouts and their updates."""
+        train = self.config.train
+        self.samples.save(self.log.folder / "samples" / "000000.png")
+        with self.log.progress():
+            for rollout in range(train.num_updates // train.inner_updates):
+                self._iterate(rollout)
+        self.save()
+        self.samples.save(self.log.folder / "samples" / f"{self.update:06d}.png")
+
+    def _iterate(self, number: int) -> None:
+        config, log = self.config, self.log
+        random = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
+        with log.timed("data"):
+            prompts = self.data.training(number, config.rollout.prompts_per_rollout)
+            per_prompt = self.generator.encode(prompts)
+        with log.timed("rollout"):
+            rollout = collect_rollout(
+                self.policy, per_prompt, config.rollout, random, keep_means=config.loss.ratio_norm
+            )
+        with log.timed("reward"):
+            examples = [prompts[i] for i in rollout.group_ids.tolist()]
+            scores = self.rewards.score(rollout.images, examples)
+        advantages = assign_credit(
+            scores.scores,
+            rollout.group_ids,
+            rollout.sigmas,
+            config.advantage,
+            config.rewards,
+            self.rewards.objectives,
+        )
+        if not advantages.valid.any():
+            raise RewardError(
+                f"rewards: no image of rollout {number} could be scored; "
+                + ("; ".join(scores.errors) or "all scores are NaN")
+            )
+        metrics = rollout_metrics(scores, advantages, rollout.group_ids, self.rewards.objectives)
+        conditioning = per_prompt.take(rollout.group_ids)
+        for inner, groups in enumerate(self._split_groups()):
+            samples = torch.isin(rollout.group_ids, groups.to(rollout.group_ids.device))
+            batch = policy_batch(rollout, advantages, samples.nonzero()[:, 0])
+            with log.timed("update"):
+                stats = self._optimize(batch, conditioning, first=inner == 0)
+            self.update += 1
+            log.row(self.update, {**metrics, **stats})
+            metrics = {}
+            self._after_update()
+
+    def _split_groups(self) -> tuple[Tensor, ...]:
+        count = self.config.rollout.prompts_per_rollout
+        return torch.arange(count).split(count // self.config.train.inner_updates)
+
+    def _optimize(self, batch, conditioning, *, first: bool) -> dict[str, float]:
+        train, loss = self.config.train, self.config.loss
+        self.optimizer.zero_grad(set_to_none=True)
+        stats = accumulate_gradient(
+            self.policy,
+            batch,
+            conditioning,
+            loss,
+            pinned=loss.pin_ratio and first,
+            micro_batch_size=train.micro_batch_size,
+        )
+        if not first:  # off policy by then: the ratio itself is the number to look at
+            stats.pop("mismatch")
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm)
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update()
+        return {**stats, "grad_norm": norm.item()}
+
+    def _after_update(self) -> None:
+        train, last = self.config.train, self.update == self.config.train.num_updates
+        if train.sample_every and self.update % train.sample_every == 0 and not last:
+            self.samples.save(self.log.folder / "samples" / f"{self.update:06d}.png")
+        if train.save_every and self.update % train.save_every == 0 and not last:
+            self.save()
+
+    def save(self) -> None:
+        """Writes the trained weights (their average, if there is one) in the family's format."""
+        folder = self.log.folder / WEIGHTS
+        if self.ema is None:
+            replace_folder(folder, self.generator.save_weights)
+        else:
+            with self.ema.applied():
+                replace_folder(folder, self.generator.save_weights)
+
+
+def rollout_metrics(
+    scores: RewardScores, advantages: Advantages, group_ids: Tensor, objectives: Sequence[str]
+) -> dict[str, float]:
+    """Reward means and stds, shares of conflicted samples, groups without information."""
+    metrics: dict[str, float] = {}
+    for column, name in enumerate(scores.names):
+        values = scores.scores[:, column]
+        values = values[~values.isnan()]
+        if len(values):
+            metrics[f"reward/{name}/mean"] = values.mean().item()
+            metrics[f"reward/{name}/std"] = values.std(correction=0).item()
+    metrics |= share_statistics(advantages, objectives)
+    silent = (advantages.per_objective.nan_to_num() == 0).all(1)
+    groups = [silent[group_ids == group].all().item() for group in group_ids.unique()]
+    metrics["zero_variance_groups"] = float(sum(groups))
+    metrics["invalid_samples"] = float((~advantages.valid).sum().item())
+    return metrics

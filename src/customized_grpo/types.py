@@ -1,0 +1,93 @@
+"""The values that travel through the pipeline, from example to policy batch.
+
+Axes: B samples, P prompts (groups), K trained steps, T denoising steps, N objectives, R rewards,
+M (sample, step) pairs, L the latent shape.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """One task: show this subject as the prompt says."""
+
+    id: str
+    prompt: str
+    references: tuple[Tensor, ...]
+    """Pictures of the subject, each ``[3, H, W]`` in [0, 1]."""
+    subject: str
+    reference_masks: tuple[Tensor, ...] | None = None
+    """Where the subject is in each reference, ``[1, H, W]`` in [0, 1]."""
+    target: Tensor | None = None
+    """What a perfect answer looks like, ``[3, H, W]``; known in synthetic worlds only."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rollout:
+    """Samples of one or several groups, and the transitions that will be trained.
+
+    The trained steps differ from group to group, so every transition carries its own step index.
+    """
+
+    latents: Tensor
+    """``[B, K, *L]`` float32, before each trained step."""
+    next_latents: Tensor
+    """``[B, K, *L]`` float32, the very numbers that the next step was computed from."""
+    log_probs: Tensor
+    """``[B, K]`` float32 under the policy that sampled."""
+    step_index: Tensor
+    """``[B, K]`` int64, position in the schedule (0 = noisiest)."""
+    sigmas: Tensor
+    """``[T + 1]`` float32, 1 -> 0."""
+    images: Tensor
+    """``[B, 3, H, W]`` in [0, 1]."""
+    group_ids: Tensor
+    """``[B]`` int64."""
+    means: Tensor | None = None
+    """``[B, K, *L]`` float32 of the transitions, where the loss needs them (GRPO-Guard)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardScores:
+    """What the reward models said of a batch of images."""
+
+    scores: Tensor
+    """``[B, R]`` float32; NaN = could not be scored."""
+    names: tuple[str, ...]
+    errors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Advantages:
+    """Group-relative advantages before and after shaping."""
+
+    per_objective: Tensor
+    """``[B, N]`` float32; NaN rows are invalid."""
+    per_step: Tensor
+    """``[B, T]`` float32, shaped and weighted for every step of the schedule; 0 if invalid."""
+    valid: Tensor
+    """``[B]`` bool."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolicyBatch:
+    """Transitions to train on; the step index travels with the data."""
+
+    latents: Tensor
+    """``[M, *L]``."""
+    next_latents: Tensor
+    """``[M, *L]``."""
+    step_index: Tensor
+    """``[M]`` int64."""
+    old_log_prob: Tensor
+    """``[M]`` float32."""
+    advantage: Tensor
+    """``[M]`` float32."""
+    sample_index: Tensor
+    """``[M]`` int64, row of the rollout (and of its conditioning) each pair belongs to."""
+    old_mean: Tensor | None = None
+    """``[M, *L]`` under the policy that sampled, where the loss needs it."""
