@@ -1,4 +1,4 @@
-"""Tokenizers of the embedded models: every word of the emoji grammar is one token, the rest spelt."""
+"""Tokenizers of the embedded models: a word of the emoji grammar is one token, others are spelt."""
 
 from __future__ import annotations
 

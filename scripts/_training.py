@@ -86,7 +86,7 @@ class Run:
         row["seconds"] = round(time.time() - self._started, 1)
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
-        print(json.dumps(row), flush=True)  # noqa: T201
+        print(json.dumps(row), flush=True)
 
     def save(self) -> None:
         """Writes the state to a temporary file and renames it."""

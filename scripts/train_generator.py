@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from diffusers import (
     FluxKontextPipeline,
     FluxTransformer2DModel,
 )
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
@@ -98,7 +99,7 @@ class Denoiser(nn.Module):
 
 
 def _start_as_identity(transformer: FluxTransformer2DModel) -> None:
-    """adaLN-zero: modulation weights 0, gates small, output 0; diffusers leaves that to the trainer."""
+    """adaLN-zero: modulation weights 0, gates small, output 0; diffusers leaves that to us."""
     for name, module in transformer.named_modules():
         if isinstance(module, nn.Linear) and ".norm" in f".{name}" and name.endswith("linear"):
             nn.init.zeros_(module.weight)
@@ -152,6 +153,16 @@ def make_pool(vae: AutoencoderKL, size: int, seed: int, tokenizers) -> Pool:
     return Pool(**{name: torch.cat(parts) for name, parts in columns.items()})
 
 
+def load_pool(folder: Path, vae: AutoencoderKL, size: int, seed: int, tokenizers) -> Pool:
+    """The pool of an interrupted run, or a new one."""
+    file = folder / "pool.safetensors"
+    if file.exists():
+        return Pool(**load_file(file))
+    pool = make_pool(vae, size, seed, tokenizers)
+    save_file({f.name: getattr(pool, f.name) for f in fields(pool)}, file)
+    return pool
+
+
 def normalise(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     return (latents - vae.config.shift_factor) * vae.config.scaling_factor
 
@@ -190,7 +201,7 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--pool", type=int, default=96_000)
+    parser.add_argument("--pool", type=int, default=64_000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1.2e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -202,7 +213,7 @@ def main() -> None:
     denoiser.transformer.set_attention_backend("_native_math")
     vae = AutoencoderKL.from_pretrained(args.vae)
     run = Run(args.out, denoiser, peak_lr=args.lr, num_steps=args.steps)
-    pool = make_pool(vae, args.pool, args.seed, tokenizers)
+    pool = load_pool(args.out, vae, args.pool, args.seed, tokenizers)
     while run.step < args.steps:
         run.update(flow_matching_loss(denoiser, pool, args.batch, run.generator(args.seed)))
     denoiser.load_state_dict(run.ema.shadow)

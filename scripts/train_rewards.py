@@ -1,11 +1,11 @@
-"""Trains one embedded reward model on the emoji world: a CLIPModel (prompt) or a Dinov2Model (identity).
+"""Trains one embedded reward model: a CLIPModel (prompt) or a Dinov2Model (identity).
 
 python scripts/train_rewards.py --kind clip --seed 1 --width 128 --out build/reward-clip
 python scripts/train_rewards.py --kind dino --seed 2 --width 96 --out build/evaluator-dino
 
-Both are contrastive (InfoNCE over the batch). CLIP pairs a picture with its sentence. DINO pairs two
-augmented crops of one picture, or the same subject in two scenes, half of the time each: like a
-self-supervised DINO it sees the background too, which makes copying the reference a temptation.
+Both are contrastive (InfoNCE over the batch). CLIP pairs a picture with its sentence. DINO pairs
+two augmented crops of one picture, or the same subject in two scenes, half of the time each: like
+a self-supervised DINO it sees the background too, so that copying the reference is a temptation.
 Reward and evaluator differ in seed, width, patch statistics and strength of augmentation.
 """
 

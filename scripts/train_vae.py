@@ -34,7 +34,7 @@ def build_vae() -> AutoencoderKL:
 
 
 def vae_loss(vae: AutoencoderKL, images: torch.Tensor, generator: torch.Generator):
-    """Mean |error| of pixels and of their differences, plus a small KL that keeps latents smooth."""
+    """Mean |error| of pixels and of their differences; a small KL keeps the latents smooth."""
     with torch.autocast("cpu", torch.bfloat16):
         posterior = vae.encode(images).latent_dist
         mean, logvar = posterior.mean.float(), posterior.logvar.float()

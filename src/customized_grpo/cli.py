@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import textwrap
+import traceback
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
@@ -40,20 +41,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             options = _parser().parse_args(arguments)
             command = partial(options.run, options)
-        logging.basicConfig(format="%(message)s")
-        logging.getLogger("customized_grpo").setLevel(logging.INFO)
+        _set_up_output()
         # Plugs by import path may lie beside the config, as modules do for `python -m`.
-        sys.path.append(os.getcwd())
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
         command()
     except (CustomizedGRPOError, OSError) as error:
         if debug:
-            raise
+            traceback.print_exc()
         print(f"cgrpo: error: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("cgrpo: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _set_up_output() -> None:
+    """Shows this package's log lines; of the libraries', errors only, unless the user asks."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("customized_grpo").setLevel(logging.INFO)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _one_line(error: Exception) -> str:

@@ -53,9 +53,7 @@ def objective_advantages(
     return torch.cat(columns, 1)
 
 
-def objective_weights(
-    sigmas: Tensor, config: AdvantageConfig, objectives: Sequence[str]
-) -> Tensor:
+def objective_weights(sigmas: Tensor, config: AdvantageConfig, objectives: Sequence[str]) -> Tensor:
     """Weight of every objective at every noise level ``[len(sigmas), N]``; rows sum to 1."""
     pair = _schedule(sigmas, config)
     rest = 1 - sum(config.extra_weights.values())

@@ -52,7 +52,9 @@ class EvaluationReport:
         cells = (f"{mean:+.4f} +- {error:.4f}" for mean, error in changes)
         lines.append("".join(["tuned - base".ljust(22), *(cell.rjust(width) for cell in cells)]))
         count = len(next(iter(self.scores["base"].values())))
-        lines.append(f"{count} held-out examples; +- is the standard error of the paired difference")
+        lines.append(
+            f"{count} held-out examples; +- is the standard error of the paired difference"
+        )
         return "\n".join(lines)
 
 

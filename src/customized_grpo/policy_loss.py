@@ -1,4 +1,4 @@
-"""One optimizer step on transitions of a rollout: micro-batches, the clipped loss, KL, GRPO-Guard."""
+"""The gradient of one update: micro-batches, the clipped loss, KL, GRPO-Guard."""
 
 from __future__ import annotations
 

@@ -111,8 +111,9 @@ def collect_rollout(
 ) -> Rollout:
     """Samples ``group_size`` images for each of the prompts in ``conditioning`` ``[P, ...]``.
 
-    ``keep_means`` stores the transitions' means too, which GRPO-Guard needs. Random numbers come from ``generator`` on the CPU in a fixed order, so that neither the device
-    nor ``batch_size`` changes what is drawn.
+    ``keep_means`` stores the transitions' means too, which GRPO-Guard needs. Random numbers come
+    from ``generator`` on the CPU in a fixed order, so that neither the device nor ``batch_size``
+    changes what is drawn.
     """
     device = policy.sigmas.device
     num_groups = len(next(iter(conditioning.per_sample.values())))

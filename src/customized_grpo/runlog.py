@@ -33,7 +33,7 @@ def run_folder(config: RunConfig) -> Path:
 
 
 class RunLog:
-    """Appends ``metrics.jsonl`` and shows progress: a live bar on a terminal, plain lines elsewhere."""
+    """Appends ``metrics.jsonl``; shows a live bar on a terminal, plain lines elsewhere."""
 
     def __init__(self, folder: Path, config: RunConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)

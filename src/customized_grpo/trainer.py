@@ -1,8 +1,7 @@
-"""The training loop: examples -> rollout -> rewards -> advantages -> policy loss -> update -> log."""
+"""The loop: examples -> rollout -> rewards -> advantages -> policy loss -> update -> log."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +9,10 @@ import torch
 from torch import Tensor
 
 from customized_grpo.checkpoint import Ema, replace_folder
-from customized_grpo.config import RunConfig, explain_batch
+from customized_grpo.config import RunConfig
 from customized_grpo.credit import assign_credit, share_statistics
 from customized_grpo.data.sources import DataSource
-from customized_grpo.errors import ConfigError, RewardError
+from customized_grpo.errors import RewardError
 from customized_grpo.generators.base import Generator
 from customized_grpo.generators.lora import attach_lora
 from customized_grpo.policy_loss import accumulate_gradient, policy_batch
@@ -22,8 +21,6 @@ from customized_grpo.rewards.base import RewardSet
 from customized_grpo.rollout import collect_rollout, make_policy, pick_device, sample_images
 from customized_grpo.runlog import RunLog, run_folder
 from customized_grpo.types import Advantages, Example, RewardScores
-
-logger = logging.getLogger("customized_grpo")
 
 WEIGHTS = "weights"
 _NUM_SAMPLES = 6  # rows of a sample grid
@@ -47,7 +44,6 @@ def train(config: RunConfig) -> Path:
     samples = SampleGrid(generator, config, data.held_out(_NUM_SAMPLES))
     data.training(0, config.rollout.prompts_per_rollout)
     log = RunLog(folder, config)
-    logger.info(explain_batch(config))
     Trainer(config, data, generator, rewards, samples, log).run()
     return folder
 
@@ -56,13 +52,8 @@ def make_trainable(generator: Generator, config: RunConfig) -> None:
     """Adds LoRA, or unfreezes the transformer where the config has none."""
     if config.lora is not None:
         attach_lora(generator.transformer, config.lora, generator.lora_targets)
-        return
-    if config.loss.kl_weight:
-        raise ConfigError(
-            f"loss.kl_weight: must be 0 without lora (the reference is the model with its adapter "
-            f"off), got {config.loss.kl_weight}; add lora"
-        )
-    generator.transformer.requires_grad_(True).float()
+    else:
+        generator.transformer.requires_grad_(True).float()
 
 
 class SampleGrid:

@@ -84,7 +84,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(
             f"{source}: the file must be a mapping of sections, got {show(raw)}; see configs/"
         )
-    return check_config(apply_overrides(decode(raw, source), overrides), source)
+    config = apply_overrides(decode(raw, source), overrides)
+    return check_config(config, f"{source} with overrides" if overrides else source)
 
 
 def check_config(config: RunConfig, source: str = "config") -> RunConfig:
@@ -103,4 +104,4 @@ def check_config(config: RunConfig, source: str = "config") -> RunConfig:
 
 def dump_config(config: RunConfig) -> str:
     """Returns YAML that `load_config` reads back as an equal config."""
-    return yaml.dump(to_raw(config), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(to_raw(config), Dumper=Dumper, sort_keys=False)

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 
+from customized_grpo import registry
 from customized_grpo.config.decoding import show, to_raw
 from customized_grpo.config.sections import (
     AdvantageConfig,
     ConstantSchedule,
+    CustomSchedule,
     RunConfig,
     TdwSchedule,
 )
+from customized_grpo.errors import ConfigError
 
 
 def conflicts(config: RunConfig) -> Iterator[str]:
@@ -42,6 +45,11 @@ def conflicts(config: RunConfig) -> Iterator[str]:
             "true, got true; the ratio is always 1 there, so it has no effect: raise inner_updates "
             "or unpin"
         )
+    if loss.kl_weight and config.lora is None:
+        yield (
+            f"loss.kl_weight must be 0 when lora is null, got {loss.kl_weight}; the reference is "
+            "the model with its adapters switched off, so keep lora"
+        )
     for section, plugs in (("rewards", config.rewards), ("evaluators", config.evaluators)):
         labels = [plug.label for plug in plugs]
         for i, label in enumerate(labels):
@@ -66,6 +74,11 @@ def _advantage_conflicts(advantage: AdvantageConfig, objectives: set[str]) -> It
             f"advantage.schedule.start must not be above end, got {schedule.start} and "
             f"{schedule.end}; both are paper steps, 0 to 25"
         )
+    if isinstance(schedule, CustomSchedule):
+        try:
+            registry.import_object(schedule.target, "advantage.schedule.target")
+        except ConfigError as error:
+            yield str(error)
     if shaping == "synergy_only" and schedule != TdwSchedule():
         yield (
             "advantage.schedule must be left out for shaping synergy_only, got "

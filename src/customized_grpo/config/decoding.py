@@ -64,7 +64,7 @@ def _requirement(detail: Any, name: str, siblings: Mapping[str, Any]) -> str:
     if kind == "plug":
         return detail["msg"]
     if kind == "missing":
-        return f" must be given, got nothing; add `{name}: ...`"
+        return f" must be given, got nothing; add {f'`{name}: ...`' if name in siblings else 'it'}"
     if kind == "unexpected_keyword_argument":
         fix = registry.nearest(name, siblings) or f"use {registry.one_of(siblings)}"
         return f" must be a known field, got {show(name)}; {fix}"
@@ -76,7 +76,11 @@ def _requirement(detail: Any, name: str, siblings: Mapping[str, Any]) -> str:
     if kind == "value_error":
         return f": {detail['msg'].removeprefix('Value error, ')}"
     message = re.sub(r"^(Input|Tuple|List|String|Value) should", "must", detail["msg"])
-    message = message.replace("an object", "a mapping")
+    message = (
+        message.replace("an object", "a mapping")
+        .replace("valid array", "list")
+        .replace(" after validation", "")
+    )
     default = default_of(siblings[name]) if name in siblings else MISSING
     fix = "correct it" if default is MISSING else f"the default is {show(to_raw(default))}"
     fix = {"bool_type": "write true or false", "string_type": "quote it"}.get(kind, fix)
@@ -89,10 +93,11 @@ def _path_in(raw: Any, loc: tuple[Any, ...]) -> list[Any]:
     """Drops what pydantic puts into a location besides the keys of `raw`: tuples, union tags."""
     path: list[Any] = []
     for i, part in enumerate(loc[1:], start=2):
-        inside = part in raw if isinstance(raw, dict) else isinstance(raw, list)
-        if inside:
+        is_list = isinstance(raw, list)
+        if part in (range(len(raw)) if is_list else raw if isinstance(raw, dict) else ()):
             raw = raw[part]
-        if inside or (i == len(loc) and isinstance(part, str)):
+            path.append(part)
+        elif i == len(loc) and is_list == isinstance(part, int):  # a missing or surplus entry
             path.append(part)
     return path
 
@@ -130,7 +135,7 @@ def members(hint: Any) -> list[Any]:
 
 def type_tag(cls: Any) -> str:
     """Returns the default of a config class's `type`."""
-    return next(f.default for f in fields(cls) if f.name == "type")
+    return next(str(f.default) for f in fields(cls) if f.name == "type")
 
 
 def default_of(f: Any) -> Any:

@@ -5,8 +5,10 @@ import inspect
 import json
 import textwrap
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
+from io import StringIO
 from itertools import pairwise
 from typing import Any, get_type_hints
 
@@ -124,7 +126,7 @@ def _replace_section(config: RunConfig, info: FieldInfo, values: list[str]) -> R
     for part in parents:
         node = node[int(part)] if isinstance(node, list) else node[part]
     node[name] = parse_yaml(" ".join(values), f"--{info.path}")
-    return decode(raw, f"--{info.path}")
+    return decode(raw, "command line")
 
 
 def _replace_field(config: RunConfig, info: FieldInfo, values: list[str]) -> RunConfig:
@@ -137,20 +139,22 @@ def _replace_field(config: RunConfig, info: FieldInfo, values: list[str]) -> Run
             f"belong to the old type, replace them all: --{section} '{{type: ...}}'"
         )
     try:
-        changed = tyro.cli(
-            RunConfig,
-            default=config,
-            args=[f"--{info.path}", *values],
-            config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-            registry=_yaml_spelling(),
-            console_outputs=False,
-        )
+        # tyro frames its messages; an error here is one line.
+        with redirect_stderr(StringIO()), redirect_stdout(StringIO()):
+            changed = tyro.cli(
+                RunConfig,
+                default=config,
+                args=[f"--{info.path}", *values],
+                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+                registry=_yaml_spelling(),
+            )
     except SystemExit:
+        _replace_section(config, info, values)  # says what is wrong, if it is the value
         raise ConfigError(
-            f"--{info.path} must be {info.type}, got {' '.join(values) or 'nothing'}; its present "
-            f"value is {show(to_raw(info.value))}"
+            f"--{info.path} must be one {info.type}, got {' '.join(values) or 'nothing'}; its "
+            f"present value is {show(to_raw(info.value))}"
         ) from None
-    return decode(to_raw(changed), f"--{info.path}")
+    return decode(to_raw(changed), "command line")
 
 
 @cache

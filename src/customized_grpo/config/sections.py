@@ -6,6 +6,7 @@ import inspect
 import json
 from abc import ABC, abstractmethod
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from types import GenericAlias
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -97,7 +98,10 @@ def _decode_plug(base: Any, raw: Any) -> Any:
     except ConfigError as error:
         raise _plug_error(f".{error}") from error
     payload = {key: value for key, value in raw.items() if key != "type"}
-    return TypeAdapter(tuple[cls], config=STRICT).validate_json(json.dumps([payload]))[0]
+    plug_in_tuple: Any = GenericAlias(
+        tuple, (cls,)
+    )  # pydantic takes no config for a bare dataclass
+    return TypeAdapter(plug_in_tuple, config=STRICT).validate_json(json.dumps([payload]))[0]
 
 
 def _plug_error(text: str) -> PydanticCustomError:

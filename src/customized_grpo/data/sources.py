@@ -99,9 +99,7 @@ class JsonlConfig(DataConfig):
 
     def build(self, seed: int) -> JsonlSource:
         """Reads and checks both files and every picture they name."""
-        return JsonlSource(
-            read_examples(Path(self.path)), read_examples(Path(self.held_out)), seed
-        )
+        return JsonlSource(read_examples(Path(self.path)), read_examples(Path(self.held_out)), seed)
 
 
 class JsonlSource:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from customized_grpo.assets import resolve_checkpoint
@@ -31,14 +32,14 @@ class FluxKontextConfig(GeneratorConfig):
     type: Literal["flux-kontext"] = "flux-kontext"
     path: str
     """Folder, hub id such as 'black-forest-labs/FLUX.1-Kontext-dev', or 'embedded:generator'."""
-    height: int | None = None
+    height: PositiveInt | None = None
     """Pixels of output and reference; None: the checkpoint's native size."""
-    width: int | None = None
+    width: PositiveInt | None = None
     """See height."""
-    guidance_scale: float | None = None
-    """For guidance-distilled checkpoints (2.5 for FLUX.1 Kontext [dev]); None where there is none."""
-    max_sequence_length: int = 512
-    """T5 tokens per prompt; longer prompts are cut."""
+    guidance_scale: NonNegativeFloat | None = None
+    """For guidance-distilled checkpoints (FLUX.1 Kontext [dev]: 2.5); None where there is none."""
+    max_sequence_length: PositiveInt | None = None
+    """T5 tokens per prompt, longer ones are cut; None: the tokenizer's limit (512 for FLUX.1)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the frozen weights; LoRA weights are always float32."""
 
@@ -48,9 +49,7 @@ class FluxKontextConfig(GeneratorConfig):
 
         folder = resolve_checkpoint(self.path)
         try:
-            pipeline = FluxKontextPipeline.from_pretrained(
-                folder, torch_dtype=getattr(torch, self.dtype)
-            )
+            pipeline = FluxKontextPipeline.from_pretrained(folder, dtype=getattr(torch, self.dtype))
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"generator.path: {self.path!r} is not a FLUX.1 Kontext checkpoint in diffusers "
@@ -73,7 +72,8 @@ class FluxKontextGenerator:
         self.height, self.width = config.height or native, config.width or native
         self._check_size()
         self._guidance = self._check_guidance(config.guidance_scale)
-        self._max_sequence_length = config.max_sequence_length
+        limit: int = pipeline.tokenizer_2.model_max_length
+        self._max_sequence_length = config.max_sequence_length or limit
 
     def _check_size(self) -> None:
         multiple = 2 * self.pipeline.vae_scale_factor
@@ -96,7 +96,7 @@ class FluxKontextGenerator:
     @torch.no_grad()
     def encode(self, examples: Sequence[Example]) -> Conditioning:
         """See the Protocol. One reference each; other shapes are centre-cropped to the output's."""
-        embeds, pooled, text_ids = self.pipeline.encode_prompt(
+        embeds, pooled, text_ids = cast("Any", self.pipeline).encode_prompt(
             prompt=[example.prompt for example in examples],
             prompt_2=None,
             device=self.device,

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from customized_grpo.config import LoraSettings
+from customized_grpo.errors import ConfigError
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
@@ -26,7 +27,14 @@ def attach_lora(transformer: nn.Module, settings: LoraSettings, targets: Sequenc
         init_lora_weights="gaussian",
         target_modules=list(settings.target_modules or targets),
     )
-    transformer.add_adapter(config)  # pyright: ignore
+    try:
+        transformer.add_adapter(config)  # pyright: ignore
+    except ValueError as error:
+        names = sorted({name.split(".")[-1] for name, _ in transformer.named_modules()} - {""})
+        raise ConfigError(
+            f"lora.target_modules: must name modules of the transformer, got "
+            f"{list(settings.target_modules or targets)}; there are {', '.join(names)}"
+        ) from error
     for parameter in transformer.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

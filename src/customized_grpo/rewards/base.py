@@ -57,9 +57,7 @@ class RewardSet:
                     f"got {tuple(column.shape)}"
                 )
             columns.append(torch.where(column.isfinite(), column, torch.nan))
-        return RewardScores(
-            scores=torch.stack(columns, 1), names=self.names, errors=tuple(errors)
-        )
+        return RewardScores(scores=torch.stack(columns, 1), names=self.names, errors=tuple(errors))
 
 
 def distinct(examples: Sequence[Example]) -> tuple[list[Example], Tensor]:

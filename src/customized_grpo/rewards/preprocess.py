@@ -1,4 +1,4 @@
-"""Image preprocessing of the reward models in torch: batched, on the device, no PIL, no torchvision.
+"""Image preprocessing of the reward models in torch: batched, on the device, no torchvision.
 
 Same arithmetic as the Hugging Face processors up to their rounding to uint8.
 """
@@ -50,8 +50,8 @@ class Preprocessing:
     def __call__(self, images: Tensor) -> Tensor:
         """``[B, 3, H, W]`` in [0, 1] -> ``[B, 3, crop, crop]`` normalised."""
         height, width = images.shape[-2:]
-        scale = self.resize / min(height, width)
-        shape = (round(height * scale), round(width * scale))
+        short = min(height, width)
+        shape = (self.resize * height // short, self.resize * width // short)
         if shape != (height, width):
             images = F.interpolate(
                 images, shape, mode="bicubic", antialias=True, align_corners=False

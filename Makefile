@@ -1,0 +1,36 @@
+# make demo | test | check | help.  Everything is installed into .venv, once.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help demo test check
+.DEFAULT_GOAL := help
+
+help:  ## show this list
+	@sed -n 's/^\([a-z]*\):.*##/  make \1\t/p' Makefile
+
+demo: $(VENV)/.stamp-demo  ## train the embedded generator on this machine, then print base against tuned
+	$(BIN)/cgrpo demo
+
+test: $(VENV)/.stamp-dev  ## run the tests, but for the slow ones
+	$(BIN)/pytest -m "not slow"
+
+check: $(VENV)/.stamp-dev  ## what CI runs: lint, format, types, layering, all tests
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "customized-grpo needs Python 3.11 or newer; set PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.stamp-demo: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) -e '.[emoji,report]'
+	@touch $@
+
+$(VENV)/.stamp-dev: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) -e '.[dev,emoji,report]'
+	@touch $@

@@ -1,0 +1,58 @@
+"""Fixtures on the embedded models: real checkpoints, loaded as the big ones are."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+
+from customized_grpo.config import RunConfig, load_config
+from customized_grpo.data.sources import EmojiSource
+from customized_grpo.generators.flux_kontext import FluxKontextConfig, FluxKontextGenerator
+from customized_grpo.types import Example
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path) -> RunConfig:
+    """configs/emoji.yaml, cut down to seconds; float32 so that numbers can be compared tightly."""
+    overrides = {
+        "output_dir": str(tmp_path / "runs"),
+        "mixed_precision": "no",
+        "rollout.num_steps": 4,
+        "rollout.num_trained_steps": 2,
+        "rollout.group_size": 3,
+        "rollout.prompts_per_rollout": 2,
+        "train.num_updates": 2,
+        "train.inner_updates": 1,
+        "evaluation.num_examples": 4,
+    }
+    flags = [text for name, value in overrides.items() for text in (f"--{name}", str(value))]
+    return load_config(ROOT / "configs" / "emoji.yaml", flags)
+
+
+@pytest.fixture
+def generator() -> FluxKontextGenerator:
+    """A fresh embedded generator: tests may add adapters to it."""
+    return FluxKontextConfig(path="embedded:generator").build(torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def examples() -> list[Example]:
+    return EmojiSource(seed=0).training(0, 4)
+
+
+def changed(config: RunConfig, **sections: dict[str, object]) -> RunConfig:
+    """The config with some fields of some sections replaced."""
+    replaced = {
+        name: dataclasses.replace(getattr(config, name), **fields)
+        for name, fields in sections.items()
+    }
+    return dataclasses.replace(config, **replaced)

@@ -1,0 +1,87 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from customized_grpo.data.sources import EmojiConfig, JsonlConfig, read_examples
+from customized_grpo.errors import DataError
+
+
+def write_rows(folder: Path, *rows: dict, name: str = "train.jsonl") -> Path:
+    path = folder / name
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number, shade in enumerate((40, 200)):
+        Image.new("RGB", (48, 40), (shade, 0, 0)).save(tmp_path / f"{number}.png")
+    Image.new("L", (48, 40), 255).save(tmp_path / "mask.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "tiny.png")
+    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    return tmp_path
+
+
+GOOD = {"prompt": "a dog", "references": ["0.png"], "subject": "dog"}
+
+
+def test_reads_examples_with_masks(folder: Path) -> None:
+    path = write_rows(folder, GOOD | {"masks": ["mask.png"], "id": "one"}, GOOD)
+    first, second = read_examples(path)
+    assert (first.id, first.prompt, first.subject) == ("one", "a dog", "dog")
+    assert first.references[0].shape == (3, 40, 48)
+    assert first.references[0][0].unique().item() == pytest.approx(40 / 255)
+    assert first.reference_masks is not None
+    assert torch.equal(first.reference_masks[0], torch.ones(1, 40, 48))
+    assert second.reference_masks is None
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": " "}, "prompt: must be a non-empty string"),
+        ({"subject": None}, "subject: must be a non-empty string"),
+        ({"references": []}, "references: must be a list of at least one path"),
+        ({"references": ["none.png"]}, "is not a readable picture"),
+        ({"references": ["broken.png"]}, "is not a readable picture"),
+        ({"references": ["tiny.png"]}, "must be at least 32 px on each side, got 8 x 8"),
+        ({"masks": ["mask.png", "mask.png"]}, "masks: must match the references"),
+        ({"promt": "x"}, "unknown key 'promt'"),
+    ],
+)
+def test_mistakes_are_named(folder: Path, row: dict, message: str) -> None:
+    path = write_rows(folder, GOOD, GOOD | row)
+    with pytest.raises(DataError, match=message) as caught:
+        read_examples(path)
+    assert f"{path}:2" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", ""])
+def test_files_that_are_no_examples_are_refused(folder: Path, text: str) -> None:
+    path = folder / "bad.jsonl"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"bad\.jsonl"):
+        read_examples(path)
+
+
+def test_every_epoch_shows_every_example_once_in_a_new_order(folder: Path) -> None:
+    rows = [GOOD | {"id": str(i)} for i in range(6)]
+    held_out = write_rows(folder, GOOD, name="held_out.jsonl")
+    source = JsonlConfig(path=str(write_rows(folder, *rows)), held_out=str(held_out)).build(seed=1)
+    orders = [[e.id for i in range(3) for e in source.training(3 * k + i, 2)] for k in range(3)]
+    assert all(sorted(order) == sorted(r["id"] for r in rows) for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+    assert len(source.held_out(10)) == 1
+
+
+def test_emoji_source_repeats_itself_and_holds_subjects_out() -> None:
+    a, b = EmojiConfig().build(seed=0), EmojiConfig().build(seed=1)
+    assert [e.prompt for e in a.training(2, 4)] == [e.prompt for e in a.training(2, 4)]
+    assert [e.id for e in a.training(2, 4)] != [e.id for e in b.training(2, 4)]
+    assert torch.equal(a.held_out(4)[3].references[0], b.held_out(4)[3].references[0])
+    trained = {e.subject for i in range(8) for e in a.training(i, 64)}
+    assert not trained & {e.subject for e in a.held_out(64)}

@@ -1,0 +1,177 @@
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel, Dinov2Model
+
+from customized_grpo.assets import resolve_checkpoint
+from customized_grpo.data.sources import EmojiSource
+from customized_grpo.errors import DataError, RewardError
+from customized_grpo.rewards.base import RewardSet
+from customized_grpo.rewards.clip_text import ClipTextConfig
+from customized_grpo.rewards.dinov2 import Dinov2Config, cut_out
+from customized_grpo.rewards.preprocess import Preprocessing
+from customized_grpo.types import Example
+
+CPU = torch.device("cpu")
+CLIP = ClipTextConfig(path="embedded:reward-clip", objective="prompt")
+DINO = Dinov2Config(path="embedded:reward-dino", objective="identity")
+
+
+def to_pil(image: torch.Tensor) -> Image.Image:
+    return Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+@pytest.fixture(scope="module")
+def many() -> list[Example]:
+    return EmojiSource(seed=0).held_out(48)
+
+
+def targets(examples: list[Example]) -> torch.Tensor:
+    return torch.stack([e.target for e in examples if e.target is not None])
+
+
+def references(examples: list[Example]) -> torch.Tensor:
+    return torch.stack([e.references[0] for e in examples])
+
+
+@torch.no_grad()
+def test_clip_text_equals_transformers(many: list[Example]) -> None:
+    folder = resolve_checkpoint(CLIP.path)
+    images = [to_pil(image) for image in targets(many[:4])]
+    model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
+    pixels = CLIPImageProcessorPil.from_pretrained(folder)(images, return_tensors="pt")
+    tokens = AutoTokenizer.from_pretrained(folder)(
+        [e.prompt for e in many[:4]], padding=True, return_tensors="pt"
+    )
+    output = model(**pixels, **tokens)
+    plain = (output.image_embeds * output.text_embeds).sum(1)
+    rounded = (targets(many[:4]) * 255).round() / 255
+    ours = CLIP.build(CPU).score(rounded, many[:4])
+    torch.testing.assert_close(ours, plain, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_dinov2_equals_transformers(many: list[Example]) -> None:
+    model = Dinov2Model.from_pretrained(resolve_checkpoint(DINO.path), dtype=torch.float32).eval()
+
+    def embed(images: torch.Tensor) -> torch.Tensor:
+        return model(pixel_values=(images - 0.5) / 0.5).pooler_output
+
+    plain = torch.cosine_similarity(embed(targets(many[:4])), embed(references(many[:4])))
+    ours = DINO.build(CPU).score(targets(many[:4]), many[:4])
+    torch.testing.assert_close(ours, plain, atol=1e-5, rtol=0)
+
+
+def test_preprocessing_resizes_and_crops_like_the_processor() -> None:
+    image = torch.rand(1, 3, 90, 150, generator=torch.Generator().manual_seed(0))
+    folder = resolve_checkpoint(CLIP.path)
+    theirs = CLIPImageProcessorPil.from_pretrained(folder)([to_pil(image[0])], return_tensors="pt")
+    ours = Preprocessing.from_pretrained(folder)((image * 255).round() / 255)
+    assert ours.shape == (1, 3, 64, 64)
+    # PIL rounds to 8 bits after each pass of the resize: at most 2 levels of 255, on a std of 0.5.
+    torch.testing.assert_close(ours, theirs.pixel_values, atol=2 * 2 / 255 + 1e-3, rtol=0)
+
+
+def test_copying_the_reference_pleases_identity_and_not_the_prompt(many: list[Example]) -> None:
+    rewards = RewardSet([CLIP, DINO], CPU)
+    truth = rewards.score(targets(many), many).scores.mean(0)
+    copy = rewards.score(references(many), many).scores.mean(0)
+    shuffled = rewards.score(targets(many).roll(1, 0), many).scores.mean(0)
+    assert copy[1].item() == pytest.approx(1, abs=1e-4)
+    assert truth[1] < 0.9
+    assert truth[0] > copy[0] + 0.3
+    assert truth[1] > shuffled[1] + 0.1
+    assert truth[0] > shuffled[0] + 0.3
+
+
+def test_several_references_count_by_the_best(many: list[Example]) -> None:
+    pair = Example(
+        id="pair",
+        prompt=many[0].prompt,
+        references=(many[0].references[0], many[1].references[0]),
+        subject="x",
+    )
+    images, reward = targets(many[:1]), DINO.build(CPU)
+    single = [
+        reward.score(images, [Example(id=str(i), prompt="", references=(r,), subject="x")])
+        for i, r in enumerate(pair.references)
+    ]
+    torch.testing.assert_close(reward.score(images, [pair]), torch.maximum(*single))
+    both = reward.score(images.expand(2, -1, -1, -1), [pair, many[0]])
+    torch.testing.assert_close(both[1:], reward.score(images, [many[0]]), atol=1e-6, rtol=0)
+
+
+def test_subject_region_ignores_the_background_of_the_reference(many: list[Example]) -> None:
+    example = many[0]
+    assert example.reference_masks is not None
+    mask = example.reference_masks[0]
+    painted = torch.where(mask > 0, example.references[0], torch.tensor(0.9))
+    other = Example(
+        id="painted",
+        prompt=example.prompt,
+        references=(painted,),
+        reference_masks=(mask,),
+        subject="x",
+    )
+    images = targets(many[:1])
+    region = Dinov2Config(path=DINO.path, objective="identity", region="subject").build(CPU)
+    whole = DINO.build(CPU)
+    hard = (mask == 0) | (mask == 1)
+    assert hard.float().mean() > 0.8
+    torch.testing.assert_close(
+        region.score(images, [other]), region.score(images, [example]), atol=0.03, rtol=0
+    )
+    assert (whole.score(images, [other]) - whole.score(images, [example])).abs() > 0.03
+
+
+def test_subject_region_needs_masks(many: list[Example]) -> None:
+    bare = Example(id="bare", prompt="x", references=many[0].references, subject="x")
+    region = Dinov2Config(path=DINO.path, objective="identity", region="subject").build(CPU)
+    with pytest.raises(DataError, match=r"'bare'.*needs a mask"):
+        region.score(targets(many[:1]), [bare])
+
+
+def test_cut_out_is_the_masked_square() -> None:
+    image, mask = torch.rand(3, 20, 30), torch.zeros(1, 20, 30)
+    mask[:, 4:10, 5:17] = 1
+    square = cut_out(image, mask)
+    assert square.shape == (3, 12, 12)
+    assert torch.equal(square[:, 3:9], image[:, 4:10, 5:17])
+    assert (square[:, :3] == 0.5).all()
+    with pytest.raises(DataError, match="empty"):
+        cut_out(image, torch.zeros(1, 20, 30))
+
+
+class _Faulty:
+    def __init__(self, behaviour: str) -> None:
+        self.behaviour = behaviour
+
+    def score(self, images: torch.Tensor, examples: list[Example]) -> torch.Tensor:
+        if self.behaviour == "raises":
+            raise RewardError("endpoint is down")
+        if self.behaviour == "wrong shape":
+            return torch.zeros(len(images), 1)
+        return torch.tensor([torch.inf, *[0.5] * (len(images) - 1)])
+
+
+def reward_set_with(behaviour: str) -> RewardSet:
+    rewards = RewardSet([CLIP, DINO], CPU)
+    rewards._rewards[1] = _Faulty(behaviour)
+    return rewards
+
+
+def test_a_failed_reward_is_nan_and_never_zero(many: list[Example]) -> None:
+    result = reward_set_with("raises").score(targets(many[:3]), many[:3])
+    assert result.scores[:, 1].isnan().all()
+    assert result.scores[:, 0].isfinite().all()
+    assert result.errors == ("dinov2: endpoint is down",)
+
+
+def test_infinite_scores_are_nan(many: list[Example]) -> None:
+    column = reward_set_with("infinite").score(targets(many[:3]), many[:3]).scores[:, 1]
+    assert column.isnan().tolist() == [True, False, False]
+
+
+def test_a_wrong_shape_is_an_error(many: list[Example]) -> None:
+    with pytest.raises(RewardError, match=r"'dinov2': must return one score per image"):
+        reward_set_with("wrong shape").score(targets(many[:3]), many[:3])

@@ -1,0 +1,174 @@
+"""The command: what it prints, what it calls, and how it fails."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from tiny_plugs import YAML
+
+from customized_grpo.cli import main
+from customized_grpo.errors import RewardError
+
+
+@pytest.fixture(autouse=True)
+def config(tmp_path, monkeypatch) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(YAML)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    return path
+
+
+@pytest.fixture
+def calls(monkeypatch, tmp_path) -> list:
+    """Replaces training and evaluation by a record of what they were called with."""
+    calls = []
+    trainer, evaluate = ModuleType("trainer"), ModuleType("evaluate")
+
+    def train(config):
+        calls.append(config)
+        return tmp_path / config.name
+
+    def evaluate_run(run):
+        calls.append(run)
+        return SimpleNamespace(picture=run / "grid.png", table=lambda: "base tuned")
+
+    trainer.train, evaluate.evaluate_run = train, evaluate_run  # pyright: ignore
+    monkeypatch.setitem(sys.modules, "customized_grpo.trainer", trainer)
+    monkeypatch.setitem(sys.modules, "customized_grpo.evaluate", evaluate)
+    return calls
+
+
+def error_line(capsys, *arguments: str) -> str:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("cgrpo: error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_train_explains_and_trains(capsys, calls):
+    assert main(["train", "run.yaml", "--seed", "3"]) == 0
+    assert [c.seed for c in calls] == [3]
+    out = capsys.readouterr().out
+    assert "8 prompts x 12 samples = 96 images" in out
+    assert "test" in out.splitlines()[-1]
+
+
+def test_evaluate_opens_with_the_picture(capsys, calls):
+    assert main(["evaluate", "runs/x"]) == 0
+    assert calls == [Path("runs/x")]
+    assert capsys.readouterr().out == "picture: runs/x/grid.png\nbase tuned\n"
+
+
+def test_demo_trains_the_shipped_config_and_evaluates(capsys, calls, tmp_path):
+    assert main(["demo", "--updates", "4", "--seed", "2"]) == 0
+    config, run = calls
+    assert (config.train.num_updates, config.seed, config.name) == (4, 2, "demo-seed2")
+    assert run == tmp_path / "demo-seed2"
+    assert capsys.readouterr().out.endswith("base tuned\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train"], "CONFIG must come first, got nothing"),
+        (["train", "--seed", "3", "run.yaml"], "CONFIG must come first, got --seed"),
+        (["train", "nothing.yaml"], "nothing.yaml': No such file"),
+        (["train", "."], "Is a directory"),
+        (["train", "run.yaml", "--sed", "3"], "did you mean '--seed'?"),
+        (["train", "run.yaml", "--rollout.group_size", "1"], "rollout.group_size"),
+        (["train", "nothing.yaml", "--help"], "nothing.yaml': No such file"),
+        (["trane", "run.yaml"], "invalid choice: 'trane'"),
+        (["evaluate"], "RUN"),
+        (["demo", "--updates", "many"], "--updates"),
+        (["demo", "--updates", "0"], "train.num_updates must be greater than 0"),
+        ([], "COMMAND"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_nothing_runs(capsys, calls, arguments, expected):
+    assert expected in error_line(capsys, *arguments)
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (RewardError("rewards: none\ncould be scored"), 2, "error: rewards: none could be scored"),
+        (FileNotFoundError(2, "No such file", "a.png"), 2, "error: a.png: No such file"),
+        (OSError("many\nlines"), 2, "error: many lines"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_a_failing_run_gets_one_line(capsys, monkeypatch, calls, error, code, line):
+    def fail(config):
+        raise error
+
+    monkeypatch.setattr(sys.modules["customized_grpo.trainer"], "train", fail)
+    assert main(["train", "run.yaml"]) == code
+    assert capsys.readouterr().err == f"cgrpo: {line}\n"
+
+
+def test_debug_adds_the_traceback(capsys):
+    for arguments in (["--debug", "train", "x.yaml"], ["train", "x.yaml", "--debug"]):
+        assert main(arguments) == 2
+        err = capsys.readouterr().err
+        assert "Traceback" in err
+        assert err.splitlines()[-1].startswith("cgrpo: error: ")
+
+
+def test_a_bug_is_not_dressed_up_as_a_user_s_mistake(monkeypatch, calls):
+    def fail(config):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(sys.modules["customized_grpo.trainer"], "train", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["train", "run.yaml"])
+
+
+def test_train_help_lists_fields_and_plugs(capsys):
+    assert main(["train", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "--rollout.group_size = 12" in out
+    assert "Samples G of one prompt" in out
+    assert "Types: clip-text, dinov2" in out
+    assert "--generator.path" not in out
+
+
+def test_train_help_of_a_config_shows_its_values(capsys):
+    assert main(["train", "run.yaml", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "--rollout.num_steps = 12" in out
+    assert '--generator.path = "here"' in out
+    assert "Where the weights lie." in out
+
+
+def test_plugs_may_lie_beside_the_config(tmp_path, calls):
+    source = Path(__file__).with_name("tiny_plugs.py").read_text()
+    (tmp_path / "my_plugs_here.py").write_text(source)
+    (tmp_path / "mine.yaml").write_text(YAML.replace("tiny_plugs:", "my_plugs_here:"))
+    assert main(["train", "mine.yaml"]) == 0
+    assert type(calls[0].data).__module__ == "my_plugs_here"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["version"], ["evaluate", "-h"]])
+def test_help_and_version_import_nothing_heavy(arguments):
+    code = f"""
+import sys
+from customized_grpo.cli import main
+try:
+    assert main({arguments}) == 0
+except SystemExit as stop:
+    assert stop.code == 0
+assert not {{"torch", "pydantic", "tyro", "yaml", "diffusers"}} & set(sys.modules)
+"""
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "grpo" in run.stdout
+
+
+def test_train_help_does_not_import_torch():
+    code = "import sys; from customized_grpo.cli import main; main(['train', '--help']);"
+    subprocess.run([sys.executable, "-c", f"{code} assert 'torch' not in sys.modules"], check=True)

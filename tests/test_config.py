@@ -1,0 +1,333 @@
+"""The configuration: what a file says is what the run gets, or one line says why not."""
+
+import inspect
+from dataclasses import MISSING, fields, replace
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_plugs import YAML, TinyGenerator, TinyReward
+
+from customized_grpo import ops
+from customized_grpo.config import (
+    AdvantageConfig,
+    ConstantSchedule,
+    CosineSchedule,
+    CustomSchedule,
+    LinearSchedule,
+    LoraSettings,
+    RolloutConfig,
+    RunConfig,
+    TdwSchedule,
+    TrainConfig,
+    check_config,
+    dump_config,
+    explain_batch,
+    list_fields,
+    load_config,
+)
+from customized_grpo.config.sections import ScheduleConfig
+from customized_grpo.config.yaml_text import Dumper, parse_yaml
+from customized_grpo.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(*overrides: str, text: str = YAML) -> RunConfig:
+        path = tmp_path / "run.yaml"
+        path.write_text(text)
+        return load_config(path, overrides)
+
+    return load
+
+
+def error_of(load, *overrides: str, text: str = YAML) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(*overrides, text=text)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.strip()
+    return message
+
+
+def test_a_file_gives_its_values_and_the_defaults(load):
+    config = load()
+    assert config.generator == TinyGenerator(path="here")
+    assert [reward.label for reward in config.rewards] == ["face", "text"]
+    assert config.rollout == RolloutConfig(num_steps=12, num_trained_steps=7, prompts_per_rollout=8)
+    assert config.lora == LoraSettings()
+    assert config.advantage == AdvantageConfig()
+    assert config.evaluators == ()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_config_loads_and_dumps(path, tmp_path):
+    config = load_config(path)
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(dump_config(config))
+    assert load_config(copy) == config
+
+
+@given(
+    name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,8}", fullmatch=True),
+    path=st.text(st.characters(exclude_categories=("Cs", "Cc"))),
+    rate=st.floats(min_value=1e-300, max_value=1e300),
+)
+def test_a_dump_loads_back_equal(tmp_path_factory, name, path, rate):
+    file = tmp_path_factory.getbasetemp() / "dump.yaml"
+    file.write_text(YAML)
+    config = load_config(file)
+    config = replace(
+        config,
+        name=name,
+        generator=replace(config.generator, path=path),
+        train=replace(config.train, learning_rate=rate),
+        lora=None,
+        advantage=AdvantageConfig(gamma=0.3, schedule=CosineSchedule(low=0.1)),
+    )
+    file.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(file) == config
+
+
+@given(st.text() | st.floats(allow_nan=False) | st.integers() | st.booleans() | st.none())
+def test_the_yaml_dialect_reads_what_it_writes(value):
+    import yaml
+
+    assert parse_yaml(yaml.dump([value], Dumper=Dumper), "") == [value]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-4", 1e-4), ("1.5E3", 1500.0), ("-2", -2), (".5", 0.5), ("", None), ("~", None)]
+    + [(word, word) for word in ("no", "yes", "on", "1_000", "0x10", "012", "1:30", "2026-11-23")],
+)
+def test_plain_scalars_are_yaml_1_2(text, value):
+    read = parse_yaml(text, "")
+    assert read == value
+    assert type(read) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("num_steps", "num_stepz", ["rollout.num_stepz", "did you mean 'num_steps'?"]),
+        ("name: test", "nmae: test", ["nmae must be a known field", "'name'"]),
+        ("path: here", "pth: here", ["generator.pth", "did you mean 'path'?"]),
+        ("path: here", "size: 3", ["generator.path must be given", "add `path: ...`"]),
+        ("path: here", "path: 3", ["generator.path must be a valid string, got 3; quote it"]),
+        ("steps: 12", "steps: '12'", ["rollout.num_steps", 'integer, got "12"', "default is 25"]),
+        ("steps: 12", "steps: true", ["rollout.num_steps", "got true"]),
+        ("steps: 12", "steps: 12, shared_noise: yes", ["write true or false"]),
+        ("steps: 12", "steps: 12, group_size: 1", ["rollout.group_size", "equal to 2, got 1"]),
+        ("steps: 12", "steps: 7", ["rollout.num_trained_steps must be at most", "= 6, got 7"]),
+        ("steps: 12", "steps: 12, noise_level: .nan", ["rollout.noise_level", "finite", "NaN"]),
+        ("steps: 12", "steps: 12, shift: .inf", ["rollout.shift", "finite number, got Infinity"]),
+        ("steps: 12", "steps: 12, dynamics: flaw", ["rollout.dynamics", "did you mean 'flow'?"]),
+        ("steps: 12", "steps: 12, num_steps: 9", ["line 7", "duplicate key 'num_steps'"]),
+        ("name: test", "name: ../test", ["name must match pattern", '"../test"']),
+        ("name: test", "name: test\nlora: yes", ["lora must be a mapping", '"yes"']),
+        ("name: test", "name: test\ntrain: {betas: [0.9]}", ["train.betas.1 must be given"]),
+        ("TinyReward", "TinyRewart", ["rewards.0.type must exist", "'TinyReward'"]),
+        ("name: face", "scale: 0", ["rewards.0: scale must not be 0"]),
+        ("name: face", "name: text", ["rewards.1.name must be unique, got 'text'"]),
+        ("name: face", "weight: 0", ["rewards.0.weight must be greater than 0, got 0"]),
+        ("objective: prompt", "x: 1", ["rewards.1.x must be a known field", "objective"]),
+        ("tiny_plugs:TinyData", "emojy", ["data.type must be one of", "did you mean 'emoji'?"]),
+        ("tiny_plugs:TinyData", "tiny_plugs:NoPlug", ["data.type", "derived from DataConfig"]),
+        ("tiny_plugs:TinyData", "nowhere_at_all:X", ["data.type must be importable", "nowhere"]),
+        ('{type: "tiny_plugs:TinyData"}', "emoji", ["data must be a mapping", '"emoji"']),
+        ('{type: "tiny_plugs:TinyData"}', "{path: x}", ["data.type must be", "got nothing"]),
+        ("name: test", "name: {", ["line 3", "valid YAML"]),
+        ("name: test", "name: !!binary aGk=", ["plain YAML"]),
+        ("name: test", "name: &a [*a]", ["plain YAML"]),
+        (YAML, "- 1", ["must be a mapping of sections, got [1]"]),
+        (YAML, "", ["must be a mapping of sections, got null"]),
+    ],
+)
+def test_a_bad_file_gets_one_line(load, old, new, expected):
+    assert old in YAML
+    message = error_of(load, text=YAML.replace(old, new, 1))
+    assert "run.yaml: " in message
+    for fragment in expected:
+        assert fragment in message
+
+
+@pytest.mark.parametrize(
+    ("advantage", "expected"),
+    [
+        ("{shaping: linear, gamma: 0.4}", "advantage.gamma must be null"),
+        ("{shaping: gdpo, center: true}", "advantage.center must be false"),
+        ("{shaping: harmonic, center: true}", "advantage.center must be false"),
+        ("{gamma: 0}", "advantage.gamma must be greater than 0"),
+        ("{schedule: {type: tdv}}", "did you mean 'tdw'?"),
+        ("{schedule: {high: 0.6}}", "advantage.schedule.type must be one of tdw, constant"),
+        ("{schedule: {type: tdw, hihg: 0.6}}", "did you mean 'high'?"),
+        ("{schedule: {type: tdw, start: 23}}", "advantage.schedule.start must not be above end"),
+        ("{schedule: {type: constant, prompt: 1.5}}", "less than or equal to 1, got 1.5"),
+        ("{schedule: {type: custom}}", "advantage.schedule.target must be given"),
+        ("{schedule: {type: custom, target: a.b}}", "advantage.schedule.target must match"),
+        ("{schedule: {type: custom, target: 'nowhere:f'}}", "schedule.target must be importable"),
+        ("{shaping: synergy_only, schedule: {type: cosine}}", "no weighted sum to schedule"),
+        ("{extra_weights: {quality: 0.2}}", "advantage.extra_weights must name exactly"),
+    ],
+)
+def test_an_advantage_option_without_effect_is_refused(load, advantage, expected):
+    assert expected in error_of(load, text=f"{YAML}advantage: {advantage}\n")
+
+
+ONLY_PROMPT = YAML.replace("objective: identity", "objective: prompt")
+QUALITY = "  - {type: 'tiny_plugs:TinyReward', objective: quality}\n"
+WITH_QUALITY = YAML.replace("\nrollout: ", f"\n{QUALITY}rollout: ")
+
+
+def test_shapings_get_the_objectives_they_need(load):
+    assert "rewards must cover identity and prompt" in error_of(load, text=ONLY_PROMPT)
+    linear = ["--advantage.shaping", "linear"]
+    needed = "advantage.schedule must be {type: constant, prompt: 1.0}"
+    assert needed in error_of(load, *linear, text=ONLY_PROMPT)
+    constant = ["--advantage.schedule", "{type: constant, prompt: 1}"]
+    assert load(*linear, *constant, text=ONLY_PROMPT).advantage.schedule == ConstantSchedule(
+        prompt=1.0
+    )
+
+
+def test_further_objectives_need_a_weight(load):
+    assert "exactly the further objectives ['quality']" in error_of(load, text=WITH_QUALITY)
+    weights = ["--advantage.extra_weights"]
+    assert "sum to less than 1" in error_of(load, *weights, "{quality: 1}", text=WITH_QUALITY)
+    config = load(*weights, "{quality: 0.2}", text=WITH_QUALITY)
+    assert config.advantage.extra_weights == {"quality": 0.2}
+
+
+def test_a_custom_schedule_is_looked_up_when_the_config_is_read(load):
+    text = f"{YAML}advantage: {{schedule: {{type: custom, target: 'tiny_plugs:my_schedule'}}}}\n"
+    assert load(text=text).advantage.schedule == CustomSchedule(target="tiny_plugs:my_schedule")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--seed", "3"], lambda c: c.seed == 3),
+        (["--name", "123"], lambda c: c.name == "123"),
+        (["--rollout.num_steps=9"], lambda c: c.rollout.num_steps == 9),
+        (["--rollout.num-steps", "9"], lambda c: c.rollout.num_steps == 9),
+        (["--rollout.shift", "3"], lambda c: c.rollout.shift == 3.0),
+        (["--rollout.shift", "3", "--rollout.shift", "null"], lambda c: c.rollout.shift is None),
+        (["--rollout.shared_noise", "false"], lambda c: c.rollout.shared_noise is False),
+        (["--train.learning_rate", "1e-4"], lambda c: c.train.learning_rate == 1e-4),
+        (["--train.betas", "0.5", "0.6"], lambda c: c.train.betas == (0.5, 0.6)),
+        (["--generator.path", "there"], lambda c: c.generator.path == "there"),
+        (["--generator.size", "64"], lambda c: c.generator.size == 64),
+        (["--rewards.1.weight", "2"], lambda c: [r.weight for r in c.rewards] == [1.0, 2.0]),
+        (["--rewards.0.scale", "-2"], lambda c: c.rewards[0].scale == -2.0),
+        (["--lora", "null"], lambda c: c.lora is None),
+        (["--lora", "null", "--lora", "{rank: 3}"], lambda c: c.lora == LoraSettings(rank=3)),
+        (["--lora.target_modules", "to_q", "to_k"], lambda c: len(c.lora.target_modules) == 2),
+        (["--advantage.schedule.high", "0.8"], lambda c: c.advantage.schedule.high == 0.8),
+        (["--advantage.schedule", "{type: linear}"],
+         lambda c: c.advantage.schedule == LinearSchedule()),
+        (["--evaluators", '[{type: "tiny_plugs:TinyReward", objective: prompt}]'],
+         lambda c: c.evaluators == (TinyReward(objective="prompt"),)),
+        # Valid only together: what fields demand of each other is checked at the end.
+        (["--rollout.num_steps", "4", "--rollout.num_trained_steps", "3"],
+         lambda c: c.rollout.num_trained_steps == 3),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_overrides(load, arguments, expected):
+    assert expected(load(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--train.num_updats", "3"], "did you mean '--train.num_updates'?"),
+        (["--rewards.0.weigth", "3"], "did you mean '--rewards.0.weight'?"),
+        (["--rewards.2.weight", "3"], "override must be a field"),
+        (["--train.num_updates", "many"], 'train.num_updates must be a valid integer, got "many"'),
+        (["--train.num_updates"], "train.num_updates must be a valid integer, got null"),
+        (["--train.num_updates", "-5"], "train.num_updates must be greater than 0, got -5"),
+        (["--train.learning_rate", "nan"], "train.learning_rate must be a finite number"),
+        (["--rollout.shared_noise", "maybe"], "write true or false"),
+        (["--rollout.dynamics", "dense"], "did you mean 'dance'?"),
+        (["--rollout.group_size", "1"], "rollout.group_size must be greater than or equal to 2"),
+        (["--rollout.num_trained_steps", "12"], "rollout.num_trained_steps must be at most"),
+        (["--generator.path", "a", "b"], "--generator.path must be one str, got a b"),
+        (["--generator.type", "flux-kontext"], "replace them all: --generator '{type: ...}'"),
+        (["--rewards", "[]"], "rewards must have at least 1 item"),
+        (["--lora", "{rang: 3}"], "did you mean 'rank'?"),
+        (["--lora", "["], "--lora: line 1 must be valid YAML"),
+        (["3"], "override must start with a flag"),
+        (["--rollout.dynamics", "cps", "--rollout.noise_level", "1.2"], "at most 1 for dynamics"),
+        (["--train.inner_updates", "3"], "train.inner_updates must divide"),
+        (["--train.inner_updates", "8"], "train.num_updates must be a multiple"),
+        (["--loss.ratio_norm", "true"], "loss.ratio_norm must be false"),
+        (["--lora", "null", "--loss.kl_weight", "0.1"], "loss.kl_weight must be 0 when lora"),
+    ],
+    ids=" ".join,
+)
+def test_a_bad_override_gets_one_line(load, capfd, arguments, expected):
+    assert expected in error_of(load, *arguments)
+    assert capfd.readouterr() == ("", "")  # no box of tyro's
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"got '.*nothing\.yaml': No such file"):
+        load_config(tmp_path / "nothing.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load_config(tmp_path / "latin.yaml")
+
+
+def test_a_config_made_in_python_is_checked_on_demand(load):
+    config = load()
+    assert check_config(config) == config
+    with pytest.raises(ConfigError, match=r"rollout\.group_size"):
+        check_config(replace(config, rollout=RolloutConfig(group_size=1)))
+    with pytest.raises(ConfigError, match=r"train\.inner_updates must divide"):
+        check_config(replace(config, train=TrainConfig(inner_updates=3)))
+
+
+def test_names_and_defaults_are_those_of_ops():
+    hints = {f.name: f for f in fields(AdvantageConfig)}
+    assert hints["shaping"].default == "sars"
+    shapings = inspect.get_annotations(AdvantageConfig, eval_str=True)["shaping"]
+    assert set(get_args(shapings)) == set(ops.SHAPINGS)
+    dynamics = inspect.get_annotations(RolloutConfig, eval_str=True)["dynamics"]
+    assert {*get_args(dynamics), "ode"} == set(get_args(ops.Dynamics))
+    for schedule in get_args(get_args(ScheduleConfig)[0]):
+        options = {f.name: f.default for f in fields(schedule)}
+        type_ = options.pop("type")
+        if schedule is CustomSchedule:
+            continue
+        parameters = inspect.signature(ops.SCHEDULES[type_]).parameters
+        assert options == {name: p.default for name, p in parameters.items() if name != "sigmas"}
+
+
+def test_every_field_is_documented_and_only_plugs_and_the_name_are_required(load):
+    infos = [*list_fields(), *list_fields(load())]
+    for schedule in (TdwSchedule, ConstantSchedule, LinearSchedule, CosineSchedule, CustomSchedule):
+        infos += list_fields(schedule)
+    undocumented = {info.path for info in infos if not info.doc} - {
+        f"{plug}.type" for plug in ("data", "generator", "rewards.0", "rewards.1")
+    }
+    assert not undocumented
+    required = {info.path for info in list_fields() if info.value is MISSING}
+    assert required == {"name", "data", "generator", "rewards"}
+
+
+def test_the_arithmetic_is_explained(load):
+    config = load(
+        "--train.inner_updates", "2", "--train.num_updates", "100",
+        "--train.micro_batch_size", "100", "--rollout.group_size", "6",
+    )  # fmt: skip
+    text = explain_batch(config)
+    assert "8 prompts x 6 samples = 48 images" in text
+    assert "4 groups x 6 samples x 7 trained steps = 168 (sample, step) pairs, in 2" in text
+    assert "50 rollouts = 2400 images" in text
+    assert "ratio" not in text
+    assert "ratio: 1" in explain_batch(load())

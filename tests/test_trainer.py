@@ -1,0 +1,187 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, changed
+from safetensors.torch import load_file
+
+from customized_grpo.config import LoraSettings, RunConfig, load_config
+from customized_grpo.errors import ConfigError, CustomizedGRPOError, RewardError
+from customized_grpo.evaluate import evaluate_run
+from customized_grpo.rewards.clip_text import ClipTextReward
+from customized_grpo.trainer import train
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "weights" / "pytorch_lora_weights.safetensors")
+
+
+def without_seconds(row: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if not name.startswith("seconds/")}
+
+
+@pytest.fixture
+def run(tiny_config: RunConfig) -> Path:
+    return train(tiny_config)
+
+
+def test_run_folder_holds_everything(run: Path, tiny_config: RunConfig) -> None:
+    assert {path.name for path in run.iterdir()} == {
+        "config.yaml",
+        "metrics.jsonl",
+        "samples",
+        "weights",
+    }
+    assert load_config(run / "config.yaml") == tiny_config
+    assert [p.name for p in sorted((run / "samples").iterdir())] == ["000000.png", "000002.png"]
+    rows = metrics(run)
+    assert [row["update"] for row in rows] == [1, 2]
+    for name in (
+        "reward/clip-text/mean",
+        "reward/dinov2/std",
+        "share/conflicted",
+        "share/both_positive",
+        "share/both_negative",
+        "ratio_mean",
+        "mismatch",
+        "clip_fraction",
+        "grad_norm",
+        "zero_variance_groups",
+        "seconds/rollout",
+        "seconds/reward",
+        "seconds/update",
+    ):
+        assert name in rows[0], name
+    assert rows[0]["grad_norm"] > 0
+    assert all(tensor.norm() > 0 for name, tensor in weights(run).items() if "lora_B" in name)
+
+
+def test_mismatch_is_reported_and_small_in_float32(run: Path) -> None:
+    assert all(0 <= row["mismatch"] < 5e-6 for row in metrics(run))
+
+
+def test_seeds_repeat_and_differ(run: Path, tiny_config: RunConfig) -> None:
+    again = train(dataclasses.replace(tiny_config, name="again"))
+    other = train(dataclasses.replace(tiny_config, name="other", seed=1))
+    first, second = ([without_seconds(r) for r in metrics(x)] for x in (run, again))
+    assert first == second
+    assert all(torch.equal(t, weights(again)[name]) for name, t in weights(run).items())
+    assert without_seconds(metrics(other)[0]) != first[0]
+
+
+def test_inner_updates_split_the_groups(tiny_config: RunConfig) -> None:
+    rows = metrics(train(changed(tiny_config, train={"inner_updates": 2, "num_updates": 2})))
+    assert len(rows) == 2
+    assert "reward/dinov2/mean" in rows[0]
+    assert "reward/dinov2/mean" not in rows[1]
+    assert rows[0]["ratio_abs_dev"] == 0
+    assert rows[1]["ratio_abs_dev"] > 0
+
+
+def test_ema_saves_the_average(tiny_config: RunConfig) -> None:
+    frozen = changed(tiny_config, train={"ema_decay": 0.999999})
+    averaged = weights(train(frozen))
+    assert all(t.abs().max() < 1e-6 for name, t in averaged.items() if "lora_B" in name)
+
+
+def test_full_fine_tuning(tiny_config: RunConfig) -> None:
+    run = train(dataclasses.replace(tiny_config, lora=None))
+    assert (run / "weights" / "transformer" / "config.json").exists()
+    report = evaluate_run(run)
+    assert report.scores["base"] != report.scores["tuned"]
+
+
+def test_kl_ratio_norm_and_micro_batches_run_together(tiny_config: RunConfig) -> None:
+    config = changed(
+        tiny_config,
+        loss={"kl_weight": 0.01, "ratio_norm": True},
+        train={"inner_updates": 2, "micro_batch_size": 3},
+    )
+    assert all(row["kl"] >= 0 for row in metrics(train(config)))
+
+
+def test_evaluation_writes_table_and_picture(run: Path) -> None:
+    report = evaluate_run(run)
+    assert report.picture.exists()
+    assert set(report.scores) == {"copy of the reference", "ground truth", "base", "tuned"}
+    assert json.loads((run / "evaluation.json").read_text()) == report.scores
+    copied = report.scores["copy of the reference"]["dinov2"]
+    assert copied == pytest.approx([1.0] * 4, abs=1e-4)
+    table = report.table()
+    assert "tuned - base" in table
+    assert "4 held-out examples" in table
+    base = torch.tensor(report.scores["base"]["clip-text"])
+    tuned = torch.tensor(report.scores["tuned"]["clip-text"])
+    mean, error = report.change("clip-text")
+    assert mean == pytest.approx((tuned - base).mean().item())
+    assert error == pytest.approx(((tuned - base).std() / 2).item())
+
+
+def test_an_untrained_lora_evaluates_to_the_base(tiny_config: RunConfig) -> None:
+    config = changed(tiny_config, train={"learning_rate": 1e-30, "num_updates": 1})
+    report = evaluate_run(train(config))
+    for evaluator, scores in report.scores["base"].items():
+        assert report.scores["tuned"][evaluator] == pytest.approx(scores, abs=1e-6)
+
+
+def test_a_second_run_of_the_same_name_is_refused(run: Path, tiny_config: RunConfig) -> None:
+    before = (run / "metrics.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match="already holds a run"):
+        train(tiny_config)
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"generator": {"path": "nowhere"}},
+        {"generator": {"height": 60}},
+        {"lora": {"rank": 4, "target_modules": ("nothing",)}},
+    ],
+)
+def test_mistakes_leave_nothing_behind(tiny_config: RunConfig, change: dict) -> None:
+    with pytest.raises(CustomizedGRPOError) as caught:
+        train(changed(tiny_config, **change))
+    assert "\n" not in str(caught.value)
+    assert not Path(tiny_config.output_dir).exists()
+
+
+def test_unscorable_images_stop_the_run(
+    tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        ClipTextReward,
+        "score",
+        lambda self, images, examples: torch.full((len(images),), torch.nan),
+    )
+    with pytest.raises(RewardError, match="no image of rollout 0 could be scored"):
+        train(tiny_config)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_config_trains(path: Path, tmp_path: Path) -> None:
+    flags = [
+        "--output_dir", str(tmp_path),
+        "--train.num_updates", "1",
+        "--rollout.prompts_per_rollout", "1",
+        "--rollout.group_size", "2",
+        "--rollout.num_steps", "3",
+        "--rollout.num_trained_steps", "1",
+    ]  # fmt: skip
+    assert len(metrics(train(load_config(path, flags)))) == 1
+
+
+def test_lora_settings_reach_the_adapter(tiny_config: RunConfig) -> None:
+    config = dataclasses.replace(
+        tiny_config, lora=LoraSettings(rank=3, alpha=6, target_modules=("to_q",))
+    )
+    run = train(config)
+    saved = weights(run)
+    assert {t.shape[0] for name, t in saved.items() if "lora_A" in name} == {3}
+    assert all(".to_q." in name for name in saved)
