@@ -8,6 +8,7 @@ import os
 import sys
 import textwrap
 import traceback
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
@@ -63,8 +64,18 @@ def _set_up_output() -> None:
     logging.getLogger("customized_grpo").setLevel(logging.INFO)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    # torch says once that bfloat16 autocast cannot fuse an RMSNorm with float32 weights.
+    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+
+
+def _hide_loading_bars() -> None:
+    """The libraries draw a bar per checkpoint part, worth seeing on a terminal only."""
     if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        import diffusers
+        import transformers
+
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
 
 
 def _one_line(error: Exception) -> str:
@@ -144,6 +155,7 @@ def _train_config(config_path: str | Path, overrides: Sequence[str]) -> Path:
 
     from customized_grpo.trainer import train
 
+    _hide_loading_bars()
     print(explain_batch(config), flush=True)
     run = train(config)
     print(f"run: {run}")
@@ -157,16 +169,23 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _evaluate_run(run: Path) -> None:
     from customized_grpo.evaluate import evaluate_run
 
+    _hide_loading_bars()
     report = evaluate_run(run)
     print(f"picture: {report.picture}")
     print(report.table())
 
 
 def _demo(options: argparse.Namespace) -> None:
-    overrides = ["--name", f"demo-seed{options.seed}", "--seed", str(options.seed)]
+    overrides = ["--name", _free_name(f"demo-seed{options.seed}"), "--seed", str(options.seed)]
     if options.updates is not None:
         overrides += ["--train.num_updates", str(options.updates)]
     _evaluate_run(_train_config(_shipped_config("emoji.yaml"), overrides))
+
+
+def _free_name(name: str) -> str:
+    """The name, numbered if runs/ has it already: a demo can be repeated."""
+    numbered = (name, *(f"{name}-{i}" for i in range(2, 1000)))
+    return next(n for n in numbered if not Path("runs", n).exists())
 
 
 def _shipped_config(name: str) -> Path:
