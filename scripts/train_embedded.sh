@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains everything that is embedded in the package and puts it there. Resumable: run it again.
-# About 3 hours on 2 CPU cores; OMP_NUM_THREADS=1 if the machine does other work too.
+# About 4 hours on 1 CPU core, half of that on 2; OMP_NUM_THREADS=1 if the machine does other work too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
@@ -12,7 +12,7 @@ $python scripts/train_rewards.py --kind clip --seed 2 --width 128 --out $out/rew
 $python scripts/train_rewards.py --kind clip --seed 3 --width 96 --strength 1.3 --out $out/evaluator-clip
 $python scripts/train_rewards.py --kind dino --seed 4 --width 96 --strength 1.3 --out $out/evaluator-dino
 $python scripts/train_vae.py --steps 4500 --out $out/vae
-$python scripts/train_generator.py --steps 5000 --vae $out/vae/vae --out $out/generator
+$python scripts/train_generator.py --steps 7000 --vae $out/vae/vae --out $out/generator
 
 rm -rf $assets
 mkdir -p $assets

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 
@@ -11,13 +10,12 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+from helpers import ROOT
 
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.data.sources import EmojiSource
 from customized_grpo.generators.flux_kontext import FluxKontextConfig, FluxKontextGenerator
 from customized_grpo.types import Example
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -47,12 +45,3 @@ def generator() -> FluxKontextGenerator:
 @pytest.fixture(scope="session")
 def examples() -> list[Example]:
     return EmojiSource(seed=0).training(0, 4)
-
-
-def changed(config: RunConfig, **sections: dict[str, object]) -> RunConfig:
-    """The config with some fields of some sections replaced."""
-    replaced = {
-        name: dataclasses.replace(getattr(config, name), **fields)
-        for name, fields in sections.items()
-    }
-    return dataclasses.replace(config, **replaced)

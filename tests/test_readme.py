@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT
 from diffusers import FluxKontextPipeline
+from helpers import ROOT
 
 from customized_grpo.assets import resolve_checkpoint
 from customized_grpo.cli import main

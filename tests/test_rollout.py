@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import changed
+from helpers import changed
 
 from customized_grpo.config import RolloutConfig, RunConfig
 from customized_grpo.errors import ConfigError

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, changed
+from helpers import ROOT, changed
 from safetensors.torch import load_file
 
 from customized_grpo.config import LoraSettings, RunConfig, load_config
