@@ -62,6 +62,23 @@ def test_run_folder_holds_everything(run: Path, tiny_config: RunConfig) -> None:
     assert all(tensor.norm() > 0 for name, tensor in weights(run).items() if "lora_B" in name)
 
 
+def test_the_arithmetic_is_explained_first(
+    tiny_config: RunConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="customized_grpo"):
+        train(tiny_config)
+    assert "2 prompts x 3 samples = 6 images" in caplog.messages[0]
+    assert "update 2/2" in caplog.messages[-1]
+
+
+def test_errors_name_the_section_of_the_plug(tiny_config: RunConfig) -> None:
+    rewards = (tiny_config.rewards[0], dataclasses.replace(tiny_config.rewards[1], path="nowhere"))
+    with pytest.raises(ConfigError, match=r"^rewards\.1\.path: checkpoint 'nowhere'"):
+        train(dataclasses.replace(tiny_config, rewards=rewards))
+    with pytest.raises(ConfigError, match=r"^generator\.path: checkpoint 'nowhere'"):
+        train(changed(tiny_config, generator={"path": "nowhere"}))
+
+
 def test_mismatch_is_reported_and_small_in_float32(run: Path) -> None:
     assert all(0 <= row["mismatch"] < 5e-6 for row in metrics(run))
 

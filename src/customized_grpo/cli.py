@@ -149,14 +149,13 @@ def _train(arguments: Sequence[str]) -> None:
 
 
 def _train_config(config_path: str | Path, overrides: Sequence[str]) -> Path:
-    from customized_grpo.config import explain_batch, load_config
+    from customized_grpo.config import load_config
 
     config = load_config(config_path, overrides)
 
     from customized_grpo.trainer import train
 
     _hide_loading_bars()
-    print(explain_batch(config), flush=True)
     run = train(config)
     print(f"run: {run}")
     return run

@@ -1,5 +1,8 @@
 """Errors a user can cause; each message is one line: field, requirement, value received, fix."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class CustomizedGRPOError(Exception):
     """Base of every error below; the command line prints it as one line and exits with 2."""
@@ -21,5 +24,11 @@ class CheckpointError(CustomizedGRPOError):
     """A checkpoint or a run folder is missing, incomplete or not of the expected kind."""
 
 
-class GeneratorError(CustomizedGRPOError):
-    """A generator cannot be built, or refuses its inputs."""
+@contextmanager
+def within(section: str) -> Iterator[None]:
+    """Puts the section of the config in front of a ConfigError raised inside: a plug knows its
+    fields, not where it stands."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{section}.{error}") from error

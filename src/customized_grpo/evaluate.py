@@ -11,13 +11,12 @@ from torch import Tensor
 
 from customized_grpo.checkpoint import write_atomic
 from customized_grpo.config import RunConfig, load_config
-from customized_grpo.data.sources import DataSource
 from customized_grpo.errors import CheckpointError, ConfigError
 from customized_grpo.generators.base import Generator
 from customized_grpo.report.grid import save_grid
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.rollout import make_policy, pick_device, sample_images
-from customized_grpo.trainer import WEIGHTS
+from customized_grpo.trainer import WEIGHTS, build_world
 from customized_grpo.types import Example
 
 _PICTURE_ROWS = 10
@@ -74,9 +73,8 @@ def evaluate_run(run: Path) -> EvaluationReport:
     if not config.evaluators:
         raise ConfigError(f"evaluators: {run / 'config.yaml'} names none; add the models to use")
     device = pick_device(config.device)
-    data: DataSource = config.data.build(config.seed)
-    generator: Generator = config.generator.build(device)
-    evaluators = RewardSet(config.evaluators, device)
+    data, generator = build_world(config, device)
+    evaluators = RewardSet(config.evaluators, device, "evaluators")
     examples = data.held_out(config.evaluation.num_examples)
     images = {"copy of the reference": torch.stack([e.references[0] for e in examples])}
     if examples[0].target is not None:

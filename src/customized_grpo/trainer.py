@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,10 +10,10 @@ import torch
 from torch import Tensor
 
 from customized_grpo.checkpoint import Ema, replace_folder
-from customized_grpo.config import RunConfig
+from customized_grpo.config import RunConfig, explain_batch
 from customized_grpo.credit import assign_credit, share_statistics
 from customized_grpo.data.sources import DataSource
-from customized_grpo.errors import RewardError
+from customized_grpo.errors import RewardError, within
 from customized_grpo.generators.base import Generator
 from customized_grpo.generators.lora import attach_lora
 from customized_grpo.policy_loss import accumulate_gradient, policy_batch
@@ -21,6 +22,8 @@ from customized_grpo.rewards.base import RewardSet
 from customized_grpo.rollout import collect_rollout, make_policy, pick_device, sample_images
 from customized_grpo.runlog import RunLog, run_folder
 from customized_grpo.types import Advantages, Example, RewardScores
+
+logger = logging.getLogger("customized_grpo")
 
 WEIGHTS = "weights"
 _NUM_SAMPLES = 6  # rows of a sample grid
@@ -36,16 +39,25 @@ def train(config: RunConfig) -> Path:
     """
     folder = run_folder(config)
     device = pick_device(config.device)
-    data: DataSource = config.data.build(config.seed)
-    generator: Generator = config.generator.build(device)
+    data, generator = build_world(config, device)
     rewards = RewardSet(config.rewards, device)
     torch.manual_seed(config.seed)
     make_trainable(generator, config)
     samples = SampleGrid(generator, config, data.held_out(_NUM_SAMPLES))
     data.training(0, config.rollout.prompts_per_rollout)
     log = RunLog(folder, config)
+    logger.info(explain_batch(config))
     Trainer(config, data, generator, rewards, samples, log).run()
     return folder
+
+
+def build_world(config: RunConfig, device: torch.device) -> tuple[DataSource, Generator]:
+    """Loads data source and generator; their errors name the section of the config."""
+    with within("data"):
+        data: DataSource = config.data.build(config.seed)
+    with within("generator"):
+        generator: Generator = config.generator.build(device)
+    return data, generator
 
 
 def make_trainable(generator: Generator, config: RunConfig) -> None:

