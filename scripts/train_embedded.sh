@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Trains everything that is embedded in the package and puts it there. Resumable: run it again.
-# About 4 hours on 1 CPU core, half of that on 2; OMP_NUM_THREADS=1 if the machine does other work too.
+# About 2.5 hours on one CPU core (VAE 21 min, rewards 34, generator 90); set OMP_NUM_THREADS=1 if the
+# machine does other work too: two threads beside a busy process are several times slower than one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=.venv/bin/python

@@ -44,7 +44,6 @@ def train(config: RunConfig) -> Path:
     torch.manual_seed(config.seed)
     make_trainable(generator, config)
     samples = SampleGrid(generator, config, data.held_out(_NUM_SAMPLES))
-    data.training(0, config.rollout.prompts_per_rollout)
     log = RunLog(folder, config)
     logger.info(explain_batch(config))
     Trainer(config, data, generator, rewards, samples, log).run()
