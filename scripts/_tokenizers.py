@@ -29,7 +29,7 @@ def clip_tokenizer() -> CLIPTokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=5000,
         end_of_word_suffix="</w>",
-        initial_alphabet=alphabet,
+        special_tokens=[*alphabet, *(c + "</w>" for c in alphabet)],  # fixed ids: ties break alike
         min_frequency=1,
         show_progress=False,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import time
 from pathlib import Path
 
@@ -35,6 +36,25 @@ class Ema:
                 self.shadow[name].copy_(value)
 
 
+def make_optimizers(module: nn.Module) -> list[torch.optim.Optimizer]:
+    """Muon (arXiv:2502.16982) for the linear layers inside blocks, AdamW for everything else.
+
+    ``match_rms_adamw`` lets both share one learning rate.
+    """
+    inside = re.compile(r"(blocks?|layers?)\.\d+\.")
+    matrices = [
+        layer.weight
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear) and inside.search(name) and "norm" not in name
+    ]
+    chosen = {id(weight) for weight in matrices}
+    rest = [p for p in module.parameters() if p.requires_grad and id(p) not in chosen]
+    adamw = torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.01)
+    if not matrices:
+        return [adamw]
+    return [torch.optim.Muon(matrices, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"), adamw]
+
+
 class Run:
     """State of one training run: ``state.pt`` (atomic, ``weights_only``) and ``log.jsonl``."""
 
@@ -43,9 +63,7 @@ class Run:
         self.peak_lr, self.num_steps = peak_lr, num_steps
         folder.mkdir(parents=True, exist_ok=True)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, peak_lr, betas=(0.9, 0.98), weight_decay=0.01
-        )
+        self.optimizers = make_optimizers(module)
         self.ema = Ema(module)
         self.step, self._started, self._loss = 0, time.time(), float("nan")
         self._resume()
@@ -55,7 +73,8 @@ class Run:
         if path.exists():
             state = torch.load(path, weights_only=True)
             self.module.load_state_dict(state["module"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
             self.ema.shadow = state["ema"]
             self.step = state["step"]
 
@@ -65,12 +84,14 @@ class Run:
 
     def update(self, loss: Tensor, **numbers: float) -> None:
         """One optimizer step; logs every 50 and saves every 500."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = cosine_lr(self.step, peak=self.peak_lr, num_steps=self.num_steps)
-        self.optimizer.zero_grad(set_to_none=True)
+        lr = cosine_lr(self.step, peak=self.peak_lr, num_steps=self.num_steps)
+        self.module.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
         self.ema.update(self.module, self.step)
         self.step += 1
         value = loss.item()
@@ -92,7 +113,7 @@ class Run:
         """Writes the state to a temporary file and renames it."""
         state = {
             "module": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "ema": self.ema.shadow,
             "step": self.step,
         }

@@ -1,6 +1,6 @@
 """Trains the embedded FLUX.1 Kontext checkpoint on the emoji world by flow matching.
 
-python scripts/train_generator.py --vae build/vae/vae --out build/generator --steps 7000
+python scripts/train_generator.py --vae build/vae/vae --out build/generator --steps 13000
 
 Renders a pool of (reference, prompt, target) triples, encodes it once, then trains a tiny
 ``FluxTransformer2DModel`` together with its two text encoders. Resumable: the same command goes on
@@ -212,10 +212,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--steps", type=int, default=13_000)
     parser.add_argument("--pool", type=int, default=64_000)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=1.2e-3)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)

@@ -4,8 +4,8 @@ python scripts/train_rewards.py --kind clip --seed 1 --width 128 --out build/rew
 python scripts/train_rewards.py --kind dino --seed 2 --width 96 --out build/evaluator-dino
 
 Both are contrastive (InfoNCE over the batch). CLIP pairs a picture with its sentence. DINO pairs
-two augmented crops of one picture, or the same subject in two scenes, half of the time each: like
-a self-supervised DINO it sees the background too, so that copying the reference is a temptation.
+the same subject in two scenes or, three times in ten, two augmented crops of one picture: like a
+self-supervised DINO it sees the background too, so that copying the reference is a temptation.
 Reward and evaluator differ in seed, width, patch statistics and strength of augmentation.
 """
 
@@ -135,7 +135,7 @@ def build_dino(width: int) -> Dinov2Model:
 def dino_loss(model: Dinov2Model, pool: Pool, batch: int, strength: float, generator):
     rows = torch.randint(len(pool.targets), (batch,), generator=generator)
     references, targets = (t[rows].float() / 255 for t in (pool.references, pool.targets))
-    same_picture = torch.rand(batch, 1, 1, 1, generator=generator) < 0.5
+    same_picture = torch.rand(batch, 1, 1, 1, generator=generator) < 0.3
     a = augment(references, strength, generator)
     b = augment(torch.where(same_picture, references, targets), strength, generator)
     with torch.autocast("cpu", torch.bfloat16):
@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--strength", type=float, default=1.0, help="of the augmentation")
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--pool", type=int, default=24_000)
+    parser.add_argument("--pool", type=int, default=40_000)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     args = parser.parse_args()
     torch.manual_seed(args.seed)

@@ -23,6 +23,7 @@ SMALL = [
     "--rollout.num_steps", "3",
     "--rollout.num_trained_steps", "1",
     "--train.num_updates", "1",
+    "--train.inner_updates", "1",
     "--evaluation.num_examples", "4",
 ]  # fmt: skip
 

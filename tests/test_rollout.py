@@ -143,7 +143,7 @@ def test_autocast_stays_close_to_float32(
         a, b = (policy.velocity(noise, steps, conditioning) for policy in (exact, fast))
     assert b.dtype == torch.float32
     assert not torch.equal(a, b)
-    torch.testing.assert_close(a, b, atol=0.1, rtol=0.1)
+    assert (a - b).norm() < 0.03 * a.norm()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

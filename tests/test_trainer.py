@@ -186,6 +186,7 @@ def test_every_config_trains(path: Path, tmp_path: Path) -> None:
     flags = [
         "--output_dir", str(tmp_path),
         "--train.num_updates", "1",
+        "--train.inner_updates", "1",
         "--rollout.prompts_per_rollout", "1",
         "--rollout.group_size", "2",
         "--rollout.num_steps", "3",

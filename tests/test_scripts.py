@@ -1,0 +1,117 @@
+"""The scripts that made the embedded models still run, resume, and write what the adapters load."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from helpers import ROOT
+from torch import nn
+from transformers import CLIPTokenizer
+
+from customized_grpo.assets import resolve_checkpoint
+from customized_grpo.data.emoji import all_words
+from customized_grpo.data.sources import EmojiSource
+from customized_grpo.generators.flux_kontext import FluxKontextConfig
+from customized_grpo.rewards.dinov2 import Dinov2Config
+
+SCRIPTS = ROOT / "scripts"
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return importlib.import_module("_training")
+
+
+@pytest.fixture
+def tokenizers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return importlib.import_module("_tokenizers")
+
+
+def _run(script: str, *arguments: object) -> None:
+    command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
+    subprocess.run(command, check=True, env=os.environ, capture_output=True)
+
+
+class _Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(4, 4))])
+        self.head = nn.Linear(4, 1)
+
+
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(
+    training: ModuleType, tmp_path: Path
+) -> None:
+    def advance(folder: str, until: int):
+        torch.manual_seed(0)
+        net = _Net()
+        run = training.Run(tmp_path / folder, net, peak_lr=0.1, num_steps=6)
+        while run.step < until:
+            inputs = torch.randn(8, 4, generator=run.generator(seed=1))
+            run.update(net.head(net.blocks[0](inputs)).square().mean())
+        run.save()
+        return net, run
+
+    whole, whole_run = advance("whole", 6)
+    advance("parts", 3)
+    parts, parts_run = advance("parts", 6)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, parts.state_dict()[name])
+        assert torch.equal(whole_run.ema.shadow[name], parts_run.ema.shadow[name])
+
+
+def test_only_linear_layers_inside_blocks_are_trained_by_muon(training: ModuleType) -> None:
+    net = _Net()
+    muon, adamw = training.make_optimizers(net)
+    assert [p.shape for p in muon.param_groups[0]["params"]] == [(4, 4)]
+    assert len(adamw.param_groups[0]["params"]) == 3
+
+
+def test_a_later_process_builds_the_tokenizer_the_embedded_generator_was_trained_with(
+    tokenizers: ModuleType,
+) -> None:
+    folder = Path(resolve_checkpoint("embedded:generator"), "tokenizer")
+    embedded = CLIPTokenizer.from_pretrained(folder)
+    rebuilt = tokenizers.clip_tokenizer()
+    assert rebuilt.get_vocab() == embedded.get_vocab()
+    for word in all_words():
+        assert rebuilt(word).input_ids == embedded(word).input_ids
+
+
+@pytest.mark.slow
+def test_generator_scripts_write_a_pipeline_the_adapter_loads(tmp_path: Path) -> None:
+    first, second = tmp_path / "vae-first", tmp_path / "vae"
+    _run("train_vae.py", "--steps", 2, "--batch", 2, "--out", first)
+    _run("train_vae.py", "--steps", 2, "--batch", 2, "--decoder-of", first / "vae", "--out", second)
+    _run(
+        *("train_generator.py", "--steps", 2, "--batch", 2, "--pool", 4),
+        *("--vae", second / "vae", "--out", tmp_path / "generator"),
+    )
+    generator = FluxKontextConfig(path=str(tmp_path / "generator" / "pipeline")).build(
+        torch.device("cpu")
+    )
+    examples = EmojiSource(seed=0).training(0, 2)
+    assert generator.encode(examples) is not None
+    assert generator.noise(2, torch.Generator().manual_seed(0)).isfinite().all()
+
+
+@pytest.mark.slow
+def test_reward_script_writes_a_model_the_adapter_loads(tmp_path: Path) -> None:
+    _run(
+        *("train_rewards.py", "--kind", "dino", "--seed", 0, "--width", 32, "--steps", 2),
+        *("--batch", 4, "--pool", 8, "--out", tmp_path / "dino"),
+    )
+    config = Dinov2Config(objective="identity", path=str(tmp_path / "dino" / "model"))
+    examples = EmojiSource(seed=0).training(0, 2)
+    images = torch.stack([example.references[0] for example in examples])
+    scores = config.build(torch.device("cpu")).score(images, examples)
+    torch.testing.assert_close(scores, torch.ones(2), atol=1e-4, rtol=0)
