@@ -7,7 +7,9 @@ import math
 import os
 import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -36,23 +38,42 @@ class Ema:
                 self.shadow[name].copy_(value)
 
 
-def make_optimizers(module: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon (arXiv:2502.16982) for the linear layers inside blocks, AdamW for everything else.
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A weight that Muon trains, and the 2-D view of the same memory that Muon sees."""
+
+    weight: nn.Parameter
+    view: nn.Parameter
+
+
+def find_matrices(module: nn.Module) -> list[Matrix]:
+    """Linear layers and convolutions (as ``[out, kernel * in]``) inside blocks."""
+    inside = re.compile(r"(blocks?|layers?)\.\d+\.")
+    matrices = []
+    for name, layer in module.named_modules():
+        if not inside.search(f"{name}.") or "norm" in name:
+            continue
+        if isinstance(layer, nn.Linear):
+            matrices.append(Matrix(layer.weight, layer.weight))
+        elif isinstance(layer, nn.Conv2d):
+            channels_last = layer.weight.data.permute(0, 2, 3, 1)
+            flat = channels_last.view(len(channels_last), -1)
+            matrices.append(Matrix(layer.weight, nn.Parameter(flat)))
+    return matrices
+
+
+def make_optimizers(module: nn.Module, matrices: list[Matrix]) -> list[torch.optim.Optimizer]:
+    """Muon (arXiv:2502.16982) for the matrices, AdamW for everything else.
 
     ``match_rms_adamw`` lets both share one learning rate.
     """
-    inside = re.compile(r"(blocks?|layers?)\.\d+\.")
-    matrices = [
-        layer.weight
-        for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear) and inside.search(name) and "norm" not in name
-    ]
-    chosen = {id(weight) for weight in matrices}
-    rest = [p for p in module.parameters() if p.requires_grad and id(p) not in chosen]
+    chosen = {id(matrix.weight) for matrix in matrices}
+    rest = [p for p in module.parameters() if id(p) not in chosen]
     adamw = torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.01)
     if not matrices:
         return [adamw]
-    return [torch.optim.Muon(matrices, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"), adamw]
+    views = [matrix.view for matrix in matrices]
+    return [torch.optim.Muon(views, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"), adamw]
 
 
 class Run:
@@ -60,10 +81,11 @@ class Run:
 
     def __init__(self, folder: Path, module: nn.Module, *, peak_lr: float, num_steps: int) -> None:
         self.folder, self.module = folder, module
+        module.to(memory_format=torch.channels_last)  # pyright: ignore
         self.peak_lr, self.num_steps = peak_lr, num_steps
         folder.mkdir(parents=True, exist_ok=True)
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.optimizers = make_optimizers(module)
+        self.matrices = find_matrices(module)
+        self.optimizers = make_optimizers(module, self.matrices)
         self.ema = Ema(module)
         self.step, self._started, self._loss = 0, time.time(), float("nan")
         self._resume()
@@ -87,7 +109,11 @@ class Run:
         lr = cosine_lr(self.step, peak=self.peak_lr, num_steps=self.num_steps)
         self.module.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        for matrix in self.matrices:
+            if matrix.view is not matrix.weight:
+                grad = cast("Tensor", matrix.weight.grad)
+                matrix.view.grad = grad.permute(0, 2, 3, 1).reshape(matrix.view.shape)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr

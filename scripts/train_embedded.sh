@@ -14,9 +14,8 @@ $python scripts/train_rewards.py --kind clip --seed 2 --width 128 --out $out/rew
 $python scripts/train_rewards.py --kind clip --seed 3 --width 96 --strength 1.3 --out $out/evaluator-clip
 $python scripts/train_rewards.py --kind dino --seed 4 --width 96 --strength 1.3 --steps 1600 \
   --out $out/evaluator-dino
-$python scripts/train_vae.py --steps 4500 --out $out/vae-first
-$python scripts/train_vae.py --steps 5000 --seed 1 --decoder-of $out/vae-first/vae --out $out/vae
-$python scripts/train_generator.py --steps 13000 --vae $out/vae/vae --out $out/generator
+$python scripts/train_vae.py --out $out/vae
+$python scripts/train_generator.py --vae $out/vae/vae --out $out/generator
 
 rm -rf $assets
 mkdir -p $assets

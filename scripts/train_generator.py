@@ -19,14 +19,14 @@ import torch.nn.functional as F
 from _tokenizers import MAX_TOKENS, clip_tokenizer, t5_tokenizer
 from _training import Run
 from diffusers import (
-    AutoencoderKL,
+    AutoencoderTiny,
     FlowMatchEulerDiscreteScheduler,
     FluxKontextPipeline,
     FluxTransformer2DModel,
 )
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel
 
 from customized_grpo.data.emoji import EmojiWorld
 
@@ -37,11 +37,12 @@ SHIFT = 2.0  # of the sampling schedule; written into the scheduler's config
 class Denoiser(nn.Module):
     """Transformer and text encoders, trained together."""
 
-    def __init__(self, num_clip_tokens: int, eos: int, pad: int, num_t5_tokens: int) -> None:
+    def __init__(self, clip: CLIPTokenizer, num_t5_tokens: int, token_channels: int) -> None:
         super().__init__()
+        eos = clip.eos_token_id
         self.text_encoder = CLIPTextModel(
             CLIPTextConfig(
-                vocab_size=num_clip_tokens,
+                vocab_size=len(clip),
                 hidden_size=TEXT_WIDTH,
                 intermediate_size=2 * TEXT_WIDTH,
                 num_hidden_layers=1,
@@ -50,7 +51,7 @@ class Denoiser(nn.Module):
                 max_position_embeddings=MAX_TOKENS + 2,
                 bos_token_id=eos - 1,
                 eos_token_id=eos,
-                pad_token_id=pad,
+                pad_token_id=clip.pad_token_id,
             )
         )
         self.text_encoder_2 = T5EncoderModel(
@@ -69,11 +70,11 @@ class Denoiser(nn.Module):
         )
         self.transformer = FluxTransformer2DModel(
             patch_size=1,
-            in_channels=128,
+            in_channels=token_channels,
             num_layers=1,
-            num_single_layers=7,
+            num_single_layers=4,
             attention_head_dim=64,
-            num_attention_heads=3,
+            num_attention_heads=4,
             joint_attention_dim=TEXT_WIDTH,
             pooled_projection_dim=TEXT_WIDTH,
             guidance_embeds=False,
@@ -113,14 +114,14 @@ def _start_as_identity(transformer: FluxTransformer2DModel) -> None:
 
 
 def pack(latents: Tensor) -> Tensor:
-    """``[B, 32, 8, 8]`` -> ``[B, 16, 128]``, as the pipeline packs."""
+    """``[B, C, 8, 8]`` -> ``[B, 16, 4 C]``, as the pipeline packs."""
     batch, channels, height, width = latents.shape
     return FluxKontextPipeline._pack_latents(latents, batch, channels, height, width)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pool:
-    """Encoded triples: latents ``[N, 16, 128]`` bfloat16, token ids ``[N, length]``.
+    """Encoded triples: latents ``[N, 16, 4 C]`` bfloat16, token ids ``[N, length]``.
 
     ``subject`` ``[N, 16]`` is the share of each token that the subject covers in the target.
     """
@@ -133,7 +134,7 @@ class Pool:
 
 
 @torch.no_grad()
-def make_pool(vae: AutoencoderKL, size: int, seed: int, tokenizers) -> Pool:
+def make_pool(vae: AutoencoderTiny, size: int, seed: int, tokenizers) -> Pool:
     world, generator = EmojiWorld("train"), torch.Generator().manual_seed(seed)
     encoder = vae.to(memory_format=torch.channels_last)  # pyright: ignore
     columns: dict[str, list[Tensor]] = {f.name: [] for f in fields(Pool)}
@@ -143,7 +144,7 @@ def make_pool(vae: AutoencoderKL, size: int, seed: int, tokenizers) -> Pool:
         for name, images in (("targets", batch.targets), ("references", batch.references)):
             pixels = (images * 2 - 1).to(memory_format=torch.channels_last)
             with torch.autocast("cpu", torch.bfloat16):
-                latents = encoder.encode(pixels).latent_dist.mode()
+                latents = encoder.encode(pixels).latents
             columns[name].append(pack(normalise(vae, latents.float())).bfloat16())
         for name, tokenizer, length in zip(
             ("clip", "t5"), tokenizers, (MAX_TOKENS + 2, MAX_TOKENS), strict=True
@@ -159,7 +160,7 @@ def make_pool(vae: AutoencoderKL, size: int, seed: int, tokenizers) -> Pool:
     return Pool(**{name: torch.cat(parts) for name, parts in columns.items()})
 
 
-def load_pool(folder: Path, vae: AutoencoderKL, size: int, seed: int, tokenizers) -> Pool:
+def load_pool(folder: Path, vae: AutoencoderTiny, size: int, seed: int, tokenizers) -> Pool:
     """The pool of an interrupted run, or a new one."""
     file = folder / "pool.safetensors"
     if file.exists():
@@ -169,7 +170,7 @@ def load_pool(folder: Path, vae: AutoencoderKL, size: int, seed: int, tokenizers
     return pool
 
 
-def normalise(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+def normalise(vae: AutoencoderTiny, latents: Tensor) -> Tensor:
     return (latents - vae.config.shift_factor) * vae.config.scaling_factor
 
 
@@ -191,7 +192,7 @@ def flow_matching_loss(denoiser: Denoiser, pool: Pool, batch: int, generator: to
     return (weight * error).mean() / weight.mean()
 
 
-def save_pipeline(denoiser: Denoiser, vae: AutoencoderKL, tokenizers, folder: Path) -> None:
+def save_pipeline(denoiser: Denoiser, vae: AutoencoderTiny, tokenizers, folder: Path) -> None:
     mu = math.log(SHIFT)
     scheduler = FlowMatchEulerDiscreteScheduler(
         shift=SHIFT, use_dynamic_shifting=True, base_shift=mu, max_shift=mu
@@ -220,10 +221,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     tokenizers = (clip_tokenizer(), t5_tokenizer())
-    eos = tokenizers[0].eos_token_id
-    denoiser = Denoiser(len(tokenizers[0]), eos, tokenizers[0].pad_token_id, len(tokenizers[1]))
+    vae = AutoencoderTiny.from_pretrained(args.vae)
+    denoiser = Denoiser(tokenizers[0], len(tokenizers[1]), 4 * vae.config.latent_channels)
     denoiser.transformer.set_attention_backend("_native_math")
-    vae = AutoencoderKL.from_pretrained(args.vae)
     run = Run(args.out, denoiser, peak_lr=args.lr, num_steps=args.steps)
     pool = load_pool(args.out, vae, args.pool, args.seed, tokenizers)
     while run.step < args.steps:

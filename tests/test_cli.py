@@ -31,8 +31,8 @@ def calls(monkeypatch, tmp_path) -> list:
         calls.append(config)
         return tmp_path / config.name
 
-    def evaluate_run(run):
-        calls.append(run)
+    def evaluate_run(run, split):
+        calls.append((run, split))
         return SimpleNamespace(picture=run / "grid.png", table=lambda: "base tuned")
 
     trainer.train, evaluate.evaluate_run = train, evaluate_run  # pyright: ignore
@@ -59,15 +59,15 @@ def test_train_trains_and_ends_with_the_run(capsys, calls):
 
 def test_evaluate_opens_with_the_picture(capsys, calls):
     assert main(["evaluate", "runs/x"]) == 0
-    assert calls == [Path("runs/x")]
+    assert calls == [(Path("runs/x"), "held_out")]
     assert capsys.readouterr().out == "picture: runs/x/grid.png\nbase tuned\n"
 
 
 def test_demo_trains_the_shipped_config_and_evaluates(capsys, calls, tmp_path):
     assert main(["demo", "--updates", "4", "--seed", "2"]) == 0
-    config, run = calls
+    config, (run, split) = calls
     assert (config.train.num_updates, config.seed, config.name) == (4, 2, "demo-seed2")
-    assert run == tmp_path / "demo-seed2"
+    assert (run, split) == (tmp_path / "demo-seed2", "held_out")
     assert capsys.readouterr().out.endswith("base tuned\n")
 
 

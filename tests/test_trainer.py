@@ -140,6 +140,13 @@ def test_evaluation_writes_table_and_picture(run: Path) -> None:
     assert error == pytest.approx(((tuned - base).std() / 2).item())
 
 
+def test_the_validation_split_has_files_of_its_own(run: Path) -> None:
+    report = evaluate_run(run, "validation")
+    assert report.picture == run / "validation.png"
+    assert "4 validation examples" in report.table()
+    assert json.loads((run / "validation.json").read_text()) != evaluate_run(run).scores
+
+
 def test_an_untrained_lora_evaluates_to_the_base(tiny_config: RunConfig) -> None:
     config = changed(tiny_config, train={"learning_rate": 1e-30, "num_updates": 1})
     report = evaluate_run(train(config))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from customized_grpo.errors import ConfigError, CustomizedGRPOError
 
@@ -107,10 +107,17 @@ def _parser() -> argparse.ArgumentParser:
         "evaluate",
         help="compare base and tuned on held-out subjects",
         description="Compare base and tuned of a run on held-out subjects, by its evaluators.",
-        epilog="example:\n  cgrpo evaluate runs/emoji",
+        epilog="examples:\n  cgrpo evaluate runs/emoji\n"
+        "  cgrpo evaluate runs/emoji --split validation   to choose between recipes",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     evaluate.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run")
+    evaluate.add_argument(
+        "--split",
+        choices=("held_out", "validation"),
+        default="held_out",
+        help="examples to use; validation ones for tuning a recipe (default: held_out)",
+    )
     evaluate.set_defaults(run=_evaluate)
 
     demo = commands.add_parser(
@@ -162,14 +169,14 @@ def _train_config(config_path: str | Path, overrides: Sequence[str]) -> Path:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    _evaluate_run(options.run_folder)
+    _evaluate_run(options.run_folder, options.split)
 
 
-def _evaluate_run(run: Path) -> None:
+def _evaluate_run(run: Path, split: Literal["held_out", "validation"] = "held_out") -> None:
     from customized_grpo.evaluate import evaluate_run
 
     _hide_loading_bars()
-    report = evaluate_run(run)
+    report = evaluate_run(run, split)
     print(f"picture: {report.picture}")
     print(report.table())
 

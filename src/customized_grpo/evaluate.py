@@ -1,17 +1,18 @@
-"""Base against tuned on held-out subjects and prompts: deterministic sampling, fixed noise."""
+"""Base against tuned on examples not trained on: deterministic sampling, fixed noise."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from customized_grpo.checkpoint import write_atomic
 from customized_grpo.config import RunConfig, load_config
-from customized_grpo.errors import CheckpointError, ConfigError
+from customized_grpo.errors import CheckpointError, ConfigError, within
 from customized_grpo.generators.base import Generator
 from customized_grpo.report.grid import save_grid
 from customized_grpo.rewards.base import RewardSet
@@ -20,6 +21,7 @@ from customized_grpo.trainer import WEIGHTS, build_world
 from customized_grpo.types import Example
 
 _PICTURE_ROWS = 10
+Split = Literal["held_out", "validation"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,9 +29,10 @@ class EvaluationReport:
     """Scores of every model by every evaluator."""
 
     scores: dict[str, dict[str, list[float]]]
-    """Model -> evaluator -> one score per held-out example, in their order."""
+    """Model -> evaluator -> one score per example, in their order."""
     objectives: dict[str, str]
     """Evaluator -> the objective it measures."""
+    split: Split
     picture: Path
 
     def change(self, evaluator: str) -> tuple[float, float]:
@@ -52,13 +55,16 @@ class EvaluationReport:
         lines.append("".join(["tuned - base".ljust(22), *(cell.rjust(width) for cell in cells)]))
         count = len(next(iter(self.scores["base"].values())))
         lines.append(
-            f"{count} held-out examples; +- is the standard error of the paired difference"
+            f"{count} {self.split.replace('_', '-')} examples; +- is the standard error of the paired difference"
         )
         return "\n".join(lines)
 
 
-def evaluate_run(run: Path) -> EvaluationReport:
+def evaluate_run(run: Path, split: Split = "held_out") -> EvaluationReport:
     """Evaluates a finished run; writes ``evaluation.json`` and ``evaluation.png`` into its folder.
+
+    On the validation split, the files are called ``validation``: recipes are chosen there, so that
+    the held-out examples stay unseen by the person too.
 
     Raises:
         CheckpointError: if the folder is not a finished run.
@@ -75,25 +81,29 @@ def evaluate_run(run: Path) -> EvaluationReport:
     device = pick_device(config.device)
     data, generator = build_world(config, device)
     evaluators = RewardSet(config.evaluators, device, "evaluators")
-    examples = data.held_out(config.evaluation.num_examples)
+    with within("data"):
+        pick = data.held_out if split == "held_out" else data.validation
+        examples = pick(config.evaluation.num_examples)
+    name = "evaluation" if split == "held_out" else split
     images = {"copy of the reference": torch.stack([e.references[0] for e in examples])}
     if examples[0].target is not None:
         images["ground truth"] = torch.stack([e.target for e in examples if e.target is not None])
-    images["base"] = sample_held_out(generator, config, examples)
+    images["base"] = sample_examples(generator, config, examples)
     generator.load_weights(run / WEIGHTS)
-    images["tuned"] = sample_held_out(generator, config, examples)
+    images["tuned"] = sample_examples(generator, config, examples)
     report = EvaluationReport(
-        scores={name: _scores(evaluators, pictures, examples) for name, pictures in images.items()},
+        scores={m: _scores(evaluators, pictures, examples) for m, pictures in images.items()},
         objectives={c.label: c.objective for c in config.evaluators},
-        picture=run / "evaluation.png",
+        split=split,
+        picture=run / f"{name}.png",
     )
-    columns = {name: images[name][:_PICTURE_ROWS] for name in ("base", "tuned")}
+    columns = {model: images[model][:_PICTURE_ROWS] for model in ("base", "tuned")}
     save_grid(report.picture, examples[:_PICTURE_ROWS], columns)
-    write_atomic(run / "evaluation.json", json.dumps(report.scores) + "\n")
+    write_atomic(run / f"{name}.json", json.dumps(report.scores) + "\n")
     return report
 
 
-def sample_held_out(generator: Generator, config: RunConfig, examples: list[Example]) -> Tensor:
+def sample_examples(generator: Generator, config: RunConfig, examples: list[Example]) -> Tensor:
     """Deterministic images ``[len(examples), 3, H, W]`` of the generator as it is now."""
     policy = make_policy(generator, config, config.evaluation.num_steps)
     seed = torch.Generator().manual_seed(config.evaluation.seed)

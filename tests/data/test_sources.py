@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from customized_grpo.data.emoji import EmojiWorld
 from customized_grpo.data.sources import EmojiConfig, JsonlConfig, read_examples
-from customized_grpo.errors import DataError
+from customized_grpo.errors import ConfigError, DataError
 
 
 def write_rows(folder: Path, *rows: dict, name: str = "train.jsonl") -> Path:
@@ -78,6 +79,15 @@ def test_every_epoch_shows_every_example_once_in_a_new_order(folder: Path) -> No
     assert len(source.held_out(10)) == 1
 
 
+def test_validation_examples_are_those_of_their_own_file(folder: Path) -> None:
+    files = {n: str(write_rows(folder, GOOD | {"id": n}, name=f"{n}.jsonl")) for n in "abc"}
+    source = JsonlConfig(path=files["a"], held_out=files["b"], validation=files["c"]).build(seed=0)
+    assert [e.id for e in source.validation(10)] == ["c"]
+    without = JsonlConfig(path=files["a"], held_out=files["b"]).build(seed=0)
+    with pytest.raises(ConfigError, match="validation: must name"):
+        without.validation(1)
+
+
 def test_emoji_source_repeats_itself_and_holds_subjects_out() -> None:
     a, b = EmojiConfig().build(seed=0), EmojiConfig().build(seed=1)
     assert [e.prompt for e in a.training(2, 4)] == [e.prompt for e in a.training(2, 4)]
@@ -85,3 +95,5 @@ def test_emoji_source_repeats_itself_and_holds_subjects_out() -> None:
     assert torch.equal(a.held_out(4)[3].references[0], b.held_out(4)[3].references[0])
     trained = {e.subject for i in range(8) for e in a.training(i, 64)}
     assert not trained & {e.subject for e in a.held_out(64)}
+    assert {e.subject for e in a.validation(16)} <= {s.name for s in EmojiWorld("train").subjects}
+    assert [e.id for e in a.validation(2)] == [e.id for e in b.validation(2)]

@@ -29,6 +29,10 @@ class DataSource(Protocol):
         """The same ``count`` examples every time, none of whose subjects is trained on."""
         ...
 
+    def validation(self, count: int) -> list[Example]:
+        """The same ``count`` examples every time, for choosing a recipe; not the held-out ones."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmojiConfig(DataConfig):
@@ -53,6 +57,7 @@ class EmojiSource:
     """See EmojiConfig."""
 
     _HELD_OUT_SEED = 20_251_018  # fixed: everyone evaluates on the same examples
+    _VALIDATION_SEED = 777_000_001
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -64,6 +69,10 @@ class EmojiSource:
     def held_out(self, count: int) -> list[Example]:
         """See the Protocol."""
         return self._sample("held_out", self._HELD_OUT_SEED, count)
+
+    def validation(self, count: int) -> list[Example]:
+        """See the Protocol: training subjects in scenes of their own."""
+        return self._sample("train", self._VALIDATION_SEED, count)
 
     def _sample(self, split: str, seed: int, count: int) -> list[Example]:
         from customized_grpo.data.emoji import EmojiWorld
@@ -96,17 +105,31 @@ class JsonlConfig(DataConfig):
     """Training examples."""
     held_out: str
     """Examples for evaluation, of other subjects or prompts."""
+    validation: str | None = None
+    """Examples for choosing a recipe (`cgrpo evaluate --split validation`)."""
 
     def build(self, seed: int) -> JsonlSource:
-        """Reads and checks both files and every picture they name."""
-        return JsonlSource(read_examples(Path(self.path)), read_examples(Path(self.held_out)), seed)
+        """Reads and checks the files and every picture they name."""
+        return JsonlSource(
+            read_examples(Path(self.path)),
+            read_examples(Path(self.held_out)),
+            read_examples(Path(self.validation)) if self.validation else (),
+            seed,
+        )
 
 
 class JsonlSource:
     """See JsonlConfig; training examples come in a new random order each epoch."""
 
-    def __init__(self, train: Sequence[Example], held_out: Sequence[Example], seed: int) -> None:
-        self._train, self._held_out, self._seed = train, held_out, seed
+    def __init__(
+        self,
+        train: Sequence[Example],
+        held_out: Sequence[Example],
+        validation: Sequence[Example],
+        seed: int,
+    ) -> None:
+        self._train, self._held_out, self._validation = train, held_out, validation
+        self._seed = seed
 
     def training(self, rollout: int, count: int) -> list[Example]:
         """See the Protocol."""
@@ -120,6 +143,16 @@ class JsonlSource:
     def held_out(self, count: int) -> list[Example]:
         """See the Protocol; all of them if there are fewer."""
         return list(self._held_out[:count])
+
+    def validation(self, count: int) -> list[Example]:
+        """See the Protocol.
+
+        Raises:
+            ConfigError: if the config names no file for them.
+        """
+        if not self._validation:
+            raise ConfigError("validation: must name a JSONL file for this, got null")
+        return list(self._validation[:count])
 
 
 _KEYS = {"id", "prompt", "references", "subject", "masks"}

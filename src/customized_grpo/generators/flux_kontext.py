@@ -24,10 +24,12 @@ from customized_grpo.types import Example
 if TYPE_CHECKING:
     from diffusers import FluxKontextPipeline
 
+_FLUX_SIZE = 1024
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FluxKontextConfig(GeneratorConfig):
-    """A FLUX.1 Kontext checkpoint in diffusers format."""
+    """A FLUX.1 Kontext checkpoint in diffusers format; its VAE may be the small TAEF1."""
 
     type: Literal["flux-kontext"] = "flux-kontext"
     path: str
@@ -70,7 +72,8 @@ class FluxKontextGenerator:
         self.pipeline = pipeline
         self.transformer = pipeline.transformer.eval()
         self.device = pipeline.device
-        native = pipeline.vae.config.sample_size  # pyright: ignore
+        vae: Any = pipeline.vae
+        native = vae.config.get("sample_size", _FLUX_SIZE)  # TAEF1's config has none
         self.height, self.width = config.height or native, config.width or native
         self._check_size()
         self._guidance = self._check_guidance(config.guidance_scale)
@@ -123,8 +126,10 @@ class FluxKontextGenerator:
         return crop_and_resize(image, self.height, self.width)
 
     def _encode_images(self, images: Tensor) -> Tensor:
+        from diffusers.pipelines.flux.pipeline_flux_kontext import retrieve_latents
+
         vae: Any = self.pipeline.vae
-        latents = vae.encode(images.to(vae.dtype) * 2 - 1).latent_dist.mode()
+        latents = retrieve_latents(vae.encode(images.to(vae.dtype) * 2 - 1), sample_mode="argmax")
         return self._pack((latents - vae.config.shift_factor) * vae.config.scaling_factor)
 
     def _pack(self, latents: Tensor) -> Tensor:
