@@ -2,9 +2,9 @@
 
 python scripts/train_vae.py --out build/vae
 
-The architecture is TAESD's (what takes the place of FLUX's VAE as TAEF1): convolutions and ReLU only.
-Without group normalisation and attention, a latent depends on its neighbourhood alone. So a subject
-has the same latents in front of any background, and a transformer can copy it from the reference.
+The architecture is TAESD's, which replaces FLUX's VAE as TAEF1: convolutions and ReLU, no group
+normalisation and no attention. So a latent depends on its neighbourhood alone: a subject looks much
+the same in front of any background, and a transformer can copy it from the reference.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def vae_loss(vae: AutoencoderTiny, images: Tensor, masks: Tensor, generator: tor
 
 @torch.no_grad()
 def measure_latents(vae: AutoencoderTiny, world: EmojiWorld, seed: int) -> None:
-    """Writes mean and 1 / standard deviation of the latents, and the image size, into the config."""
+    """Writes mean and 1 / std of the latents, and the size of the images, into the config."""
     sample = world.sample(512, torch.Generator().manual_seed(seed)).targets * 2 - 1
     latents = vae.encode(sample).latents
     vae.register_to_config(

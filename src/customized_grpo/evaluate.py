@@ -54,9 +54,8 @@ class EvaluationReport:
         cells = (f"{mean:+.4f} +- {error:.4f}" for mean, error in changes)
         lines.append("".join(["tuned - base".ljust(22), *(cell.rjust(width) for cell in cells)]))
         count = len(next(iter(self.scores["base"].values())))
-        lines.append(
-            f"{count} {self.split.replace('_', '-')} examples; +- is the standard error of the paired difference"
-        )
+        split = self.split.replace("_", "-")
+        lines.append(f"{count} {split} examples; +- is the standard error of the paired difference")
         return "\n".join(lines)
 
 
