@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains everything that is embedded in the package and puts it there. Resumable: run it again.
-# On one CPU core: rewards 22 + 9 + 9 + 14 min, VAE 21 + 17, generator 2.8 h (1.5 h with two threads). Set
+# On one CPU core: rewards 22 + 9 + 9 + 14 min. With two threads: VAE 22 min, generator 65 min. Set
 # OMP_NUM_THREADS=1 if the machine does other work too: two threads beside a busy process are several
 # times slower than one.
 set -euo pipefail

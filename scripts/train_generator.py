@@ -1,6 +1,6 @@
 """Trains the embedded FLUX.1 Kontext checkpoint on the emoji world by flow matching.
 
-python scripts/train_generator.py --vae build/vae/vae --out build/generator --steps 13000
+python scripts/train_generator.py --vae build/vae/vae --out build/generator
 
 Renders a pool of (reference, prompt, target) triples, encodes it once, then trains a tiny
 ``FluxTransformer2DModel`` together with its two text encoders. Resumable: the same command goes on
@@ -213,7 +213,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=13_000)
+    parser.add_argument("--steps", type=int, default=8500)
     parser.add_argument("--pool", type=int, default=64_000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1.5e-3)

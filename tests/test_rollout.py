@@ -52,7 +52,8 @@ def test_shapes_and_ranges(
     rollout = roll(generator, tiny_config, examples[:2])
     config = tiny_config.rollout
     batch, trained = 2 * config.group_size, config.num_trained_steps
-    assert rollout.latents.shape == rollout.next_latents.shape == (batch, trained, 16, 192)
+    channels = generator.pipeline.transformer.config.in_channels
+    assert rollout.latents.shape == rollout.next_latents.shape == (batch, trained, 16, channels)
     assert rollout.latents.dtype == rollout.log_probs.dtype == torch.float32
     assert rollout.log_probs.shape == rollout.step_index.shape == (batch, trained)
     assert rollout.images.shape == (batch, 3, 64, 64)
