@@ -67,8 +67,9 @@ def test_the_arithmetic_is_explained_first(
 ) -> None:
     with caplog.at_level("INFO", logger="customized_grpo"):
         train(tiny_config)
-    assert "2 prompts x 3 samples = 6 images" in caplog.messages[0]
-    assert "update 2/2" in caplog.messages[-1]
+    ours = [r.getMessage() for r in caplog.records if r.name.startswith("customized_grpo")]
+    assert "2 prompts x 3 samples = 6 images" in ours[0]
+    assert "update 2/2" in ours[-1]
 
 
 def test_errors_name_the_section_of_the_plug(tiny_config: RunConfig) -> None:
