@@ -31,8 +31,8 @@ def calls(monkeypatch, tmp_path) -> list:
         calls.append(config)
         return tmp_path / config.name
 
-    def evaluate_run(run, split):
-        calls.append((run, split))
+    def evaluate_run(run, split, num_examples):
+        calls.append((run, split, num_examples))
         return SimpleNamespace(picture=run / "grid.png", table=lambda: "base tuned")
 
     trainer.train, evaluate.evaluate_run = train, evaluate_run  # pyright: ignore
@@ -59,15 +59,16 @@ def test_train_trains_and_ends_with_the_run(capsys, calls):
 
 def test_evaluate_opens_with_the_picture(capsys, calls):
     assert main(["evaluate", "runs/x"]) == 0
-    assert calls == [(Path("runs/x"), "held_out")]
-    assert capsys.readouterr().out == "picture: runs/x/grid.png\nbase tuned\n"
+    assert main(["evaluate", "runs/x", "--split", "validation", "--num-examples", "9"]) == 0
+    assert calls == [(Path("runs/x"), "held_out", None), (Path("runs/x"), "validation", 9)]
+    assert capsys.readouterr().out == "picture: runs/x/grid.png\nbase tuned\n" * 2
 
 
 def test_demo_trains_the_shipped_config_and_evaluates(capsys, calls, tmp_path):
     assert main(["demo", "--updates", "4", "--seed", "2"]) == 0
-    config, (run, split) = calls
+    config, (run, split, num_examples) = calls
     assert (config.train.num_updates, config.seed, config.name) == (4, 2, "demo-seed2")
-    assert (run, split) == (tmp_path / "demo-seed2", "held_out")
+    assert (run, split, num_examples) == (tmp_path / "demo-seed2", "held_out", None)
     assert capsys.readouterr().out.endswith("base tuned\n")
 
 
@@ -80,6 +81,7 @@ def test_demo_trains_the_shipped_config_and_evaluates(capsys, calls, tmp_path):
         (["train", "."], "Is a directory"),
         (["train", "run.yaml", "--sed", "3"], "did you mean '--seed'?"),
         (["train", "run.yaml", "--rollout.group_size", "1"], "rollout.group_size"),
+        (["train", "run.yaml", "--train.betas", "[0.9, 0.99]"], "write its items with spaces"),
         (["train", "nothing.yaml", "--help"], "nothing.yaml': No such file"),
         (["trane", "run.yaml"], "invalid choice: 'trane'"),
         (["evaluate"], "RUN"),

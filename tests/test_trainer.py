@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import ROOT, changed
+from PIL import Image
 from safetensors.torch import load_file
 
 from customized_grpo.config import LoraSettings, RunConfig, load_config
-from customized_grpo.errors import ConfigError, CustomizedGRPOError, RewardError
+from customized_grpo.data.sources import JsonlConfig
+from customized_grpo.errors import ConfigError, CustomizedGRPOError, DataError, RewardError
 from customized_grpo.evaluate import evaluate_run
 from customized_grpo.rewards.clip_text import ClipTextReward
 from customized_grpo.trainer import train
@@ -141,6 +143,12 @@ def test_evaluation_writes_table_and_picture(run: Path) -> None:
     assert error == pytest.approx(((tuned - base).std() / 2).item())
 
 
+def test_another_number_of_examples_may_be_evaluated(run: Path) -> None:
+    assert "6 held-out examples" in evaluate_run(run, num_examples=6).table()
+    with pytest.raises(ConfigError, match="num_examples must be at least 2"):
+        evaluate_run(run, num_examples=1)
+
+
 def test_the_validation_split_has_files_of_its_own(run: Path) -> None:
     report = evaluate_run(run, "validation")
     assert report.picture == run / "validation.png"
@@ -174,6 +182,19 @@ def test_mistakes_leave_nothing_behind(tiny_config: RunConfig, change: dict) -> 
     with pytest.raises(CustomizedGRPOError) as caught:
         train(changed(tiny_config, **change))
     assert "\n" not in str(caught.value)
+    assert not Path(tiny_config.output_dir).exists()
+
+
+def test_examples_the_generator_cannot_take_leave_nothing_behind(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    rows = [{"prompt": "a dog", "subject": "dog", "references": ["a.png"] * n} for n in (1, 2)]
+    for name, row in zip(("one", "two"), rows, strict=True):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
+    data = JsonlConfig(path=str(tmp_path / "two.jsonl"), held_out=str(tmp_path / "one.jsonl"))
+    with pytest.raises(DataError, match=r"two.jsonl:1.*exactly one reference, got 2"):
+        train(dataclasses.replace(tiny_config, data=data))
     assert not Path(tiny_config.output_dir).exists()
 
 

@@ -118,16 +118,23 @@ def _parser() -> argparse.ArgumentParser:
         default="held_out",
         help="examples to use; validation ones for tuning a recipe (default: held_out)",
     )
+    evaluate.add_argument(
+        "--num-examples",
+        type=int,
+        metavar="N",
+        help="examples to use; the standard error falls with their root (default: the run's)",
+    )
     evaluate.set_defaults(run=_evaluate)
 
     demo = commands.add_parser(
         "demo",
         help="teach the embedded generator on this machine, then evaluate it",
         description="Train configs/emoji.yaml on this machine, then compare base and tuned.",
-        epilog="example:\n  cgrpo demo --updates 20 --seed 1",
+        epilog="example:\n  cgrpo demo --updates 20 --seed 1\n"
+        "for any other field of the config: cgrpo train configs/emoji.yaml --section.field value",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    demo.add_argument("--updates", type=int, help="optimizer steps (default: the config's)")
+    demo.add_argument("--updates", type=int, help="optimizer steps, an even number (default: 80)")
     demo.add_argument("--seed", type=int, default=0, help="seed of the run (default: 0)")
     demo.set_defaults(run=_demo)
 
@@ -169,14 +176,18 @@ def _train_config(config_path: str | Path, overrides: Sequence[str]) -> Path:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    _evaluate_run(options.run_folder, options.split)
+    _evaluate_run(options.run_folder, options.split, options.num_examples)
 
 
-def _evaluate_run(run: Path, split: Literal["held_out", "validation"] = "held_out") -> None:
+def _evaluate_run(
+    run: Path,
+    split: Literal["held_out", "validation"] = "held_out",
+    num_examples: int | None = None,
+) -> None:
     from customized_grpo.evaluate import evaluate_run
 
     _hide_loading_bars()
-    report = evaluate_run(run, split)
+    report = evaluate_run(run, split, num_examples)
     print(f"picture: {report.picture}")
     print(report.table())
 

@@ -59,15 +59,18 @@ class EvaluationReport:
         return "\n".join(lines)
 
 
-def evaluate_run(run: Path, split: Split = "held_out") -> EvaluationReport:
+def evaluate_run(
+    run: Path, split: Split = "held_out", num_examples: int | None = None
+) -> EvaluationReport:
     """Evaluates a finished run; writes ``evaluation.json`` and ``evaluation.png`` into its folder.
 
     On the validation split, the files are called ``validation``: recipes are chosen there, so that
-    the held-out examples stay unseen by the person too.
+    the held-out examples stay unseen by the person too. ``num_examples`` None: as many as the run's
+    config says.
 
     Raises:
         CheckpointError: if the folder is not a finished run.
-        ConfigError: if the run's config names no evaluators.
+        ConfigError: if the run's config names no evaluators, or ``num_examples`` is below 2.
     """
     for needed in ("config.yaml", WEIGHTS):
         if not (run / needed).exists():
@@ -77,12 +80,17 @@ def evaluate_run(run: Path, split: Split = "held_out") -> EvaluationReport:
     config = load_config(run / "config.yaml")
     if not config.evaluators:
         raise ConfigError(f"evaluators: {run / 'config.yaml'} names none; add the models to use")
+    count = config.evaluation.num_examples if num_examples is None else num_examples
+    if count < 2:
+        raise ConfigError(
+            f"num_examples must be at least 2 for an error bar, got {count}; 128 is a good start"
+        )
     device = pick_device(config.device)
     data, generator = build_world(config, device)
     evaluators = RewardSet(config.evaluators, device, "evaluators")
     with within("data"):
         pick = data.held_out if split == "held_out" else data.validation
-        examples = pick(config.evaluation.num_examples)
+        examples = pick(count)
     name = "evaluation" if split == "held_out" else split
     images = {"copy of the reference": torch.stack([e.references[0] for e in examples])}
     if examples[0].target is not None:

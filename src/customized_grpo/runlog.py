@@ -41,6 +41,7 @@ class RunLog:
         self.folder = folder
         self._total = config.train.num_updates
         self._progress: Any = None
+        self._rewards = ""
         self._started = time.monotonic()
         self._seconds: dict[str, float] = {}
 
@@ -67,15 +68,15 @@ class RunLog:
             for name, value in values.items()
             if name.startswith("reward/") and name.endswith("/mean")
         )
+        self._rewards = rewards or self._rewards  # scored once per rollout, not per update
         if self._progress is not None:
             bar, task = self._progress
-            text = {"rewards": rewards} if rewards else {}
-            bar.update(task, completed=update, **text)
+            bar.update(task, completed=update, rewards=self._rewards)
         elif update == 1 or update % 10 == 0 or update == self._total:
             pace = (time.monotonic() - self._started) / update
             logger.info(
                 "update %d/%d  %s  %.1f s/update, %.1f min left",
-                update, self._total, rewards, pace, pace * (self._total - update) / 60,
+                update, self._total, self._rewards, pace, pace * (self._total - update) / 60,
             )  # fmt: skip
 
     @contextmanager

@@ -56,6 +56,8 @@ def build_world(config: RunConfig, device: torch.device) -> tuple[DataSource, Ge
         data: DataSource = config.data.build(config.seed)
     with within("generator"):
         generator: Generator = config.generator.build(device)
+    for example in data.listed():
+        generator.check(example)
     return data, generator
 
 

@@ -139,7 +139,7 @@ def test_crop_keeps_the_aspect_ratio() -> None:
     [
         ({"path": "nowhere"}, "checkpoint 'nowhere' not found"),
         ({"path": "embedded:nothing"}, "no embedded checkpoint"),
-        ({"path": "embedded:reward-clip"}, "is not a FLUX.1 Kontext checkpoint"),
+        ({"path": "embedded:reward-clip"}, "cannot be loaded as a FLUX.1 Kontext checkpoint"),
         ({"path": "embedded:generator", "height": 60}, "height: must be a multiple of 16, got 60"),
         ({"path": "embedded:generator", "guidance_scale": 2.5}, "has no guidance, got 2.5"),
     ],

@@ -150,9 +150,13 @@ def _replace_field(config: RunConfig, info: FieldInfo, values: list[str]) -> Run
             )
     except SystemExit:
         _replace_section(config, info, values)  # says what is wrong, if it is the value
+        present = to_raw(info.value)
+        fix = f"its present value is {show(present)}"
+        if isinstance(present, list):
+            items = " ".join(map(str, present))
+            fix = f"write its items with spaces between: --{info.path} {items}"
         raise ConfigError(
-            f"--{info.path} must be one {info.type}, got {' '.join(values) or 'nothing'}; its "
-            f"present value is {show(to_raw(info.value))}"
+            f"--{info.path} must be one {info.type}, got {' '.join(values) or 'nothing'}; {fix}"
         ) from None
     return decode(to_raw(changed), "command line")
 

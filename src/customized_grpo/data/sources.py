@@ -25,6 +25,10 @@ class DataSource(Protocol):
         """The ``count`` examples of rollout number ``rollout``."""
         ...
 
+    def listed(self) -> Sequence[Example]:
+        """All examples of a finite source, to check before a run; an endless one lists none."""
+        ...
+
     def held_out(self, count: int) -> list[Example]:
         """The same ``count`` examples every time, none of whose subjects is trained on."""
         ...
@@ -65,6 +69,10 @@ class EmojiSource:
     def training(self, rollout: int, count: int) -> list[Example]:
         """See the Protocol."""
         return self._sample("train", self._seed * 1_000_003 + rollout, count)
+
+    def listed(self) -> Sequence[Example]:
+        """See the Protocol."""
+        return ()
 
     def held_out(self, count: int) -> list[Example]:
         """See the Protocol."""
@@ -139,6 +147,10 @@ class JsonlSource:
         epoch, place = divmod(position, len(self._train))
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
         return self._train[int(torch.randperm(len(self._train), generator=generator)[place])]
+
+    def listed(self) -> Sequence[Example]:
+        """See the Protocol."""
+        return (*self._train, *self._held_out, *self._validation)
 
     def held_out(self, count: int) -> list[Example]:
         """See the Protocol; all of them if there are fewer."""

@@ -39,6 +39,10 @@ class Generator(Protocol):
     lora_targets: tuple[str, ...]
     """Names of the attention projections that LoRA adapts unless the config says otherwise."""
 
+    def check(self, example: Example) -> None:
+        """Raises a DataError if the family cannot take the example, say for its references."""
+        ...
+
     def encode(self, examples: Sequence[Example]) -> Conditioning:
         """Prompts and references -> conditioning ``[len(examples), ...]``, without gradient."""
         ...

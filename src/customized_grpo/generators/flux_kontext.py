@@ -56,8 +56,9 @@ class FluxKontextConfig(GeneratorConfig):
             )
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise ConfigError(
-                f"path: {self.path!r} is not a FLUX.1 Kontext checkpoint in diffusers "
-                f"format: {' '.join(str(error).split())}"
+                f"path: {self.path!r} cannot be loaded as a FLUX.1 Kontext checkpoint in diffusers "
+                "format (a hub id needs network or an earlier download, and gated models a login): "
+                + " ".join(str(error).split())
             ) from error
         return FluxKontextGenerator(pipeline.to(device), self)
 
@@ -96,6 +97,14 @@ class FluxKontextGenerator:
             )
         return scale
 
+    def check(self, example: Example) -> None:
+        """See the Protocol."""
+        if len(example.references) != 1:
+            raise DataError(
+                f"example {example.id!r}: flux-kontext takes exactly one reference, "
+                f"got {len(example.references)}"
+            )
+
     @torch.no_grad()
     def encode(self, examples: Sequence[Example]) -> Conditioning:
         """See the Protocol. One reference each; other shapes are centre-cropped to the output's."""
@@ -117,13 +126,8 @@ class FluxKontextGenerator:
         )
 
     def _reference(self, example: Example) -> Tensor:
-        if len(example.references) != 1:
-            raise DataError(
-                f"example {example.id!r}: flux-kontext takes exactly one reference, "
-                f"got {len(example.references)}"
-            )
-        image = example.references[0]
-        return crop_and_resize(image, self.height, self.width)
+        self.check(example)
+        return crop_and_resize(example.references[0], self.height, self.width)
 
     def _encode_images(self, images: Tensor) -> Tensor:
         from diffusers.pipelines.flux.pipeline_flux_kontext import retrieve_latents
