@@ -267,6 +267,7 @@ def test_overrides(load, arguments, expected):
         (["--train.inner_updates", "8"], "train.num_updates must be a multiple"),
         (["--loss.ratio_norm", "true"], "loss.ratio_norm must be false"),
         (["--lora", "null", "--loss.kl_weight", "0.1"], "loss.kl_weight must be 0 when lora"),
+        (["--lora.fold", "true", "--loss.kl_weight", "0.1"], "kl_weight must be 0 when lora.fold"),
     ],
     ids=" ".join,
 )

@@ -126,6 +126,35 @@ def test_kl_ratio_norm_and_micro_batches_run_together(tiny_config: RunConfig) ->
     assert all(row["kl"] >= 0 for row in metrics(train(config)))
 
 
+def test_validation_scores_make_a_learning_curve(tiny_config: RunConfig) -> None:
+    settings = {"validate_every": 2, "num_validation": 5}
+    config = changed(tiny_config, evaluation=settings, train={"num_updates": 3})
+    rows = metrics(train(config))
+    names = {f"validation/{prefix}{r.label}" for prefix in ("", "reward/") for r in config.rewards}
+    assert [row["update"] for row in rows] == [0, 1, 2, 3]
+    assert [bool(names & row.keys()) for row in rows] == [True, False, True, True]
+    assert names <= rows[0].keys()
+    assert rows[0]["validation/dinov2"] != rows[3]["validation/dinov2"]
+
+
+def test_folding_changes_nothing_but_the_rounding(tiny_config: RunConfig) -> None:
+    plain = metrics(train(tiny_config))
+    folded = metrics(train(dataclasses.replace(
+        changed(tiny_config, lora={"fold": True}), name="folded")))  # fmt: skip
+    for one, two in zip(plain, folded, strict=True):
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
+        assert two["reward/dinov2/mean"] == pytest.approx(one["reward/dinov2/mean"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_train_as_eager_ones(tiny_config: RunConfig) -> None:
+    plain = metrics(train(tiny_config))
+    config = changed(dataclasses.replace(tiny_config, compile=True), lora={"fold": True})
+    compiled = metrics(train(dataclasses.replace(config, name="compiled")))
+    assert compiled[0]["mismatch"] < 5e-6
+    assert compiled[0]["grad_norm"] == pytest.approx(plain[0]["grad_norm"], rel=1e-3)
+
+
 def test_evaluation_writes_table_and_picture(run: Path) -> None:
     report = evaluate_run(run)
     assert report.picture.exists()

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from customized_grpo.checkpoint import write_atomic
-from customized_grpo.config import RunConfig, load_config
+from customized_grpo.config import load_config
 from customized_grpo.errors import CheckpointError, ConfigError, within
-from customized_grpo.generators.base import Generator
 from customized_grpo.report.grid import save_grid
 from customized_grpo.rewards.base import RewardSet
-from customized_grpo.rollout import make_policy, pick_device, sample_images
+from customized_grpo.rollout import FixedSampler, pick_device
 from customized_grpo.trainer import WEIGHTS, build_world
 from customized_grpo.types import Example
 
@@ -95,9 +94,10 @@ def evaluate_run(
     images = {"copy of the reference": torch.stack([e.references[0] for e in examples])}
     if examples[0].target is not None:
         images["ground truth"] = torch.stack([e.target for e in examples if e.target is not None])
-    images["base"] = sample_examples(generator, config, examples)
+    sample = FixedSampler(generator, config, examples)
+    images["base"] = sample()
     generator.load_weights(run / WEIGHTS)
-    images["tuned"] = sample_examples(generator, config, examples)
+    images["tuned"] = sample()
     report = EvaluationReport(
         scores={m: _scores(evaluators, pictures, examples) for m, pictures in images.items()},
         objectives={c.label: c.objective for c in config.evaluators},
@@ -108,15 +108,6 @@ def evaluate_run(
     save_grid(report.picture, examples[:_PICTURE_ROWS], columns)
     write_atomic(run / f"{name}.json", json.dumps(report.scores) + "\n")
     return report
-
-
-def sample_examples(generator: Generator, config: RunConfig, examples: list[Example]) -> Tensor:
-    """Deterministic images ``[len(examples), 3, H, W]`` of the generator as it is now."""
-    policy = make_policy(generator, config, config.evaluation.num_steps)
-    seed = torch.Generator().manual_seed(config.evaluation.seed)
-    noise = generator.noise(len(examples), seed)
-    conditioning = generator.encode(examples)
-    return sample_images(policy, conditioning, noise, config.evaluation.batch_size)
 
 
 def _scores(

@@ -6,6 +6,7 @@ so that on policy the probability ratio is 1 up to the rounding of the model its
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,9 @@ from customized_grpo.config import RolloutConfig, RunConfig
 from customized_grpo.errors import ConfigError
 from customized_grpo.generators.base import Conditioning, Generator
 from customized_grpo.ops import Dynamics, cps_log_prob, gaussian_log_prob, sde_moments
-from customized_grpo.types import Rollout
+from customized_grpo.types import Example, Rollout
+
+_VARIANT_STRIDE = 1_000_003
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +31,7 @@ class Policy:
     dynamics: Dynamics
     noise_level: float
     autocast: bool
-    """Run the transformer under bfloat16 autocast; moments and log-probs stay float32."""
+    """Run transformer and decoder under bfloat16 autocast; moments and log-probs stay float32."""
 
     @property
     def num_steps(self) -> int:
@@ -66,6 +69,11 @@ class Policy:
         index = torch.full((len(latents),), step, device=latents.device)
         velocity = self.velocity(latents, index, conditioning)
         return latents - (self.sigmas[step] - self.sigmas[step + 1]) * velocity
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images ``[B, 3, H, W]`` float32 in [0, 1]."""
+        with torch.autocast(latents.device.type, torch.bfloat16, enabled=self.autocast):
+            return self.generator.decode(latents)
 
 
 def pick_device(name: str) -> torch.device:
@@ -178,7 +186,7 @@ def _denoise(
         log_probs[rows, columns] = policy.log_prob(sampled, mean, std)[rows]
         latents = sampled
     final = policy.euler(latents, policy.num_steps - 1, conditioning)
-    return before, after, means, log_probs, policy.generator.decode(final)
+    return before, after, means, log_probs, policy.decode(final)
 
 
 @torch.no_grad()
@@ -191,5 +199,26 @@ def sample_images(
         latents, part = noise[rows], conditioning.take(rows)
         for step in range(policy.num_steps):
             latents = policy.euler(latents, step, part)
-        images.append(policy.generator.decode(latents))
+        images.append(policy.decode(latents))
     return torch.cat(images)
+
+
+class FixedSampler:
+    """Deterministic (Euler) images of the same examples from the same noise whenever it is called.
+
+    ``variant`` numbers the noises: other variants are other pictures for the same prompts.
+    """
+
+    def __init__(
+        self, generator: Generator, config: RunConfig, examples: Sequence[Example], variant: int = 0
+    ) -> None:
+        self.examples = tuple(examples)
+        self._policy = make_policy(generator, config, config.evaluation.num_steps)
+        seed = config.evaluation.seed + _VARIANT_STRIDE * variant
+        self._noise = generator.noise(len(examples), torch.Generator().manual_seed(seed))
+        self._conditioning = generator.encode(examples)
+        self._batch_size = config.evaluation.batch_size
+
+    def __call__(self) -> Tensor:
+        """Images ``[len(examples), 3, H, W]`` of the generator as it is now."""
+        return sample_images(self._policy, self._conditioning, self._noise, self._batch_size)

@@ -60,7 +60,8 @@ class RunLog:
         row = {"update": update, **values, **seconds}
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        self._show(update, values)
+        if update:
+            self._show(update, values)
 
     def _show(self, update: int, values: dict[str, float]) -> None:
         rewards = "  ".join(

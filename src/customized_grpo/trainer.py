@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -15,11 +16,11 @@ from customized_grpo.credit import assign_credit, share_statistics
 from customized_grpo.data.sources import DataSource
 from customized_grpo.errors import RewardError, within
 from customized_grpo.generators.base import Generator
-from customized_grpo.generators.lora import attach_lora
+from customized_grpo.generators.lora import attach_lora, folded_lora
 from customized_grpo.policy_loss import accumulate_gradient, policy_batch
 from customized_grpo.report.grid import save_grid
 from customized_grpo.rewards.base import RewardSet
-from customized_grpo.rollout import collect_rollout, make_policy, pick_device, sample_images
+from customized_grpo.rollout import FixedSampler, collect_rollout, make_policy, pick_device
 from customized_grpo.runlog import RunLog, run_folder
 from customized_grpo.types import Advantages, Example, RewardScores
 
@@ -44,9 +45,11 @@ def train(config: RunConfig) -> Path:
     torch.manual_seed(config.seed)
     make_trainable(generator, config)
     samples = SampleGrid(generator, config, data.held_out(_NUM_SAMPLES))
+    every = config.evaluation.validate_every
+    validation = Validation(generator, config, data, rewards) if every else None
     log = RunLog(folder, config)
     logger.info(explain_batch(config))
-    Trainer(config, data, generator, rewards, samples, log).run()
+    Trainer(config, data, generator, rewards, samples, validation, log).run()
     return folder
 
 
@@ -67,27 +70,50 @@ def make_trainable(generator: Generator, config: RunConfig) -> None:
         attach_lora(generator.transformer, config.lora, generator.lora_targets)
     else:
         generator.transformer.requires_grad_(True).float()
+    if config.compile:
+        generator.transformer.compile_repeated_blocks(dynamic=False)  # pyright: ignore
 
 
 class SampleGrid:
     """Pictures of a few held-out examples in the course of training."""
 
     def __init__(self, generator: Generator, config: RunConfig, examples: list[Example]) -> None:
-        self._policy = make_policy(generator, config, config.evaluation.num_steps)
+        self._sampler = FixedSampler(generator, config, examples)
         self._examples = examples
-        self._noise = generator.noise(
-            len(examples), torch.Generator().manual_seed(config.evaluation.seed)
-        )
         self._base = self._sample()
 
+    @torch.compiler.set_stance("force_eager")  # too few pictures to compile for
     def _sample(self) -> Tensor:
-        conditioning = self._policy.generator.encode(self._examples)
-        return sample_images(self._policy, conditioning, self._noise, len(self._examples))
+        return self._sampler()
 
     def save(self, path: Path) -> None:
         """Reference | prompt | base | now."""
         path.parent.mkdir(exist_ok=True)
         save_grid(path, self._examples, {"base": self._base, "now": self._sample()})
+
+
+class Validation:
+    """Scores of the same validation examples in the course of training, by every model there is."""
+
+    def __init__(
+        self, generator: Generator, config: RunConfig, data: DataSource, rewards: RewardSet
+    ) -> None:
+        with within("data"):
+            examples = data.validation(config.evaluation.num_validation)
+        self._sample = FixedSampler(generator, config, examples)
+        self._examples = examples
+        evaluators = RewardSet(config.evaluators, generator.device, "evaluators")
+        self._sets = {"validation": evaluators, "validation/reward": rewards}
+
+    def metrics(self) -> dict[str, float]:
+        """Means ``validation/<evaluator>`` and ``validation/reward/<reward>`` as of now."""
+        images = self._sample()
+        means: dict[str, float] = {}
+        for prefix, models in self._sets.items():
+            scores = models.score(images, self._examples)
+            values = scores.scores.nanmean(0).tolist()
+            means |= {f"{prefix}/{n}": v for n, v in zip(scores.names, values, strict=True)}
+        return means
 
 
 class Trainer:
@@ -100,10 +126,12 @@ class Trainer:
         generator: Generator,
         rewards: RewardSet,
         samples: SampleGrid,
+        validation: Validation | None,
         log: RunLog,
     ) -> None:
         self.config, self.data, self.generator = config, data, generator
         self.rewards, self.samples, self.log = rewards, samples, log
+        self.validation = validation
         self.policy = make_policy(generator, config)
         self.parameters = [p for p in generator.transformer.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -120,6 +148,8 @@ class Trainer:
         """All rollouts and their updates."""
         train = self.config.train
         self.samples.save(self.log.folder / "samples" / "000000.png")
+        if self.validation is not None:
+            self.log.row(0, self.validation.metrics())
         with self.log.progress():
             for rollout in range(train.num_updates // train.inner_updates):
                 self._iterate(rollout)
@@ -132,7 +162,7 @@ class Trainer:
         with log.timed("data"):
             prompts = self.data.training(number, config.rollout.prompts_per_rollout)
             per_prompt = self.generator.encode(prompts)
-        with log.timed("rollout"):
+        with log.timed("rollout"), self._folded():
             rollout = collect_rollout(
                 self.policy, per_prompt, config.rollout, random, keep_means=config.loss.ratio_norm
             )
@@ -160,9 +190,20 @@ class Trainer:
             with log.timed("update"):
                 stats = self._optimize(batch, conditioning, first=inner == 0)
             self.update += 1
-            log.row(self.update, {**metrics, **stats})
+            log.row(self.update, {**metrics, **stats, **self._validate()})
             metrics = {}
             self._after_update()
+
+    def _validate(self) -> dict[str, float]:
+        every, last = self.config.evaluation.validate_every, self.config.train.num_updates
+        if self.validation is None or (self.update % every and self.update != last):
+            return {}
+        with self.log.timed("validation"), self._folded():
+            return self.validation.metrics()
+
+    def _folded(self) -> AbstractContextManager[None]:
+        lora = self.config.lora
+        return folded_lora(self.generator.transformer) if lora and lora.fold else nullcontext()
 
     def _split_groups(self) -> tuple[Tensor, ...]:
         count = self.config.rollout.prompts_per_rollout
@@ -171,14 +212,15 @@ class Trainer:
     def _optimize(self, batch, conditioning, *, first: bool) -> dict[str, float]:
         train, loss = self.config.train, self.config.loss
         self.optimizer.zero_grad(set_to_none=True)
-        stats = accumulate_gradient(
-            self.policy,
-            batch,
-            conditioning,
-            loss,
-            pinned=loss.pin_ratio and first,
-            micro_batch_size=train.micro_batch_size,
-        )
+        with self._folded():
+            stats = accumulate_gradient(
+                self.policy,
+                batch,
+                conditioning,
+                loss,
+                pinned=loss.pin_ratio and first,
+                micro_batch_size=train.micro_batch_size,
+            )
         if not first:  # off policy by then: the ratio itself is the number to look at
             stats.pop("mismatch")
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm)

@@ -138,6 +138,17 @@ class EmojiWorld:
         return image
 
 
+def attribute_values(name: str) -> tuple[str, ...]:
+    """What an attribute's indices mean: phrases of the grammar, ``none`` where nothing is asked."""
+    return {
+        "scene": tuple(SCENES),
+        "placement": PLACEMENTS,
+        "prop": ("none", *PROPS),
+        "color": ("none", *COLORS),
+        "accessory": ("none", *ACCESSORIES),
+    }[name]
+
+
 def sample_attributes(batch_size: int, generator: torch.Generator) -> Attributes:
     """Attributes of random prompts: a quarter of each of KINDS."""
 
@@ -245,6 +256,7 @@ __all__ = [
     "EmojiWorld",
     "Subject",
     "all_words",
+    "attribute_values",
     "sample_attributes",
     "write_prompt",
 ]

@@ -16,6 +16,7 @@ from torch import Tensor
 from customized_grpo.assets import resolve_checkpoint
 from customized_grpo.config import GeneratorConfig
 from customized_grpo.errors import ConfigError, DataError
+from customized_grpo.generators.attention import MAX_TOKENS, use_plain_attention
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.lora import LORA_FILE, adapters_disabled, save_lora
 from customized_grpo.ops import shifted_sigmas
@@ -80,6 +81,10 @@ class FluxKontextGenerator:
         self._guidance = self._check_guidance(config.guidance_scale)
         limit: int = pipeline.tokenizer_2.model_max_length
         self._max_sequence_length = config.max_sequence_length or limit
+        if self.device.type == "cpu":
+            vae.to(memory_format=torch.channels_last)
+            if self._max_sequence_length + len(self._image_ids()) <= MAX_TOKENS:
+                use_plain_attention(self.transformer)
 
     def _check_size(self) -> None:
         multiple = 2 * self.pipeline.vae_scale_factor
