@@ -35,8 +35,11 @@ def run(tiny_config: RunConfig) -> Path:
 
 def test_run_folder_holds_everything(run: Path, tiny_config: RunConfig) -> None:
     assert {path.name for path in run.iterdir()} == {
+        "advantages.jsonl",
         "config.yaml",
+        "environment.json",
         "metrics.jsonl",
+        "schedule.json",
         "samples",
         "weights",
     }

@@ -126,6 +126,37 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.set_defaults(run=_evaluate)
 
+    compare = commands.add_parser(
+        "compare",
+        help="run a study: methods x seeds, and put the results together",
+        description="Run what is missing of a study (methods x seeds, from one YAML file), then "
+        "write tables, figures and a report of it. Finished runs are never run twice: interrupt it "
+        "and call it again.",
+        epilog="examples:\n  cgrpo compare configs/studies/proof.yaml --jobs 2\n"
+        "  cgrpo compare configs/studies/proof.yaml --results docs/results   from the results kept there",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    compare.add_argument("study", metavar="STUDY", type=Path, help="YAML file of a study")
+    compare.add_argument(
+        "--jobs",
+        type=_positive,
+        default=None,
+        metavar="N",
+        help="runs at a time, each with its share of the cores (default: one per core, on a GPU 1)",
+    )
+    compare.add_argument(
+        "--results",
+        type=Path,
+        metavar="DIR",
+        help="folder of results.json, tables, figures and report (default: the study's folder)",
+    )
+    compare.add_argument(
+        "--cell",
+        metavar="METHOD/seedN",
+        help="run this one only, in this process: for clusters, an array job over the cells",
+    )
+    compare.set_defaults(run=_compare)
+
     demo = commands.add_parser(
         "demo",
         help="teach the embedded generator on this machine, then evaluate it",
@@ -190,6 +221,29 @@ def _evaluate_run(
     report = evaluate_run(run, split, num_examples)
     print(f"picture: {report.picture}")
     print(report.table())
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from customized_grpo.compare import Study, compare, run_cell
+
+    study = Study.load(options.study, options.results)
+    _hide_loading_bars()
+    if options.cell is not None:
+        run_cell(study, *study.cell(options.cell))
+        return
+    compare(study, options.jobs or _default_jobs())
+
+
+def _default_jobs() -> int:
+    import torch
+
+    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
+    return int(text)
 
 
 def _demo(options: argparse.Namespace) -> None:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from customized_grpo.checkpoint import write_atomic
 from customized_grpo.config import RunConfig, dump_config
@@ -32,12 +38,33 @@ def run_folder(config: RunConfig) -> Path:
     return folder
 
 
+def describe_environment() -> dict[str, str]:
+    """Machine and versions, for whoever wants to repeat the run."""
+    packages = ("customized-grpo", "torch", "diffusers", "transformers", "peft", "accelerate")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    return {
+        "device": device,
+        "threads": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
 class RunLog:
     """Appends ``metrics.jsonl``; shows a live bar on a terminal, plain lines elsewhere."""
 
     def __init__(self, folder: Path, config: RunConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "config.yaml", dump_config(config))
+        write_atomic(folder / "environment.json", json.dumps(describe_environment()) + "\n")
         self.folder = folder
         self._total = config.train.num_updates
         self._progress: Any = None
@@ -62,6 +89,25 @@ class RunLog:
             file.write(json.dumps(row) + "\n")
         if update:
             self._show(update, values)
+
+    def schedule(self, sigmas: Tensor, weights: Tensor, objectives: Sequence[str]) -> None:
+        """Writes ``schedule.json``: the noise levels and the objectives' weights at each step."""
+        content = {
+            "objectives": list(objectives),
+            "sigmas": sigmas.tolist(),
+            "weights": weights.tolist(),
+        }
+        write_atomic(self.folder / "schedule.json", json.dumps(content) + "\n")
+
+    def advantages(self, rollout: int, advantages: Tensor, objectives: Sequence[str]) -> None:
+        """Appends a rollout's advantages ``[B, N]`` to ``advantages.jsonl``; null = unscorable."""
+        columns = zip(objectives, advantages.T.tolist(), strict=True)
+        row = {
+            name: [None if math.isnan(value) else round(value, 4) for value in column]
+            for name, column in columns
+        }
+        with (self.folder / "advantages.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"rollout": rollout, **row}) + "\n")
 
     def _show(self, update: int, values: dict[str, float]) -> None:
         rewards = "  ".join(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from customized_grpo.checkpoint import Ema, replace_folder
 from customized_grpo.config import RunConfig, explain_batch
-from customized_grpo.credit import assign_credit, share_statistics
+from customized_grpo.credit import assign_credit, objective_weights, share_statistics
 from customized_grpo.data.sources import DataSource
 from customized_grpo.errors import RewardError, within
 from customized_grpo.generators.base import Generator
@@ -72,6 +72,12 @@ def make_trainable(generator: Generator, config: RunConfig) -> None:
         generator.transformer.requires_grad_(True).float()
     if config.compile:
         generator.transformer.compile_repeated_blocks(dynamic=False)  # pyright: ignore
+
+
+def folded(generator: Generator, config: RunConfig) -> AbstractContextManager[None]:
+    """Inside, LoRA is folded into the weights if the config says so."""
+    lora = config.lora
+    return folded_lora(generator.transformer) if lora and lora.fold else nullcontext()
 
 
 class SampleGrid:
@@ -147,14 +153,20 @@ class Trainer:
     def run(self) -> None:
         """All rollouts and their updates."""
         train = self.config.train
-        self.samples.save(self.log.folder / "samples" / "000000.png")
-        if self.validation is not None:
-            self.log.row(0, self.validation.metrics())
+        self._log_start()
         with self.log.progress():
             for rollout in range(train.num_updates // train.inner_updates):
                 self._iterate(rollout)
         self.save()
         self.samples.save(self.log.folder / "samples" / f"{self.update:06d}.png")
+
+    def _log_start(self) -> None:
+        sigmas, objectives = self.policy.sigmas, self.rewards.objectives
+        weights = objective_weights(sigmas[:-1], self.config.advantage, objectives)
+        self.log.schedule(sigmas, weights, objectives)
+        self.samples.save(self.log.folder / "samples" / "000000.png")
+        if self.validation is not None:
+            self.log.row(0, self.validation.metrics())
 
     def _iterate(self, number: int) -> None:
         config, log = self.config, self.log
@@ -162,7 +174,7 @@ class Trainer:
         with log.timed("data"):
             prompts = self.data.training(number, config.rollout.prompts_per_rollout)
             per_prompt = self.generator.encode(prompts)
-        with log.timed("rollout"), self._folded():
+        with log.timed("rollout"), folded(self.generator, self.config):
             rollout = collect_rollout(
                 self.policy, per_prompt, config.rollout, random, keep_means=config.loss.ratio_norm
             )
@@ -182,6 +194,7 @@ class Trainer:
                 f"rewards: no image of rollout {number} could be scored; "
                 + ("; ".join(scores.errors) or "all scores are NaN")
             )
+        log.advantages(number, advantages.per_objective, self.rewards.objectives)
         metrics = rollout_metrics(scores, advantages, rollout.group_ids, self.rewards.objectives)
         conditioning = per_prompt.take(rollout.group_ids)
         for inner, groups in enumerate(self._split_groups()):
@@ -198,12 +211,8 @@ class Trainer:
         every, last = self.config.evaluation.validate_every, self.config.train.num_updates
         if self.validation is None or (self.update % every and self.update != last):
             return {}
-        with self.log.timed("validation"), self._folded():
+        with self.log.timed("validation"), folded(self.generator, self.config):
             return self.validation.metrics()
-
-    def _folded(self) -> AbstractContextManager[None]:
-        lora = self.config.lora
-        return folded_lora(self.generator.transformer) if lora and lora.fold else nullcontext()
 
     def _split_groups(self) -> tuple[Tensor, ...]:
         count = self.config.rollout.prompts_per_rollout
@@ -212,7 +221,7 @@ class Trainer:
     def _optimize(self, batch, conditioning, *, first: bool) -> dict[str, float]:
         train, loss = self.config.train, self.config.loss
         self.optimizer.zero_grad(set_to_none=True)
-        with self._folded():
+        with folded(self.generator, self.config):
             stats = accumulate_gradient(
                 self.policy,
                 batch,

@@ -6,8 +6,12 @@ M (sample, step) pairs, L the latent shape.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 
+import torch
 from torch import Tensor
 
 
@@ -24,6 +28,10 @@ class Example:
     """Where the subject is in each reference, ``[1, H, W]`` in [0, 1]."""
     target: Tensor | None = None
     """What a perfect answer looks like, ``[3, H, W]``; known in synthetic worlds only."""
+    target_mask: Tensor | None = None
+    """Where the subject is in the target, ``[1, H, W]`` in [0, 1]."""
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    """What the prompt asks for, attribute -> value, where the data know; 'none' = nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,3 +99,23 @@ class PolicyBatch:
     """``[M]`` int64, row of the rollout (and of its conditioning) each pair belongs to."""
     old_mean: Tensor | None = None
     """``[M, *L]`` under the policy that sampled, where the loss needs it."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What was measured of one set of pictures."""
+
+    columns: dict[str, list[float | None]]
+    """Measure -> one number per example; None where it does not apply to the example."""
+    numbers: dict[str, float] = field(default_factory=dict)
+    """Measures of the set as a whole."""
+
+    def column(self, name: str) -> Tensor:
+        """Numbers of one measure ``[B]``, NaN where it does not apply."""
+        values = self.columns[name]
+        return torch.tensor([math.nan if v is None else v for v in values], dtype=torch.float64)
+
+    @cached_property
+    def means(self) -> dict[str, float]:
+        """Mean of every column over the examples it applies to."""
+        return {name: self.column(name).nanmean().item() for name in self.columns}

@@ -6,6 +6,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -30,8 +31,10 @@ from customized_grpo.config.sections import (
     TdwSchedule,
     TrainConfig,
 )
+from customized_grpo.config.study import Method, StudyConfig
 from customized_grpo.config.yaml_text import Dumper, parse_yaml
 from customized_grpo.errors import ConfigError
+from customized_grpo.registry import nearest, one_of
 
 __all__ = [
     "AdvantageConfig",
@@ -45,10 +48,12 @@ __all__ = [
     "LinearSchedule",
     "LoraSettings",
     "LossConfig",
+    "Method",
     "RewardConfig",
     "RolloutConfig",
     "RunConfig",
     "ScheduleConfig",
+    "StudyConfig",
     "TdwSchedule",
     "TrainConfig",
     "check_config",
@@ -56,6 +61,7 @@ __all__ = [
     "explain_batch",
     "list_fields",
     "load_config",
+    "load_study",
 ]
 
 
@@ -72,20 +78,52 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: naming the file or flag, the field, what it must be, what it is and the fix.
     """
     source = str(path)
+    config = apply_overrides(decode(_read_mapping(source, "CONFIG"), source), overrides)
+    return check_config(config, f"{source} with overrides" if overrides else source)
+
+
+def _read_mapping(source: str, argument: str) -> dict[str, Any]:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(source).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise ConfigError(
-            f"CONFIG must be a readable YAML file, got {source!r}: {reason}; check the path"
+            f"{argument} must be a readable YAML file, got {source!r}: {reason}; check the path"
         ) from error
     raw = parse_yaml(text, source)
     if not isinstance(raw, dict):
         raise ConfigError(
             f"{source}: the file must be a mapping of sections, got {show(raw)}; see configs/"
         )
-    config = apply_overrides(decode(raw, source), overrides)
-    return check_config(config, f"{source} with overrides" if overrides else source)
+    return raw
+
+
+def load_study(path: str | Path) -> tuple[StudyConfig, dict[str, RunConfig]]:
+    """Reads a study and the configs of its methods, by name, each checked; seed 0.
+
+    Raises:
+        ConfigError: naming the file, the field or method, what it is and the fix.
+    """
+    source = str(path)
+    study = decode(_read_mapping(source, "STUDY"), source, StudyConfig)
+    names = [method.name for method in study.methods]
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise ConfigError(f"{source}: methods.{i}.name must be unique, got {name!r} twice")
+    if study.main not in names:
+        raise ConfigError(
+            f"{source}: main must be the name of a method, got {study.main!r}; "
+            f"{nearest(study.main, names) or one_of(names)}"
+        )
+    base = Path(path).parent / study.config
+    configs = {}
+    for method in study.methods:
+        try:
+            config = load_config(base, study.flags(method))
+        except ConfigError as error:
+            raise ConfigError(f"{source}: method {method.name!r}: {error}") from error
+        configs[method.name] = study.place(config, method, seed=0)
+    return study, configs
 
 
 def check_config(config: RunConfig, source: str = "config") -> RunConfig:

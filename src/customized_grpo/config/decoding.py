@@ -1,17 +1,20 @@
-"""Strict decoding of plain values into a `RunConfig`, and one line about what is wrong."""
+"""Strict decoding of plain values into config dataclasses, and one line about what is wrong."""
 
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from types import GenericAlias
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from customized_grpo import registry
 from customized_grpo.config.sections import STRICT, RunConfig, ScheduleConfig, load_plug
 from customized_grpo.errors import ConfigError
+
+T = TypeVar("T")
 
 
 def to_raw(value: Any) -> Any:
@@ -26,33 +29,34 @@ def to_raw(value: Any) -> Any:
 
 
 @cache
-def _adapter() -> TypeAdapter[tuple[RunConfig]]:
+def _adapter(cls: type) -> TypeAdapter[Any]:
     # In a tuple, because pydantic takes no config for a bare dataclass.
-    return TypeAdapter(tuple[RunConfig], config=STRICT)
+    in_tuple: Any = GenericAlias(tuple, (cls,))
+    return TypeAdapter(in_tuple, config=STRICT)
 
 
-def decode(raw: Any, source: str) -> RunConfig:
+def decode(raw: Any, source: str, cls: type[T] = RunConfig) -> T:
     """Decodes without coercion; fields are checked one by one, not against each other.
 
     Raises:
         ConfigError: one line about the first mistake, opened by `source`.
     """
     try:
-        return _adapter().validate_json(json.dumps([raw]))[0]
+        return _adapter(cls).validate_json(json.dumps([raw]))[0]
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_explain(error, raw)}") from error
+        raise ConfigError(f"{source}: {_explain(error, raw, cls)}") from error
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
     except (TypeError, ValueError) as error:  # of json.dumps: binary data, a list inside itself
         raise ConfigError(f"{source}: the values must be plain YAML, got: {error}") from error
 
 
-def _explain(error: ValidationError, raw: Any) -> str:
+def _explain(error: ValidationError, raw: Any, root: type) -> str:
     """One line about the first mistake: dotted path, requirement, value received, fix."""
     # A misspelt key also counts as a missing one; the misspelling is the news.
     details = sorted(error.errors(), key=lambda e: e["type"] != "unexpected_keyword_argument")
     path = _path_in(raw, details[0]["loc"])
-    section = _dataclass_at(path[:-1], raw)
+    section = _dataclass_at(path[:-1], raw, root)
     siblings = {f.name: f for f in fields(section)} if section else {}
     what = _requirement(details[0], str(path[-1]) if path else "", siblings)
     return ".".join(map(str, path)) + what
@@ -102,9 +106,9 @@ def _path_in(raw: Any, loc: tuple[Any, ...]) -> list[Any]:
     return path
 
 
-def _dataclass_at(path: Sequence[Any], raw: Any) -> Any:
-    """Returns the dataclass that the section at `path` decodes to, or None."""
-    hint: Any = RunConfig
+def _dataclass_at(path: Sequence[Any], raw: Any, root: type) -> Any:
+    """Returns the dataclass that the section at `path` of a `root` decodes to, or None."""
+    hint: Any = root
     for part in path:
         if isinstance(part, str):
             cls = _choose_dataclass(hint, raw)
@@ -143,7 +147,7 @@ def default_of(f: Any) -> Any:
     return f.default_factory() if f.default_factory is not MISSING else f.default
 
 
-def show(value: Any) -> str:
-    """Writes a value as the files spell it, shortened."""
+def show(value: Any, limit: int | None = 60) -> str:
+    """Writes a value as the files spell it, shortened to a number of characters."""
     text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if limit is None or len(text) <= limit else f"{text[: limit - 3]}..."

@@ -374,6 +374,10 @@ class EvaluationConfig:
     batch_size: PositiveInt = 64
     """Images sampled together."""
 
+    classifier: str | None = None
+    """A ResNetForImageClassification with labels 'attribute/value': tells whether what the prompt
+    asks for is there, in data that say what that is; 'embedded:evaluator-attributes'."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:

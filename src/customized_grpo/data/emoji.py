@@ -9,7 +9,7 @@ and drawn from one ``torch.Generator``: the same seed gives the same pictures an
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 
 import torch
@@ -149,6 +149,14 @@ def attribute_values(name: str) -> tuple[str, ...]:
     }[name]
 
 
+def describe(attributes: Attributes, row: int) -> dict[str, str]:
+    """Attribute -> value of one example of a batch."""
+    return {
+        f.name: attribute_values(f.name)[int(getattr(attributes, f.name)[row])]
+        for f in fields(attributes)
+    }
+
+
 def sample_attributes(batch_size: int, generator: torch.Generator) -> Attributes:
     """Attributes of random prompts: a quarter of each of KINDS."""
 
@@ -257,6 +265,7 @@ __all__ = [
     "Subject",
     "all_words",
     "attribute_values",
+    "describe",
     "sample_attributes",
     "write_prompt",
 ]

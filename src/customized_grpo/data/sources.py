@@ -83,7 +83,7 @@ class EmojiSource:
         return self._sample("train", self._VALIDATION_SEED, count)
 
     def _sample(self, split: str, seed: int, count: int) -> list[Example]:
-        from customized_grpo.data.emoji import EmojiWorld
+        from customized_grpo.data.emoji import EmojiWorld, describe
 
         world = EmojiWorld(split)
         batch = world.sample(count, torch.Generator().manual_seed(seed))
@@ -95,6 +95,8 @@ class EmojiSource:
                 reference_masks=(batch.reference_masks[i],),
                 subject=world.subjects[int(batch.subject[i])].name,
                 target=batch.targets[i],
+                target_mask=batch.target_masks[i],
+                attributes=describe(batch.attributes, i),
             )
             for i in range(count)
         ]

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -41,6 +42,16 @@ def save_grid(path: Path, examples: Sequence[Example], columns: Mapping[str, Ten
             sheet.paste(_thumbnail(images[row]), (left, top))
     temporary = path.with_name(path.name + ".tmp")
     sheet.save(temporary, format="PNG", optimize=True)
+    os.replace(temporary, path)
+
+
+def save_strip(path: Path, images: Tensor) -> None:
+    """Writes images ``[N, 3, H, W]`` in [0, 1] side by side, pixel for pixel, as a PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = (images.float().cpu().clamp(0, 1) * 255).round().byte()
+    strip = torch.cat(list(pixels), -1).permute(1, 2, 0).numpy()
+    temporary = path.with_name(path.name + ".tmp")
+    Image.fromarray(strip).save(temporary, format="PNG", optimize=True)
     os.replace(temporary, path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,6 +22,15 @@ class Reward(Protocol):
         Raises:
             RewardError: if the batch could not be scored; its scores become NaN.
         """
+        ...
+
+
+@runtime_checkable
+class ImageEmbedder(Protocol):
+    """A reward with an image encoder, whose features serve other measures too."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Unit features ``[B, D]`` float32 of images ``[B, 3, H, W]`` in [0, 1]."""
         ...
 
 
@@ -44,6 +53,13 @@ class RewardSet:
         named = dict.fromkeys(config.objective for config in self.configs)
         first = [name for name in ("identity", "prompt") if name in named]
         return (*first, *(name for name in named if name not in first))
+
+    def embedder(self, objective: str) -> ImageEmbedder | None:
+        """The first model of an objective that has an image encoder."""
+        for config, reward in zip(self.configs, self._rewards, strict=True):
+            if config.objective == objective and isinstance(reward, ImageEmbedder):
+                return reward
+        return None
 
     @torch.no_grad()
     def score(self, images: Tensor, examples: Sequence[Example]) -> RewardScores:

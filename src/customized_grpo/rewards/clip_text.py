@@ -61,5 +61,10 @@ class ClipTextReward:
             return_tensors="pt",
         ).to(images.device)
         text = self._model.get_text_features(**tokens).pooler_output
-        image = self._model.get_image_features(pixel_values=self._preprocess(images)).pooler_output
-        return F.cosine_similarity(image.float(), text.float()[place.to(images.device)])
+        return F.cosine_similarity(self.embed(images), text.float()[place.to(images.device)])
+
+    def embed(self, images: Tensor) -> Tensor:
+        """See ImageEmbedder."""
+        pixels = self._preprocess(images)
+        features = self._model.get_image_features(pixel_values=pixels).pooler_output
+        return F.normalize(features.float(), dim=-1)

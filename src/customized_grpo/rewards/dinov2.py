@@ -57,18 +57,19 @@ class Dinov2Reward:
     def score(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
         """See the Protocol."""
         unique, place = distinct(examples)
-        output = self._embed(images)
+        output = self.embed(images)
         best = torch.full((len(images),), -torch.inf, device=images.device)
         for number in range(max(len(example.references) for example in unique)):
             # An example with fewer references repeats its last one, which changes no maximum.
             features = torch.cat(
-                [self._embed(self._reference(example, number)[None].to(images.device))
+                [self.embed(self._reference(example, number)[None].to(images.device))
                  for example in unique]
             )  # fmt: skip
             best = torch.maximum(best, (output * features[place.to(images.device)]).sum(1))
         return best
 
-    def _embed(self, images: Tensor) -> Tensor:
+    def embed(self, images: Tensor) -> Tensor:
+        """See ImageEmbedder."""
         features = self._model(pixel_values=self._preprocess(images)).pooler_output
         return F.normalize(features.float(), dim=-1)
 

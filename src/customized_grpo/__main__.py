@@ -1,0 +1,7 @@
+"""``python -m customized_grpo`` is ``cgrpo``."""
+
+import sys
+
+from customized_grpo.cli import main
+
+sys.exit(main())

@@ -1,0 +1,87 @@
+"""The configuration of a study: methods that share everything but a few fields, over seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, PositiveInt
+
+from customized_grpo.config.decoding import show
+from customized_grpo.config.sections import AtLeast2, FileName, RunConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """One way to train, as the fields in which it differs from the study's config."""
+
+    name: FileName
+    """Folder of its runs; letters, digits, dot, underscore and hyphen."""
+
+    label: str
+    """What tables and figures call it."""
+
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Field of the config -> value, dotted as on the command line: {advantage.center: true}."""
+
+    num_seeds: PositiveInt | None = None
+    """Runs of this method, seeds 0, 1, ...; null = the study's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyConfig:
+    """Methods x seeds; every method sees the same base, data, noise and budget."""
+
+    name: FileName
+    """Folder of the study under output_dir."""
+
+    config: str
+    """Config of the runs, relative to the study's file."""
+
+    output_dir: str = "runs"
+    """Folder that holds the study's folder."""
+
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Fields that differ from that config in all runs: {train.num_updates: 100}."""
+
+    num_seeds: AtLeast2 = 3
+    """Runs of each method, seeds 0, 1, ...; intervals need at least two."""
+
+    methods: Annotated[tuple[Method, ...], Field(min_length=1)]
+    """What is compared, in the order of the tables."""
+
+    main: str
+    """Name of the method that the others are compared with, seed by seed."""
+
+    def cells(self) -> list[tuple[Method, int]]:
+        """All (method, seed), those of the methods with most seeds first, seed by seed.
+
+        So an unfinished study has what matters most, and whole seeds of it.
+        """
+        cells = [(method, seed) for method in self.methods for seed in range(self.seeds_of(method))]
+        return sorted(cells, key=lambda cell: (-self.seeds_of(cell[0]), cell[1]))
+
+    def seeds_of(self, method: Method) -> int:
+        """How often a method is run."""
+        return self.num_seeds if method.num_seeds is None else method.num_seeds
+
+    def flags(self, method: Method | None) -> list[str]:
+        """Command-line overrides of a method's runs (None: what all methods share)."""
+        fields = self.overrides | (method.overrides if method else {})
+        return [text for name, value in fields.items() for text in (f"--{name}", _text(value))]
+
+    @property
+    def folder(self) -> Path:
+        """Where the study's runs lie."""
+        return Path(self.output_dir) / self.name
+
+    def place(self, config: RunConfig, method: Method, seed: int) -> RunConfig:
+        """The config of one run, in its folder ``FOLDER/METHOD/seedN``."""
+        folder = str(self.folder / method.name)
+        return replace(config, name=f"seed{seed}", output_dir=folder, seed=seed)
+
+
+def _text(value: Any) -> str:
+    """A value as one word of the command line."""
+    return value if isinstance(value, str) else show(value, limit=None)

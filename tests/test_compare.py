@@ -1,0 +1,203 @@
+"""A whole study on the embedded models, cut down to seconds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers import ROOT
+
+from customized_grpo.compare import RESULTS, Study, compare
+from customized_grpo.errors import CheckpointError, ConfigError
+from customized_grpo.results import Results
+
+TINY = {
+    "mixed_precision": "no",
+    "rollout.num_steps": 3,
+    "rollout.num_trained_steps": 1,
+    "rollout.group_size": 2,
+    "rollout.prompts_per_rollout": 2,
+    "train.num_updates": 2,
+    "train.inner_updates": 1,
+    "train.sample_every": 0,
+    "evaluation.num_examples": 6,
+    "evaluation.validate_every": 1,
+    "evaluation.num_validation": 2,
+}
+NAIVE = {
+    "advantage.shaping": "linear",
+    "advantage.center": False,
+    "advantage.schedule": {"type": "constant", "prompt": 0.5},
+}
+
+
+def write_study(folder: Path, **changes: object) -> Path:
+    study = {
+        "name": "tiny",
+        "config": str(ROOT / "configs" / "emoji.yaml"),
+        "output_dir": str(folder / "runs"),
+        "overrides": TINY,
+        "num_seeds": 2,
+        "main": "both",
+        "methods": [
+            {"name": "naive", "label": "naive GRPO 1:1", "overrides": NAIVE},
+            {"name": "both", "label": "Customized-GRPO"},
+        ],
+    }
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump(study | changes))
+    return file
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
+    file = write_study(tmp_path_factory.mktemp("study"))
+    return file, compare(Study.load(file), jobs=1)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.slow
+def test_every_cell_is_run_judged_and_kept(finished: tuple[Path, Results]) -> None:
+    results = finished[1]
+    cells = [(cell.method, cell.seed) for cell in results.cells]
+    assert cells == [("naive", 0), ("both", 0), ("naive", 1), ("both", 1)]
+    assert {"copy", "ground truth", "unrelated", "base"} == set(results.baselines)
+    for cell in results.cells:
+        assert cell.curve["update"] == [0, 1, 2]
+        assert cell.shares["update"] == [1, 2]
+        assert len(cell.advantages["identity"]) == 4
+        assert len(cell.schedule["weights"]) == 3
+        assert cell.seconds > 0
+        assert cell.environment["torch"]
+
+
+@pytest.mark.slow
+def test_methods_share_base_data_noise_and_first_rollout(finished: tuple[Path, Results]) -> None:
+    naive, both = finished[1].of("naive"), finished[1].of("both")
+    assert naive[0].advantages == both[0].advantages
+    assert naive[0].advantages != naive[1].advantages
+    first = [{k: v[0] for k, v in c.curve.items()} for c in finished[1].cells]
+    assert all(values == first[0] for values in first)
+
+
+@pytest.mark.slow
+def test_finished_cells_are_not_run_again_and_results_are_the_same_bytes(
+    finished: tuple[Path, Results], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("customized_grpo.compare._run_process", None)
+    study = Study.load(finished[0])
+    before = tree(study.config.folder)
+    compare(study, jobs=1)
+    assert tree(study.config.folder) == before
+    # Without the run folders, from results that were kept elsewhere: those that come with the docs.
+    kept = tmp_path / "kept"
+    shutil.copytree(study.config.folder, kept, ignore=shutil.ignore_patterns("naive", "both"))
+    elsewhere = write_study(tmp_path, output_dir=str(tmp_path / "runs"))
+    text = (kept / RESULTS).read_text()
+    (kept / RESULTS).write_text(
+        text.replace(str(finished[0].parent / "runs"), str(tmp_path / "runs"))
+    )
+    again = compare(Study.load(elsewhere, kept), jobs=1)
+    assert [c.judgement for c in again.cells] == [c.judgement for c in finished[1].cells]
+
+
+@pytest.mark.slow
+def test_an_interrupted_cell_is_run_again_and_comes_out_the_same(
+    finished: tuple[Path, Results],
+) -> None:
+    study = Study.load(finished[0])
+    folder = study.config.folder / "naive" / "seed1"
+    shutil.rmtree(folder / "weights")
+    (folder / "evaluation.json").unlink()
+    (study.results / RESULTS).unlink()
+    results = compare(study, jobs=1)
+    assert results.of("naive")[1].judgement == finished[1].of("naive")[1].judgement
+
+
+@pytest.mark.slow
+def test_a_failing_cell_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
+    file = write_study(tmp_path, num_seeds=2)
+    study = Study.load(file)
+    blocked = study.config.folder / "naive" / "seed0"
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("not a folder")
+    with pytest.raises(CheckpointError, match=r"1 of 4 cells failed: naive/seed0 \(see .*log\)"):
+        compare(study, jobs=2)
+    kept = Results.read(study.results / RESULTS)
+    assert len(kept.cells) == 3
+    log = (study.config.folder / "naive" / "seed0.log").read_text()
+    assert "already holds a run" in log
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"main": "bth"}, r"main must be the name of a method, got 'bth'; did you mean 'both'\?"),
+        ({"num_seeds": 1}, "num_seeds must be greater than or equal to 2, got 1"),
+        ({"methods": []}, "methods must have at least 1 item"),
+        ({"seed": 3}, "seed must be a known field"),
+        ({"config": "nowhere.yaml"}, "CONFIG must be a readable YAML file"),
+        (
+            {"methods": [{"name": "both", "label": "x", "overrides": {"train.lr": 1}}]},
+            "method 'both': override must be a field of the config, got --train.lr",
+        ),
+        (
+            {"methods": [{"name": "both", "label": "x"}, {"name": "both", "label": "y"}]},
+            r"methods\.1\.name must be unique, got 'both' twice",
+        ),
+        (
+            {"methods": [{"name": "both", "label": "x", "overides": {}}]},
+            r"methods\.0\.overides must be a known field",
+        ),
+    ],
+)
+def test_mistakes_in_a_study_are_named(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Study.load(write_study(tmp_path, **changes))
+
+
+def test_a_cell_of_another_config_is_refused(tmp_path: Path) -> None:
+    file = write_study(tmp_path)
+    study = Study.load(file)
+    folder = study.config.folder / "naive" / "seed0"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("name: seed0\nseed: 7\n")
+    with pytest.raises(ConfigError, match="run with another config .'seed: 7', now 'seed: 0'."):
+        compare(study, jobs=1)
+
+
+def test_cells_are_named_and_come_seed_by_seed(tmp_path: Path) -> None:
+    study = Study.load(write_study(tmp_path))
+    names = [f"{method.name}{seed}" for method, seed in study.config.cells()]
+    assert names == ["naive0", "both0", "naive1", "both1"]
+    with pytest.raises(ConfigError, match="--cell must be one of naive/seed0, both/seed0"):
+        study.cell("both/seed2")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "studies").glob("*.yaml")), ids=str)
+def test_every_shipped_study_loads(path: Path) -> None:
+    study = Study.load(path)
+    shared = [
+        {k: v for k, v in vars_of(config).items() if k not in ("advantage", "output_dir")}
+        for config in study.methods.values()
+    ]
+    assert all(config == shared[0] for config in shared)
+
+
+def vars_of(config: object) -> dict[str, str]:
+    return {name: repr(getattr(config, name)) for name in type(config).__dataclass_fields__}
+
+
+def test_results_that_are_none_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps({"name": "x"}))
+    with pytest.raises(CheckpointError, match=r"results\.json: must be results of a study"):
+        Results.read(file)
