@@ -28,6 +28,8 @@ examples:
   cgrpo train configs/emoji.yaml --train.num_updates 100  train; any field can be overridden
   cgrpo train --help                                      all fields, with their defaults
   cgrpo evaluate runs/emoji                               base against tuned, held-out subjects
+  cgrpo report runs/emoji                                 curves, tables and pictures in one page
+  cgrpo compare configs/studies/proof.yaml                many methods and seeds, and their report
 """
 
 
@@ -133,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         "write tables, figures and a report of it. Finished runs are never run twice: interrupt it "
         "and call it again.",
         epilog="examples:\n  cgrpo compare configs/studies/proof.yaml --jobs 2\n"
-        "  cgrpo compare configs/studies/proof.yaml --results docs/results   from the results kept there",
+        "  cgrpo compare configs/studies/proof.yaml --results docs/results   from what is kept",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     compare.add_argument("study", metavar="STUDY", type=Path, help="YAML file of a study")
@@ -156,6 +158,24 @@ def _parser() -> argparse.ArgumentParser:
         help="run this one only, in this process: for clusters, an array job over the cells",
     )
     compare.set_defaults(run=_compare)
+
+    report = commands.add_parser(
+        "report",
+        help="one HTML page of runs or of a study: tables, curves, pictures",
+        description="Write one self-contained HTML page, and its figures as PNG, of evaluated runs "
+        "(cgrpo evaluate) or of the results of a study (cgrpo compare). Runs that differ in their "
+        "seed only count as one method.",
+        epilog="examples:\n  cgrpo report runs/emoji\n"
+        "  cgrpo report runs/mine runs/other --out both",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    report.add_argument(
+        "runs", metavar="RUN", type=Path, nargs="+", help="folder of a run, or one of a study"
+    )
+    report.add_argument(
+        "--out", metavar="DIR", type=Path, help="where to write (default: the first RUN)"
+    )
+    report.set_defaults(run=_report)
 
     demo = commands.add_parser(
         "demo",
@@ -231,7 +251,31 @@ def _compare(options: argparse.Namespace) -> None:
     if options.cell is not None:
         run_cell(study, *study.cell(options.cell))
         return
-    compare(study, options.jobs or _default_jobs())
+    results = compare(study, options.jobs or _default_jobs())
+
+    from customized_grpo.report.page import study_pictures, write_report
+    from customized_grpo.report.tables import markdown
+
+    command = f"cgrpo compare {options.study}"
+    page = write_report(results, study.results, command, study_pictures(results, study.results))
+    print(markdown(results))
+    print(f"report: {page}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from customized_grpo.compare import RESULTS, results_of_runs
+    from customized_grpo.report.page import run_pictures, study_pictures, write_report
+    from customized_grpo.results import Results
+
+    runs: list[Path] = options.runs
+    folder = options.out or runs[0]
+    if len(runs) == 1 and (runs[0] / RESULTS).exists():
+        results = Results.read(runs[0] / RESULTS)
+        pictures = study_pictures(results, runs[0])
+    else:
+        results, pictures = results_of_runs(runs), run_pictures(runs)
+    command = " ".join(["cgrpo report", *map(str, runs)])
+    print(f"report: {write_report(results, folder, command, pictures)}")
 
 
 def _default_jobs() -> int:

@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from customized_grpo.checkpoint import write_atomic
-from customized_grpo.config import Method, RunConfig, StudyConfig, dump_config, load_study
+from customized_grpo.config import (
+    Method,
+    RunConfig,
+    StudyConfig,
+    dump_config,
+    load_config,
+    load_study,
+)
 from customized_grpo.errors import CheckpointError, ConfigError
 from customized_grpo.evaluate import EvaluationReport, evaluate_run, judge_baselines
 from customized_grpo.results import Cell, Results, read_cell
@@ -88,6 +95,41 @@ def compare(study: Study, jobs: int) -> Results:
             "mend the cause and run the same command again, finished cells are kept"
         )
     return _write(study, baselines, kept)
+
+
+def results_of_runs(runs: Sequence[Path]) -> Results:
+    """Results of evaluated run folders; runs that differ in their seed only are one method.
+
+    Raises:
+        CheckpointError: if a folder is not an evaluated run, or the runs were judged differently.
+    """
+    labels: dict[str, str] = {}
+    methods: dict[str, str] = {}
+    cells: list[Cell] = []
+    first: EvaluationReport | None = None
+    for run in runs:
+        report = EvaluationReport.read(run / "evaluation.json")
+        config = load_config(run / "config.yaml")
+        kind = dump_config(replace(config, name="run", seed=0, output_dir="runs"))
+        method = methods.setdefault(kind, run.name)
+        labels.setdefault(method, run.name)
+        cells.append(read_cell(run, method, config.seed, report.models["tuned"]))
+        first = first or report
+        if report.prompts != first.prompts or report.objectives != first.objectives:
+            raise CheckpointError(
+                f"RUN: {run} was judged on other examples or by other evaluators than {runs[0]}; "
+                "evaluate all with the same data and evaluators"
+            )
+    assert first is not None, "the command line asks for one run at least"
+    return Results(
+        name=", ".join(labels.values()),
+        objectives=first.objectives,
+        baselines={name: j for name, j in first.models.items() if name != "tuned"},
+        labels=labels,
+        main=cells[0].method,
+        prompts=first.prompts,
+        cells=cells,
+    )
 
 
 def run_cell(study: Study, method: Method, seed: int) -> None:

@@ -164,7 +164,9 @@ def evaluate_run(
     report = evaluation.report(models, picture=run / f"{name}.png")
     shown = evaluation.examples[:_PICTURE_ROWS]
     save_grid(run / f"{name}.png", shown, {"base": base, "tuned": tuned})
-    save_strip(run / "pictures" / "tuned.png", tuned)
+    strips = evaluation.truth() | {BASE: base, "tuned": tuned}
+    for strip, images in strips.items():
+        save_strip(run / "pictures" / f"{strip}.png", images)
     write_atomic(run / f"{name}.json", report.to_json())
     return report
 
@@ -173,12 +175,8 @@ def judge_baselines(config: RunConfig, folder: Path) -> None:
     """Writes ``evaluation.json`` of base and anchors alone, and strips of their pictures."""
     evaluation = Evaluation(config, "held_out")
     report = evaluation.report(evaluation.baselines())
-    shown = evaluation.examples[:_PICTURE_ROWS]
-    strips = {"reference": [e.references[0] for e in shown], BASE: list(evaluation.pictures())}
-    strips["ground-truth"] = [e.target for e in shown if e.target is not None]
-    for name, images in strips.items():
-        if images:
-            save_strip(folder / f"{name}.png", torch.stack(images))
+    for name, images in (evaluation.truth() | {BASE: evaluation.pictures()}).items():
+        save_strip(folder / f"{name}.png", images)
     write_atomic(folder / "evaluation.json", report.to_json())
 
 
@@ -227,6 +225,13 @@ class Evaluation:
         varied = self.examples[:_VARIED_EXAMPLES]
         variants = [self._sample(varied, variant) for variant in range(1, _VARIANTS)]
         return self.judge(self._sample(self.examples), variants)
+
+    def truth(self) -> dict[str, Tensor]:
+        """References and, if known, targets of the examples that are shown."""
+        shown = self.examples[:_PICTURE_ROWS]
+        strips = {"reference": torch.stack([e.references[0] for e in shown])}
+        targets = [e.target for e in shown if e.target is not None]
+        return strips | ({"ground-truth": torch.stack(targets)} if targets else {})
 
     def pictures(self) -> Tensor:
         """Of the first few examples, chosen by their position alone."""
