@@ -32,7 +32,7 @@ from customized_grpo.config.sections import ScheduleConfig
 from customized_grpo.config.yaml_text import Dumper, parse_yaml
 from customized_grpo.errors import ConfigError
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 
 @pytest.fixture
@@ -267,6 +267,8 @@ def test_overrides(load, arguments, expected):
         (["--train.inner_updates", "8"], "train.num_updates must be a multiple"),
         (["--loss.ratio_norm", "true"], "loss.ratio_norm must be false"),
         (["--lora", "null", "--loss.kl_weight", "0.1"], "loss.kl_weight must be 0 when lora"),
+        (["--rollout.window", "2", "8"], "rollout.window must hold num_trained_steps = 7 of the"),
+        (["--rollout.window", "3", "12"], "steps 0 to 10, got [3, 12]; the end is exclusive"),
         (["--lora.fold", "true", "--loss.kl_weight", "0.1"], "kl_weight must be 0 when lora.fold"),
     ],
     ids=" ".join,

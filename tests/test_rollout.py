@@ -108,6 +108,30 @@ def test_means_are_kept_on_request(
     torch.testing.assert_close(rollout.means[:, 0], mean, atol=1e-5, rtol=0)
 
 
+def test_only_the_window_has_noise_and_is_trained(
+    generator: FluxKontextGenerator, tiny_config: RunConfig, examples: list[Example]
+) -> None:
+    windowed = {"num_steps": 6, "num_trained_steps": 2, "window": (1, 3), "group_size": 3}
+    config = changed(tiny_config, rollout=windowed)
+    policy, conditioning = make_policy(generator, config), generator.encode(examples[:2])
+    rollout = collect_rollout(policy, conditioning, config.rollout, seeded())
+    assert rollout.step_index.unique().tolist() == [1, 2]
+    # Before the window all samples of a group are one deterministic trajectory.
+    first = rollout.latents[:, 0]
+    assert all(torch.equal(first[i], first[0]) for i in (1, 2))
+    start = generator.noise(2, _after_steps(2, config))
+    step = policy.euler(start, 0, conditioning)
+    torch.testing.assert_close(first[::3], step, atol=1e-5, rtol=0)
+    assert not torch.equal(rollout.latents[0, 1], rollout.latents[1, 1])
+
+
+def _after_steps(num_groups: int, config: RunConfig) -> torch.Generator:
+    """The rollout's generator after it has drawn the trained steps."""
+    generator = seeded()
+    choose_trained_steps(num_groups, config.rollout, generator)
+    return generator
+
+
 def test_trained_steps_are_per_group_and_never_the_last() -> None:
     config = RolloutConfig(num_steps=25, num_trained_steps=15)
     steps = choose_trained_steps(200, config, seeded())

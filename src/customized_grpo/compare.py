@@ -22,9 +22,15 @@ from customized_grpo.config import (
     dump_config,
     load_config,
     load_study,
+    read_config,
 )
 from customized_grpo.errors import CheckpointError, ConfigError
-from customized_grpo.evaluate import EvaluationReport, evaluate_run, judge_baselines
+from customized_grpo.evaluate import (
+    EvaluationReport,
+    evaluate_run,
+    evaluation_file,
+    judge_baselines,
+)
 from customized_grpo.results import Cell, Results, read_cell
 from customized_grpo.trainer import WEIGHTS, train
 
@@ -54,6 +60,11 @@ class Study:
         """
         config, methods = load_study(file)
         return cls(file=file, config=config, methods=methods, results=results or config.folder)
+
+    @property
+    def evaluation(self) -> str:
+        """File of a run's evaluation."""
+        return evaluation_file(self.config.split)
 
     def run_config(self, method: Method, seed: int) -> RunConfig:
         """Config of one cell."""
@@ -111,11 +122,13 @@ def results_of_runs(runs: Sequence[Path]) -> Results:
         report = EvaluationReport.read(run / "evaluation.json")
         config = load_config(run / "config.yaml")
         kind = dump_config(replace(config, name="run", seed=0, output_dir="runs"))
-        method = methods.setdefault(kind, run.name)
-        labels.setdefault(method, run.name)
+        method = methods.setdefault(kind, str(run))
+        labels.setdefault(method, method)
         cells.append(read_cell(run, method, config.seed, report.models["tuned"]))
         first = first or report
-        if report.prompts != first.prompts or report.objectives != first.objectives:
+        if (report.count, report.prompts, report.objectives) != (
+            first.count, first.prompts, first.objectives
+        ):  # fmt: skip
             raise CheckpointError(
                 f"RUN: {run} was judged on other examples or by other evaluators than {runs[0]}; "
                 "evaluate all with the same data and evaluators"
@@ -141,7 +154,7 @@ def run_cell(study: Study, method: Method, seed: int) -> None:
         train(config)
     baselines = study.config.folder / BASELINES / "evaluation.json"
     known = EvaluationReport.read(baselines).models
-    evaluate_run(folder, known=known)
+    evaluate_run(folder, study.config.split, known=known)
 
 
 def _kept_cells(study: Study) -> dict[tuple[str, int], Cell]:
@@ -158,7 +171,7 @@ def _kept_cells(study: Study) -> dict[tuple[str, int], Cell]:
         elif (folder / "config.yaml").exists():
             text = (folder / "config.yaml").read_text(encoding="utf-8")
             _check_same(text, wanted, str(folder))
-            if (folder / "evaluation.json").exists():
+            if (folder / study.evaluation).exists():
                 cell = _collect(study, method, seed)
         if cell is not None:
             cells[method.name, seed] = cell
@@ -166,11 +179,11 @@ def _kept_cells(study: Study) -> dict[tuple[str, int], Cell]:
 
 
 def _check_same(text: str, wanted: RunConfig, where: str) -> None:
-    expected = dump_config(wanted)
-    if text == expected:
+    found = read_config(text, where)  # fields that are newer than the run have their defaults
+    if found == wanted:
         return
-    lines = zip(text.splitlines(), expected.splitlines(), strict=False)
-    old, new = next(((a, b) for a, b in lines if a != b), ("its end", "more"))
+    lines = zip(dump_config(found).splitlines(), dump_config(wanted).splitlines(), strict=False)
+    old, new = next(((a, b) for a, b in lines if a != b), ("fewer fields", "more"))
     raise ConfigError(
         f"{where} was run with another config ({old.strip()!r}, now {new.strip()!r}); give the "
         "study another name, or remove it"
@@ -186,7 +199,7 @@ def _keep_picture(study: Study, picture: Path, name: str) -> None:
 def _collect(study: Study, method: Method, seed: int) -> Cell:
     config = study.run_config(method, seed)
     folder = Path(config.output_dir, config.name)
-    judgement = EvaluationReport.read(folder / "evaluation.json").models["tuned"]
+    judgement = EvaluationReport.read(folder / study.evaluation).models["tuned"]
     if seed == 0:
         _keep_picture(study, folder / "pictures" / "tuned.png", f"{method.name}.png")
     return read_cell(folder, method.name, seed, judgement)
@@ -199,7 +212,7 @@ def _baselines(study: Study, needed: bool) -> Results:
         return replace(Results.read(file), cells=[])
     if not (folder / "evaluation.json").exists():
         logger.info("judging the base and the anchors")
-        judge_baselines(next(iter(study.methods.values())), folder)
+        judge_baselines(next(iter(study.methods.values())), study.config.split, folder)
     report = EvaluationReport.read(folder / "evaluation.json")
     for strip in sorted(folder.glob("*.png")):
         _keep_picture(study, strip, strip.name)

@@ -42,6 +42,11 @@ class EvaluationReport:
     """Of the examples in the pictures."""
     picture: Path | None = None
 
+    @property
+    def count(self) -> int:
+        """Examples."""
+        return len(next(iter(self.models.values())).column(self.pair[0]))
+
     @cached_property
     def pair(self) -> tuple[str, str]:
         """The first evaluator of the prompt and the first of the identity."""
@@ -89,8 +94,8 @@ class EvaluationReport:
         return "\n".join([*lines, *self._closing_lines()])
 
     def _closing_lines(self) -> list[str]:
-        count = len(self.models["base"].column(self.pair[0]))
         domination, collapse = self.joint_rates()
+        split = self.split.replace("_", "-")
         lines = []
         if CHANCE in self.models:
             volumes = (f"{m} {self.hypervolume(m):.4f}" for m in ("base", "tuned"))
@@ -99,8 +104,7 @@ class EvaluationReport:
             *lines,
             f"tuned is better than base on every objective for {domination:.1%} of the examples, "
             f"worse on every one for {collapse:.1%}",
-            f"{count} {self.split.replace('_', '-')} examples; +- is the standard error of the "
-            "paired difference",
+            f"{self.count} {split} examples; +- is the standard error of the paired difference",
         ]
 
     def to_json(self) -> str:
@@ -160,20 +164,25 @@ def evaluate_run(
     evaluation.generator.load_weights(run / WEIGHTS)
     models["tuned"] = evaluation.judge_generator()
     tuned = evaluation.pictures()
-    name = "evaluation" if split == "held_out" else split
-    report = evaluation.report(models, picture=run / f"{name}.png")
+    file = run / evaluation_file(split)
+    report = evaluation.report(models, picture=file.with_suffix(".png"))
     shown = evaluation.examples[:_PICTURE_ROWS]
-    save_grid(run / f"{name}.png", shown, {"base": base, "tuned": tuned})
+    save_grid(file.with_suffix(".png"), shown, {"base": base, "tuned": tuned})
     strips = evaluation.truth() | {BASE: base, "tuned": tuned}
     for strip, images in strips.items():
         save_strip(run / "pictures" / f"{strip}.png", images)
-    write_atomic(run / f"{name}.json", report.to_json())
+    write_atomic(file, report.to_json())
     return report
 
 
-def judge_baselines(config: RunConfig, folder: Path) -> None:
+def evaluation_file(split: Split) -> str:
+    """Where a run keeps its evaluation on a split."""
+    return "evaluation.json" if split == "held_out" else f"{split}.json"
+
+
+def judge_baselines(config: RunConfig, split: Split, folder: Path) -> None:
     """Writes ``evaluation.json`` of base and anchors alone, and strips of their pictures."""
-    evaluation = Evaluation(config, "held_out")
+    evaluation = Evaluation(config, split)
     report = evaluation.report(evaluation.baselines())
     for name, images in (evaluation.truth() | {BASE: evaluation.pictures()}).items():
         save_strip(folder / f"{name}.png", images)

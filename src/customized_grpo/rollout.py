@@ -103,10 +103,16 @@ def make_policy(generator: Generator, config: RunConfig, num_steps: int | None =
 def choose_trained_steps(
     num_groups: int, config: RolloutConfig, generator: torch.Generator
 ) -> Tensor:
-    """Sorted random steps ``[num_groups, K]`` int64 for each group, never the last step."""
-    candidates = config.num_steps - 1
-    scores = torch.rand(num_groups, candidates, generator=generator)
-    return scores.argsort(dim=1)[:, : config.num_trained_steps].sort(dim=1).values
+    """Sorted random steps ``[num_groups, K]`` int64 of the window, for each group its own."""
+    steps = noisy_steps(config)
+    scores = torch.rand(num_groups, len(steps), generator=generator)
+    return steps.start + scores.argsort(dim=1)[:, : config.num_trained_steps].sort(dim=1).values
+
+
+def noisy_steps(config: RolloutConfig) -> range:
+    """The window's steps; without one all but the last, whose noise is not worth training."""
+    first, end = config.window or (0, config.num_steps - 1)
+    return range(first, end)
 
 
 @torch.no_grad()
@@ -140,6 +146,7 @@ def collect_rollout(
             start[rows.to(device)],
             step_index[rows],
             [torch.Generator().manual_seed(int(seed)) for seed in seeds[rows]],
+            noisy_steps(config),
             keep_means,
         )
         for rows in torch.arange(len(group_ids)).split(size)
@@ -165,15 +172,19 @@ def _denoise(
     latents: Tensor,
     step_index: Tensor,
     generators: list[torch.Generator],
+    noisy: range,
     keep_means: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Stochastic trajectories ``[B]``; keeps the trained transitions ``[B, K]`` only."""
+    """Trajectories ``[B]``, stochastic at ``noisy`` steps; keeps the trained transitions only."""
     device = latents.device
     before = latents.new_empty(*step_index.shape, *latents.shape[1:])
     after = torch.empty_like(before)
     means = torch.empty_like(before) if keep_means else before[:0]
     log_probs = latents.new_empty(step_index.shape)
-    for step in range(policy.num_steps - 1):
+    for step in range(policy.num_steps):
+        if step not in noisy:
+            latents = policy.euler(latents, step, conditioning)
+            continue
         index = torch.full((len(latents),), step, device=device)
         mean, std = policy.transition(latents, index, conditioning)
         noise = torch.stack([torch.randn(mean.shape[1:], generator=g) for g in generators])
@@ -185,8 +196,7 @@ def _denoise(
             means[rows, columns] = mean[rows]
         log_probs[rows, columns] = policy.log_prob(sampled, mean, std)[rows]
         latents = sampled
-    final = policy.euler(latents, policy.num_steps - 1, conditioning)
-    return before, after, means, log_probs, policy.decode(final)
+    return before, after, means, log_probs, policy.decode(latents)
 
 
 @torch.no_grad()

@@ -62,6 +62,7 @@ __all__ = [
     "list_fields",
     "load_config",
     "load_study",
+    "read_config",
 ]
 
 
@@ -82,6 +83,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return check_config(config, f"{source} with overrides" if overrides else source)
 
 
+def read_config(text: str, source: str) -> RunConfig:
+    """Decodes and checks the YAML of a run; `source` opens the message of an error.
+
+    Raises:
+        ConfigError: at the first mistake.
+    """
+    return check_config(decode(_as_mapping(text, source), source), source)
+
+
 def _read_mapping(source: str, argument: str) -> dict[str, Any]:
     try:
         text = Path(source).read_text(encoding="utf-8")
@@ -90,6 +100,10 @@ def _read_mapping(source: str, argument: str) -> dict[str, Any]:
         raise ConfigError(
             f"{argument} must be a readable YAML file, got {source!r}: {reason}; check the path"
         ) from error
+    return _as_mapping(text, source)
+
+
+def _as_mapping(text: str, source: str) -> dict[str, Any]:
     raw = parse_yaml(text, source)
     if not isinstance(raw, dict):
         raise ConfigError(

@@ -23,6 +23,13 @@ def conflicts(config: RunConfig) -> Iterator[str]:
             f"got {rollout.num_trained_steps}; the last step is deterministic, lower it or raise "
             "rollout.num_steps"
         )
+    elif rollout.window is not None:
+        first, end = rollout.window
+        if end > rollout.num_steps - 1 or end - first < rollout.num_trained_steps:
+            yield (
+                f"rollout.window must hold num_trained_steps = {rollout.num_trained_steps} of the "
+                f"steps 0 to {rollout.num_steps - 2}, got [{first}, {end}]; the end is exclusive"
+            )
     if rollout.dynamics == "cps" and rollout.noise_level > 1:
         yield (
             f"rollout.noise_level must be at most 1 for dynamics cps, got {rollout.noise_level}; "

@@ -164,6 +164,10 @@ class RolloutConfig:
     num_trained_steps: PositiveInt = 15
     """Steps K trained per group, at most num_steps - 1; the last has no noise (paper: 60 %)."""
 
+    window: tuple[NonNegativeInt, PositiveInt] | None = None
+    """Steps with noise, first and end (exclusive); only they can be trained, the others are
+    deterministic (MixGRPO, arXiv:2507.21802). null = all but the last."""
+
     dynamics: Literal["dance", "flow", "cps"] = "dance"
     """SDE of a step: DanceGRPO's (the paper's), Flow-GRPO's or Flow-CPS's."""
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
 from customized_grpo.config.decoding import show
-from customized_grpo.config.sections import AtLeast2, FileName, RunConfig
+from customized_grpo.config.sections import FileName, RunConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +45,11 @@ class StudyConfig:
     overrides: dict[str, Any] = field(default_factory=dict)
     """Fields that differ from that config in all runs: {train.num_updates: 100}."""
 
-    num_seeds: AtLeast2 = 3
-    """Runs of each method, seeds 0, 1, ...; intervals need at least two."""
+    split: Literal["held_out", "validation"] = "held_out"
+    """Examples the runs are judged on; recipes are chosen on the validation ones."""
+
+    num_seeds: PositiveInt = 3
+    """Runs of each method, seeds 0, 1, ...; one seed has no confidence interval."""
 
     methods: Annotated[tuple[Method, ...], Field(min_length=1)]
     """What is compared, in the order of the tables."""
@@ -69,7 +72,7 @@ class StudyConfig:
     def flags(self, method: Method | None) -> list[str]:
         """Command-line overrides of a method's runs (None: what all methods share)."""
         fields = self.overrides | (method.overrides if method else {})
-        return [text for name, value in fields.items() for text in (f"--{name}", _text(value))]
+        return [word for name, value in fields.items() for word in (f"--{name}", *_words(value))]
 
     @property
     def folder(self) -> Path:
@@ -82,6 +85,8 @@ class StudyConfig:
         return replace(config, name=f"seed{seed}", output_dir=folder, seed=seed)
 
 
-def _text(value: Any) -> str:
-    """A value as one word of the command line."""
-    return value if isinstance(value, str) else show(value, limit=None)
+def _words(value: Any) -> list[str]:
+    """A value as the words of the command line: a list of plain items is several."""
+    if isinstance(value, list) and not any(isinstance(item, (dict, list)) for item in value):
+        return [word for item in value for word in _words(item)]
+    return [value if isinstance(value, str) else show(value, limit=None)]

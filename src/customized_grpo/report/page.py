@@ -56,7 +56,7 @@ def run_pictures(runs: Sequence[Path]) -> dict[str, Path]:
     first = runs[0] / "pictures"
     strips = {"reference": "reference", "ground truth": "ground-truth", BASE: BASE}
     shared = {heading: first / f"{name}.png" for heading, name in strips.items()}
-    return shared | {run.name: run / "pictures" / "tuned.png" for run in runs}
+    return shared | {str(run): run / "pictures" / "tuned.png" for run in runs}
 
 
 def write_report(
