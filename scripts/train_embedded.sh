@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains everything that is embedded in the package and puts it there. Resumable: run it again.
-# On one CPU core: rewards 22 + 9 + 9 + 14 min. With two threads: VAE 22 min, generator 65 min. Set
+# On one CPU core: rewards 22 + 9 + 9 + 14 min, classifier 6 min. With two threads: VAE 22 min, generator 65 min. Set
 # OMP_NUM_THREADS=1 if the machine does other work too: two threads beside a busy process are several
 # times slower than one.
 set -euo pipefail
@@ -14,12 +14,13 @@ $python scripts/train_rewards.py --kind clip --seed 2 --width 128 --out $out/rew
 $python scripts/train_rewards.py --kind clip --seed 3 --width 96 --strength 1.3 --out $out/evaluator-clip
 $python scripts/train_rewards.py --kind dino --seed 4 --width 96 --strength 1.3 --steps 1600 \
   --out $out/evaluator-dino
+$python scripts/train_classifier.py --out $out/evaluator-attributes
 $python scripts/train_vae.py --out $out/vae
 $python scripts/train_generator.py --vae $out/vae/vae --out $out/generator
 
 rm -rf $assets
 mkdir -p $assets
 cp -r $out/generator/pipeline $assets/generator
-for name in reward-clip reward-dino evaluator-clip evaluator-dino; do
+for name in reward-clip reward-dino evaluator-clip evaluator-dino evaluator-attributes; do
   cp -r $out/$name/model $assets/$name
 done

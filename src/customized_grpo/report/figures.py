@@ -141,7 +141,7 @@ def quadrants(results: Results) -> Figure | None:
     axes.axhline(0, color="#444444", lw=1)
     axes.axvline(0, color="#444444", lw=1)
     for x, y, title in (
-        (1, 1, "both good: pushed up"), (-1, -1, "both bad"), (-1, 1, "conflicted"),
+        (1, 1, "both good"), (-1, -1, "both bad"), (-1, 1, "conflicted"),
         (1, -1, "conflicted"),
     ):  # fmt: skip
         inside = (advantages[:, 1].sign() == x) & (advantages[:, 0].sign() == y)
@@ -164,12 +164,16 @@ def schedule(results: Results) -> Figure | None:
         if raw and "prompt" in raw["objectives"]:
             column = raw["objectives"].index("prompt")
             weights = tuple(row[column] for row in raw["weights"])
-            lines.setdefault(weights, []).append(results.labels[method])
+            lines.setdefault(weights, []).append(method)
     if not lines:
         return None
     figure, (axes,) = _subplots(1, 1, (7.4, 3.6))
-    for (weights, names), color in zip(lines.items(), ("black", *_PALETTE), strict=False):
-        axes.step(range(len(weights)), weights, where="mid", label=", ".join(names), color=color)
+    styles = _styles(results)
+    for weights, methods in lines.items():
+        chosen = results.main if results.main in methods else methods[0]
+        label = ", ".join(results.labels[method] for method in methods)
+        color = styles[chosen]["color"]
+        axes.step(range(len(weights)), weights, where="mid", label=label, color=color)
     axes.set_xlabel("denoising step (0 = noisiest)")
     axes.set_ylabel("weight of the prompt")
     axes.set_ylim(-0.05, 1.05)
