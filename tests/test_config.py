@@ -269,7 +269,6 @@ def test_overrides(load, arguments, expected):
         (["--lora", "null", "--loss.kl_weight", "0.1"], "loss.kl_weight must be 0 when lora"),
         (["--rollout.window", "2", "8"], "rollout.window must hold num_trained_steps = 7 of the"),
         (["--rollout.window", "3", "12"], "steps 0 to 10, got [3, 12]; the end is exclusive"),
-        (["--lora.fold", "true", "--loss.kl_weight", "0.1"], "kl_weight must be 0 when lora.fold"),
     ],
     ids=" ".join,
 )

@@ -140,20 +140,10 @@ def test_validation_scores_make_a_learning_curve(tiny_config: RunConfig) -> None
     assert rows[0]["validation/dinov2"] != rows[3]["validation/dinov2"]
 
 
-def test_folding_changes_nothing_but_the_rounding(tiny_config: RunConfig) -> None:
-    plain = metrics(train(tiny_config))
-    folded = metrics(train(dataclasses.replace(
-        changed(tiny_config, lora={"fold": True}), name="folded")))  # fmt: skip
-    for one, two in zip(plain, folded, strict=True):
-        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
-        assert two["reward/dinov2/mean"] == pytest.approx(one["reward/dinov2/mean"], abs=1e-4)
-
-
 @pytest.mark.slow
 def test_compiled_blocks_train_as_eager_ones(tiny_config: RunConfig) -> None:
     plain = metrics(train(tiny_config))
-    config = changed(dataclasses.replace(tiny_config, compile=True), lora={"fold": True})
-    compiled = metrics(train(dataclasses.replace(config, name="compiled")))
+    compiled = metrics(train(dataclasses.replace(tiny_config, compile=True, name="compiled")))
     assert compiled[0]["mismatch"] < 5e-6
     assert compiled[0]["grad_norm"] == pytest.approx(plain[0]["grad_norm"], rel=1e-3)
 

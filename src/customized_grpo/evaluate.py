@@ -15,12 +15,13 @@ from torch import Tensor
 from customized_grpo.checkpoint import write_atomic
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.errors import CheckpointError, ConfigError, within
+from customized_grpo.generators.lora import trust_autocast
 from customized_grpo.judge import Judge
 from customized_grpo.measures import hypervolume, joint_rates, standard_error
 from customized_grpo.report.grid import save_grid, save_strip
 from customized_grpo.results import BASE, CHANCE, COPY, TRUTH
 from customized_grpo.rollout import FixedSampler, pick_device
-from customized_grpo.trainer import WEIGHTS, build_world, folded
+from customized_grpo.trainer import WEIGHTS, build_world
 from customized_grpo.types import Example, Judgement
 
 _PICTURE_ROWS = 10
@@ -161,7 +162,7 @@ def evaluate_run(
     evaluation = Evaluation(load_config(run / "config.yaml"), split, num_examples)
     models = dict(evaluation.baselines() if known is None else known)
     base = evaluation.pictures()
-    evaluation.generator.load_weights(run / WEIGHTS)
+    evaluation.load(run / WEIGHTS)
     models["tuned"] = evaluation.judge_generator()
     tuned = evaluation.pictures()
     file = run / evaluation_file(split)
@@ -229,6 +230,12 @@ class Evaluation:
             picture=picture,
         )
 
+    def load(self, weights: Path) -> None:
+        """Puts trained weights into the generator."""
+        self.generator.load_weights(weights)
+        if self.config.mixed_precision == "bf16":
+            trust_autocast(self.generator.transformer)
+
     def judge_generator(self) -> Judgement:
         """The generator as it is now."""
         varied = self.examples[:_VARIED_EXAMPLES]
@@ -247,5 +254,4 @@ class Evaluation:
         return self._sample(self.examples[:_PICTURE_ROWS])
 
     def _sample(self, examples: list[Example], variant: int = 0) -> Tensor:
-        with folded(self.generator, self.config):
-            return FixedSampler(self.generator, self.config, examples, variant)()
+        return FixedSampler(self.generator, self.config, examples, variant)()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from customized_grpo.credit import assign_credit, objective_weights, share_stati
 from customized_grpo.data.sources import DataSource
 from customized_grpo.errors import RewardError, within
 from customized_grpo.generators.base import Generator
-from customized_grpo.generators.lora import attach_lora, folded_lora
+from customized_grpo.generators.lora import attach_lora, trust_autocast
 from customized_grpo.policy_loss import accumulate_gradient, policy_batch
 from customized_grpo.report.grid import save_grid
 from customized_grpo.rewards.base import RewardSet
@@ -68,16 +67,12 @@ def make_trainable(generator: Generator, config: RunConfig) -> None:
     """Adds LoRA, or unfreezes the transformer where the config has none."""
     if config.lora is not None:
         attach_lora(generator.transformer, config.lora, generator.lora_targets)
+        if config.mixed_precision == "bf16":
+            trust_autocast(generator.transformer)
     else:
         generator.transformer.requires_grad_(True).float()
     if config.compile:
         generator.transformer.compile_repeated_blocks(dynamic=False)  # pyright: ignore
-
-
-def folded(generator: Generator, config: RunConfig) -> AbstractContextManager[None]:
-    """Inside, LoRA is folded into the weights if the config says so."""
-    lora = config.lora
-    return folded_lora(generator.transformer) if lora and lora.fold else nullcontext()
 
 
 class SampleGrid:
@@ -166,7 +161,7 @@ class Trainer:
         self.log.schedule(sigmas, weights, objectives)
         self.samples.save(self.log.folder / "samples" / "000000.png")
         if self.validation is not None:
-            self.log.row(0, self.validation.metrics())
+            self.log.row(0, self._validate())
 
     def _iterate(self, number: int) -> None:
         config, log = self.config, self.log
@@ -174,7 +169,7 @@ class Trainer:
         with log.timed("data"):
             prompts = self.data.training(number, config.rollout.prompts_per_rollout)
             per_prompt = self.generator.encode(prompts)
-        with log.timed("rollout"), folded(self.generator, self.config):
+        with log.timed("rollout"):
             rollout = collect_rollout(
                 self.policy, per_prompt, config.rollout, random, keep_means=config.loss.ratio_norm
             )
@@ -211,7 +206,7 @@ class Trainer:
         every, last = self.config.evaluation.validate_every, self.config.train.num_updates
         if self.validation is None or (self.update % every and self.update != last):
             return {}
-        with self.log.timed("validation"), folded(self.generator, self.config):
+        with self.log.timed("validation"):
             return self.validation.metrics()
 
     def _split_groups(self) -> tuple[Tensor, ...]:
@@ -221,15 +216,14 @@ class Trainer:
     def _optimize(self, batch, conditioning, *, first: bool) -> dict[str, float]:
         train, loss = self.config.train, self.config.loss
         self.optimizer.zero_grad(set_to_none=True)
-        with folded(self.generator, self.config):
-            stats = accumulate_gradient(
-                self.policy,
-                batch,
-                conditioning,
-                loss,
-                pinned=loss.pin_ratio and first,
-                micro_batch_size=train.micro_batch_size,
-            )
+        stats = accumulate_gradient(
+            self.policy,
+            batch,
+            conditioning,
+            loss,
+            pinned=loss.pin_ratio and first,
+            micro_batch_size=train.micro_batch_size,
+        )
         if not first:  # off policy by then: the ratio itself is the number to look at
             stats.pop("mismatch")
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm)

@@ -57,11 +57,6 @@ def conflicts(config: RunConfig) -> Iterator[str]:
             f"loss.kl_weight must be 0 when lora is null, got {loss.kl_weight}; the reference is "
             "the model with its adapters switched off, so keep lora"
         )
-    if loss.kl_weight and config.lora is not None and config.lora.fold:
-        yield (
-            f"loss.kl_weight must be 0 when lora.fold is true, got {loss.kl_weight}; the reference "
-            "is the model without its adapters, so set lora.fold: false"
-        )
     for section, plugs in (("rewards", config.rewards), ("evaluators", config.evaluators)):
         labels = [plug.label for plug in plugs]
         for i, label in enumerate(labels):

@@ -149,10 +149,6 @@ class LoraSettings:
     target_modules: tuple[str, ...] | None = None
     """Module names that get an adapter; null = the generator's attention projections."""
 
-    fold: bool = False
-    """Compute with W + B A as one matrix: the same gradient, faster where the rank is not far below
-    the width (of the embedded model: 1.6 x); needs memory for a gradient of the adapted weights."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutConfig:

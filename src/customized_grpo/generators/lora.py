@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -41,44 +40,16 @@ def attach_lora(transformer: nn.Module, settings: LoraSettings, targets: Sequenc
             parameter.data = parameter.data.float()
 
 
-@contextmanager
-def folded_lora(transformer: nn.Module) -> Iterator[None]:
-    """Inside, every adapted layer multiplies by one matrix ``W + s B A``, s = alpha / r.
+def trust_autocast(transformer: nn.Module) -> None:
+    """Leaves the adapters' inputs as they are; for use under autocast only.
 
-    The same function, and on leaving the adapters have the same gradients: those of the matrix, G,
-    are added to them as ``dA = s B^T G`` and ``dB = s G A^T``. Costs a copy of the adapted weights
-    and of their gradients; saves the adapters' own products and casts, token by token. The base
-    policy is not to be had inside: its weights are put aside.
+    peft casts them to the adapters' float32, token by token, and autocast casts them back.
     """
-    from peft.tuners.lora import Linear
+    from peft.tuners.lora import LoraLayer
 
-    layers: list[Any] = [m for m in transformer.modules() if isinstance(m, Linear)]
-    aside = [layer.base_layer.weight for layer in layers]
-    with torch.no_grad():
-        for layer, weight in zip(layers, aside, strict=True):
-            folded = weight + layer.get_delta_weight(layer.active_adapters[0]).to(weight.dtype)
-            layer.base_layer.weight = nn.Parameter(folded)
-    try:
-        with adapters_disabled(transformer):
-            yield
-        for layer in layers:
-            _pass_gradient_on(layer)
-    finally:
-        for layer, weight in zip(layers, aside, strict=True):
-            layer.base_layer.weight = weight
-
-
-@torch.no_grad()
-def _pass_gradient_on(layer: Any) -> None:
-    """Adds the gradient of the folded matrix to those of the layer's adapters."""
-    gradient = layer.base_layer.weight.grad
-    if gradient is None:
-        return
-    name = layer.active_adapters[0]
-    down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
-    scaled = layer.scaling[name] * gradient.to(down.dtype)
-    for parameter, grad in ((down, up.T @ scaled), (up, scaled @ down.T)):
-        parameter.grad = grad if parameter.grad is None else parameter.grad + grad
+    for module in transformer.modules():
+        if isinstance(module, LoraLayer):
+            module.cast_input_dtype_enabled = False
 
 
 @contextmanager

@@ -75,7 +75,6 @@ def write_report(
     """
     try:
         import jinja2
-        import markupsafe
         import matplotlib  # noqa: F401
         import scipy  # noqa: F401
     except ImportError as error:
@@ -94,7 +93,7 @@ def write_report(
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["emphasis"] = lambda text: markupsafe.Markup(_emphasis(text))
+    environment.filters["emphasis"] = _emphasis
     page = environment.get_template("page.html.j2").render(
         results=results,
         summary=_summary(results),
