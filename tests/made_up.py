@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from helpers import ROOT
 
+from customized_grpo.config import dump_config, load_config
 from customized_grpo.report.grid import save_strip
-from customized_grpo.results import Cell, Results
+from customized_grpo.results import Cell, Results, Yardstick
 from customized_grpo.types import Judgement
 
+CONFIG = dump_config(load_config(ROOT / "configs" / "emoji.yaml"))
 OBJECTIVES = {"clip-text": "prompt", "dinov2": "identity"}
 
 
@@ -36,7 +39,7 @@ def cell(method: str, seed: int, gain: float) -> Cell:
         method=method,
         seed=seed,
         judgement=judgement(0.8 + gain, 0.5 + gain + 0.001 * seed),
-        config=f"name: seed{seed}\n# <{method}>\n",
+        config=CONFIG.replace("name: emoji", f"name: seed{seed}") + f"# <{method}>\n",
         curve={
             "update": [0, 10, 20],
             "validation/clip-text": [0.8, 0.8 + gain / 2, 0.8 + gain],
@@ -48,7 +51,10 @@ def cell(method: str, seed: int, gain: float) -> Cell:
             "share/both_positive": [0.3, 0.4],
             "share/both_negative": [0.2, 0.2],
         },
-        advantages={"identity": [1.0, -1.0, 0.5, None], "prompt": [1.0, -0.5, -2.0, 1.0]},
+        advantages={
+            "identity": [1.0, -1.0, 0.5, None] * 3,
+            "prompt": [1.0, -0.5, -2.0, 1.0] * 3,
+        },
         schedule={
             "objectives": ["identity", "prompt"],
             "sigmas": [1.0, 0.5, 0.0],
@@ -60,18 +66,22 @@ def cell(method: str, seed: int, gain: float) -> Cell:
 
 
 def made_up(**changes: object) -> Results:
-    fields: dict = {
-        "name": "made up",
-        "objectives": OBJECTIVES,
-        "baselines": {
+    yardstick = Yardstick(
+        split="held_out",
+        objectives=OBJECTIVES,
+        prompts=["a dog <b>", "a cat"],
+        models={
             "copy": judgement(0.0, 1.0),
             "ground truth": judgement(0.9, 0.6),
             "unrelated": judgement(0.0, 0.1),
             "base": judgement(0.8, 0.5),
         },
+    )
+    fields: dict = {
+        "name": "made up",
+        "yardstick": yardstick,
         "labels": {"naive": "naive GRPO 1:1", "both": "Customized-GRPO"},
         "main": "both",
-        "prompts": ["a dog <b>", "a cat"],
         "cells": [cell(m, s, g) for s in range(3) for m, g in (("naive", -0.01), ("both", 0.02))],
     }
     return Results(**(fields | changes))

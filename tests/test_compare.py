@@ -15,6 +15,7 @@ from customized_grpo.cli import main
 from customized_grpo.compare import RESULTS, Study, _check_same, compare, results_of_runs
 from customized_grpo.config import dump_config
 from customized_grpo.errors import CheckpointError, ConfigError
+from customized_grpo.evaluate import evaluate_run
 from customized_grpo.results import Results
 
 TINY = {
@@ -70,7 +71,7 @@ def test_every_cell_is_run_judged_and_kept(finished: tuple[Path, Results]) -> No
     results = finished[1]
     cells = [(cell.method, cell.seed) for cell in results.cells]
     assert cells == [("naive", 0), ("both", 0), ("naive", 1), ("both", 1)]
-    assert {"copy", "ground truth", "unrelated", "base"} == set(results.baselines)
+    assert {"copy", "ground truth", "unrelated", "base"} == set(results.yardstick.models)
     for cell in results.cells:
         assert cell.curve["update"] == [0, 1, 2]
         assert cell.shares["update"] == [1, 2]
@@ -147,7 +148,7 @@ def test_an_interrupted_cell_is_run_again_and_comes_out_the_same(
 ) -> None:
     study = Study.load(finished[0])
     folder = study.config.folder / "naive" / "seed1"
-    shutil.rmtree(folder / "weights")
+    (folder / "finished.json").unlink()  # a checkpoint alone does not make a run finished
     (folder / "evaluation.json").unlink()
     (study.results / RESULTS).unlink()
     results = compare(study, jobs=1)
@@ -184,6 +185,24 @@ def test_a_failing_cell_is_named_and_the_others_are_kept(tmp_path: Path) -> None
         (
             {"methods": [{"name": "both", "label": "x"}, {"name": "both", "label": "y"}]},
             r"methods\.1\.name must be unique, got 'both' twice",
+        ),
+        (
+            {"methods": [{"name": "both", "label": "x"}, {"name": "b", "label": "x"}]},
+            r"methods\.1\.label must be unique, got 'x' twice",
+        ),
+        (
+            {"methods": [{"name": "base", "label": "x"}]},
+            r"methods\.0\.name must not be 'base', which the study itself uses",
+        ),
+        ({"overrides": {"seed": 1}}, "overrides must not have seed, which the study sets"),
+        (
+            {
+                "methods": [
+                    {"name": "both", "label": "x"},
+                    {"name": "n", "label": "y", "overrides": {"rollout.num_steps": 12}},
+                ]
+            },
+            "method 'n': rollout.num_steps must be the same in all methods",
         ),
         (
             {"methods": [{"name": "both", "label": "x", "overides": {}}]},
@@ -233,6 +252,48 @@ def test_every_shipped_study_loads(path: Path) -> None:
         shared |= {"lora", "rollout", "loss", "train", "mixed_precision", "compile", "device"}
     for name in shared:
         assert len({repr(getattr(config, name)) for config in study.methods.values()}) == 1, name
+
+
+@pytest.mark.slow
+def test_a_study_on_the_other_split_does_not_take_these_results(
+    finished: tuple[Path, Results], tmp_path: Path
+) -> None:
+    study = Study.load(finished[0])
+    other = write_study(tmp_path, split="validation", output_dir=study.config.output_dir)
+    with pytest.raises(ConfigError, match=r"split is validation, but .* was judged on held_out"):
+        compare(Study.load(other), jobs=1)
+
+
+@pytest.mark.slow
+def test_cells_that_the_study_no_longer_names_stay_in_the_file(
+    finished: tuple[Path, Results], tmp_path: Path
+) -> None:
+    study = Study.load(finished[0])
+    fewer = write_study(tmp_path, num_seeds=1, output_dir=study.config.output_dir)
+    assert len(compare(Study.load(fewer), jobs=1).cells) == 2
+    assert len(Results.read(study.results / RESULTS).cells) == 4
+
+
+@pytest.mark.slow
+def test_a_cell_judged_on_other_examples_is_refused(finished: tuple[Path, Results]) -> None:
+    study = Study.load(finished[0])
+    run = study.config.folder / "naive" / "seed0"
+    before = (run / "evaluation.json").read_bytes()
+    evaluate_run(run, num_examples=4)
+    text = (study.results / RESULTS).read_bytes()
+    (study.results / RESULTS).unlink()
+    with pytest.raises(CheckpointError, match="seed0 was judged on other examples"):
+        compare(study, jobs=1)
+    (run / "evaluation.json").write_bytes(before)
+    (study.results / RESULTS).write_bytes(text)
+
+
+def test_flags_without_effect_on_a_cell_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(write_study(tmp_path))
+    assert main(["compare", file, "--cell", "naive/seed0", "--jobs", "2"]) == 2
+    assert "--jobs has no effect on a single --cell" in capsys.readouterr().err
 
 
 def test_results_that_are_none_are_refused(tmp_path: Path) -> None:

@@ -267,6 +267,10 @@ def test_overrides(load, arguments, expected):
         (["--train.inner_updates", "8"], "train.num_updates must be a multiple"),
         (["--loss.ratio_norm", "true"], "loss.ratio_norm must be false"),
         (["--lora", "null", "--loss.kl_weight", "0.1"], "loss.kl_weight must be 0 when lora"),
+        (
+            ["--evaluation.validate_every", "5"],
+            "evaluators must name a model when evaluation.validate_every is set, got none",
+        ),
         (["--rollout.window", "2", "8"], "rollout.window must hold num_trained_steps = 7 of the"),
         (["--rollout.window", "3", "12"], "steps 0 to 10, got [3, 12]; the end is exclusive"),
     ],

@@ -100,8 +100,22 @@ def test_missing_values_are_nan_in_columns_and_left_out_of_means() -> None:
     assert judgement.means == {"a": 1.5}
 
 
+def test_pictures_may_have_another_size_than_the_examples(
+    tiny_config: RunConfig, held_out: list[Example]
+) -> None:
+    wide = [dataclasses.replace(e, references=(F.pad(e.references[0], (8, 8)),),
+                                reference_masks=None) for e in held_out[1:3]]  # fmt: skip
+    judge = Judge(tiny_config, [held_out[0], *wide], CPU)
+    assert judge.anchors()["copy"].means["dinov2"] > 0.5
+    same = Judge(tiny_config, held_out[:4], CPU)
+    larger = F.interpolate(targets(held_out[:4]), (96, 96), mode="bilinear")
+    judgement = same(larger)
+    assert judgement.means["region"] > 0.5
+    assert judgement.numbers["high_frequency"] > 0
+
+
 @pytest.mark.parametrize("path", ["nowhere", "embedded:reward-clip"])
 def test_wrong_classifiers_are_named(path: str) -> None:
-    with pytest.raises(ConfigError, match=path) as caught:
+    with pytest.raises(ConfigError, match=f"^evaluation.classifier: .*{path}") as caught:
         AttributeClassifier.load(path, CPU)
     assert "\n" not in str(caught.value)

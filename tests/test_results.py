@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -45,14 +46,23 @@ def test_differences_are_paired_by_seed() -> None:
 
 def test_measures_against_base_and_anchors() -> None:
     results = made_up()
-    values = results.values(results.of("both")[0].judgement)
+    values = results.yardstick.values(results.of("both")[0].judgement)
     assert values["hypervolume"] == pytest.approx(0.82 * 0.42, abs=1e-6)
     assert values["joint_domination"] == 1
     assert values["joint_collapse"] == 0
     assert values["hacking_gap/prompt"] == pytest.approx(0, abs=1e-6)
-    assert values["attributes"] == pytest.approx((0.5 + 1) / 2)
-    worse = results.values(results.of("naive")[0].judgement)
+    worse = results.yardstick.values(results.of("naive")[0].judgement)
     assert (worse["joint_domination"], worse["joint_collapse"]) == (0, 1)
+
+
+def test_one_objective_alone_is_enough() -> None:
+    both = made_up()
+    yardstick = dataclasses.replace(both.yardstick, objectives={"dinov2": "identity"})
+    results = dataclasses.replace(both, yardstick=yardstick)
+    values = yardstick.values(results.of("both")[0].judgement)
+    assert "hypervolume" not in values
+    assert values["joint_domination"] == 1
+    assert yardstick.evaluator("prompt") is None
 
 
 def test_results_survive_the_file(tmp_path: Path) -> None:

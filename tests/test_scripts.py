@@ -19,6 +19,7 @@ from customized_grpo.assets import resolve_checkpoint
 from customized_grpo.data.emoji import all_words
 from customized_grpo.data.sources import EmojiSource
 from customized_grpo.generators.flux_kontext import FluxKontextConfig
+from customized_grpo.rewards.attributes import AttributeClassifier
 from customized_grpo.rewards.dinov2 import Dinov2Config
 
 SCRIPTS = ROOT / "scripts"
@@ -120,3 +121,14 @@ def test_reward_script_writes_a_model_the_adapter_loads(tmp_path: Path) -> None:
     images = torch.stack([example.references[0] for example in examples])
     scores = config.build(torch.device("cpu")).score(images, examples)
     torch.testing.assert_close(scores, torch.ones(2), atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_classifier_script_writes_a_model_the_judge_loads(tmp_path: Path) -> None:
+    _run("train_classifier.py", "--steps", 2, "--batch", 4, "--out", tmp_path / "attributes")
+    path = str(tmp_path / "attributes" / "model")
+    classifier = AttributeClassifier.load(path, torch.device("cpu"))
+    examples = EmojiSource(seed=0).training(0, 8)
+    hits = classifier.hits(torch.stack([e.references[0] for e in examples]), examples)
+    assert set(hits) <= {f"attribute/{name}" for name in examples[0].attributes}
+    assert hits["attribute/scene"].isfinite().all()

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from customized_grpo.config import LoraSettings, RunConfig, load_config
 from customized_grpo.data.sources import JsonlConfig
 from customized_grpo.errors import ConfigError, CustomizedGRPOError, DataError, RewardError
-from customized_grpo.evaluate import evaluate_run
+from customized_grpo.evaluate import Evaluation, EvaluationReport, evaluate_run
 from customized_grpo.rewards.clip_text import ClipTextReward
 from customized_grpo.trainer import train
 
@@ -38,6 +38,7 @@ def test_run_folder_holds_everything(run: Path, tiny_config: RunConfig) -> None:
         "advantages.jsonl",
         "config.yaml",
         "environment.json",
+        "finished.json",
         "metrics.jsonl",
         "schedule.json",
         "samples",
@@ -117,7 +118,7 @@ def test_full_fine_tuning(tiny_config: RunConfig) -> None:
     run = train(dataclasses.replace(tiny_config, lora=None))
     assert (run / "weights" / "transformer" / "config.json").exists()
     report = evaluate_run(run)
-    assert report.scores["base"] != report.scores["tuned"]
+    assert report.models["base"] != report.tuned
 
 
 def test_kl_ratio_norm_and_micro_batches_run_together(tiny_config: RunConfig) -> None:
@@ -148,21 +149,37 @@ def test_compiled_blocks_train_as_eager_ones(tiny_config: RunConfig) -> None:
     assert compiled[0]["grad_norm"] == pytest.approx(plain[0]["grad_norm"], rel=1e-3)
 
 
-def test_evaluation_writes_table_and_picture(run: Path) -> None:
+def test_evaluation_writes_table_and_pictures(run: Path) -> None:
     report = evaluate_run(run)
+    assert report.picture == run / "evaluation.png"
     assert report.picture.exists()
-    assert set(report.scores) == {"copy of the reference", "ground truth", "base", "tuned"}
-    assert json.loads((run / "evaluation.json").read_text()) == report.scores
-    copied = report.scores["copy of the reference"]["dinov2"]
-    assert copied == pytest.approx([1.0] * 4, abs=1e-4)
+    assert set(report.models) == {"copy", "ground truth", "unrelated", "base", "tuned"}
+    assert EvaluationReport.read(run / "evaluation.json").models == report.models
+    pictures = {path.stem for path in (run / "pictures" / "held_out").iterdir()}
+    assert pictures == {"reference", "ground-truth", "base", "tuned"}
+    assert report.models["copy"].columns["dinov2"] == pytest.approx([1.0] * 4, abs=1e-4)
     table = report.table()
-    assert "tuned - base" in table
-    assert "4 held-out examples" in table
-    base = torch.tensor(report.scores["base"]["clip-text"])
-    tuned = torch.tensor(report.scores["tuned"]["clip-text"])
+    for word in ("tuned - base", "4 held-out examples", "hypervolume", "joint_domination"):
+        assert word in table
+    base, tuned = (torch.tensor(report.models[m].columns["clip-text"]) for m in ("base", "tuned"))
     mean, error = report.change("clip-text")
     assert mean == pytest.approx((tuned - base).mean().item())
     assert error == pytest.approx(((tuned - base).std() / 2).item())
+
+
+def test_base_and_anchors_that_are_known_are_not_judged_again(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = evaluate_run(run)
+    monkeypatch.setattr(Evaluation, "yardstick", None)
+    assert evaluate_run(run, known=report.yardstick).models == report.models
+
+
+def test_one_objective_alone_can_be_evaluated(tiny_config: RunConfig) -> None:
+    evaluators = tuple(e for e in tiny_config.evaluators if e.objective == "identity")
+    table = evaluate_run(train(dataclasses.replace(tiny_config, evaluators=evaluators))).table()
+    assert "identity (dinov2)" in table
+    assert "hypervolume" not in table
 
 
 def test_another_number_of_examples_may_be_evaluated(run: Path) -> None:
@@ -175,14 +192,16 @@ def test_the_validation_split_has_files_of_its_own(run: Path) -> None:
     report = evaluate_run(run, "validation")
     assert report.picture == run / "validation.png"
     assert "4 validation examples" in report.table()
-    assert json.loads((run / "validation.json").read_text()) != evaluate_run(run).scores
+    assert EvaluationReport.read(run / "validation.json").models != evaluate_run(run).models
+    assert {path.name for path in (run / "pictures").iterdir()} == {"held_out", "validation"}
 
 
 def test_an_untrained_lora_evaluates_to_the_base(tiny_config: RunConfig) -> None:
     config = changed(tiny_config, train={"learning_rate": 1e-30, "num_updates": 1})
     report = evaluate_run(train(config))
-    for evaluator, scores in report.scores["base"].items():
-        assert report.scores["tuned"][evaluator] == pytest.approx(scores, abs=1e-6)
+    for evaluator in ("clip-text", "dinov2"):
+        base, tuned = (report.models[m].columns[evaluator] for m in ("base", "tuned"))
+        assert tuned == pytest.approx(base, abs=1e-6)
 
 
 def test_a_second_run_of_the_same_name_is_refused(run: Path, tiny_config: RunConfig) -> None:
@@ -197,6 +216,7 @@ def test_a_second_run_of_the_same_name_is_refused(run: Path, tiny_config: RunCon
     [
         {"generator": {"path": "nowhere"}},
         {"generator": {"height": 60}},
+        {"evaluation": {"classifier": "nowhere"}},
         {"lora": {"rank": 4, "target_modules": ("nothing",)}},
     ],
 )

@@ -249,13 +249,17 @@ def _compare(options: argparse.Namespace) -> None:
     study = Study.load(options.study, options.results)
     _hide_loading_bars()
     if options.cell is not None:
+        for flag in ("jobs", "results"):
+            if getattr(options, flag) is not None:
+                raise ConfigError(f"--{flag} has no effect on a single --cell; leave it out")
         run_cell(study, *study.cell(options.cell))
         return
-    results = compare(study, options.jobs or _default_jobs())
 
-    from customized_grpo.report.page import study_pictures, write_report
+    from customized_grpo.report.page import check_extra, study_pictures, write_report
     from customized_grpo.report.tables import markdown
 
+    check_extra()
+    results = compare(study, options.jobs or _default_jobs())
     command = f"cgrpo compare {options.study}"
     page = write_report(results, study.results, command, study_pictures(results, study.results))
     print(markdown(results))

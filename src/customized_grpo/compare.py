@@ -20,19 +20,23 @@ from customized_grpo.config import (
     RunConfig,
     StudyConfig,
     dump_config,
+    first_difference,
     load_config,
     load_study,
     read_config,
 )
 from customized_grpo.errors import CheckpointError, ConfigError
 from customized_grpo.evaluate import (
+    TUNED,
+    Evaluation,
     EvaluationReport,
     evaluate_run,
     evaluation_file,
-    judge_baselines,
 )
-from customized_grpo.results import Cell, Results, read_cell
-from customized_grpo.trainer import WEIGHTS, train
+from customized_grpo.report.grid import save_strip
+from customized_grpo.results import BASE, Cell, Results, Yardstick, read_cell
+from customized_grpo.runlog import FINISHED
+from customized_grpo.trainer import train
 
 logger = logging.getLogger("customized_grpo")
 
@@ -61,11 +65,6 @@ class Study:
         config, methods = load_study(file)
         return cls(file=file, config=config, methods=methods, results=results or config.folder)
 
-    @property
-    def evaluation(self) -> str:
-        """File of a run's evaluation."""
-        return evaluation_file(self.config.split)
-
     def run_config(self, method: Method, seed: int) -> RunConfig:
         """Config of one cell."""
         return self.config.place(self.methods[method.name], method, seed)
@@ -89,93 +88,116 @@ def compare(study: Study, jobs: int) -> Results:
         ConfigError: if a cell was run with another config.
         CheckpointError: if a cell's process failed; the others are finished first.
     """
-    kept = _kept_cells(study)
-    missing = [cell for cell in study.config.cells() if (cell[0].name, cell[1]) not in kept]
-    baselines = _baselines(study, needed=bool(missing))
+    kept = _read_results(study)
+    yardstick = kept.yardstick if kept is not None else _judge_base(study)
+    cells = _finished_cells(study, yardstick, kept)
+    missing = [cell for cell in study.config.cells() if (cell[0].name, cell[1]) not in cells]
     failures: list[str] = []
     with _Progress(study, missing) as progress:
         for method, seed, log in _run_cells(study, missing, jobs, progress):
             if log is not None:
                 failures.append(f"{method.name}/seed{seed} (see {log})")
                 continue
-            kept[method.name, seed] = _collect(study, method, seed)
-            _write(study, baselines, kept)
+            cells[method.name, seed] = _collect(study, yardstick, method, seed)
+            _write(study, yardstick, cells)
     if failures:
         raise CheckpointError(
             f"compare: {len(failures)} of {len(missing)} cells failed: {', '.join(failures)}; "
             "mend the cause and run the same command again, finished cells are kept"
         )
-    return _write(study, baselines, kept)
+    return _write(study, yardstick, cells)
 
 
 def results_of_runs(runs: Sequence[Path]) -> Results:
     """Results of evaluated run folders; runs that differ in their seed only are one method.
 
     Raises:
-        CheckpointError: if a folder is not an evaluated run, or the runs were judged differently.
+        CheckpointError: if a folder is not an evaluated run, the runs were judged differently, or
+            two are the same method and seed.
     """
     labels: dict[str, str] = {}
     methods: dict[str, str] = {}
-    cells: list[Cell] = []
-    first: EvaluationReport | None = None
-    for run in runs:
-        report = EvaluationReport.read(run / "evaluation.json")
-        config = load_config(run / "config.yaml")
+    cells: dict[tuple[str, int], Cell] = {}
+    reports = [EvaluationReport.read(run / evaluation_file("held_out")) for run in runs]
+    configs = [load_config(run / "config.yaml") for run in runs]
+    for run, report, config in zip(runs, reports, configs, strict=True):
+        field = first_difference(configs[0], config)
+        if field or not report.yardstick.agrees_with(reports[0].yardstick):
+            raise CheckpointError(
+                f"RUN: {run} was judged otherwise than {runs[0]} ({field or 'other examples'}); "
+                "report them apart, or evaluate both with the same data and evaluators"
+            )
         kind = dump_config(replace(config, name="run", seed=0, output_dir="runs"))
         method = methods.setdefault(kind, str(run))
         labels.setdefault(method, method)
-        cells.append(read_cell(run, method, config.seed, report.models["tuned"]))
-        first = first or report
-        if (report.count, report.prompts, report.objectives) != (
-            first.count, first.prompts, first.objectives
-        ):  # fmt: skip
-            raise CheckpointError(
-                f"RUN: {run} was judged on other examples or by other evaluators than {runs[0]}; "
-                "evaluate all with the same data and evaluators"
-            )
-    assert first is not None, "the command line asks for one run at least"
+        if (method, config.seed) in cells:
+            raise CheckpointError(f"RUN: {run} has the config and seed of {method}; leave one out")
+        cells[method, config.seed] = read_cell(run, method, config.seed, report.tuned)
     return Results(
         name=", ".join(labels.values()),
-        objectives=first.objectives,
-        baselines={name: j for name, j in first.models.items() if name != "tuned"},
+        yardstick=reports[0].yardstick,
         labels=labels,
-        main=cells[0].method,
-        prompts=first.prompts,
-        cells=cells,
+        main=next(iter(labels)),
+        cells=list(cells.values()),
     )
 
 
 def run_cell(study: Study, method: Method, seed: int) -> None:
-    """Trains one cell in this process, unless that is done, and evaluates it."""
+    """Trains one cell in this process, unless that is done, and evaluates it.
+
+    Raises:
+        ConfigError: if its folder holds a run of another config.
+    """
     config = study.run_config(method, seed)
     folder = Path(config.output_dir, config.name)
-    if not (folder / WEIGHTS).exists():
+    _check_folder(folder, config)
+    if not (folder / FINISHED).exists():
         shutil.rmtree(folder, ignore_errors=True)  # what an interrupted run has left
         train(config)
-    baselines = study.config.folder / BASELINES / "evaluation.json"
-    known = EvaluationReport.read(baselines).models
-    evaluate_run(folder, study.config.split, known=known)
+    evaluate_run(folder, study.config.split, known=_judged_base(study))
 
 
-def _kept_cells(study: Study) -> dict[tuple[str, int], Cell]:
-    """Finished cells of the study, from its results or its run folders."""
+def _read_results(study: Study) -> Results | None:
+    """What is kept of an earlier call.
+
+    Raises:
+        ConfigError: if it was judged on the other split.
+    """
     file = study.results / RESULTS
-    kept = {(c.method, c.seed): c for c in Results.read(file).cells} if file.exists() else {}
-    cells: dict[tuple[str, int], Cell] = {}
+    if not file.exists():
+        return None
+    results = Results.read(file)
+    if results.yardstick.split != study.config.split:
+        raise ConfigError(
+            f"{study.file}: split is {study.config.split}, but {file} was judged on "
+            f"{results.yardstick.split}; give the study another name"
+        )
+    return results
+
+
+def _finished_cells(
+    study: Study, yardstick: Yardstick, kept: Results | None
+) -> dict[tuple[str, int], Cell]:
+    """Cells that are kept in the results, or whose run folder is finished."""
+    cells = {(c.method, c.seed): c for c in kept.cells} if kept else {}
     for method, seed in study.config.cells():
         wanted = study.run_config(method, seed)
         folder = Path(wanted.output_dir, wanted.name)
-        cell = kept.get((method.name, seed))
+        cell = cells.get((method.name, seed))
         if cell is not None:
-            _check_same(cell.config, wanted, f"{file}: cell {method.name}/seed{seed}")
-        elif (folder / "config.yaml").exists():
-            text = (folder / "config.yaml").read_text(encoding="utf-8")
-            _check_same(text, wanted, str(folder))
-            if (folder / study.evaluation).exists():
-                cell = _collect(study, method, seed)
-        if cell is not None:
-            cells[method.name, seed] = cell
+            where = f"{study.results / RESULTS}: cell {method.name}/seed{seed}"
+            _check_same(cell.config, wanted, where)
+        else:
+            _check_folder(folder, wanted)
+            if (folder / evaluation_file(study.config.split)).exists():
+                cells[method.name, seed] = _collect(study, yardstick, method, seed)
     return cells
+
+
+def _check_folder(folder: Path, wanted: RunConfig) -> None:
+    file = folder / "config.yaml"
+    if file.exists():
+        _check_same(file.read_text(encoding="utf-8"), wanted, str(folder))
 
 
 def _check_same(text: str, wanted: RunConfig, where: str) -> None:
@@ -196,44 +218,73 @@ def _keep_picture(study: Study, picture: Path, name: str) -> None:
     shutil.copyfile(picture, folder / name)
 
 
-def _collect(study: Study, method: Method, seed: int) -> Cell:
+def _collect(study: Study, yardstick: Yardstick, method: Method, seed: int) -> Cell:
+    """Reads a finished run folder, and makes sure that it is what the study asks for."""
     config = study.run_config(method, seed)
     folder = Path(config.output_dir, config.name)
-    judgement = EvaluationReport.read(folder / study.evaluation).models["tuned"]
+    _check_folder(folder, config)
+    split = study.config.split
+    report = EvaluationReport.read(folder / evaluation_file(split))
+    if not report.yardstick.agrees_with(yardstick):
+        raise CheckpointError(
+            f"{folder} was judged on other examples or by other evaluators than the study's base; "
+            f"remove {evaluation_file(split)} in it"
+        )
     if seed == 0:
-        _keep_picture(study, folder / "pictures" / "tuned.png", f"{method.name}.png")
-    return read_cell(folder, method.name, seed, judgement)
+        _keep_picture(study, folder / "pictures" / split / f"{TUNED}.png", f"{method.name}.png")
+    return read_cell(folder, method.name, seed, report.tuned)
 
 
-def _baselines(study: Study, needed: bool) -> Results:
-    """The study's results without cells: base and anchors, judged once for all."""
-    file, folder = study.results / RESULTS, study.config.folder / BASELINES
-    if file.exists() and not needed:
-        return replace(Results.read(file), cells=[])
-    if not (folder / "evaluation.json").exists():
+def _judged_base(study: Study) -> Yardstick | None:
+    """The study's base and anchors, if they have been judged."""
+    folder = study.config.folder / BASELINES
+    if not (folder / RESULTS).exists():
+        return None
+    config = next(iter(study.methods.values()))
+    judged = read_config((folder / "config.yaml").read_text(encoding="utf-8"), str(folder))
+    if field := first_difference(judged, config):
+        raise ConfigError(
+            f"{folder}: the base was judged with another {field}; give the study another name, or "
+            "remove the folder"
+        )
+    return Results.read(folder / RESULTS).yardstick
+
+
+def _judge_base(study: Study) -> Yardstick:
+    """Judges base and anchors once for all cells, and keeps their pictures."""
+    folder = study.config.folder / BASELINES
+    if _judged_base(study) is None:
         logger.info("judging the base and the anchors")
-        judge_baselines(next(iter(study.methods.values())), study.config.split, folder)
-    report = EvaluationReport.read(folder / "evaluation.json")
+        config = next(iter(study.methods.values()))
+        evaluation = Evaluation(config, study.config.split)
+        yardstick = evaluation.yardstick()
+        for name, images in (evaluation.truth() | {BASE: evaluation.pictures()}).items():
+            save_strip(folder / f"{name}.png", images)
+        write_atomic(folder / "config.yaml", dump_config(config))
+        Results(name=study.config.name, yardstick=yardstick, labels={}, main="", cells=[]).write(
+            folder / RESULTS, write_atomic
+        )
     for strip in sorted(folder.glob("*.png")):
         _keep_picture(study, strip, strip.name)
-    return Results(
+    return Results.read(folder / RESULTS).yardstick
+
+
+def _write(study: Study, yardstick: Yardstick, cells: dict[tuple[str, int], Cell]) -> Results:
+    """Writes all cells there are, also those the study no longer names; returns those it does."""
+    order = [(method.name, seed) for method, seed in study.config.cells()]
+    others = [key for key in cells if key not in order]
+    results = Results(
         name=study.config.name,
-        objectives=report.objectives,
-        baselines=report.models,
+        yardstick=yardstick,
         labels={method.name: method.label for method in study.config.methods},
         main=study.config.main,
-        prompts=report.prompts,
-        cells=[],
+        cells=[cells[key] for key in (*order, *others) if key in cells],
     )
-
-
-def _write(study: Study, baselines: Results, cells: dict[tuple[str, int], Cell]) -> Results:
-    order = [(method.name, seed) for method, seed in study.config.cells()]
-    results = replace(baselines, cells=[cells[key] for key in order if key in cells])
     study.results.mkdir(parents=True, exist_ok=True)
     results.write(study.results / RESULTS, write_atomic)
     # Tables are made of what was written, so that they are the same when they are made again.
-    return Results.read(study.results / RESULTS)
+    written = Results.read(study.results / RESULTS)
+    return replace(written, cells=[c for c in written.cells if (c.method, c.seed) in order])
 
 
 def _run_cells(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config import (
+    DEFAULT_GAMMA,
     AdvantageConfig,
     ConstantSchedule,
     CosineSchedule,
@@ -27,8 +28,6 @@ from customized_grpo.ops import (
 )
 from customized_grpo.registry import import_object
 from customized_grpo.types import Advantages
-
-_DEFAULT_GAMMA = 0.4  # the released recipe, arXiv:2510.18263
 
 
 def objective_advantages(
@@ -99,7 +98,7 @@ def assign_credit(
         config.shaping,
         per_objective,
         objective_weights(sigmas[:-1], config, objectives),
-        gamma=_DEFAULT_GAMMA if config.gamma is None else config.gamma,
+        gamma=DEFAULT_GAMMA if config.gamma is None else config.gamma,
         center=config.center,
         group_ids=group_ids,
         clip=config.clip,

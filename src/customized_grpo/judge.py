@@ -6,15 +6,15 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from customized_grpo.config import RunConfig
 from customized_grpo.measures import diversity, frechet_distance, high_frequency_energy
+from customized_grpo.results import CHANCE, COPY, REFERENCE, TRUTH
 from customized_grpo.rewards.attributes import AttributeClassifier
 from customized_grpo.rewards.base import ImageEmbedder, RewardSet
 from customized_grpo.rewards.dinov2 import cut_out
-from customized_grpo.types import Example, Judgement
+from customized_grpo.types import Example, Judgement, crop_and_resize
 
 
 class Judge:
@@ -45,9 +45,25 @@ class Judge:
         self._prompt = self._evaluators.embedder("prompt")
         path = config.evaluation.classifier
         self._classifier = None if path is None else AttributeClassifier.load(path, device)
-        targets = [e.target for e in self._examples if e.target is not None]
-        complete = len(targets) == len(self._examples)
-        self._targets = torch.stack(targets).to(device) if complete else None
+        first = self._examples[0].references[0]
+        self._size = first.shape[1], first.shape[2]
+        references = [self._fit(e.references[0]) for e in self._examples]
+        self.known = {REFERENCE: torch.stack(references).to(device)}
+        """Pictures of the examples in one size: references and, if all have one, ground truth."""
+        targets = [self._fit(e.target) for e in self._examples if e.target is not None]
+        if len(targets) == len(self._examples):
+            self.known[TRUTH] = torch.stack(targets).to(device)
+
+    def _fit(self, image: Tensor) -> Tensor:
+        return crop_and_resize(image, *self._size)
+
+    def anchors(self) -> dict[str, Judgement]:
+        """Judgements of the reference itself, of the ground truth and of another example's."""
+        anchors = {COPY: self(self.known[REFERENCE])}
+        if TRUTH in self.known:
+            anchors[TRUTH] = self(self.known[TRUTH])
+            anchors[CHANCE] = self(self.known[TRUTH].roll(1, 0))
+        return anchors
 
     @torch.no_grad()
     def __call__(self, images: Tensor, variants: Sequence[Tensor] = ()) -> Judgement:
@@ -64,7 +80,7 @@ class Judge:
         if self._identity is not None:
             columns |= self._regions(images, self._identity)
             numbers |= self._set_measures(images, variants, self._identity)
-        if self._prompt is not None and self._targets is not None:
+        if self._prompt is not None and TRUTH in self.known:
             columns["copy"] = self._copying(images, self._prompt)
         if self._classifier is not None:
             columns |= self._classifier.hits(images, self._examples)
@@ -77,42 +93,35 @@ class Judge:
         )
 
     def _regions(self, images: Tensor, embedder: ImageEmbedder) -> dict[str, Tensor]:
-        masks = [(e.target_mask, e.reference_masks) for e in self._examples]
-        if any(target is None or reference is None for target, reference in masks):
+        masks = [e.target_mask for e in self._examples if e.target_mask is not None]
+        shown = [e.reference_masks[0] for e in self._examples if e.reference_masks]
+        if not len(masks) == len(shown) == len(self._examples):
             return {}
-        outputs = embedder.embed(
-            _cut_outs(images, [e.target_mask for e in self._examples if e.target_mask is not None])
-        )
-        references = embedder.embed(
-            _cut_outs(
-                [e.references[0] for e in self._examples],
-                [e.reference_masks[0] for e in self._examples if e.reference_masks],
-            ).to(self._device)
-        )
+        outputs = embedder.embed(_cut_outs(images, masks))
+        references = [e.references[0].to(self._device) for e in self._examples]
+        wanted = embedder.embed(_cut_outs(references, shown))
         subjects = [e.subject for e in self._examples]
         first = {subject: subjects.index(subject) for subject in subjects}
-        nearest = (outputs @ references[list(first.values())].T).argmax(1)
+        nearest = (outputs @ wanted[list(first.values())].T).argmax(1)
         names = list(first)
-        found = [names[i] == wanted for i, wanted in zip(nearest.tolist(), subjects, strict=True)]
-        return {"region": (outputs * references).sum(1), "retrieval": torch.tensor(found).float()}
+        found = [names[i] == name for i, name in zip(nearest.tolist(), subjects, strict=True)]
+        return {"region": (outputs * wanted).sum(1), "retrieval": torch.tensor(found).float()}
 
     def _copying(self, images: Tensor, embedder: ImageEmbedder) -> Tensor:
-        assert self._targets is not None
-        references = embedder.embed(
-            torch.stack([e.references[0] for e in self._examples]).to(self._device)
-        )
-        output, truth = embedder.embed(images), embedder.embed(self._targets)
-        return ((output - truth) * references).sum(1)
+        references, truth = (embedder.embed(self.known[name]) for name in (REFERENCE, TRUTH))
+        return ((embedder.embed(images) - truth) * references).sum(1)
 
     def _set_measures(
         self, images: Tensor, variants: Sequence[Tensor], embedder: ImageEmbedder
     ) -> dict[str, float]:
         numbers: dict[str, float] = {}
         features = embedder.embed(images)
-        if self._targets is not None:
-            numbers["frechet"] = frechet_distance(features, embedder.embed(self._targets))
-            energy, truth = (high_frequency_energy(x).mean() for x in (images, self._targets))
-            numbers["high_frequency"] = (energy / truth).item()
+        if TRUTH in self.known:
+            truth = self.known[TRUTH]
+            numbers["frechet"] = frechet_distance(features, embedder.embed(truth))
+            resized = torch.stack([crop_and_resize(t, *images.shape[-2:]) for t in truth])
+            energy, wanted = (high_frequency_energy(x).mean() for x in (images, resized))
+            numbers["high_frequency"] = (energy / wanted).item()
         if variants:
             others = [embedder.embed(v.to(self._device, torch.float32)) for v in variants]
             numbers["diversity"] = diversity(torch.stack([features[: len(others[0])], *others]))
@@ -122,9 +131,8 @@ class Judge:
 def _cut_outs(images: Tensor | Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:
     """Subjects on grey ``[B, 3, S, S]``, S the longest side of the first picture."""
     side = max(images[0].shape[1:])
-    squares = [cut_out(i, m.to(i.device)) for i, m in zip(images, masks, strict=True)]
-    resized = [
-        F.interpolate(s[None], (side, side), mode="bicubic", antialias=True, align_corners=False)
-        for s in squares
+    squares = [
+        cut_out(image, crop_and_resize(mask.to(image.device), *image.shape[1:]))
+        for image, mask in zip(images, masks, strict=True)
     ]
-    return torch.cat(resized).clamp(0, 1)
+    return torch.stack([crop_and_resize(square, side, side) for square in squares])

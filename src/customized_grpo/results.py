@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from customized_grpo.types import Judgement
 # Anchors: the reference itself, the ground truth, the ground truth of another example.
 COPY, TRUTH, CHANCE = "copy", "ground truth", "unrelated"
 BASE = "base"
+REFERENCE = "reference"
+
+Split = Literal["held_out", "validation"]
 
 _SHARES = ("share/conflicted", "share/both_positive", "share/both_negative")
 
@@ -51,79 +54,121 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Results:
-    """Cells of a study or of any runs, and the base and anchors they are judged against."""
+class Yardstick:
+    """What pictures are judged against: examples, evaluators, anchors and base."""
 
-    name: str
+    split: Split
     objectives: dict[str, str]
-    """Evaluator -> objective."""
-    baselines: dict[str, Judgement]
-    """Anchors and base."""
-    labels: dict[str, str]
-    """Method -> what tables call it, in their order."""
-    main: str
-    """The method that the others are compared with."""
+    """Evaluator -> the objective it measures."""
     prompts: list[str]
     """Of the examples in the pictures."""
-    cells: list[Cell]
+    models: dict[str, Judgement]
+    """The anchors (the reference itself, the ground truth, the ground truth of another example,
+    which fits nothing) and the base."""
 
-    def evaluator(self, objective: str) -> str:
-        """The first evaluator of an objective."""
-        return next(name for name, measured in self.objectives.items() if measured == objective)
+    @property
+    def base(self) -> Judgement:
+        """The untuned generator."""
+        return self.models[BASE]
 
-    def point(self, judgement: Judgement) -> tuple[float, float]:
-        """(prompt, identity) means."""
-        means = judgement.means
-        return means[self.evaluator("prompt")], means[self.evaluator("identity")]
+    @property
+    def count(self) -> int:
+        """Examples."""
+        return len(next(iter(self.base.columns.values())))
 
-    def of(self, method: str) -> dict[int, Cell]:
-        """Seed -> cell."""
-        return {cell.seed: cell for cell in self.cells if cell.method == method}
+    def describe(self) -> str:
+        """``512 held-out examples``."""
+        return f"{self.count} {self.split.replace('_', '-')} examples"
+
+    def agrees_with(self, other: Yardstick) -> bool:
+        """The same examples, as far as they are kept, and the same evaluators."""
+        mine, theirs = ((y.split, y.count, y.prompts, y.objectives) for y in (self, other))
+        return mine == theirs
+
+    def evaluator(self, objective: str) -> str | None:
+        """The first evaluator of an objective, if there is one."""
+        found = (name for name, measured in self.objectives.items() if measured == objective)
+        return next(found, None)
+
+    def point(self, judgement: Judgement) -> tuple[float, float] | None:
+        """(prompt, identity) means, if both are measured."""
+        names = self.evaluator("prompt"), self.evaluator("identity")
+        if names[0] is None or names[1] is None:
+            return None
+        return judgement.means[names[0]], judgement.means[names[1]]
 
     def values(self, judgement: Judgement) -> dict[str, float]:
         """All measures of one judgement, those against base and anchors included."""
-        base = self.baselines[BASE]
         values = judgement.means | judgement.numbers
-        attributes = [v for name, v in values.items() if name.startswith("attribute/")]
-        if attributes:
-            values["attributes"] = sum(attributes) / len(attributes)
-        domination, collapse = joint_rates(self._scores(judgement), self._scores(base))
-        values |= {"joint_domination": domination, "joint_collapse": collapse}
-        if CHANCE in self.baselines:
-            chance = self.point(self.baselines[CHANCE])
-            values["hypervolume"] = hypervolume([self.point(judgement)], chance)
-        for objective in ("prompt", "identity"):
-            evaluator = self.evaluator(objective)
-            if f"reward/{evaluator}" in values:
-                gains = [
-                    judgement.means[name] - base.means[name]
-                    for name in (f"reward/{evaluator}", evaluator)
-                ]
+        scores = self._scores(judgement), self._scores(self.base)
+        values["joint_domination"], values["joint_collapse"] = joint_rates(*scores)
+        point = self.point(judgement)
+        chance = self.point(self.models[CHANCE]) if CHANCE in self.models else None
+        if point is not None and chance is not None:
+            values["hypervolume"] = hypervolume([point], chance)
+        for evaluator, objective in self.objectives.items():
+            rewarded = f"reward/{evaluator}"
+            if evaluator == self.evaluator(objective) and rewarded in values:
+                gains = [judgement.means[n] - self.base.means[n] for n in (rewarded, evaluator)]
                 values[f"hacking_gap/{objective}"] = gains[0] - gains[1]
         return values
 
     def _scores(self, judgement: Judgement) -> Tensor:
         return torch.stack([judgement.column(name) for name in self.objectives], 1)
 
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Cells of a study or of any runs, and what they are judged against."""
+
+    name: str
+    yardstick: Yardstick
+    labels: dict[str, str]
+    """Method -> what tables call it, in their order."""
+    main: str
+    """The method that the others are compared with."""
+    cells: list[Cell]
+
+    def of(self, method: str) -> dict[int, Cell]:
+        """Seed -> cell."""
+        return {cell.seed: cell for cell in self.cells if cell.method == method}
+
+    @property
+    def methods(self) -> list[str]:
+        """Those that have cells, in the order of the tables."""
+        return [method for method in self.labels if self.of(method)]
+
     def over_seeds(self, method: str, measure: str, minus: str | None = None) -> Interval | None:
         """A measure's mean over seeds, or its paired difference to another method or the base."""
-        own = {seed: self.values(cell.judgement) for seed, cell in self.of(method).items()}
-        if minus == BASE:
-            other = dict.fromkeys(own, self.values(self.baselines[BASE]))
+        own = {seed: self._value(cell.judgement, measure) for seed, cell in self.of(method).items()}
+        if minus is None:
+            other = dict.fromkeys(own, 0.0)
+        elif minus == BASE:
+            other = dict.fromkeys(own, self._value(self.yardstick.base, measure))
         else:
-            cells = self.of(minus) if minus else {}
-            other = {seed: self.values(cell.judgement) for seed, cell in cells.items()}
-        seeds = sorted(own.keys() & other.keys()) if minus else sorted(own)
-        numbers = [
-            own[s][measure] - (other[s][measure] if minus else 0.0)
-            for s in seeds
-            if measure in own[s]
-        ]
+            cells = self.of(minus)
+            other = {seed: self._value(cell.judgement, measure) for seed, cell in cells.items()}
+        numbers = [own[s] - other[s] for s in sorted(own.keys() & other.keys())]
+        numbers = [number for number in numbers if not math.isnan(number)]
         return Interval.of(numbers) if numbers else None
+
+    def _value(self, judgement: Judgement, measure: str) -> float:
+        return self.yardstick.values(judgement).get(measure, math.nan)
 
     def write(self, file: Path, write: Callable[[Path, str], None]) -> None:
         """Writes JSON by the function given."""
-        write(file, json.dumps(_rounded(asdict(self)), separators=(",", ":")) + "\n")
+        yardstick = self.yardstick
+        content = {
+            "name": self.name,
+            "split": yardstick.split,
+            "objectives": yardstick.objectives,
+            "prompts": yardstick.prompts,
+            "baselines": {name: asdict(judged) for name, judged in yardstick.models.items()},
+            "labels": self.labels,
+            "main": self.main,
+            "cells": [asdict(cell) for cell in self.cells],
+        }
+        write(file, json.dumps(_rounded(content), separators=(",", ":")) + "\n")
 
     @classmethod
     def read(cls, file: Path) -> Results:
@@ -134,12 +179,21 @@ class Results:
         """
         try:
             raw = json.loads(file.read_text(encoding="utf-8"))
-            raw["baselines"] = {n: Judgement(**fields) for n, fields in raw["baselines"].items()}
-            raw["cells"] = [
-                Cell(**{**cell, "judgement": Judgement(**cell["judgement"])})
-                for cell in raw["cells"]
-            ]
-            return cls(**raw)
+            return cls(
+                name=raw["name"],
+                yardstick=Yardstick(
+                    split=raw["split"],
+                    objectives=raw["objectives"],
+                    prompts=raw["prompts"],
+                    models={n: Judgement(**fields) for n, fields in raw["baselines"].items()},
+                ),
+                labels=raw["labels"],
+                main=raw["main"],
+                cells=[
+                    Cell(**{**cell, "judgement": Judgement(**cell["judgement"])})
+                    for cell in raw["cells"]
+                ],
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{file}: must be results of a study, cannot be read ({error!r}); remove it and "

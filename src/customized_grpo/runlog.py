@@ -23,6 +23,8 @@ from customized_grpo.errors import ConfigError
 
 logger = logging.getLogger("customized_grpo")
 
+FINISHED = "finished.json"
+
 
 def run_folder(config: RunConfig) -> Path:
     """Where the run will write.
@@ -38,12 +40,12 @@ def run_folder(config: RunConfig) -> Path:
     return folder
 
 
-def describe_environment() -> dict[str, str]:
+def describe_environment(device: torch.device) -> dict[str, str]:
     """Machine and versions, for whoever wants to repeat the run."""
     packages = ("customized-grpo", "torch", "diffusers", "transformers", "peft", "accelerate")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    cuda = device.type == "cuda"
     return {
-        "device": device,
+        "device": torch.cuda.get_device_name(device) if cuda else _processor(),
         "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
@@ -61,10 +63,10 @@ def _processor() -> str:
 class RunLog:
     """Appends ``metrics.jsonl``; shows a live bar on a terminal, plain lines elsewhere."""
 
-    def __init__(self, folder: Path, config: RunConfig) -> None:
+    def __init__(self, folder: Path, config: RunConfig, device: torch.device) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "config.yaml", dump_config(config))
-        write_atomic(folder / "environment.json", json.dumps(describe_environment()) + "\n")
+        write_atomic(folder / "environment.json", json.dumps(describe_environment(device)) + "\n")
         self.folder = folder
         self._total = config.train.num_updates
         self._progress: Any = None
@@ -108,6 +110,10 @@ class RunLog:
         }
         with (self.folder / "advantages.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"rollout": rollout, **row}) + "\n")
+
+    def finish(self, updates: int) -> None:
+        """Writes ``finished.json``, the last file of a run: its weights are the last ones."""
+        write_atomic(self.folder / FINISHED, json.dumps({"updates": updates}) + "\n")
 
     def _show(self, update: int, values: dict[str, float]) -> None:
         rewards = "  ".join(

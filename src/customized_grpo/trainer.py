@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +14,12 @@ from customized_grpo.checkpoint import Ema, replace_folder
 from customized_grpo.config import RunConfig, explain_batch
 from customized_grpo.credit import assign_credit, objective_weights, share_statistics
 from customized_grpo.data.sources import DataSource
-from customized_grpo.errors import RewardError, within
+from customized_grpo.errors import ConfigError, RewardError, within
 from customized_grpo.generators.base import Generator
 from customized_grpo.generators.lora import attach_lora, trust_autocast
 from customized_grpo.policy_loss import accumulate_gradient, policy_batch
 from customized_grpo.report.grid import save_grid
+from customized_grpo.rewards.attributes import AttributeClassifier
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.rollout import FixedSampler, collect_rollout, make_policy, pick_device
 from customized_grpo.runlog import RunLog, run_folder
@@ -41,12 +43,14 @@ def train(config: RunConfig) -> Path:
     device = pick_device(config.device)
     data, generator = build_world(config, device)
     rewards = RewardSet(config.rewards, device)
+    if config.evaluation.classifier is not None:  # used after training; a mistake shows before
+        AttributeClassifier.load(config.evaluation.classifier, device)
     torch.manual_seed(config.seed)
     make_trainable(generator, config)
     samples = SampleGrid(generator, config, data.held_out(_NUM_SAMPLES))
     every = config.evaluation.validate_every
     validation = Validation(generator, config, data, rewards) if every else None
-    log = RunLog(folder, config)
+    log = RunLog(folder, config, device)
     logger.info(explain_batch(config))
     Trainer(config, data, generator, rewards, samples, validation, log).run()
     return folder
@@ -72,7 +76,13 @@ def make_trainable(generator: Generator, config: RunConfig) -> None:
     else:
         generator.transformer.requires_grad_(True).float()
     if config.compile:
-        generator.transformer.compile_repeated_blocks(dynamic=False)  # pyright: ignore
+        transformer: Any = generator.transformer
+        if not getattr(transformer, "_repeated_blocks", None):
+            raise ConfigError(
+                f"compile must be false for {type(transformer).__name__}, got true; diffusers "
+                "names no repeated blocks in it"
+            )
+        transformer.compile_repeated_blocks(dynamic=False)
 
 
 class SampleGrid:
@@ -154,6 +164,7 @@ class Trainer:
                 self._iterate(rollout)
         self.save()
         self.samples.save(self.log.folder / "samples" / f"{self.update:06d}.png")
+        self.log.finish(self.update)
 
     def _log_start(self) -> None:
         sigmas, objectives = self.policy.sigmas, self.rewards.objectives

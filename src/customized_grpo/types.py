@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -119,3 +120,17 @@ class Judgement:
     def means(self) -> dict[str, float]:
         """Mean of every column over the examples it applies to."""
         return {name: self.column(name).nanmean().item() for name in self.columns}
+
+
+def crop_and_resize(image: Tensor, height: int, width: int) -> Tensor:
+    """Largest centred crop of ``[C, H, W]`` with the wanted aspect ratio, resized to it."""
+    if image.shape[-2:] == (height, width):
+        return image
+    _, h, w = image.shape
+    scale = min(h / height, w / width)
+    crop_h, crop_w = round(height * scale), round(width * scale)
+    top, left = (h - crop_h) // 2, (w - crop_w) // 2
+    cropped = image[:, top : top + crop_h, left : left + crop_w]
+    return F.interpolate(
+        cropped[None], (height, width), mode="bicubic", antialias=True, align_corners=False
+    )[0].clamp(0, 1)

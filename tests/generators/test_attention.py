@@ -1,7 +1,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    _AttentionBackendRegistry,
+    dispatch_attention_fn,
+)
 
 from customized_grpo.generators.attention import plain_attention
 from customized_grpo.generators.flux_kontext import FluxKontextGenerator
@@ -25,3 +29,7 @@ def test_the_embedded_generator_uses_it_and_masks_are_not_lost(
     torch.testing.assert_close(out, plain_attention(q, q, q))
     with pytest.raises(NotImplementedError, match="masks"):
         dispatch_attention_fn(q, q, q, torch.ones(4, 4, dtype=torch.bool), backend=backend)
+
+
+def test_other_models_keep_their_attention(generator: FluxKontextGenerator) -> None:
+    assert _AttentionBackendRegistry.get_active_backend()[0] != AttentionBackendName._NATIVE_MATH

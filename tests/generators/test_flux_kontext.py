@@ -12,11 +12,10 @@ from customized_grpo.errors import ConfigError, DataError
 from customized_grpo.generators.flux_kontext import (
     FluxKontextConfig,
     FluxKontextGenerator,
-    crop_and_resize,
 )
 from customized_grpo.generators.lora import attach_lora
 from customized_grpo.rollout import make_policy, sample_images
-from customized_grpo.types import Example
+from customized_grpo.types import Example, crop_and_resize
 
 
 def stock_images(pipeline: FluxKontextPipeline, example: Example, noise: torch.Tensor, steps: int):

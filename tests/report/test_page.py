@@ -7,12 +7,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 from made_up import made_up, save_pictures
 from PIL import Image
 
-from customized_grpo.report.figures import figures, to_png, to_svg
+from customized_grpo.ops import synergy_bonus
+from customized_grpo.report.figures import _advantages_and_bonus, figures, to_png, to_svg
 from customized_grpo.report.page import study_pictures, write_report
 from customized_grpo.report.tables import markdown, tables
+from customized_grpo.results import Cell, Results, Yardstick
+from customized_grpo.types import Judgement
 
 FIGURES = {"plane", "learning-curves", "quadrants", "schedule", "shares", "quality"}
 
@@ -73,13 +77,35 @@ def test_a_second_writing_gives_the_same_bytes(page: Path) -> None:
     assert everything() == before
 
 
-def test_a_run_without_extras_still_has_a_report(tmp_path: Path) -> None:
-    results = made_up()
-    one = made_up(cells=[results.cells[0]], main="naive", labels={"naive": "mine"})
-    page = write_report(one, tmp_path, "cgrpo report mine", {})
-    assert "Pictures</h2>" not in page.read_text()
-    assert "± nan" not in page.read_text()
+def test_a_bare_run_still_has_a_report(tmp_path: Path) -> None:
+    """Nothing but scores: no curve, no advantages, no ground truth, one seed, one objective."""
+    full = made_up()
+    scores = {"columns": {"dinov2": [0.5, 0.6]}}
+    bare = Cell(method="naive", seed=0, judgement=Judgement(**scores), config=full.cells[0].config)
+    yardstick = Yardstick(
+        split="validation",
+        objectives={"dinov2": "identity"},
+        prompts=["a dog", "a cat"],
+        models={"copy": Judgement(**scores), "base": Judgement(**scores)},
+    )
+    labels = {"naive": "mine"}
+    one = Results(name="x", yardstick=yardstick, labels=labels, main="naive", cells=[bare])
+    page = write_report(one, tmp_path, "cgrpo report mine", {}).read_text()
+    assert "Pictures</h2>" not in page
     assert "nan" not in markdown(one)
+    assert "2 validation examples" in page
+    assert "held-out" not in page
+
+
+def test_the_bonus_shown_is_the_one_the_run_got() -> None:
+    results = made_up()
+    part = _advantages_and_bonus(results.of("both")[0])
+    assert part is not None
+    advantages, bonus = part
+    assert len(advantages) == 9  # three of twelve could not be scored
+    assert bonus.mean().item() == pytest.approx(0, abs=1e-6)  # the shipped recipe centres it
+    sars = synergy_bonus(advantages)
+    assert torch.allclose(bonus, sars - sars.mean())
 
 
 def test_tables_say_where_the_interval_excludes_zero() -> None:

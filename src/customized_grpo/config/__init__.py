@@ -14,6 +14,7 @@ from customized_grpo.config.checks import conflicts, explain_batch
 from customized_grpo.config.decoding import decode, show, to_raw
 from customized_grpo.config.overrides import FieldInfo, apply_overrides, list_fields
 from customized_grpo.config.sections import (
+    DEFAULT_GAMMA,
     AdvantageConfig,
     ConstantSchedule,
     CosineSchedule,
@@ -31,12 +32,13 @@ from customized_grpo.config.sections import (
     TdwSchedule,
     TrainConfig,
 )
-from customized_grpo.config.study import Method, StudyConfig
+from customized_grpo.config.study import Method, StudyConfig, first_difference, mistakes
 from customized_grpo.config.yaml_text import Dumper, parse_yaml
 from customized_grpo.errors import ConfigError
 from customized_grpo.registry import nearest, one_of
 
 __all__ = [
+    "DEFAULT_GAMMA",
     "AdvantageConfig",
     "ConstantSchedule",
     "CosineSchedule",
@@ -59,6 +61,7 @@ __all__ = [
     "check_config",
     "dump_config",
     "explain_batch",
+    "first_difference",
     "list_fields",
     "load_config",
     "load_study",
@@ -121,9 +124,8 @@ def load_study(path: str | Path) -> tuple[StudyConfig, dict[str, RunConfig]]:
     source = str(path)
     study = decode(_read_mapping(source, "STUDY"), source, StudyConfig)
     names = [method.name for method in study.methods]
-    for i, name in enumerate(names):
-        if name in names[:i]:
-            raise ConfigError(f"{source}: methods.{i}.name must be unique, got {name!r} twice")
+    for mistake in mistakes(study):
+        raise ConfigError(f"{source}: {mistake}")
     if study.main not in names:
         raise ConfigError(
             f"{source}: main must be the name of a method, got {study.main!r}; "
@@ -137,6 +139,12 @@ def load_study(path: str | Path) -> tuple[StudyConfig, dict[str, RunConfig]]:
         except ConfigError as error:
             raise ConfigError(f"{source}: method {method.name!r}: {error}") from error
         configs[method.name] = study.place(config, method, seed=0)
+    for method in study.methods[1:]:
+        if field := first_difference(configs[names[0]], configs[method.name]):
+            raise ConfigError(
+                f"{source}: method {method.name!r}: {field} must be the same in all methods, which "
+                "are judged against one base; move it to the study's overrides"
+            )
     return study, configs
 
 

@@ -57,6 +57,11 @@ def conflicts(config: RunConfig) -> Iterator[str]:
             f"loss.kl_weight must be 0 when lora is null, got {loss.kl_weight}; the reference is "
             "the model with its adapters switched off, so keep lora"
         )
+    if config.evaluation.validate_every and not config.evaluators:
+        yield (
+            "evaluators must name a model when evaluation.validate_every is set, got none; add the "
+            "models that draw the learning curve"
+        )
     for section, plugs in (("rewards", config.rewards), ("evaluators", config.evaluators)):
         labels = [plug.label for plug in plugs]
         for i, label in enumerate(labels):

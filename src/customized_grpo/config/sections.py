@@ -28,6 +28,8 @@ AtLeast2 = Annotated[int, Field(ge=2)]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 OpenUnitInterval = Annotated[float, Field(gt=0, lt=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+DEFAULT_GAMMA = 0.4  # of the bonus; the released recipe, arXiv:2510.18263
+
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -83,6 +84,37 @@ class StudyConfig:
         """The config of one run, in its folder ``FOLDER/METHOD/seedN``."""
         folder = str(self.folder / method.name)
         return replace(config, name=f"seed{seed}", output_dir=folder, seed=seed)
+
+
+_RESERVED = ("base", "baselines", "reference", "ground-truth")  # files and folders of a study
+_PLACED = ("name", "seed", "output_dir")
+
+
+def mistakes(study: StudyConfig) -> Iterator[str]:
+    """Yields a line for every field that cannot be as it is."""
+    for i, method in enumerate(study.methods):
+        before = study.methods[:i]
+        for field_, value in (("name", method.name), ("label", method.label)):
+            if value in (getattr(m, field_) for m in before):
+                yield f"methods.{i}.{field_} must be unique, got {value!r} twice"
+        if method.name in _RESERVED:
+            yield f"methods.{i}.name must not be {method.name!r}, which the study itself uses"
+    overrides = {"overrides": study.overrides}
+    overrides |= {f"methods.{i}.overrides": m.overrides for i, m in enumerate(study.methods)}
+    for where, fields in overrides.items():
+        for name in fields:
+            if name in _PLACED:
+                yield f"{where} must not have {name}, which the study sets for every run"
+
+
+def first_difference(one: RunConfig, other: RunConfig) -> str | None:
+    """The first field in which two configs have another base, other examples or other judges."""
+    both = (one, other)
+    steps: list[Any] = [c.evaluation.num_steps or c.rollout.num_steps for c in both]
+    compared = {"rollout.num_steps": steps, "rollout.shift": [c.rollout.shift for c in both]}
+    for name in ("data", "generator", "rewards", "evaluators", "evaluation", "mixed_precision"):
+        compared[name] = [getattr(c, name) for c in both]
+    return next((name for name, (a, b) in compared.items() if a != b), None)
 
 
 def _words(value: Any) -> list[str]:

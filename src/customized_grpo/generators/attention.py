@@ -19,7 +19,9 @@ def use_plain_attention(transformer: Any) -> None:
     from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
     _AttentionBackendRegistry.register(AttentionBackendName._NATIVE_MATH)(plain_attention)
+    process_wide, _ = _AttentionBackendRegistry.get_active_backend()
     transformer.set_attention_backend(AttentionBackendName._NATIVE_MATH.value)
+    _AttentionBackendRegistry.set_active_backend(process_wide)  # other models keep theirs
 
 
 def plain_attention(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from customized_grpo.generators.attention import MAX_TOKENS, use_plain_attention
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.lora import LORA_FILE, adapters_disabled, save_lora
 from customized_grpo.ops import shifted_sigmas
-from customized_grpo.types import Example
+from customized_grpo.types import Example, crop_and_resize
 
 if TYPE_CHECKING:
     from diffusers import FluxKontextPipeline
@@ -227,17 +226,3 @@ class FluxKontextGenerator:
 
             tuned = FluxTransformer2DModel.from_pretrained(folder / "transformer")
             self.transformer.load_state_dict(tuned.state_dict())
-
-
-def crop_and_resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Largest centred crop of ``[C, H, W]`` with the wanted aspect ratio, resized to it."""
-    if image.shape[-2:] == (height, width):
-        return image
-    _, h, w = image.shape
-    scale = min(h / height, w / width)
-    crop_h, crop_w = round(height * scale), round(width * scale)
-    top, left = (h - crop_h) // 2, (w - crop_w) // 2
-    cropped = image[:, top : top + crop_h, left : left + crop_w]
-    return F.interpolate(
-        cropped[None], (height, width), mode="bicubic", antialias=True, align_corners=False
-    )[0].clamp(0, 1)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO, StringIO
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from customized_grpo.ops import synergy_bonus
-from customized_grpo.results import BASE, CHANCE, COPY, TRUTH, Interval, Results
+from customized_grpo.config import DEFAULT_GAMMA, read_config
+from customized_grpo.ops import shaping_bonus
+from customized_grpo.results import BASE, CHANCE, COPY, TRUTH, Cell, Interval, Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,24 +75,30 @@ def to_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def plane(results: Results) -> Figure:
+def plane(results: Results) -> Figure | None:
     """The (prompt, identity) plane: anchors at large, base and methods at close range."""
+    yardstick = results.yardstick
+    points = {name: yardstick.point(judged) for name, judged in yardstick.models.items()}
+    known = {name: point for name, point in points.items() if point is not None}
+    if not known:
+        return None
     figure, (far, near) = _subplots(1, 2, (9.6, 4.4))
-    points = {name: results.point(j) for name, j in results.baselines.items()}
     for axes in (far, near):
         for name, marker in ((COPY, "s"), (TRUTH, "*"), (CHANCE, "x"), (BASE, "o")):
-            if name in points:
-                axes.scatter(*points[name], marker=marker, s=70, color="#444444", zorder=3)
+            if name in known:
+                axes.scatter(*known[name], marker=marker, s=70, color="#444444", zorder=3)
                 axes.annotate(
-                    name, points[name], textcoords="offset points", xytext=(7, 5), color="#444444"
+                    name, known[name], textcoords="offset points", xytext=(7, 5), color="#444444"
                 )
         axes.set_xlabel("prompt")
         axes.set_ylabel("identity")
-    shown = [points[name] for name in (BASE, TRUTH) if name in points]
+    shown = [known[name] for name in (BASE, TRUTH) if name in known]
     for method, style in _styles(results).items():
-        x, y = (results.over_seeds(method, results.evaluator(o)) for o in ("prompt", "identity"))
-        assert x, "a judgement has a prompt score"
-        assert y, "a judgement has an identity score"
+        x, y = (
+            results.over_seeds(method, str(yardstick.evaluator(o))) for o in ("prompt", "identity")
+        )
+        if x is None or y is None:
+            continue
         far.scatter(x.mean, y.mean, s=16, color=style["color"], marker=style["marker"], zorder=2)
         near.errorbar(x.mean, y.mean, xerr=_bar(x), yerr=_bar(y), ms=7, capsize=2, lw=1, **style)
         shown.append((x.mean, y.mean))
@@ -104,45 +113,39 @@ def plane(results: Results) -> Figure:
 
 def learning_curves(results: Results) -> Figure | None:
     """Validation scores by the evaluators over the updates, a panel per objective."""
-    figure, panels = _subplots(1, 2, (9.6, 3.8))
-    drawn = False
-    for axes, objective in zip(panels, ("prompt", "identity"), strict=True):
-        name = f"validation/{results.evaluator(objective)}"
+    names = {o: f"validation/{results.yardstick.evaluator(o)}" for o in ("prompt", "identity")}
+    drawn = {o: n for o, n in names.items() if any(n in cell.curve for cell in results.cells)}
+    if not drawn:
+        return None
+    figure, panels = _subplots(1, len(drawn), (4.8 * len(drawn), 3.8))
+    for axes, (objective, name) in zip(panels, drawn.items(), strict=True):
         for method, style in _styles(results).items():
             curves = [c.curve for c in results.of(method).values() if name in c.curve]
             if curves:
-                drawn = True
                 _band(axes, curves[0]["update"], [curve[name] for curve in curves], style)
         axes.set_title(f"{objective}, validation examples")
         axes.set_xlabel("update")
     _legend_below(figure, panels[0])
-    return figure if drawn else None
+    return figure
 
 
 def quadrants(results: Results) -> Figure | None:
-    """Group advantages of the main method's first rollouts, coloured by their SARS bonus."""
-    cells = [c.advantages for c in results.of(results.main).values()]
-    pairs = [
-        pair
-        for cell in cells
-        if {"identity", "prompt"} <= cell.keys()
-        for pair in zip(cell["identity"], cell["prompt"], strict=True)
-        if None not in pair
-    ]
-    if not pairs:
+    """Group advantages of the main method's first rollouts, coloured by the bonus they got."""
+    parts = [_advantages_and_bonus(cell) for cell in results.of(results.main).values()]
+    known = [part for part in parts if part is not None]
+    if not known:
         return None
-    advantages = torch.tensor(pairs)
-    bonus = synergy_bonus(advantages)
+    advantages, bonus = (torch.cat(tensors) for tensors in zip(*known, strict=True))
     figure, (axes,) = _subplots(1, 1, (5.6, 4.8))
+    limit = max(bonus.abs().max().item(), 1e-3)
     dots = axes.scatter(
-        advantages[:, 1], advantages[:, 0], c=bonus, cmap="RdBu", vmin=-0.4, vmax=0.4, s=22,
+        advantages[:, 1], advantages[:, 0], c=bonus, cmap="RdBu", vmin=-limit, vmax=limit, s=22,
         edgecolors="#555555", linewidths=0.3,
     )  # fmt: skip
     axes.axhline(0, color="#444444", lw=1)
     axes.axvline(0, color="#444444", lw=1)
     for x, y, title in (
-        (1, 1, "both good"), (-1, -1, "both bad"), (-1, 1, "conflicted"),
-        (1, -1, "conflicted"),
+        (1, 1, "both good"), (-1, -1, "both bad"), (-1, 1, "conflicted"), (1, -1, "conflicted"),
     ):  # fmt: skip
         inside = (advantages[:, 1].sign() == x) & (advantages[:, 0].sign() == y)
         axes.text(
@@ -151,9 +154,30 @@ def quadrants(results: Results) -> Figure | None:
         )  # fmt: skip
     axes.set_xlabel("prompt advantage")
     axes.set_ylabel("identity advantage")
-    axes.set_title(f"{len(pairs)} samples of the first rollouts")
-    figure.colorbar(dots, ax=axes, label="SARS bonus, gamma = 0.4")
+    axes.set_title(f"{len(advantages)} samples, {results.labels[results.main]}")
+    figure.colorbar(dots, ax=axes, label="bonus")
     return figure
+
+
+def _advantages_and_bonus(cell: Cell) -> tuple[Tensor, Tensor] | None:
+    """``[B, 2]`` (identity, prompt) advantages of the first rollout and their bonus ``[B]``."""
+    if not {"identity", "prompt"} <= cell.advantages.keys():
+        return None
+    config = read_config(cell.config, f"{cell.method}/seed{cell.seed}")
+    columns = [cell.advantages[name] for name in ("identity", "prompt")]
+    advantages = torch.tensor(
+        [[math.nan if value is None else value for value in column] for column in columns]
+    ).T.contiguous()
+    settings = config.advantage
+    bonus = shaping_bonus(
+        settings.shaping,
+        advantages,
+        gamma=DEFAULT_GAMMA if settings.gamma is None else settings.gamma,
+        center=settings.center,
+        group_ids=torch.arange(len(advantages)) // config.rollout.group_size,
+    )
+    valid = ~advantages.isnan().any(1)
+    return advantages[valid], bonus[valid]
 
 
 def schedule(results: Results) -> Figure | None:
@@ -205,7 +229,7 @@ def quality(results: Results) -> Figure | None:
     """What no reward sees: Fréchet distance and fine texture, against base and ground truth."""
     names = {"frechet": "Fréchet distance to the ground truth", "high_frequency": "fine texture "
              "energy (ground truth = 1)", "copy": "copying (ground truth = 0)"}  # fmt: skip
-    base = results.values(results.baselines[BASE])
+    base = results.yardstick.values(results.yardstick.base)
     names = {name: title for name, title in names.items() if name in base}
     if not names:
         return None
@@ -236,13 +260,12 @@ def _subplots(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figur
 def _styles(results: Results) -> dict[str, dict]:
     """Method -> colour, marker, label; the same in every figure."""
     others = [m for m in results.labels if m != results.main]
-    styles = {m: (_PALETTE[i % len(_PALETTE)], _MARKERS[i % len(_MARKERS)])
+    styles = {m: (_PALETTE[i % len(_PALETTE)], _MARKERS[(i + i // len(_PALETTE)) % len(_MARKERS)])
               for i, m in enumerate(others)}  # fmt: skip
     styles[results.main] = ("black", "o")
     return {
         m: {"color": styles[m][0], "marker": styles[m][1], "label": results.labels[m]}
-        for m in results.labels
-        if results.of(m)
+        for m in results.methods
     }
 
 

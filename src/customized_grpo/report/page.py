@@ -7,6 +7,7 @@ import html
 import os
 import re
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 
@@ -25,13 +26,13 @@ _CAPTIONS = {
         "bands are 95 % intervals over the seeds.",
     ),
     "quadrants": (
-        "What SARS does",
-        "Every dot is a sample of the first rollouts, at its advantages within its group. Blue "
-        "samples are pushed up, red ones down.",
+        "Which samples the bonus pushes up and down",
+        "Every dot is a sample of a first rollout, at its advantages within its group. The bonus "
+        "pushes blue samples up and red ones down.",
     ),
     "schedule": (
-        "What TDW does",
-        "Weight of the prompt over the denoising steps; the identity has the rest.",
+        "Weights over the denoising steps",
+        "Of the prompt; the identity has the rest. TDW starts with the prompt.",
     ),
     "shares": (
         "Conflict in the course of training",
@@ -44,19 +45,32 @@ _CAPTIONS = {
 }
 
 
+def check_extra() -> None:
+    """Makes sure that a report can be written.
+
+    Raises:
+        ConfigError: if the packages of the extra ``report`` are missing.
+    """
+    missing = [name for name in ("jinja2", "matplotlib", "scipy") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"report: needs {', '.join(missing)}; pip install 'customized-grpo[report]'"
+        )
+
+
 def study_pictures(results: Results, folder: Path) -> dict[str, Path]:
     """Heading -> strip of pictures, of a study's results."""
-    methods = {label: method for method, label in results.labels.items() if results.of(method)}
+    methods = {results.labels[method]: method for method in results.methods}
     names = {"reference": "reference", "ground truth": "ground-truth", BASE: BASE} | methods
     return {heading: folder / "pictures" / f"{name}.png" for heading, name in names.items()}
 
 
 def run_pictures(runs: Sequence[Path]) -> dict[str, Path]:
     """Heading -> strip of pictures, of evaluated run folders."""
-    first = runs[0] / "pictures"
+    first = runs[0] / "pictures" / "held_out"
     strips = {"reference": "reference", "ground truth": "ground-truth", BASE: BASE}
     shared = {heading: first / f"{name}.png" for heading, name in strips.items()}
-    return shared | {str(run): run / "pictures" / "tuned.png" for run in runs}
+    return shared | {str(run): run / "pictures" / "held_out" / "tuned.png" for run in runs}
 
 
 def write_report(
@@ -73,14 +87,9 @@ def write_report(
     Raises:
         ConfigError: if the packages of the extra ``report`` are missing.
     """
-    try:
-        import jinja2
-        import matplotlib  # noqa: F401
-        import scipy  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            f"report: needs the extra packages ({error}); pip install 'customized-grpo[report]'"
-        ) from error
+    check_extra()
+    import jinja2
+
     from customized_grpo.report.figures import figures, to_png, to_svg
     from customized_grpo.report.tables import markdown, tables
 
@@ -101,7 +110,7 @@ def write_report(
         figures={name: to_svg(figure) for name, figure in drawn.items()},
         captions=_CAPTIONS,
         pictures={
-            heading: _cut(file, len(results.prompts))
+            heading: _cut(file, len(results.yardstick.prompts))
             for heading, file in pictures.items()
             if file.exists()
         },
@@ -128,12 +137,11 @@ def _emphasis(text: str) -> str:
 
 
 def _summary(results: Results) -> str:
-    count = len(next(iter(results.baselines[BASE].columns.values())))
     hours = sum(cell.seconds for cell in results.cells) / 3600
     return (
         f"{len(results.cells)} runs of {len({c.method for c in results.cells})} methods, "
-        f"{hours:.1f} hours of training in all, judged on {count} held-out examples by evaluators "
-        "that no run was rewarded by."
+        f"{hours:.1f} hours of training in all, judged on {results.yardstick.describe()} by "
+        "evaluators that no run was rewarded by."
     )
 
 

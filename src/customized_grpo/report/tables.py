@@ -116,8 +116,9 @@ _PAPER_SHARES = ("50.2 %", "26.8 %", "23.0 %")
 def tables(results: Results) -> list[Table]:
     """All tables that the results have numbers for."""
     scores = [
-        Measure(name=results.evaluator(o), heading=o, explanation=f"{o} by the evaluator")
-        for o in ("prompt", "identity")
+        Measure(name=evaluator, heading=objective, explanation=f"{objective} by the evaluator")
+        for evaluator, objective in results.yardstick.objectives.items()
+        if evaluator == results.yardstick.evaluator(objective)
     ]
     made = [
         _absolute(results, "Both objectives", [*scores, *_OBJECTIVES]),
@@ -132,21 +133,16 @@ def tables(results: Results) -> list[Table]:
 
 def markdown(results: Results) -> str:
     """All tables, with the number of seeds and examples."""
-    seeds = ", ".join(f"{results.labels[m]} {len(results.of(m))}" for m in _methods(results))
-    count = len(next(iter(results.baselines[BASE].columns.values())))
+    seeds = ", ".join(f"{results.labels[m]} {len(results.of(m))}" for m in results.methods)
     intro = (
-        f"{count} held-out examples. Mean over the seeds ± half-width of the 95 % confidence "
+        f"{results.yardstick.describe()}. Mean over the seeds ± half-width of the 95 % confidence "
         f"interval (Student's t). Seeds: {seeds}.\n"
     )
     return "\n".join([intro, *(table.markdown() for table in tables(results))])
 
 
-def _methods(results: Results) -> list[str]:
-    return [method for method in results.labels if results.of(method)]
-
-
 def _known(results: Results, measures: Sequence[Measure]) -> list[Measure]:
-    values = results.values(results.baselines[BASE])
+    values = results.yardstick.values(results.yardstick.base)
     return [measure for measure in measures if measure.name in values]
 
 
@@ -159,12 +155,12 @@ def _absolute(results: Results, title: str, measures: Sequence[Measure]) -> Tabl
     if not measures:
         return None
     rows = []
-    for name, judgement in results.baselines.items():
-        values = results.values(judgement)
+    for name, judgement in results.yardstick.models.items():
+        values = results.yardstick.values(judgement)
         values = {n: v for n, v in values.items() if not n.startswith("hacking_gap/")}
         cells = [f"{values[m.name]:.{m.digits}f}" if m.name in values else "" for m in measures]
         rows.append([name, *cells])
-    for method in _methods(results):
+    for method in results.methods:
         intervals = [results.over_seeds(method, m.name) for m in measures]
         cells = [i.text(m.digits) if i else "" for i, m in zip(intervals, measures, strict=True)]
         rows.append([_emphasised(results, method), *cells])
@@ -181,7 +177,7 @@ def _against_base(results: Results, measures: Sequence[Measure]) -> Table:
     measures = [m for m in _known(results, measures) if not m.name.startswith("joint")]
     rows = [
         [_emphasised(results, m), *_differences(results, m, BASE, measures)]
-        for m in _methods(results)
+        for m in results.methods
     ]
     return Table(
         title="Change from the base",
@@ -193,7 +189,7 @@ def _against_base(results: Results, measures: Sequence[Measure]) -> Table:
 
 def _against_methods(results: Results, measures: Sequence[Measure]) -> Table | None:
     measures = _known(results, measures)
-    main, others = results.main, [m for m in _methods(results) if m != results.main]
+    main, others = results.main, [m for m in results.methods if m != results.main]
     if not others or not results.of(main):
         return None
     rows = [
@@ -221,7 +217,7 @@ def _differences(
 
 def _shares(results: Results) -> Table | None:
     rows = []
-    for method in _methods(results):
+    for method in results.methods:
         cells = [cell.shares for cell in results.of(method).values() if cell.shares]
         if cells:
             names = [name for name in cells[0] if name != "update"]

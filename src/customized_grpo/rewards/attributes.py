@@ -37,7 +37,11 @@ class AttributeClassifier:
         """
         from transformers import ResNetForImageClassification
 
-        folder = resolve_checkpoint(path)
+        try:
+            folder = resolve_checkpoint(path)
+        except ConfigError as error:
+            reason = str(error).removeprefix("path: ")
+            raise ConfigError(f"evaluation.classifier: {reason}") from error
         try:
             model = ResNetForImageClassification.from_pretrained(
                 folder, dtype=torch.float32, use_safetensors=True
@@ -65,6 +69,8 @@ class AttributeClassifier:
             values = list(places)
             chosen = logits[:, list(places.values())].argmax(1).tolist()
             wanted = [example.attributes.get(attribute, "none") for example in examples]
+            if all(want == "none" for want in wanted):
+                continue
             hits[f"attribute/{attribute}"] = torch.tensor(
                 [
                     torch.nan if want == "none" else float(values[got] == want)
