@@ -44,6 +44,7 @@ def cell(method: str, seed: int, gain: float) -> Cell:
             "update": [0, 10, 20],
             "validation/clip-text": [0.8, 0.8 + gain / 2, 0.8 + gain],
             "validation/dinov2": [0.5, 0.5 + seed / 100, 0.5 + gain],
+            "validation/reward/dinov2": [0.4, 0.41, 0.43],
         },
         shares={
             "update": [1, 3],
@@ -52,8 +53,8 @@ def cell(method: str, seed: int, gain: float) -> Cell:
             "share/both_negative": [0.2, 0.2],
         },
         advantages={
-            "identity": [1.0, -1.0, 0.5, None] * 3,
-            "prompt": [1.0, -0.5, -2.0, 1.0] * 3,
+            "identity": [1.0, -1.0, 0.5, None] * 3 + [1.0, 2.0, 0.5] * 4,
+            "prompt": [1.0, -0.5, -2.0, 1.0] * 3 + [1.0, 2.0, 0.5] * 4,
         },
         schedule={
             "objectives": ["identity", "prompt"],
@@ -69,6 +70,7 @@ def made_up(**changes: object) -> Results:
     yardstick = Yardstick(
         split="held_out",
         objectives=OBJECTIVES,
+        rewards=OBJECTIVES,
         prompts=["a dog <b>", "a cat"],
         models={
             "copy": judgement(0.0, 1.0),

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 from helpers import ROOT
 
 from customized_grpo.cli import main
-from customized_grpo.compare import RESULTS, Study, _check_same, compare, results_of_runs
+from customized_grpo.compare import RESULTS, Study, _check_same, compare, results_of_runs, run_cell
 from customized_grpo.config import dump_config
 from customized_grpo.errors import CheckpointError, ConfigError
-from customized_grpo.evaluate import evaluate_run
+from customized_grpo.evaluate import EvaluationReport, evaluate_run
 from customized_grpo.results import Results
 
 TINY = {
@@ -148,8 +149,7 @@ def test_an_interrupted_cell_is_run_again_and_comes_out_the_same(
 ) -> None:
     study = Study.load(finished[0])
     folder = study.config.folder / "naive" / "seed1"
-    (folder / "finished.json").unlink()  # a checkpoint alone does not make a run finished
-    (folder / "evaluation.json").unlink()
+    (folder / "finished.json").unlink()  # an evaluated checkpoint is not a finished run
     (study.results / RESULTS).unlink()
     results = compare(study, jobs=1)
     assert results.of("naive")[1].judgement == finished[1].of("naive")[1].judgement
@@ -260,18 +260,51 @@ def test_a_study_on_the_other_split_does_not_take_these_results(
 ) -> None:
     study = Study.load(finished[0])
     other = write_study(tmp_path, split="validation", output_dir=study.config.output_dir)
-    with pytest.raises(ConfigError, match=r"split is validation, but .* was judged on held_out"):
+    with pytest.raises(ConfigError, match=r"split is 'validation', but 'held_out' in"):
         compare(Study.load(other), jobs=1)
 
 
 @pytest.mark.slow
-def test_cells_that_the_study_no_longer_names_stay_in_the_file(
+def test_methods_that_the_study_no_longer_names_stay(
     finished: tuple[Path, Results], tmp_path: Path
 ) -> None:
     study = Study.load(finished[0])
-    fewer = write_study(tmp_path, num_seeds=1, output_dir=study.config.output_dir)
-    assert len(compare(Study.load(fewer), jobs=1).cells) == 2
-    assert len(Results.read(study.results / RESULTS).cells) == 4
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    shutil.copy(study.results / RESULTS, kept)
+    methods = [{"name": "both", "label": "renamed"}]
+    fewer = write_study(tmp_path, methods=methods, output_dir=study.config.output_dir)
+    results = compare(Study.load(fewer, kept), jobs=1)
+    assert results.labels == {"both": "renamed", "naive": "naive GRPO 1:1"}
+    assert len(results.cells) == 4
+    assert main(["report", str(kept)]) == 0
+
+
+@pytest.mark.slow
+def test_a_cell_that_another_process_runs_is_left_alone(finished: tuple[Path, Results]) -> None:
+    study = Study.load(finished[0])
+    folder = study.config.folder / "naive" / "seed0"
+    with FileLock(f"{folder}.lock"), pytest.raises(CheckpointError, match="another process"):
+        run_cell(study, *study.cell("naive/seed0"))
+    assert (folder / "evaluation.json").exists()
+
+
+@pytest.mark.slow
+def test_one_more_seed_goes_with_results_from_elsewhere(
+    finished: tuple[Path, Results], tmp_path: Path
+) -> None:
+    """The base is taken from the results, not judged again by every cell."""
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    old, new = (str(folder / "runs") for folder in (finished[0].parent, tmp_path))
+    text = (Study.load(finished[0]).results / RESULTS).read_text()
+    (kept / RESULTS).write_text(text.replace(old, new))
+    study = Study.load(write_study(tmp_path, num_seeds=3), kept)
+    results = compare(study, jobs=2)
+    assert len(results.cells) == 6
+    assert results.yardstick == finished[1].yardstick
+    report = EvaluationReport.read(study.config.folder / "naive" / "seed2" / "evaluation.json")
+    assert report.yardstick == finished[1].yardstick
 
 
 @pytest.mark.slow

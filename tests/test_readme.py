@@ -47,11 +47,13 @@ def test_cgrpo_commands_and_the_lora_snippet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for name in ("configs", "docs"):
+        (tmp_path / name).symlink_to(ROOT / name)
     for words in commands("cgrpo"):
         trains = words[0] == "train" and "--help" not in words
         assert main([*words, *(SMALL if trains else [])]) == 0, words
     assert "tuned - base" in capsys.readouterr().out
+    assert (tmp_path / "page" / "report.html").exists()
     Image.new("RGB", (80, 80), "gold").save(tmp_path / "reference.png")
     (snippet,) = (block for block in blocks("python") if "load_lora_weights" in block)
     names: dict = {}

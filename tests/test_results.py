@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
-from made_up import made_up
+from made_up import judgement, made_up
 
 from customized_grpo.checkpoint import write_atomic
 from customized_grpo.errors import CheckpointError
@@ -51,8 +51,20 @@ def test_measures_against_base_and_anchors() -> None:
     assert values["joint_domination"] == 1
     assert values["joint_collapse"] == 0
     assert values["hacking_gap/prompt"] == pytest.approx(0, abs=1e-6)
+    assert not any(
+        "hacking_gap" in name for name in results.yardstick.values(results.yardstick.base)
+    )
     worse = results.yardstick.values(results.of("naive")[0].judgement)
     assert (worse["joint_domination"], worse["joint_collapse"]) == (0, 1)
+
+
+def test_the_hacking_gap_pairs_reward_and_evaluator_by_objective() -> None:
+    results = made_up()
+    renamed = dataclasses.replace(results.yardstick, objectives={"clip-text": "prompt"})
+    other = dataclasses.replace(renamed, rewards={"dinov2": "prompt"})
+    judged = judgement(0.85, 0.52)  # the evaluator's gain is .05, the rewarded model's .02
+    assert renamed.values(judged)["hacking_gap/prompt"] == pytest.approx(0, abs=1e-6)
+    assert other.values(judged)["hacking_gap/prompt"] == pytest.approx(0.02 - 0.05, abs=1e-6)
 
 
 def test_one_objective_alone_is_enough() -> None:

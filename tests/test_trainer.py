@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel
 from helpers import ROOT, changed
 from PIL import Image
 from safetensors.torch import load_file
@@ -141,10 +142,20 @@ def test_validation_scores_make_a_learning_curve(tiny_config: RunConfig) -> None
     assert rows[0]["validation/dinov2"] != rows[3]["validation/dinov2"]
 
 
+def test_only_models_with_repeated_blocks_can_be_compiled(
+    tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FluxTransformer2DModel, "_repeated_blocks", None)
+    with pytest.raises(ConfigError, match="compile must be false for FluxTransformer2DModel"):
+        train(dataclasses.replace(tiny_config, compile=True))
+
+
 @pytest.mark.slow
 def test_compiled_blocks_train_as_eager_ones(tiny_config: RunConfig) -> None:
     plain = metrics(train(tiny_config))
+    torch._dynamo.utils.counters.clear()
     compiled = metrics(train(dataclasses.replace(tiny_config, compile=True, name="compiled")))
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
     assert compiled[0]["mismatch"] < 5e-6
     assert compiled[0]["grad_norm"] == pytest.approx(plain[0]["grad_norm"], rel=1e-3)
 
@@ -217,12 +228,18 @@ def test_a_second_run_of_the_same_name_is_refused(run: Path, tiny_config: RunCon
         {"generator": {"path": "nowhere"}},
         {"generator": {"height": 60}},
         {"evaluation": {"classifier": "nowhere"}},
+        {"evaluators": "nowhere"},
         {"lora": {"rank": 4, "target_modules": ("nothing",)}},
     ],
 )
 def test_mistakes_leave_nothing_behind(tiny_config: RunConfig, change: dict) -> None:
+    path = change.pop("evaluators", None)
+    config = changed(tiny_config, **change)
+    if path is not None:
+        evaluator = dataclasses.replace(config.evaluators[0], path=path)
+        config = dataclasses.replace(config, evaluators=(evaluator,))
     with pytest.raises(CustomizedGRPOError) as caught:
-        train(changed(tiny_config, **change))
+        train(config)
     assert "\n" not in str(caught.value)
     assert not Path(tiny_config.output_dir).exists()
 

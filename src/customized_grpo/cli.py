@@ -261,6 +261,7 @@ def _compare(options: argparse.Namespace) -> None:
     check_extra()
     results = compare(study, options.jobs or _default_jobs())
     command = f"cgrpo compare {options.study}"
+    command += f" --results {options.results}" if options.results else ""
     page = write_report(results, study.results, command, study_pictures(results, study.results))
     print(markdown(results))
     print(f"report: {page}")
@@ -279,6 +280,7 @@ def _report(options: argparse.Namespace) -> None:
     else:
         results, pictures = results_of_runs(runs), run_pictures(runs)
     command = " ".join(["cgrpo report", *map(str, runs)])
+    command += f" --out {options.out}" if options.out else ""
     print(f"report: {write_report(results, folder, command, pictures)}")
 
 

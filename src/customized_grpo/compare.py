@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from customized_grpo.checkpoint import write_atomic
 from customized_grpo.config import (
     Method,
@@ -90,22 +92,27 @@ def compare(study: Study, jobs: int) -> Results:
     """
     kept = _read_results(study)
     yardstick = kept.yardstick if kept is not None else _judge_base(study)
+    labels = {method.name: method.label for method in study.config.methods}
+    if kept is not None:  # methods that the study no longer names keep their place
+        labels |= {name: label for name, label in kept.labels.items() if name not in labels}
     cells = _finished_cells(study, yardstick, kept)
     missing = [cell for cell in study.config.cells() if (cell[0].name, cell[1]) not in cells]
+    if missing and _judged_base(study) is None:  # the results are from another machine
+        _save_base(study, yardstick)
     failures: list[str] = []
     with _Progress(study, missing) as progress:
-        for method, seed, log in _run_cells(study, missing, jobs, progress):
+        for method, seed, log in _run_cells(study, missing, min(jobs, len(missing)), progress):
             if log is not None:
                 failures.append(f"{method.name}/seed{seed} (see {log})")
                 continue
             cells[method.name, seed] = _collect(study, yardstick, method, seed)
-            _write(study, yardstick, cells)
+            _write(study, yardstick, labels, cells)
     if failures:
         raise CheckpointError(
             f"compare: {len(failures)} of {len(missing)} cells failed: {', '.join(failures)}; "
             "mend the cause and run the same command again, finished cells are kept"
         )
-    return _write(study, yardstick, cells)
+    return _write(study, yardstick, labels, cells)
 
 
 def results_of_runs(runs: Sequence[Path]) -> Results:
@@ -121,7 +128,11 @@ def results_of_runs(runs: Sequence[Path]) -> Results:
     reports = [EvaluationReport.read(run / evaluation_file("held_out")) for run in runs]
     configs = [load_config(run / "config.yaml") for run in runs]
     for run, report, config in zip(runs, reports, configs, strict=True):
-        field = first_difference(configs[0], config)
+        if not (run / FINISHED).exists():
+            raise CheckpointError(f"RUN: {run} is not finished; report it when it is")
+        # What `cgrpo evaluate --num-examples` says counts, not the config.
+        same_count = replace(config.evaluation, num_examples=configs[0].evaluation.num_examples)
+        field = first_difference(configs[0], replace(config, evaluation=same_count))
         if field or not report.yardstick.agrees_with(reports[0].yardstick):
             raise CheckpointError(
                 f"RUN: {run} was judged otherwise than {runs[0]} ({field or 'other examples'}); "
@@ -147,31 +158,47 @@ def run_cell(study: Study, method: Method, seed: int) -> None:
 
     Raises:
         ConfigError: if its folder holds a run of another config.
+        CheckpointError: if another process is at it.
     """
     config = study.run_config(method, seed)
     folder = Path(config.output_dir, config.name)
-    _check_folder(folder, config)
-    if not (folder / FINISHED).exists():
-        shutil.rmtree(folder, ignore_errors=True)  # what an interrupted run has left
-        train(config)
-    evaluate_run(folder, study.config.split, known=_judged_base(study))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(f"{folder}.lock", blocking=False):
+            _check_folder(folder, config)
+            if not (folder / FINISHED).exists():
+                shutil.rmtree(folder, ignore_errors=True)  # what an interrupted run has left
+                train(config)
+            evaluate_run(folder, study.config.split, known=_judged_base(study))
+    except Timeout as error:
+        raise CheckpointError(
+            f"{folder} is being run by another process; wait for it, or end it"
+        ) from error
 
 
 def _read_results(study: Study) -> Results | None:
     """What is kept of an earlier call.
 
     Raises:
-        ConfigError: if it was judged on the other split.
+        ConfigError: if it is of another study, or was judged otherwise.
     """
     file = study.results / RESULTS
     if not file.exists():
         return None
-    results = Results.read(file)
-    if results.yardstick.split != study.config.split:
-        raise ConfigError(
-            f"{study.file}: split is {study.config.split}, but {file} was judged on "
-            f"{results.yardstick.split}; give the study another name"
-        )
+    results, config = Results.read(file), next(iter(study.methods.values()))
+    found = {"name": results.name, "split": results.yardstick.split}
+    for field, value in found.items():
+        if value != getattr(study.config, field):
+            raise ConfigError(
+                f"{study.file}: {field} is {getattr(study.config, field)!r}, but {value!r} in "
+                f"{file}; choose another --results folder, or another name"
+            )
+    for cell in results.cells:
+        if field := first_difference(read_config(cell.config, str(file)), config):
+            raise ConfigError(
+                f"{study.file}: {field} is another one than in {file}, cell "
+                f"{cell.method}/seed{cell.seed}; give the study another name"
+            )
     return results
 
 
@@ -189,7 +216,8 @@ def _finished_cells(
             _check_same(cell.config, wanted, where)
         else:
             _check_folder(folder, wanted)
-            if (folder / evaluation_file(study.config.split)).exists():
+            needed = (FINISHED, evaluation_file(study.config.split))
+            if all((folder / name).exists() for name in needed):
                 cells[method.name, seed] = _collect(study, yardstick, method, seed)
     return cells
 
@@ -255,43 +283,48 @@ def _judge_base(study: Study) -> Yardstick:
     folder = study.config.folder / BASELINES
     if _judged_base(study) is None:
         logger.info("judging the base and the anchors")
-        config = next(iter(study.methods.values()))
-        evaluation = Evaluation(config, study.config.split)
+        evaluation = Evaluation(next(iter(study.methods.values())), study.config.split)
         yardstick = evaluation.yardstick()
         for name, images in (evaluation.truth() | {BASE: evaluation.pictures()}).items():
             save_strip(folder / f"{name}.png", images)
-        write_atomic(folder / "config.yaml", dump_config(config))
-        Results(name=study.config.name, yardstick=yardstick, labels={}, main="", cells=[]).write(
-            folder / RESULTS, write_atomic
-        )
+        _save_base(study, yardstick)
     for strip in sorted(folder.glob("*.png")):
         _keep_picture(study, strip, strip.name)
     return Results.read(folder / RESULTS).yardstick
 
 
-def _write(study: Study, yardstick: Yardstick, cells: dict[tuple[str, int], Cell]) -> Results:
-    """Writes all cells there are, also those the study no longer names; returns those it does."""
+def _save_base(study: Study, yardstick: Yardstick) -> None:
+    """Where the cells' processes find it."""
+    folder = study.config.folder / BASELINES
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "config.yaml", dump_config(next(iter(study.methods.values()))))
+    base = Results(name=study.config.name, yardstick=yardstick, labels={}, main="", cells=[])
+    base.write(folder / RESULTS, write_atomic)
+
+
+def _write(
+    study: Study, yardstick: Yardstick, labels: dict[str, str], cells: dict[tuple[str, int], Cell]
+) -> Results:
     order = [(method.name, seed) for method, seed in study.config.cells()]
     others = [key for key in cells if key not in order]
     results = Results(
         name=study.config.name,
         yardstick=yardstick,
-        labels={method.name: method.label for method in study.config.methods},
+        labels=labels,
         main=study.config.main,
         cells=[cells[key] for key in (*order, *others) if key in cells],
     )
     study.results.mkdir(parents=True, exist_ok=True)
     results.write(study.results / RESULTS, write_atomic)
     # Tables are made of what was written, so that they are the same when they are made again.
-    written = Results.read(study.results / RESULTS)
-    return replace(written, cells=[c for c in written.cells if (c.method, c.seed) in order])
+    return Results.read(study.results / RESULTS)
 
 
 def _run_cells(
     study: Study, cells: Sequence[tuple[Method, int]], jobs: int, progress: _Progress
 ) -> Iterator[tuple[Method, int, Path | None]]:
     """Runs cells in processes of their own; yields each as it ends, with its log if it failed."""
-    executor = ThreadPoolExecutor(jobs)
+    executor = ThreadPoolExecutor(max(1, jobs))
     running: dict[Future[Path | None], tuple[Method, int]] = {
         executor.submit(_run_process, study, method, seed, jobs): (method, seed)
         for method, seed in cells

@@ -70,6 +70,7 @@ class EvaluationReport:
         content = {
             "split": yardstick.split,
             "objectives": yardstick.objectives,
+            "rewards": yardstick.rewards,
             "prompts": yardstick.prompts,
             "models": models,
         }
@@ -170,6 +171,7 @@ class Evaluation:
         return Yardstick(
             split=self.split,
             objectives=self.judge.objectives,
+            rewards={c.label: c.objective for c in self.config.rewards},
             prompts=[example.prompt for example in self.examples[:_PICTURE_ROWS]],
             models=self.judge.anchors() | {BASE: base},
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -60,6 +60,8 @@ class Yardstick:
     split: Split
     objectives: dict[str, str]
     """Evaluator -> the objective it measures."""
+    rewards: dict[str, str]
+    """Reward -> the objective it measures; their scores are columns called ``reward/LABEL``."""
     prompts: list[str]
     """Of the examples in the pictures."""
     models: dict[str, Judgement]
@@ -82,13 +84,18 @@ class Yardstick:
 
     def agrees_with(self, other: Yardstick) -> bool:
         """The same examples, as far as they are kept, and the same evaluators."""
-        mine, theirs = ((y.split, y.count, y.prompts, y.objectives) for y in (self, other))
+        mine, theirs = (
+            (y.split, y.count, y.prompts, y.objectives, y.rewards) for y in (self, other)
+        )
         return mine == theirs
 
     def evaluator(self, objective: str) -> str | None:
         """The first evaluator of an objective, if there is one."""
-        found = (name for name, measured in self.objectives.items() if measured == objective)
-        return next(found, None)
+        return _first(self.objectives, objective)
+
+    def reward(self, objective: str) -> str | None:
+        """The first reward of an objective, if there is one."""
+        return _first(self.rewards, objective)
 
     def point(self, judgement: Judgement) -> tuple[float, float] | None:
         """(prompt, identity) means, if both are measured."""
@@ -106,15 +113,30 @@ class Yardstick:
         chance = self.point(self.models[CHANCE]) if CHANCE in self.models else None
         if point is not None and chance is not None:
             values["hypervolume"] = hypervolume([point], chance)
-        for evaluator, objective in self.objectives.items():
-            rewarded = f"reward/{evaluator}"
-            if evaluator == self.evaluator(objective) and rewarded in values:
-                gains = [judgement.means[n] - self.base.means[n] for n in (rewarded, evaluator)]
-                values[f"hacking_gap/{objective}"] = gains[0] - gains[1]
-        return values
+        return values | self._hacking_gaps(judgement)
+
+    def _hacking_gaps(self, judgement: Judgement) -> dict[str, float]:
+        """Gain over the base by the reward minus gain by the evaluator; not of anchors and base."""
+        if judgement in self.models.values():
+            return {}
+        gaps: dict[str, float] = {}
+        for objective in dict.fromkeys(self.objectives.values()):
+            pair = self.reward(objective), self.evaluator(objective)
+            if pair[0] is not None and f"reward/{pair[0]}" in judgement.columns:
+                names = f"reward/{pair[0]}", str(pair[1])
+                gains = [judgement.means[name] - self.base.means[name] for name in names]
+                gaps[f"hacking_gap/{objective}"] = gains[0] - gains[1]
+        return gaps
 
     def _scores(self, judgement: Judgement) -> Tensor:
-        return torch.stack([judgement.column(name) for name in self.objectives], 1)
+        """``[B, N]`` by the first evaluator of every objective."""
+        objectives = dict.fromkeys(self.objectives.values())
+        return torch.stack([judgement.column(str(self.evaluator(o))) for o in objectives], 1)
+
+
+def _first(names: Mapping[str, str], objective: str) -> str | None:
+    """The first name that measures an objective."""
+    return next((name for name, measured in names.items() if measured == objective), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +184,7 @@ class Results:
             "name": self.name,
             "split": yardstick.split,
             "objectives": yardstick.objectives,
+            "rewards": yardstick.rewards,
             "prompts": yardstick.prompts,
             "baselines": {name: asdict(judged) for name, judged in yardstick.models.items()},
             "labels": self.labels,
@@ -184,6 +207,7 @@ class Results:
                 yardstick=Yardstick(
                     split=raw["split"],
                     objectives=raw["objectives"],
+                    rewards=raw["rewards"],
                     prompts=raw["prompts"],
                     models={n: Judgement(**fields) for n, fields in raw["baselines"].items()},
                 ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,14 @@ def train(config: RunConfig) -> Path:
     device = pick_device(config.device)
     data, generator = build_world(config, device)
     rewards = RewardSet(config.rewards, device)
+    evaluators = RewardSet(config.evaluators, device, "evaluators")
     if config.evaluation.classifier is not None:  # used after training; a mistake shows before
         AttributeClassifier.load(config.evaluation.classifier, device)
     torch.manual_seed(config.seed)
     make_trainable(generator, config)
     samples = SampleGrid(generator, config, data.held_out(_NUM_SAMPLES))
     every = config.evaluation.validate_every
-    validation = Validation(generator, config, data, rewards) if every else None
+    validation = Validation(generator, config, data, rewards, evaluators) if every else None
     log = RunLog(folder, config, device)
     logger.info(explain_batch(config))
     Trainer(config, data, generator, rewards, samples, validation, log).run()
@@ -107,13 +109,17 @@ class Validation:
     """Scores of the same validation examples in the course of training, by every model there is."""
 
     def __init__(
-        self, generator: Generator, config: RunConfig, data: DataSource, rewards: RewardSet
+        self,
+        generator: Generator,
+        config: RunConfig,
+        data: DataSource,
+        rewards: RewardSet,
+        evaluators: RewardSet,
     ) -> None:
         with within("data"):
             examples = data.validation(config.evaluation.num_validation)
         self._sample = FixedSampler(generator, config, examples)
         self._examples = examples
-        evaluators = RewardSet(config.evaluators, generator.device, "evaluators")
         self._sets = {"validation": evaluators, "validation/reward": rewards}
 
     def metrics(self) -> dict[str, float]:
@@ -163,14 +169,14 @@ class Trainer:
             for rollout in range(train.num_updates // train.inner_updates):
                 self._iterate(rollout)
         self.save()
-        self.samples.save(self.log.folder / "samples" / f"{self.update:06d}.png")
+        self._save_samples()
         self.log.finish(self.update)
 
     def _log_start(self) -> None:
         sigmas, objectives = self.policy.sigmas, self.rewards.objectives
         weights = objective_weights(sigmas[:-1], self.config.advantage, objectives)
         self.log.schedule(sigmas, weights, objectives)
-        self.samples.save(self.log.folder / "samples" / "000000.png")
+        self._save_samples()
         if self.validation is not None:
             self.log.row(0, self._validate())
 
@@ -217,7 +223,7 @@ class Trainer:
         every, last = self.config.evaluation.validate_every, self.config.train.num_updates
         if self.validation is None or (self.update % every and self.update != last):
             return {}
-        with self.log.timed("validation"):
+        with self.log.timed("validation"), self._averaged():
             return self.validation.metrics()
 
     def _split_groups(self) -> tuple[Tensor, ...]:
@@ -246,18 +252,22 @@ class Trainer:
     def _after_update(self) -> None:
         train, last = self.config.train, self.update == self.config.train.num_updates
         if train.sample_every and self.update % train.sample_every == 0 and not last:
-            self.samples.save(self.log.folder / "samples" / f"{self.update:06d}.png")
+            self._save_samples()
         if train.save_every and self.update % train.save_every == 0 and not last:
             self.save()
 
     def save(self) -> None:
         """Writes the trained weights (their average, if there is one) in the family's format."""
-        folder = self.log.folder / WEIGHTS
-        if self.ema is None:
-            replace_folder(folder, self.generator.save_weights)
-        else:
-            with self.ema.applied():
-                replace_folder(folder, self.generator.save_weights)
+        with self._averaged():
+            replace_folder(self.log.folder / WEIGHTS, self.generator.save_weights)
+
+    def _save_samples(self) -> None:
+        with self._averaged():
+            self.samples.save(self.log.folder / "samples" / f"{self.update:06d}.png")
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Inside, the weights are those that are saved: their average, if there is one."""
+        return nullcontext() if self.ema is None else self.ema.applied()
 
 
 def rollout_metrics(

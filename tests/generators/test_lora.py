@@ -1,6 +1,7 @@
 import dataclasses
 
 import torch
+from peft.tuners.lora import LoraLayer
 
 from customized_grpo.config import LoraSettings, RunConfig
 from customized_grpo.generators.flux_kontext import FluxKontextGenerator
@@ -26,4 +27,7 @@ def test_gradients_under_autocast_are_those_of_peft(
 
     cast = gradient()
     trust_autocast(generator.transformer)
+    layers = [m for m in generator.transformer.modules() if isinstance(m, LoraLayer)]
+    assert layers
+    assert not any(layer.cast_input_dtype_enabled for layer in layers)
     assert torch.cosine_similarity(gradient(), cast, 0) > 0.999

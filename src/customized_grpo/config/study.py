@@ -109,12 +109,20 @@ def mistakes(study: StudyConfig) -> Iterator[str]:
 
 def first_difference(one: RunConfig, other: RunConfig) -> str | None:
     """The first field in which two configs have another base, other examples or other judges."""
-    both = (one, other)
-    steps: list[Any] = [c.evaluation.num_steps or c.rollout.num_steps for c in both]
-    compared = {"rollout.num_steps": steps, "rollout.shift": [c.rollout.shift for c in both]}
-    for name in ("data", "generator", "rewards", "evaluators", "evaluation", "mixed_precision"):
-        compared[name] = [getattr(c, name) for c in both]
-    return next((name for name, (a, b) in compared.items() if a != b), None)
+
+    def compared(c: RunConfig) -> dict[str, Any]:
+        names = ("data", "generator", "rewards", "evaluators", "mixed_precision")
+        return {
+            **{name: getattr(c, name) for name in names},
+            "rollout.shift": c.rollout.shift,
+            "rollout.num_steps": c.evaluation.num_steps or c.rollout.num_steps,
+            "evaluation.seed": c.evaluation.seed,
+            "evaluation.classifier": c.evaluation.classifier,
+            "evaluation.num_examples": c.evaluation.num_examples,
+        }
+
+    fields = compared(other)
+    return next((name for name, value in compared(one).items() if value != fields[name]), None)
 
 
 def _words(value: Any) -> list[str]:

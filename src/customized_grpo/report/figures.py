@@ -112,21 +112,33 @@ def plane(results: Results) -> Figure | None:
 
 
 def learning_curves(results: Results) -> Figure | None:
-    """Validation scores by the evaluators over the updates, a panel per objective."""
-    names = {o: f"validation/{results.yardstick.evaluator(o)}" for o in ("prompt", "identity")}
-    drawn = {o: n for o, n in names.items() if any(n in cell.curve for cell in results.cells)}
+    """Gains on validation examples over the updates: by the evaluators, dashed by the rewards."""
+    yardstick = results.yardstick
+    evaluators = {o: f"validation/{yardstick.evaluator(o)}" for o in ("prompt", "identity")}
+    drawn = {o: n for o, n in evaluators.items() if any(n in c.curve for c in results.cells)}
     if not drawn:
         return None
     figure, panels = _subplots(1, len(drawn), (4.8 * len(drawn), 3.8))
     for axes, (objective, name) in zip(panels, drawn.items(), strict=True):
+        reward = f"validation/reward/{yardstick.reward(objective)}"
         for method, style in _styles(results).items():
             curves = [c.curve for c in results.of(method).values() if name in c.curve]
             if curves:
-                _band(axes, curves[0]["update"], [curve[name] for curve in curves], style)
-        axes.set_title(f"{objective}, validation examples")
+                updates = curves[0]["update"]
+                _band(axes, updates, [_gains(curve[name]) for curve in curves], style)
+                rewarded = [_gains(curve[reward]) for curve in curves if reward in curve]
+                if rewarded:
+                    mean = torch.tensor(rewarded).mean(0).tolist()
+                    axes.plot(updates, mean, lw=0.9, ls="--", color=style["color"])
+        axes.axhline(0, color="#444444", lw=0.8)
+        axes.set_title(f"{objective}, gain on validation examples")
         axes.set_xlabel("update")
     _legend_below(figure, panels[0])
     return figure
+
+
+def _gains(values: Sequence[float]) -> list[float]:
+    return [value - values[0] for value in values]
 
 
 def quadrants(results: Results) -> Figure | None:

@@ -22,8 +22,9 @@ _CAPTIONS = {
     ),
     "learning-curves": (
         "Learning curves",
-        "Scores of the same validation examples by the evaluators, which no run is rewarded by; "
-        "bands are 95 % intervals over the seeds.",
+        "Gains on the same validation examples by the evaluators, which no run is rewarded by; "
+        "bands are 95 % intervals over the seeds. Dashed: gains by the rewarded models; a gap "
+        "between the two is reward hacking.",
     ),
     "quadrants": (
         "Which samples the bonus pushes up and down",

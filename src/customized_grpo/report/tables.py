@@ -142,8 +142,9 @@ def markdown(results: Results) -> str:
 
 
 def _known(results: Results, measures: Sequence[Measure]) -> list[Measure]:
-    values = results.yardstick.values(results.yardstick.base)
-    return [measure for measure in measures if measure.name in values]
+    judged = [results.yardstick.base, *(cell.judgement for cell in results.cells[:1])]
+    names = {name for judgement in judged for name in results.yardstick.values(judgement)}
+    return [measure for measure in measures if measure.name in names]
 
 
 def _note(measures: Sequence[Measure]) -> str:
@@ -157,7 +158,6 @@ def _absolute(results: Results, title: str, measures: Sequence[Measure]) -> Tabl
     rows = []
     for name, judgement in results.yardstick.models.items():
         values = results.yardstick.values(judgement)
-        values = {n: v for n, v in values.items() if not n.startswith("hacking_gap/")}
         cells = [f"{values[m.name]:.{m.digits}f}" if m.name in values else "" for m in measures]
         rows.append([name, *cells])
     for method in results.methods:
@@ -221,7 +221,7 @@ def _shares(results: Results) -> Table | None:
         cells = [cell.shares for cell in results.of(method).values() if cell.shares]
         if cells:
             names = [name for name in cells[0] if name != "update"]
-            values = [v for n in names for v in [[x for cell in cells for x in cell[n]]]]
+            values = [[share for cell in cells for share in cell[name]] for name in names]
             means = (f"{sum(v) / len(v):.1%}".replace("%", " %") for v in values)
             rows.append([results.labels[method], *means])
     if not rows:

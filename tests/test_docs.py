@@ -1,0 +1,25 @@
+"""The documents show what is kept in the results, and their links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+
+from customized_grpo.report.tables import markdown
+from customized_grpo.results import Results
+
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PROOF = ROOT / "docs" / "results" / "proof"
+
+
+def test_results_show_the_tables_of_what_is_kept() -> None:
+    tables = markdown(Results.read(PROOF / "results.json"))
+    assert (PROOF / "tables.md").read_text() == tables
+    assert tables.strip() in (ROOT / "docs" / "results.md").read_text()
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)
+def test_links_and_pictures_exist(path: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", path.read_text()):
+        assert (path.parent / target).exists(), target
