@@ -65,15 +65,8 @@ class EvaluationReport:
 
     def to_json(self) -> str:
         """What ``evaluation.json`` holds."""
-        models = {name: asdict(judgement) for name, judgement in self.models.items()}
-        yardstick = self.yardstick
-        content = {
-            "split": yardstick.split,
-            "objectives": yardstick.objectives,
-            "rewards": yardstick.rewards,
-            "prompts": yardstick.prompts,
-            "models": models,
-        }
+        content = asdict(self.yardstick)
+        content["models"][TUNED] = asdict(self.tuned)
         return json.dumps(content) + "\n"
 
     @classmethod
