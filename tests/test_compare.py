@@ -195,6 +195,7 @@ def test_a_failing_cell_is_named_and_the_others_are_kept(tmp_path: Path) -> None
             r"methods\.0\.name must not be 'base', which the study itself uses",
         ),
         ({"overrides": {"seed": 1}}, "overrides must not have seed, which the study sets"),
+        ({"overrides": {"output-dir": "x"}}, "overrides must not have output-dir, which the study"),
         (
             {
                 "methods": [

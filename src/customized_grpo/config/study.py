@@ -70,9 +70,9 @@ class StudyConfig:
         """How often a method is run."""
         return self.num_seeds if method.num_seeds is None else method.num_seeds
 
-    def flags(self, method: Method | None) -> list[str]:
-        """Command-line overrides of a method's runs (None: what all methods share)."""
-        fields = self.overrides | (method.overrides if method else {})
+    def flags(self, method: Method) -> list[str]:
+        """Command-line overrides of a method's runs."""
+        fields = self.overrides | method.overrides
         return [word for name, value in fields.items() for word in (f"--{name}", *_words(value))]
 
     @property
@@ -103,7 +103,7 @@ def mistakes(study: StudyConfig) -> Iterator[str]:
     overrides |= {f"methods.{i}.overrides": m.overrides for i, m in enumerate(study.methods)}
     for where, fields in overrides.items():
         for name in fields:
-            if name in _PLACED:
+            if name.replace("-", "_") in _PLACED:
                 yield f"{where} must not have {name}, which the study sets for every run"
 
 
