@@ -6,6 +6,7 @@ so that on policy the probability ratio is 1 up to the rounding of the model its
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from customized_grpo.config import RolloutConfig, RunConfig
 from customized_grpo.errors import ConfigError
 from customized_grpo.generators.base import Conditioning, Generator
 from customized_grpo.ops import Dynamics, cps_log_prob, gaussian_log_prob, sde_moments
-from customized_grpo.types import Example, Rollout
+from customized_grpo.types import Example, Rollout, layout
 
 _VARIANT_STRIDE = 1_000_003
 
@@ -226,9 +227,17 @@ class FixedSampler:
         self._policy = make_policy(generator, config, config.evaluation.num_steps)
         seed = config.evaluation.seed + _VARIANT_STRIDE * variant
         self._noise = generator.noise(len(examples), torch.Generator().manual_seed(seed))
-        self._conditioning = generator.encode(examples)
         self._batch_size = config.evaluation.batch_size
+        rows: dict[object, list[int]] = defaultdict(list)
+        for row, example in enumerate(examples):
+            rows[layout(example)].append(row)
+        self._parts = [(p, generator.encode([examples[i] for i in p])) for p in rows.values()]
 
     def __call__(self) -> Tensor:
         """Images ``[len(examples), 3, H, W]`` of the generator as it is now."""
-        return sample_images(self._policy, self._conditioning, self._noise, self._batch_size)
+        order = torch.tensor([row for rows, _ in self._parts for row in rows])
+        images = [
+            sample_images(self._policy, conditioning, self._noise[rows], self._batch_size)
+            for rows, conditioning in self._parts
+        ]
+        return torch.cat(images)[order.argsort()]

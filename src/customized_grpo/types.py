@@ -122,6 +122,11 @@ class Judgement:
         return {name: self.column(name).nanmean().item() for name in self.columns}
 
 
+def layout(example: Example) -> tuple[tuple[int, ...], ...]:
+    """Shapes of the references; examples of one layout can be in one batch."""
+    return tuple(tuple(reference.shape) for reference in example.references)
+
+
 def crop_and_resize(image: Tensor, height: int, width: int) -> Tensor:
     """Largest centred crop of ``[C, H, W]`` with the wanted aspect ratio, resized to it."""
     if image.shape[-2:] == (height, width):

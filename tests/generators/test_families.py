@@ -1,0 +1,181 @@
+"""What every generator family promises, on a tiny checkpoint in its real format."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from families import FAMILIES, Family
+from torch import Tensor
+
+from customized_grpo.config import LoraSettings
+from customized_grpo.errors import DataError
+from customized_grpo.generators.base import Conditioning, Generator
+from customized_grpo.generators.lora import attach_lora
+from customized_grpo.rollout import Policy
+from customized_grpo.types import Example
+
+CPU, STEPS = torch.device("cpu"), 4
+
+
+@pytest.fixture(scope="session", params=FAMILIES, ids=lambda family: family.name)
+def family(request: pytest.FixtureRequest) -> Family:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def checkpoint(family: Family, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("checkpoint") / family.name.replace(", ", "-")
+    family.build(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def generator(family: Family, checkpoint: str) -> Generator:
+    return family.config(checkpoint).build(CPU)
+
+
+def example(count: int = 1, prompt: str = "a cat on the beach", seed: int = 0) -> Example:
+    random = torch.Generator().manual_seed(seed)
+    small = [torch.rand(3, 8, 8, generator=random) for _ in range(count)]
+    references = [r.repeat_interleave(8, 1).repeat_interleave(8, 2) for r in small]
+    return Example(
+        id=f"{prompt}-{count}-{seed}",
+        prompt=prompt,
+        references=tuple((r * 255).round() / 255 for r in references),
+        subject="cat",
+    )
+
+
+def policy(generator: Generator, noise_level: float = 0.0) -> Policy:
+    return Policy(
+        generator=generator,
+        sigmas=generator.sigmas(STEPS, None),
+        dynamics="flow",
+        noise_level=noise_level,
+        autocast=False,
+    )
+
+
+@torch.no_grad()
+def denoise(generator: Generator, conditioning: Conditioning, noise: Tensor) -> Tensor:
+    """The rollout's own transitions at noise level 0."""
+    latents, steps = noise, policy(generator)
+    for step in range(STEPS):
+        index = torch.full((len(noise),), step)
+        latents, std = steps.transition(latents, index, conditioning)
+        assert not std.any()
+    return latents
+
+
+def compare(generator: Generator, ours: Tensor, theirs: Tensor) -> None:
+    """Equal as latents where the pipeline gives them packed, as pictures where it does not."""
+    if theirs.shape == ours.shape:
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+        return
+    with torch.no_grad():
+        stock = generator.pipeline.vae.decode(theirs).sample / 2 + 0.5
+    torch.testing.assert_close(generator.decode(ours), stock.clamp(0, 1), atol=1e-5, rtol=0)
+
+
+def test_rollout_without_noise_equals_the_stock_pipeline(
+    family: Family, checkpoint: str, generator: Generator
+) -> None:
+    stock = family.load(checkpoint)
+    noise = generator.noise(1, torch.Generator().manual_seed(3))
+    for count in {1, min(2, family.most_references)}:
+        task = example(count)
+        ours = denoise(generator, generator.encode([task]), noise)
+        compare(generator, ours, family.latents(stock, task, noise, STEPS))
+
+
+def test_a_batch_is_its_samples(generator: Generator) -> None:
+    tasks = [example(seed=1), example(prompt="a dog in the snow at night, wearing a hat", seed=2)]
+    noise = generator.noise(2, torch.Generator().manual_seed(4))
+    together = denoise(generator, generator.encode(tasks), noise)
+    alone = [
+        denoise(generator, generator.encode([t]), noise[i : i + 1]) for i, t in enumerate(tasks)
+    ]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
+    stacked = Conditioning.stack(parts)
+    torch.testing.assert_close(denoise(generator, stacked, noise), together, atol=1e-5, rtol=0)
+    assert (together[0] - together[1]).abs().max() > 0.1
+
+
+def test_prompt_and_every_reference_matter(family: Family, generator: Generator) -> None:
+    noise = generator.noise(1, torch.Generator().manual_seed(5))
+    count = min(2, family.most_references)
+    task = example(count)
+    seen = denoise(generator, generator.encode([task]), noise)
+    others = [dataclasses.replace(task, id="p", prompt="rain")]
+    for number in range(count):
+        references = list(task.references)
+        references[number] = 1 - references[number]
+        others.append(
+            Example(
+                id=f"r{number}", prompt=task.prompt, references=tuple(references), subject="cat"
+            )
+        )
+    for other in others:
+        changed = denoise(generator, generator.encode([other]), noise)
+        assert (changed - seen).abs().max() > 1e-4, other.id
+
+
+def test_saved_lora_loads_in_the_stock_pipeline(
+    family: Family, checkpoint: str, generator: Generator, tmp_path: Path
+) -> None:
+    task = example()
+    noise = generator.noise(1, torch.Generator().manual_seed(6))
+    base = denoise(generator, generator.encode([task]), noise)
+    attach_lora(generator.transformer, LoraSettings(rank=4, alpha=8), generator.lora_targets)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in generator.transformer.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    tuned = denoise(generator, generator.encode([task]), noise)
+    with generator.base_policy():
+        assert torch.equal(denoise(generator, generator.encode([task]), noise), base)
+    assert (tuned - base).abs().max() > 1e-3
+    generator.save_weights(tmp_path)
+    stock = family.load(checkpoint)
+    stock.load_lora_weights(str(tmp_path))
+    compare(generator, tuned, family.latents(stock, task, noise, STEPS))
+
+
+def test_full_weights_round_trip(family: Family, checkpoint: str, tmp_path: Path) -> None:
+    first, second = (family.config(checkpoint).build(CPU) for _ in range(2))
+    parameter = next(first.transformer.parameters())
+    with torch.no_grad():
+        parameter.add_(0.25)
+    first.save_weights(tmp_path)
+    second.load_weights(tmp_path)
+    assert torch.equal(next(second.transformer.parameters()), parameter)
+
+
+def test_too_many_references_and_mixed_layouts_are_refused(
+    family: Family, generator: Generator
+) -> None:
+    with pytest.raises(DataError, match=f"got {family.most_references + 1}"):
+        generator.encode([example(family.most_references + 1)])
+    wide = torch.zeros(3, 64, 128)
+    mixed = Example(id="wide", prompt="x", references=(wide,), subject="x")
+    with pytest.raises(DataError, match="2 layouts"):
+        generator.encode([example(), mixed])
+
+
+def test_gradient_checkpointing_changes_no_gradient(family: Family, checkpoint: str) -> None:
+    config = family.config(checkpoint)
+    gradients = []
+    for on in (False, True):
+        generator = dataclasses.replace(config, gradient_checkpointing=on).build(CPU)
+        torch.manual_seed(0)
+        attach_lora(generator.transformer, LoraSettings(rank=4), generator.lora_targets)
+        noise = generator.noise(1, torch.Generator().manual_seed(7))
+        conditioning = generator.encode([example()])
+        generator.velocity(noise, torch.tensor([0.7]), conditioning).square().mean().backward()
+        gradients.append([p.grad for p in generator.transformer.parameters() if p.requires_grad])
+    assert any(g.any() for g in gradients[0])
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-7, rtol=1e-5)
