@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from customized_grpo.checkpoint import Ema, replace_folder
+from customized_grpo.checkpoint import Ema
 from customized_grpo.config import RunConfig, explain_batch
 from customized_grpo.credit import assign_credit, objective_weights, share_statistics
 from customized_grpo.data.sources import DataSource
 from customized_grpo.errors import ConfigError, RewardError, within
+from customized_grpo.files import replace_folder
 from customized_grpo.generators.base import Generator
+from customized_grpo.generators.cache import CachedEncoder
 from customized_grpo.generators.lora import attach_lora, trust_autocast
 from customized_grpo.policy_loss import accumulate_gradient, policy_batch
 from customized_grpo.report.grid import save_grid
@@ -149,6 +151,8 @@ class Trainer:
         self.config, self.data, self.generator = config, data, generator
         self.rewards, self.samples, self.log = rewards, samples, log
         self.validation = validation
+        cached = CachedEncoder(generator, config.generator, config.cache)
+        self.encode = cached if data.listed() else generator.encode
         self.policy = make_policy(generator, config)
         self.parameters = [p for p in generator.transformer.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -185,7 +189,7 @@ class Trainer:
         random = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
         with log.timed("data"):
             prompts = self.data.training(number, config.rollout.prompts_per_rollout)
-            per_prompt = self.generator.encode(prompts)
+            per_prompt = self.encode(prompts)
         with log.timed("rollout"):
             rollout = collect_rollout(
                 self.policy, per_prompt, config.rollout, random, keep_means=config.loss.ratio_norm

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from families import FAMILIES, Family
 from torch import Tensor
+from toy_world import blocks
 
-from customized_grpo.config import LoraSettings
+from customized_grpo.config import LoraSettings, RunConfig, read_config
 from customized_grpo.errors import DataError
 from customized_grpo.generators.base import Conditioning, Generator
 from customized_grpo.generators.lora import attach_lora
 from customized_grpo.rollout import Policy
+from customized_grpo.trainer import train
 from customized_grpo.types import Example
 
 CPU, STEPS = torch.device("cpu"), 4
@@ -35,18 +38,6 @@ def checkpoint(family: Family, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def generator(family: Family, checkpoint: str) -> Generator:
     return family.config(checkpoint).build(CPU)
-
-
-def example(count: int = 1, prompt: str = "a cat on the beach", seed: int = 0) -> Example:
-    random = torch.Generator().manual_seed(seed)
-    small = [torch.rand(3, 8, 8, generator=random) for _ in range(count)]
-    references = [r.repeat_interleave(8, 1).repeat_interleave(8, 2) for r in small]
-    return Example(
-        id=f"{prompt}-{count}-{seed}",
-        prompt=prompt,
-        references=tuple((r * 255).round() / 255 for r in references),
-        subject="cat",
-    )
 
 
 def policy(generator: Generator, noise_level: float = 0.0) -> Policy:
@@ -86,18 +77,17 @@ def test_rollout_without_noise_equals_the_stock_pipeline(
     stock = family.load(checkpoint)
     noise = generator.noise(1, torch.Generator().manual_seed(3))
     for count in {1, min(2, family.most_references)}:
-        task = example(count)
+        task = blocks(count)
         ours = denoise(generator, generator.encode([task]), noise)
         compare(generator, ours, family.latents(stock, task, noise, STEPS))
 
 
 def test_a_batch_is_its_samples(generator: Generator) -> None:
-    tasks = [example(seed=1), example(prompt="a dog in the snow at night, wearing a hat", seed=2)]
+    tasks = [blocks(seed=1), blocks(prompt="a dog in the snow at night, wearing a hat", seed=2)]
     noise = generator.noise(2, torch.Generator().manual_seed(4))
     together = denoise(generator, generator.encode(tasks), noise)
-    alone = [
-        denoise(generator, generator.encode([t]), noise[i : i + 1]) for i, t in enumerate(tasks)
-    ]
+    parts = [generator.encode([task]) for task in tasks]
+    alone = [denoise(generator, p, n[None]) for p, n in zip(parts, noise, strict=True)]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
     stacked = Conditioning.stack(parts)
     torch.testing.assert_close(denoise(generator, stacked, noise), together, atol=1e-5, rtol=0)
@@ -107,7 +97,7 @@ def test_a_batch_is_its_samples(generator: Generator) -> None:
 def test_prompt_and_every_reference_matter(family: Family, generator: Generator) -> None:
     noise = generator.noise(1, torch.Generator().manual_seed(5))
     count = min(2, family.most_references)
-    task = example(count)
+    task = blocks(count)
     seen = denoise(generator, generator.encode([task]), noise)
     others = [dataclasses.replace(task, id="p", prompt="rain")]
     for number in range(count):
@@ -126,7 +116,7 @@ def test_prompt_and_every_reference_matter(family: Family, generator: Generator)
 def test_saved_lora_loads_in_the_stock_pipeline(
     family: Family, checkpoint: str, generator: Generator, tmp_path: Path
 ) -> None:
-    task = example()
+    task = blocks()
     noise = generator.noise(1, torch.Generator().manual_seed(6))
     base = denoise(generator, generator.encode([task]), noise)
     attach_lora(generator.transformer, LoraSettings(rank=4, alpha=8), generator.lora_targets)
@@ -159,11 +149,11 @@ def test_too_many_references_and_mixed_layouts_are_refused(
     family: Family, generator: Generator
 ) -> None:
     with pytest.raises(DataError, match=f"got {family.most_references + 1}"):
-        generator.encode([example(family.most_references + 1)])
+        generator.encode([blocks(family.most_references + 1)])
     wide = torch.zeros(3, 64, 128)
     mixed = Example(id="wide", prompt="x", references=(wide,), subject="x")
     with pytest.raises(DataError, match="2 layouts"):
-        generator.encode([example(), mixed])
+        generator.encode([blocks(), mixed])
 
 
 def test_gradient_checkpointing_changes_no_gradient(family: Family, checkpoint: str) -> None:
@@ -174,8 +164,59 @@ def test_gradient_checkpointing_changes_no_gradient(family: Family, checkpoint: 
         torch.manual_seed(0)
         attach_lora(generator.transformer, LoraSettings(rank=4), generator.lora_targets)
         noise = generator.noise(1, torch.Generator().manual_seed(7))
-        conditioning = generator.encode([example()])
+        conditioning = generator.encode([blocks()])
         generator.velocity(noise, torch.tensor([0.7]), conditioning).square().mean().backward()
         gradients.append([p.grad for p in generator.transformer.parameters() if p.requires_grad])
     assert any(g.any() for g in gradients[0])
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-7, rtol=1e-5)
+
+
+def run_config(family: Family, checkpoint: str, output: Path, **train_fields: object) -> RunConfig:
+    config = family.config(checkpoint)
+    fields = {
+        name: value for name, value in dataclasses.asdict(config).items() if value is not None
+    }
+    raw = {
+        "name": "tiny",
+        "output_dir": str(output),
+        "data": {"type": "toy_world:ToyData", "num_references": min(2, family.most_references)},
+        "generator": {**fields, "type": f"{type(config).__module__}:{type(config).__qualname__}"},
+        "rewards": [
+            {"type": "toy_world:Redness", "name": name, "objective": name}
+            for name in ("identity", "prompt")
+        ],
+        "lora": {"rank": 8},
+        "rollout": {
+            "num_steps": 4,
+            "num_trained_steps": 3,
+            "group_size": 6,
+            "prompts_per_rollout": 2,
+        },
+        "advantage": {"shaping": "linear", "schedule": {"type": "constant", "prompt": 0.5}},
+        "train": {"inner_updates": 1, "sample_every": 0, **train_fields},
+    }
+    return read_config(json.dumps(raw), "test")
+
+
+def test_a_trained_lora_loads_in_the_stock_pipeline(
+    family: Family, checkpoint: str, generator: Generator, tmp_path: Path
+) -> None:
+    run = train(run_config(family, checkpoint, tmp_path, num_updates=3, learning_rate=1e-2))
+    task = blocks()
+    noise = generator.noise(1, torch.Generator().manual_seed(8))
+    base = denoise(generator, generator.encode([task]), noise)
+    generator.load_weights(run / "weights")
+    tuned = denoise(generator, generator.encode([task]), noise)
+    assert (tuned - base).abs().max() > 1e-3
+    stock = family.load(checkpoint)
+    stock.load_lora_weights(str(run / "weights"))
+    compare(generator, tuned, family.latents(stock, task, noise, STEPS))
+
+
+@pytest.mark.slow
+def test_redness_goes_up(family: Family, checkpoint: str, tmp_path: Path) -> None:
+    run = train(run_config(family, checkpoint, tmp_path, num_updates=40, learning_rate=5e-3))
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    redness = [json.loads(line)["reward/prompt/mean"] for line in lines]
+    spread = json.loads(lines[0])["reward/prompt/std"]
+    assert sum(redness[-5:]) / 5 > sum(redness[:5]) / 5 + spread

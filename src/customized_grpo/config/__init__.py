@@ -16,6 +16,7 @@ from customized_grpo.config.overrides import FieldInfo, apply_overrides, list_fi
 from customized_grpo.config.sections import (
     DEFAULT_GAMMA,
     AdvantageConfig,
+    CacheConfig,
     ConstantSchedule,
     CosineSchedule,
     CustomSchedule,
@@ -40,6 +41,7 @@ from customized_grpo.registry import nearest, one_of
 __all__ = [
     "DEFAULT_GAMMA",
     "AdvantageConfig",
+    "CacheConfig",
     "ConstantSchedule",
     "CosineSchedule",
     "CustomSchedule",

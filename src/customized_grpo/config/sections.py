@@ -355,6 +355,17 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    """What prompts and references became when they were encoded, of data that repeat."""
+
+    num_examples: PositiveInt = 1024
+    """Kept in memory (FLUX.1: about 6 MB each); the least recently used go first."""
+
+    folder: str | None = None
+    """Keep them on disk too, for later runs; null = not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationConfig:
     """Deterministic sampling on held-out examples, base against tuned."""
 
@@ -430,6 +441,9 @@ class RunConfig:
 
     train: TrainConfig = field(default_factory=TrainConfig)
     """The optimizer and its arithmetic."""
+
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    """Encoded prompts and references."""
 
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Base against tuned on held-out examples."""
