@@ -13,7 +13,7 @@ from customized_grpo.config import LoraSettings, RunConfig, load_config
 from customized_grpo.data.sources import JsonlConfig
 from customized_grpo.errors import ConfigError, CustomizedGRPOError, DataError, RewardError
 from customized_grpo.evaluate import Evaluation, EvaluationReport, evaluate_run
-from customized_grpo.rewards.clip_text import ClipTextReward
+from customized_grpo.rewards.dual_encoder import PromptReward
 from customized_grpo.trainer import train
 
 
@@ -261,7 +261,7 @@ def test_unscorable_images_stop_the_run(
     tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        ClipTextReward,
+        PromptReward,
         "score",
         lambda self, images, examples: torch.full((len(images),), torch.nan),
     )
