@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from customized_grpo.config import LoraSettings, RunConfig, load_config
-from customized_grpo.data.sources import JsonlConfig
+from customized_grpo.data.jsonl import JsonlConfig
 from customized_grpo.errors import ConfigError, CustomizedGRPOError, DataError, RewardError
 from customized_grpo.evaluate import Evaluation, EvaluationReport, evaluate_run
 from customized_grpo.rewards.dual_encoder import PromptReward

@@ -26,6 +26,7 @@ _EXAMPLES = """\
 examples:
   cgrpo demo                                              teach the embedded generator on a CPU
   cgrpo train configs/emoji.yaml --train.num_updates 100  train; any field can be overridden
+  cgrpo data configs/emoji.yaml                           what will be trained on, as a picture
   cgrpo train --help                                      all fields, with their defaults
   cgrpo evaluate runs/emoji                               base against tuned, held-out subjects
   cgrpo report runs/emoji                                 curves, tables and pictures in one page
@@ -104,6 +105,19 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     commands.add_parser("train", help="train a generator as a config says")
+
+    data = commands.add_parser(
+        "data",
+        help="check the data of a config and show the first training batch",
+        description="Check the data of a config, count them, and draw the first training batch.",
+        epilog="example:\n  cgrpo data configs/emoji.yaml --out batch.png",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    data.add_argument("config", metavar="CONFIG", type=Path, help="YAML file of a run")
+    data.add_argument(
+        "--out", metavar="PNG", type=Path, default=Path("data.png"), help="default: data.png"
+    )
+    data.set_defaults(run=_data)
 
     evaluate = commands.add_parser(
         "evaluate",
@@ -224,6 +238,14 @@ def _train_config(config_path: str | Path, overrides: Sequence[str]) -> Path:
     run = train(config)
     print(f"run: {run}")
     return run
+
+
+def _data(options: argparse.Namespace) -> None:
+    from customized_grpo.config import load_config
+    from customized_grpo.report.data import show_data
+
+    print(show_data(load_config(options.config), options.out))
+    print(f"picture: {options.out}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from customized_grpo.buckets import layout
 from customized_grpo.config import RolloutConfig, RunConfig
 from customized_grpo.errors import ConfigError
 from customized_grpo.generators.base import Conditioning, Generator
 from customized_grpo.ops import Dynamics, cps_log_prob, gaussian_log_prob, sde_moments
-from customized_grpo.types import Example, Rollout, layout
+from customized_grpo.types import Example, Rollout
 
 _VARIANT_STRIDE = 1_000_003
 
@@ -230,7 +231,7 @@ class FixedSampler:
         self._batch_size = config.evaluation.batch_size
         rows: dict[object, list[int]] = defaultdict(list)
         for row, example in enumerate(examples):
-            rows[layout(example)].append(row)
+            rows[layout(r.shape[1:] for r in example.references)].append(row)
         self._parts = [(p, generator.encode([examples[i] for i in p])) for p in rows.values()]
 
     def __call__(self) -> Tensor:

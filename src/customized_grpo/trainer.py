@@ -14,7 +14,7 @@ from torch import Tensor
 from customized_grpo.checkpoint import Ema
 from customized_grpo.config import RunConfig, explain_batch
 from customized_grpo.credit import assign_credit, objective_weights, share_statistics
-from customized_grpo.data.sources import DataSource
+from customized_grpo.data.base import DataSource
 from customized_grpo.errors import ConfigError, RewardError, within
 from customized_grpo.files import replace_folder
 from customized_grpo.generators.base import Generator

@@ -66,10 +66,9 @@ class Flux1Generator(PipelineGenerator):
             )
         return scale
 
-    def reference_size(self, image: Tensor, count: int) -> Size:
+    def reference_size(self, size: Size, count: int) -> Size:
         """See the base class; the scheme decides."""
-        height, width = image.shape[-2:]
-        return self._scheme.size((height, width), (self.height, self.width), count, self.patch)
+        return self._scheme.size(size, (self.height, self.width), count, self.patch)
 
     def _encode_text(
         self, examples: Sequence[Example]

@@ -8,8 +8,9 @@ from typing import Literal
 
 import torch
 
+from customized_grpo.buckets import bucket_for
 from customized_grpo.generators.flux1 import Flux1Generator
-from customized_grpo.generators.pipeline import PipelineConfig, Size, fit_area, load_pipeline
+from customized_grpo.generators.pipeline import PipelineConfig, Size, load_pipeline
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +36,7 @@ class Kontext:
 
     def size(self, image: Size, target: Size, count: int, multiple: int) -> Size:
         """See ReferenceScheme: the target's area."""
-        return fit_area(image, target[0] * target[1], multiple)
+        return bucket_for(*image, target[0] * target[1], multiple)
 
     def offset(self, number: int, target: Size, before: Sequence[Size]) -> tuple[int, int, int]:
         """See ReferenceScheme."""

@@ -14,6 +14,7 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from customized_grpo.assets import resolve_checkpoint
+from customized_grpo.buckets import bucket_for
 from customized_grpo.config import GeneratorConfig
 from customized_grpo.errors import ConfigError, DataError
 from customized_grpo.generators.base import Conditioning
@@ -125,25 +126,23 @@ class PipelineGenerator(ABC):
 
     def _references(self, examples: Sequence[Example]) -> list[Tensor]:
         """First, second, ... references ``[B, 3, h, w]`` of examples of one layout."""
-        sized = []
-        for example in examples:
-            count = len(example.references)
-            sizes = [self.reference_size(image, count) for image in example.references]
-            sized.append(
-                [crop_and_resize(r, *s) for r, s in zip(example.references, sizes, strict=True)]
-            )
+        sized = [[self._sized(r, len(e.references)) for r in e.references] for e in examples]
         layouts = {tuple(image.shape for image in images) for images in sized}
         if len(layouts) > 1:
             raise DataError(
                 "references: must be equal in number and shape within a batch, got "
-                f"{len(layouts)} layouts; batch by layout (customized_grpo.types.layout)"
+                f"{len(layouts)} layouts; batch by customized_grpo.buckets.layout"
             )
         return [torch.stack(images).to(self.device) for images in zip(*sized, strict=True)]
 
-    def reference_size(self, image: Tensor, count: int) -> Size:
-        """Pixels at which a reference ``[3, h, w]``, one of ``count``, is encoded: the target's
-        area at the reference's aspect ratio."""
-        return fit_area(image.shape[-2:], self.height * self.width, self.patch)
+    def _sized(self, reference: Tensor, count: int) -> Tensor:
+        _, height, width = reference.shape
+        return crop_and_resize(reference, *self.reference_size((height, width), count))
+
+    def reference_size(self, size: Size, count: int) -> Size:
+        """Pixels at which a reference of ``size``, one of ``count``, is encoded: the target's area
+        in the reference's aspect ratio."""
+        return bucket_for(*size, self.height * self.width, self.patch)
 
     def sigmas(self, num_steps: int, shift: float | None) -> Tensor:
         """See the Protocol; the default is the pipeline's own schedule at this size."""
@@ -244,13 +243,3 @@ class PipelineGenerator(ABC):
     @abstractmethod
     def _decode(self, latents: Tensor) -> Tensor:
         """Images ``[B, 3, H, W]`` in [-1, 1] of packed latents."""
-
-
-def fit_area(size: Sequence[int], area: int, multiple: int) -> Size:
-    """Height and width of about ``area`` pixels in the aspect ratio of ``size``."""
-    height, width = size
-    scale = (area / (height * width)) ** 0.5
-    return (
-        max(1, round(height * scale / multiple)) * multiple,
-        max(1, round(width * scale / multiple)) * multiple,
-    )

@@ -11,13 +11,13 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from customized_grpo.assets import resolve_checkpoint
+from customized_grpo.buckets import bucket_for
 from customized_grpo.errors import ConfigError
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.pipeline import (
     PipelineConfig,
     PipelineGenerator,
     Size,
-    fit_area,
     load_pipeline,
 )
 from customized_grpo.types import Example
@@ -66,9 +66,9 @@ class QwenImageEditPlusGenerator(PipelineGenerator):
         self._limit = config.max_sequence_length
         self._images = _image_processor(config.path)
 
-    def reference_size(self, image: Tensor, count: int) -> Size:
+    def reference_size(self, size: Size, count: int) -> Size:
         """See the base class."""
-        return fit_area(image.shape[-2:], self._areas[0], _MULTIPLE)
+        return bucket_for(*size, self._areas[0], _MULTIPLE)
 
     def _encode_text(
         self, examples: Sequence[Example]
@@ -124,7 +124,7 @@ class QwenImageEditPlusGenerator(PipelineGenerator):
         """``[3, h, w]`` as a PIL image at the text encoder's size."""
         from PIL import Image
 
-        height, width = fit_area(image.shape[-2:], self._areas[1], _MULTIPLE)
+        height, width = bucket_for(*image.shape[-2:], self._areas[1], _MULTIPLE)
         pixels = (image * 255).round().byte().permute(1, 2, 0).cpu().numpy()
         return self.pipeline.image_processor.resize(Image.fromarray(pixels), height, width)
 

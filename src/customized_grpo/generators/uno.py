@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from pydantic import PositiveInt
 
+from customized_grpo.buckets import long_side_for
 from customized_grpo.errors import ConfigError
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.pipeline import PipelineConfig, Size, load_pipeline
@@ -61,8 +62,7 @@ class Uno:
     def size(self, image: Size, target: Size, count: int, multiple: int) -> Size:
         """See ReferenceScheme: a long side of 512, or 320 where there are several."""
         long_side = self._long_side or (512 if count == 1 else 320)
-        height, width = (int(side * long_side / max(image)) for side in image)
-        return max(1, height // multiple) * multiple, max(1, width // multiple) * multiple
+        return long_side_for(*image, long_side, multiple)
 
     def offset(self, number: int, target: Size, before: Sequence[Size]) -> tuple[int, int, int]:
         """See ReferenceScheme."""

@@ -154,7 +154,7 @@ class IdentityReward:
     def _outputs(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
         if self._config.output_region == "image" or self._segmenter is None:
             return self.embed(images)
-        masks = self._segmenter.masks(list(images), [example.subject for example in examples])
+        masks = self._segmenter.masks(list(images), [example.named_subject for example in examples])
         cut = [
             cut_out(image, mask) if mask.any() else image
             for image, mask in zip(images, masks, strict=True)
@@ -233,7 +233,7 @@ class IdentityReward:
                 "reference, got none; add masks to the data, or name a segmenter"
             )
         if bare and self._segmenter is not None:
-            names = [wanted[i][0].subject for i in bare]
+            names = [wanted[i][0].named_subject for i in bare]
             found = self._segmenter.masks([pictures[i] for i in bare], names)
             known |= dict(zip(bare, found, strict=True))
         return [known[i] for i in range(len(wanted))]
