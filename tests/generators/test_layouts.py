@@ -39,7 +39,7 @@ def test_pictures_do_not_depend_on_the_company(uno: Flux1Generator, tiny_config:
     )
     wide, square, pair = (96, 128), (80, 80), (64, 64)
     examples = [
-        shaped(0, wide), shaped(1, square), shaped(2, pair, wide), shaped(3, wide), shaped(4, square)
+        shaped(i, *s) for i, s in enumerate([(wide,), (square,), (pair, wide), (wide,), (square,)])
     ]  # fmt: skip
     together = FixedSampler(uno, config, examples)()
     sampler = FixedSampler(uno, config, examples)
