@@ -156,7 +156,10 @@ def test_plugs_may_lie_beside_the_config(tmp_path, calls):
     assert type(calls[0].data).__module__ == "my_plugs_here"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["version"], ["evaluate", "-h"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["version"], ["evaluate", "-h"], ["serve-reward", "-h"]],
+)
 def test_help_and_version_import_nothing_heavy(arguments):
     code = f"""
 import sys

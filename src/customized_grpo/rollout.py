@@ -7,7 +7,7 @@ so that on policy the probability ratio is 1 up to the rounding of the model its
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -124,10 +124,13 @@ def collect_rollout(
     config: RolloutConfig,
     generator: torch.Generator,
     keep_means: bool = False,
+    on_images: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Rollout:
     """Samples ``group_size`` images for each of the prompts in ``conditioning`` ``[P, ...]``.
 
-    ``keep_means`` stores the transitions' means too, which GRPO-Guard needs. Random numbers come
+    ``keep_means`` stores the transitions' means too, which GRPO-Guard needs. ``on_images`` is
+    called with the images ``[b, 3, H, W]`` and group ids ``[b]`` of every ``batch_size`` samples
+    as soon as they are there, in order, before the next are sampled. Random numbers come
     from ``generator`` on the CPU in a fixed order, so that neither the device nor ``batch_size``
     changes what is drawn.
     """
@@ -141,8 +144,9 @@ def collect_rollout(
         start = policy.generator.noise(len(group_ids), generator)
     seeds = torch.randint(2**62, (len(group_ids),), generator=generator)
     size = config.batch_size or len(group_ids)
-    parts = [
-        _denoise(
+    parts = []
+    for rows in torch.arange(len(group_ids)).split(size):
+        part = _denoise(
             policy,
             conditioning.take(group_ids[rows].to(device)),
             start[rows.to(device)],
@@ -151,8 +155,9 @@ def collect_rollout(
             noisy_steps(config),
             keep_means,
         )
-        for rows in torch.arange(len(group_ids)).split(size)
-    ]
+        parts.append(part)
+        if on_images is not None:
+            on_images(part[-1], group_ids[rows])
     latents, next_latents, means, log_probs, images = (
         torch.cat(part) for part in zip(*parts, strict=True)
     )

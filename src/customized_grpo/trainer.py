@@ -17,16 +17,17 @@ from customized_grpo.credit import assign_credit, objective_weights, share_stati
 from customized_grpo.data.base import DataSource
 from customized_grpo.errors import ConfigError, RewardError, within
 from customized_grpo.files import replace_folder
-from customized_grpo.generators.base import Generator
+from customized_grpo.generators.base import Conditioning, Generator
 from customized_grpo.generators.cache import CachedEncoder
 from customized_grpo.generators.lora import attach_lora, trust_autocast
 from customized_grpo.policy_loss import accumulate_gradient, policy_batch
 from customized_grpo.report.grid import save_grid
 from customized_grpo.rewards.attributes import AttributeClassifier
 from customized_grpo.rewards.base import RewardSet
+from customized_grpo.rewards.scoring_queue import ScoringQueue
 from customized_grpo.rollout import FixedSampler, collect_rollout, make_policy, pick_device
 from customized_grpo.runlog import RunLog, run_folder
-from customized_grpo.types import Advantages, Example, RewardScores
+from customized_grpo.types import Advantages, Example, RewardScores, Rollout
 
 logger = logging.getLogger("customized_grpo")
 
@@ -125,14 +126,18 @@ class Validation:
         self._sets = {"validation": evaluators, "validation/reward": rewards}
 
     def metrics(self) -> dict[str, float]:
-        """Means ``validation/<evaluator>`` and ``validation/reward/<reward>`` as of now."""
+        """Means ``validation/<evaluator>`` and ``validation/reward/<reward>`` as of now, and
+        ``evaluator/<evaluator>/<number>`` where one has numbers of its own."""
         images = self._sample()
         means: dict[str, float] = {}
         for prefix, models in self._sets.items():
             scores = models.score(images, self._examples)
+            for error in scores.errors:
+                logger.warning("validation: %s", error)
             values = scores.scores.nanmean(0).tolist()
             means |= {f"{prefix}/{n}": v for n, v in zip(scores.names, values, strict=True)}
-        return means
+        counts = self._sets["validation"].metrics()
+        return means | {f"evaluator/{name}": value for name, value in counts.items()}
 
 
 class Trainer:
@@ -190,13 +195,9 @@ class Trainer:
         with log.timed("data"):
             prompts = self.data.training(number, config.rollout.prompts_per_rollout)
             per_prompt = self.encode(prompts)
-        with log.timed("rollout"):
-            rollout = collect_rollout(
-                self.policy, per_prompt, config.rollout, random, keep_means=config.loss.ratio_norm
-            )
-        with log.timed("reward"):
-            examples = [prompts[i] for i in rollout.group_ids.tolist()]
-            scores = self.rewards.score(rollout.images, examples)
+        rollout, scores = self._sample_and_score(prompts, per_prompt, random)
+        for error in scores.errors:
+            logger.warning("rollout %d: %s", number, error)
         advantages = assign_credit(
             scores.scores,
             rollout.group_ids,
@@ -212,6 +213,7 @@ class Trainer:
             )
         log.advantages(number, advantages.per_objective, self.rewards.objectives)
         metrics = rollout_metrics(scores, advantages, rollout.group_ids, self.rewards.objectives)
+        metrics |= {f"reward/{name}": value for name, value in self.rewards.metrics().items()}
         conditioning = per_prompt.take(rollout.group_ids)
         for inner, groups in enumerate(self._split_groups()):
             samples = torch.isin(rollout.group_ids, groups.to(rollout.group_ids.device))
@@ -222,6 +224,26 @@ class Trainer:
             log.row(self.update, {**metrics, **stats, **self._validate()})
             metrics = {}
             self._after_update()
+
+    def _sample_and_score(
+        self, prompts: Sequence[Example], per_prompt: Conditioning, random: torch.Generator
+    ) -> tuple[Rollout, RewardScores]:
+        """Scoring goes on beside sampling; ``seconds/reward`` is what it takes beyond it."""
+        config, log = self.config, self.log
+        with ScoringQueue(self.rewards.score) as queue:
+            with log.timed("rollout"):
+                rollout = collect_rollout(
+                    self.policy,
+                    per_prompt,
+                    config.rollout,
+                    random,
+                    keep_means=config.loss.ratio_norm,
+                    on_images=lambda images, groups: queue.put(
+                        images, [prompts[i] for i in groups.tolist()]
+                    ),
+                )
+            with log.timed("reward"):
+                return rollout, queue.result()
 
     def _validate(self) -> dict[str, float]:
         every, last = self.config.evaluation.validate_every, self.config.train.num_updates
