@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from customized_grpo.checkpoint import Ema
-from customized_grpo.config import RunConfig, explain_batch
+from customized_grpo.config import RunConfig, TrainConfig, explain_batch
 from customized_grpo.credit import assign_credit, objective_weights, share_statistics
 from customized_grpo.data.base import DataSource
 from customized_grpo.errors import ConfigError, RewardError, within
@@ -78,6 +78,8 @@ def make_trainable(generator: Generator, config: RunConfig) -> None:
         attach_lora(generator.transformer, config.lora, generator.lora_targets)
         if config.mixed_precision == "bf16":
             trust_autocast(generator.transformer)
+    elif getattr(generator.transformer, "is_quantized", False):
+        raise ConfigError("lora: must not be null with generator.quantization, got null; add lora")
     else:
         generator.transformer.requires_grad_(True).float()
     if config.compile:
@@ -88,6 +90,29 @@ def make_trainable(generator: Generator, config: RunConfig) -> None:
                 "names no repeated blocks in it"
             )
         transformer.compile_repeated_blocks(dynamic=False)
+
+
+def make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW, or bitsandbytes' with its state in 8 bits (arXiv:2110.02861).
+
+    Raises:
+        ConfigError: if that is asked for and not installed.
+    """
+    optimizer: Any = torch.optim.AdamW
+    if config.optimizer == "adamw-8bit":
+        try:
+            from bitsandbytes.optim import AdamW8bit as optimizer
+        except ImportError as error:
+            raise ConfigError(
+                f"train.optimizer: 'adamw-8bit' needs the extra package ({error}); "
+                "pip install 'customized-grpo[bitsandbytes]'"
+            ) from error
+    return optimizer(
+        parameters,
+        lr=config.learning_rate,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+    )
 
 
 class SampleGrid:
@@ -160,12 +185,7 @@ class Trainer:
         self.encode = cached if data.listed() else generator.encode
         self.policy = make_policy(generator, config)
         self.parameters = [p for p in generator.transformer.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=config.train.learning_rate,
-            betas=config.train.betas,
-            weight_decay=config.train.weight_decay,
-        )
+        self.optimizer = make_optimizer(self.parameters, config.train)
         decay = config.train.ema_decay
         self.ema = None if decay is None else Ema(generator.transformer, decay)
         self.update = 0

@@ -332,6 +332,9 @@ class TrainConfig:
     micro_batch_size: PositiveInt | None = None
     """(sample, step) pairs per forward and backward; never changes the gradient; null = all."""
 
+    optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
+    """adamw-8bit keeps AdamW's state in 8 bits (extra bitsandbytes): for training all weights."""
+
     learning_rate: PositiveFloat = 2e-5
     """AdamW's learning rate (paper: 2e-5)."""
 

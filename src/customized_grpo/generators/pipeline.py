@@ -44,6 +44,9 @@ class PipelineConfig(GeneratorConfig):
     """Of the frozen weights; LoRA weights are always float32."""
     offload: bool = False
     """Keep text encoders and VAE on the CPU except while they work."""
+    quantization: Literal["int8", "nf4"] | None = None
+    """Of the frozen transformer, under LoRA only: int8 halves bfloat16's memory (extra torchao),
+    nf4 quarters it (extra bitsandbytes, needs a GPU)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time to train."""
 
@@ -55,6 +58,8 @@ def load_pipeline(config: PipelineConfig, pipeline_class: Any, **components: Any
         ConfigError: if it is not there, or is no checkpoint of this pipeline.
     """
     folder = resolve_checkpoint(config.path)
+    if config.quantization is not None:
+        components["quantization_config"] = _quantization(config.quantization)
     try:
         return pipeline_class.from_pretrained(
             folder, dtype=getattr(torch, config.dtype), use_safetensors=True, **components
@@ -65,6 +70,31 @@ def load_pipeline(config: PipelineConfig, pipeline_class: Any, **components: Any
             "diffusers format (a hub id needs network or an earlier download, and gated models a "
             "login): " + " ".join(str(error).split())
         ) from error
+
+
+def _quantization(kind: str) -> Any:
+    from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig, TorchAoConfig
+
+    try:
+        if kind == "int8":
+            from torchao.quantization import Int8WeightOnlyConfig
+
+            how: Any = TorchAoConfig(Int8WeightOnlyConfig())
+        else:
+            import bitsandbytes  # noqa: F401
+
+            how = BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+            )
+    except ImportError as error:
+        extra = "torchao" if kind == "int8" else "bitsandbytes"
+        raise ConfigError(
+            f"quantization: {kind!r} needs the extra package ({error}); "
+            f"pip install 'customized-grpo[{extra}]'"
+        ) from error
+    if kind == "nf4" and not torch.cuda.is_available():
+        raise ConfigError("quantization: 'nf4' needs a GPU, and none is visible; use 'int8'")
+    return PipelineQuantizationConfig(quant_mapping={"transformer": how})
 
 
 class PipelineGenerator(ABC):
