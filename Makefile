@@ -32,5 +32,5 @@ $(VENV)/.stamp-demo: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.stamp-dev: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) -e '.[dev,emoji,report]'
+	$(PIP) -e '.[bitsandbytes,datasets,dev,emoji,report,serve,torchao]'
 	@touch $@

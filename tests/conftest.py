@@ -13,8 +13,9 @@ import torch
 from helpers import ROOT
 
 from customized_grpo.config import RunConfig, load_config
-from customized_grpo.data.sources import EmojiSource
-from customized_grpo.generators.flux_kontext import FluxKontextConfig, FluxKontextGenerator
+from customized_grpo.data.emoji_source import EmojiSource
+from customized_grpo.generators.flux1 import Flux1Generator
+from customized_grpo.generators.flux_kontext import FluxKontextConfig
 from customized_grpo.types import Example
 
 
@@ -37,7 +38,7 @@ def tiny_config(tmp_path: Path) -> RunConfig:
 
 
 @pytest.fixture
-def generator() -> FluxKontextGenerator:
+def generator() -> Flux1Generator:
     """A fresh embedded generator: tests may add adapters to it."""
     return FluxKontextConfig(path="embedded:generator").build(torch.device("cpu"))
 

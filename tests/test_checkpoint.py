@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from customized_grpo.checkpoint import Ema, replace_folder, write_atomic
+from customized_grpo.checkpoint import Ema
+from customized_grpo.files import replace_folder, write_atomic
 
 
 def fill(text: str):

@@ -135,7 +135,8 @@ def test_train_help_lists_fields_and_plugs(capsys):
     out = capsys.readouterr().out
     assert "--rollout.group_size = 12" in out
     assert "Samples G of one prompt" in out
-    assert "Types: clip-text, dinov2" in out
+    assert "Types: clip-" in out
+    assert ", dinov2" in out
     assert "--generator.path" not in out
 
 
@@ -155,7 +156,10 @@ def test_plugs_may_lie_beside_the_config(tmp_path, calls):
     assert type(calls[0].data).__module__ == "my_plugs_here"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["version"], ["evaluate", "-h"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["version"], ["evaluate", "-h"], ["serve-reward", "-h"]],
+)
 def test_help_and_version_import_nothing_heavy(arguments):
     code = f"""
 import sys

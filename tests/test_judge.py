@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from customized_grpo.config import RunConfig
-from customized_grpo.data.sources import EmojiSource
+from customized_grpo.data.emoji_source import EmojiSource
 from customized_grpo.errors import ConfigError
 from customized_grpo.judge import Judge
 from customized_grpo.rewards.attributes import AttributeClassifier

@@ -7,7 +7,7 @@ from helpers import changed
 from customized_grpo.config import LoraSettings, LossConfig, RunConfig
 from customized_grpo.credit import assign_credit
 from customized_grpo.generators.base import Conditioning
-from customized_grpo.generators.flux_kontext import FluxKontextGenerator
+from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.lora import attach_lora
 from customized_grpo.policy_loss import accumulate_gradient, policy_batch
 from customized_grpo.rollout import Policy, collect_rollout, make_policy
@@ -40,9 +40,7 @@ class Scene:
 
 
 @pytest.fixture
-def scene(
-    generator: FluxKontextGenerator, tiny_config: RunConfig, examples: list[Example]
-) -> Scene:
+def scene(generator: Flux1Generator, tiny_config: RunConfig, examples: list[Example]) -> Scene:
     config = changed(tiny_config, rollout={"num_steps": 6, "num_trained_steps": 4})
     torch.manual_seed(0)
     attach_lora(generator.transformer, LoraSettings(rank=4), generator.lora_targets)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from made_up import judgement, made_up
 
-from customized_grpo.checkpoint import write_atomic
 from customized_grpo.errors import CheckpointError
+from customized_grpo.files import write_atomic
 from customized_grpo.results import Interval, Results, read_cell
 from customized_grpo.types import Judgement
 

@@ -6,7 +6,7 @@ from helpers import changed
 
 from customized_grpo.config import RolloutConfig, RunConfig
 from customized_grpo.errors import ConfigError
-from customized_grpo.generators.flux_kontext import FluxKontextGenerator
+from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.rollout import (
     choose_trained_steps,
     collect_rollout,
@@ -22,7 +22,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def roll(
-    generator: FluxKontextGenerator, config: RunConfig, examples: list[Example], seed: int = 0
+    generator: Flux1Generator, config: RunConfig, examples: list[Example], seed: int = 0
 ) -> Rollout:
     policy = make_policy(generator, config)
     return collect_rollout(policy, generator.encode(examples), config.rollout, seeded(seed))
@@ -30,7 +30,7 @@ def roll(
 
 @pytest.mark.parametrize("dynamics", ["dance", "flow", "cps"])
 def test_on_policy_ratio_is_one_at_equal_batch_shape(
-    generator: FluxKontextGenerator, tiny_config: RunConfig, examples: list[Example], dynamics: str
+    generator: Flux1Generator, tiny_config: RunConfig, examples: list[Example], dynamics: str
 ) -> None:
     config = changed(tiny_config, rollout={"dynamics": dynamics, "noise_level": 0.5})
     rollout = roll(generator, config, examples[:2])
@@ -47,7 +47,7 @@ def test_on_policy_ratio_is_one_at_equal_batch_shape(
 
 
 def test_shapes_and_ranges(
-    generator: FluxKontextGenerator, tiny_config: RunConfig, examples: list[Example]
+    generator: Flux1Generator, tiny_config: RunConfig, examples: list[Example]
 ) -> None:
     rollout = roll(generator, tiny_config, examples[:2])
     config = tiny_config.rollout
@@ -64,7 +64,7 @@ def test_shapes_and_ranges(
 
 
 def test_batch_size_changes_no_draw(
-    generator: FluxKontextGenerator, tiny_config: RunConfig, examples: list[Example]
+    generator: Flux1Generator, tiny_config: RunConfig, examples: list[Example]
 ) -> None:
     whole = roll(generator, tiny_config, examples[:2])
     parts = roll(generator, changed(tiny_config, rollout={"batch_size": 4}), examples[:2])
@@ -73,7 +73,7 @@ def test_batch_size_changes_no_draw(
 
 
 def test_groups_share_their_first_noise_unless_told_otherwise(
-    generator: FluxKontextGenerator, tiny_config: RunConfig, examples: list[Example]
+    generator: Flux1Generator, tiny_config: RunConfig, examples: list[Example]
 ) -> None:
     config = changed(tiny_config, rollout={"num_trained_steps": 3})
     shared = roll(generator, config, examples[:2]).latents[:, 0].view(2, 3, -1)
@@ -85,7 +85,7 @@ def test_groups_share_their_first_noise_unless_told_otherwise(
 
 
 def test_consecutive_steps_are_one_trajectory(
-    generator: FluxKontextGenerator, tiny_config: RunConfig, examples: list[Example]
+    generator: Flux1Generator, tiny_config: RunConfig, examples: list[Example]
 ) -> None:
     config = changed(tiny_config, rollout={"num_trained_steps": 3})
     rollout = roll(generator, config, examples[:1])
@@ -95,7 +95,7 @@ def test_consecutive_steps_are_one_trajectory(
 
 
 def test_means_are_kept_on_request(
-    generator: FluxKontextGenerator, tiny_config: RunConfig, examples: list[Example]
+    generator: Flux1Generator, tiny_config: RunConfig, examples: list[Example]
 ) -> None:
     policy = make_policy(generator, tiny_config)
     conditioning = generator.encode(examples[:1])
@@ -109,7 +109,7 @@ def test_means_are_kept_on_request(
 
 
 def test_only_the_window_has_noise_and_is_trained(
-    generator: FluxKontextGenerator, tiny_config: RunConfig, examples: list[Example]
+    generator: Flux1Generator, tiny_config: RunConfig, examples: list[Example]
 ) -> None:
     windowed = {"num_steps": 6, "num_trained_steps": 2, "window": (1, 3), "group_size": 3}
     config = changed(tiny_config, rollout=windowed)
@@ -145,7 +145,7 @@ def test_trained_steps_are_per_group_and_never_the_last() -> None:
 
 
 def test_deterministic_sampling_repeats_itself_in_any_batch_size(
-    generator: FluxKontextGenerator, tiny_config: RunConfig, examples: list[Example]
+    generator: Flux1Generator, tiny_config: RunConfig, examples: list[Example]
 ) -> None:
     policy, conditioning = make_policy(generator, tiny_config), generator.encode(examples)
     noise = generator.noise(4, seeded())
@@ -156,7 +156,7 @@ def test_deterministic_sampling_repeats_itself_in_any_batch_size(
 
 
 def test_autocast_stays_close_to_float32(
-    generator: FluxKontextGenerator, tiny_config: RunConfig, examples: list[Example]
+    generator: Flux1Generator, tiny_config: RunConfig, examples: list[Example]
 ) -> None:
     conditioning, noise = generator.encode(examples), generator.noise(4, seeded())
     exact, fast = (

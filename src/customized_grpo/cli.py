@@ -26,10 +26,12 @@ _EXAMPLES = """\
 examples:
   cgrpo demo                                              teach the embedded generator on a CPU
   cgrpo train configs/emoji.yaml --train.num_updates 100  train; any field can be overridden
+  cgrpo data configs/emoji.yaml                           what will be trained on, as a picture
   cgrpo train --help                                      all fields, with their defaults
   cgrpo evaluate runs/emoji                               base against tuned, held-out subjects
   cgrpo report runs/emoji                                 curves, tables and pictures in one page
   cgrpo compare configs/studies/proof.yaml                many methods and seeds, and their report
+  cgrpo serve-reward rewards.yaml --port 8100             rewards for runs on other machines
 """
 
 
@@ -104,6 +106,19 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     commands.add_parser("train", help="train a generator as a config says")
+
+    data = commands.add_parser(
+        "data",
+        help="check the data of a config and show the first training batch",
+        description="Check the data of a config, count them, and draw the first training batch.",
+        epilog="example:\n  cgrpo data configs/emoji.yaml --out batch.png",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    data.add_argument("config", metavar="CONFIG", type=Path, help="YAML file of a run")
+    data.add_argument(
+        "--out", metavar="PNG", type=Path, default=Path("data.png"), help="default: data.png"
+    )
+    data.set_defaults(run=_data)
 
     evaluate = commands.add_parser(
         "evaluate",
@@ -189,6 +204,25 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, help="seed of the run (default: 0)")
     demo.set_defaults(run=_demo)
 
+    serve = commands.add_parser(
+        "serve-reward",
+        help="serve rewards over HTTP, for runs in other environments or on other machines",
+        description="Serve the rewards of a YAML file (`rewards:`, as in a run's config), or of "
+        "--reward, for `type: remote` rewards of runs. See docs/remote_rewards.md.",
+        epilog="examples:\n  cgrpo serve-reward rewards.yaml --port 8100\n"
+        "  cgrpo serve-reward --reward '{type: clip-text, path: openai/clip-vit-large-patch14}'",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    serve.add_argument("config", metavar="CONFIG", nargs="?", help="YAML file of a server")
+    reward = "a reward instead of a CONFIG; may be repeated"
+    serve.add_argument("--reward", action="append", metavar="YAML", help=reward)
+    serve.add_argument("--host", help="address to listen on (default: the config's, 127.0.0.1)")
+    serve.add_argument("--port", type=int, help="0 = a free one (default: the config's, 8100)")
+    serve.add_argument("--device", help="auto, cpu or cuda (default: the config's, auto)")
+    token = "environment variable with the token that clients have to send"
+    serve.add_argument("--token-env", metavar="NAME", help=token)
+    serve.set_defaults(run=_serve_reward)
+
     show_version = commands.add_parser("version", help="print the version")
     show_version.set_defaults(run=lambda options: print(_version()))
     return parser
@@ -224,6 +258,14 @@ def _train_config(config_path: str | Path, overrides: Sequence[str]) -> Path:
     run = train(config)
     print(f"run: {run}")
     return run
+
+
+def _data(options: argparse.Namespace) -> None:
+    from customized_grpo.config import load_config
+    from customized_grpo.report.data import show_data
+
+    print(show_data(load_config(options.config), options.out))
+    print(f"picture: {options.out}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -282,6 +324,28 @@ def _report(options: argparse.Namespace) -> None:
     command = " ".join(["cgrpo report", *map(str, runs)])
     command += f" --out {options.out}" if options.out else ""
     print(f"report: {write_report(results, folder, command, pictures)}")
+
+
+def _serve_reward(options: argparse.Namespace) -> None:
+    from customized_grpo.config import read_mapping
+    from customized_grpo.config.yaml_text import parse_yaml
+    from customized_grpo.serve.config import read_serve_config
+    from customized_grpo.serve.server import serve
+
+    if (options.config is None) == (options.reward is None):
+        raise ConfigError(
+            "serve-reward takes either CONFIG or --reward YAML, got "
+            f"{'neither' if options.config is None else 'both'}; see `cgrpo serve-reward --help`"
+        )
+    if options.config is None:
+        raw = {"rewards": [parse_yaml(text, "--reward") for text in options.reward]}
+    else:
+        raw = read_mapping(options.config, "CONFIG")
+    flags = {name: getattr(options, name) for name in ("host", "port", "device", "token_env")}
+    raw |= {name: value for name, value in flags.items() if value is not None}
+    config = read_serve_config(raw, options.config or "serve-reward")
+    names = ", ".join(reward.label for reward in config.rewards)
+    serve(config, lambda url: print(f"serving {names} at {url}", flush=True))
 
 
 def _default_jobs() -> int:

@@ -16,7 +16,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from customized_grpo.checkpoint import write_atomic
 from customized_grpo.config import (
     Method,
     RunConfig,
@@ -35,6 +34,7 @@ from customized_grpo.evaluate import (
     evaluate_run,
     evaluation_file,
 )
+from customized_grpo.files import write_atomic
 from customized_grpo.report.grid import save_strip
 from customized_grpo.results import BASE, Cell, Results, Yardstick, read_cell
 from customized_grpo.runlog import FINISHED

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from customized_grpo.checkpoint import write_atomic
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.errors import CheckpointError, ConfigError, within
+from customized_grpo.files import write_atomic
 from customized_grpo.generators.lora import trust_autocast
 from customized_grpo.judge import Judge
 from customized_grpo.measures import standard_error

@@ -13,7 +13,7 @@ from customized_grpo.measures import diversity, frechet_distance, high_frequency
 from customized_grpo.results import CHANCE, COPY, REFERENCE, TRUTH
 from customized_grpo.rewards.attributes import AttributeClassifier
 from customized_grpo.rewards.base import ImageEmbedder, RewardSet
-from customized_grpo.rewards.dinov2 import cut_out
+from customized_grpo.rewards.regions import cut_out
 from customized_grpo.types import Example, Judgement, crop_and_resize
 
 

@@ -6,12 +6,14 @@ so that on policy the probability ratio is 1 up to the rounding of the model its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from customized_grpo.buckets import layout
 from customized_grpo.config import RolloutConfig, RunConfig
 from customized_grpo.errors import ConfigError
 from customized_grpo.generators.base import Conditioning, Generator
@@ -122,10 +124,13 @@ def collect_rollout(
     config: RolloutConfig,
     generator: torch.Generator,
     keep_means: bool = False,
+    on_images: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Rollout:
     """Samples ``group_size`` images for each of the prompts in ``conditioning`` ``[P, ...]``.
 
-    ``keep_means`` stores the transitions' means too, which GRPO-Guard needs. Random numbers come
+    ``keep_means`` stores the transitions' means too, which GRPO-Guard needs. ``on_images`` is
+    called with the images ``[b, 3, H, W]`` and group ids ``[b]`` of every ``batch_size`` samples
+    as soon as they are there, in order, before the next are sampled. Random numbers come
     from ``generator`` on the CPU in a fixed order, so that neither the device nor ``batch_size``
     changes what is drawn.
     """
@@ -139,8 +144,9 @@ def collect_rollout(
         start = policy.generator.noise(len(group_ids), generator)
     seeds = torch.randint(2**62, (len(group_ids),), generator=generator)
     size = config.batch_size or len(group_ids)
-    parts = [
-        _denoise(
+    parts = []
+    for rows in torch.arange(len(group_ids)).split(size):
+        part = _denoise(
             policy,
             conditioning.take(group_ids[rows].to(device)),
             start[rows.to(device)],
@@ -149,8 +155,9 @@ def collect_rollout(
             noisy_steps(config),
             keep_means,
         )
-        for rows in torch.arange(len(group_ids)).split(size)
-    ]
+        parts.append(part)
+        if on_images is not None:
+            on_images(part[-1], group_ids[rows])
     latents, next_latents, means, log_probs, images = (
         torch.cat(part) for part in zip(*parts, strict=True)
     )
@@ -226,9 +233,17 @@ class FixedSampler:
         self._policy = make_policy(generator, config, config.evaluation.num_steps)
         seed = config.evaluation.seed + _VARIANT_STRIDE * variant
         self._noise = generator.noise(len(examples), torch.Generator().manual_seed(seed))
-        self._conditioning = generator.encode(examples)
         self._batch_size = config.evaluation.batch_size
+        rows: dict[object, list[int]] = defaultdict(list)
+        for row, example in enumerate(examples):
+            rows[layout(r.shape[1:] for r in example.references)].append(row)
+        self._parts = [(p, generator.encode([examples[i] for i in p])) for p in rows.values()]
 
     def __call__(self) -> Tensor:
         """Images ``[len(examples), 3, H, W]`` of the generator as it is now."""
-        return sample_images(self._policy, self._conditioning, self._noise, self._batch_size)
+        order = torch.tensor([row for rows, _ in self._parts for row in rows])
+        images = [
+            sample_images(self._policy, conditioning, self._noise[rows], self._batch_size)
+            for rows, conditioning in self._parts
+        ]
+        return torch.cat(images)[order.argsort()]

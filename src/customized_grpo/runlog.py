@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from customized_grpo.checkpoint import write_atomic
 from customized_grpo.config import RunConfig, dump_config
 from customized_grpo.errors import ConfigError
+from customized_grpo.files import write_atomic
 
 logger = logging.getLogger("customized_grpo")
 

@@ -9,22 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from customized_grpo.checkpoint import Ema, replace_folder
-from customized_grpo.config import RunConfig, explain_batch
+from customized_grpo.checkpoint import Ema
+from customized_grpo.config import RunConfig, TrainConfig, explain_batch
 from customized_grpo.credit import assign_credit, objective_weights, share_statistics
-from customized_grpo.data.sources import DataSource
+from customized_grpo.data.base import DataSource
 from customized_grpo.errors import ConfigError, RewardError, within
-from customized_grpo.generators.base import Generator
+from customized_grpo.files import replace_folder
+from customized_grpo.generators.base import Conditioning, Generator
+from customized_grpo.generators.cache import CachedEncoder
 from customized_grpo.generators.lora import attach_lora, trust_autocast
 from customized_grpo.policy_loss import accumulate_gradient, policy_batch
 from customized_grpo.report.grid import save_grid
 from customized_grpo.rewards.attributes import AttributeClassifier
 from customized_grpo.rewards.base import RewardSet
+from customized_grpo.rewards.scoring_queue import ScoringQueue
 from customized_grpo.rollout import FixedSampler, collect_rollout, make_policy, pick_device
 from customized_grpo.runlog import RunLog, run_folder
-from customized_grpo.types import Advantages, Example, RewardScores
+from customized_grpo.types import Advantages, Example, RewardScores, Rollout
 
 logger = logging.getLogger("customized_grpo")
 
@@ -75,6 +78,8 @@ def make_trainable(generator: Generator, config: RunConfig) -> None:
         attach_lora(generator.transformer, config.lora, generator.lora_targets)
         if config.mixed_precision == "bf16":
             trust_autocast(generator.transformer)
+    elif getattr(generator.transformer, "is_quantized", False):
+        raise ConfigError("lora: must not be null with generator.quantization, got null; add lora")
     else:
         generator.transformer.requires_grad_(True).float()
     if config.compile:
@@ -85,6 +90,29 @@ def make_trainable(generator: Generator, config: RunConfig) -> None:
                 "names no repeated blocks in it"
             )
         transformer.compile_repeated_blocks(dynamic=False)
+
+
+def make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW, or bitsandbytes' with its state in 8 bits (arXiv:2110.02861).
+
+    Raises:
+        ConfigError: if that is asked for and not installed.
+    """
+    optimizer: Any = torch.optim.AdamW
+    if config.optimizer == "adamw-8bit":
+        try:
+            from bitsandbytes.optim import AdamW8bit as optimizer
+        except ImportError as error:
+            raise ConfigError(
+                f"train.optimizer: 'adamw-8bit' needs the extra package ({error}); "
+                "pip install 'customized-grpo[bitsandbytes]'"
+            ) from error
+    return optimizer(
+        parameters,
+        lr=config.learning_rate,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+    )
 
 
 class SampleGrid:
@@ -123,14 +151,18 @@ class Validation:
         self._sets = {"validation": evaluators, "validation/reward": rewards}
 
     def metrics(self) -> dict[str, float]:
-        """Means ``validation/<evaluator>`` and ``validation/reward/<reward>`` as of now."""
+        """Means ``validation/<evaluator>`` and ``validation/reward/<reward>`` as of now, and
+        ``evaluator/<evaluator>/<number>`` where one has numbers of its own."""
         images = self._sample()
         means: dict[str, float] = {}
         for prefix, models in self._sets.items():
             scores = models.score(images, self._examples)
+            for error in scores.errors:
+                logger.warning("validation: %s", error)
             values = scores.scores.nanmean(0).tolist()
             means |= {f"{prefix}/{n}": v for n, v in zip(scores.names, values, strict=True)}
-        return means
+        counts = self._sets["validation"].metrics()
+        return means | {f"evaluator/{name}": value for name, value in counts.items()}
 
 
 class Trainer:
@@ -149,14 +181,11 @@ class Trainer:
         self.config, self.data, self.generator = config, data, generator
         self.rewards, self.samples, self.log = rewards, samples, log
         self.validation = validation
+        cached = CachedEncoder(generator, config.generator, config.cache)
+        self.encode = cached if data.listed() else generator.encode
         self.policy = make_policy(generator, config)
         self.parameters = [p for p in generator.transformer.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=config.train.learning_rate,
-            betas=config.train.betas,
-            weight_decay=config.train.weight_decay,
-        )
+        self.optimizer = make_optimizer(self.parameters, config.train)
         decay = config.train.ema_decay
         self.ema = None if decay is None else Ema(generator.transformer, decay)
         self.update = 0
@@ -185,14 +214,10 @@ class Trainer:
         random = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
         with log.timed("data"):
             prompts = self.data.training(number, config.rollout.prompts_per_rollout)
-            per_prompt = self.generator.encode(prompts)
-        with log.timed("rollout"):
-            rollout = collect_rollout(
-                self.policy, per_prompt, config.rollout, random, keep_means=config.loss.ratio_norm
-            )
-        with log.timed("reward"):
-            examples = [prompts[i] for i in rollout.group_ids.tolist()]
-            scores = self.rewards.score(rollout.images, examples)
+            per_prompt = self.encode(prompts)
+        rollout, scores = self._sample_and_score(prompts, per_prompt, random)
+        for error in scores.errors:
+            logger.warning("rollout %d: %s", number, error)
         advantages = assign_credit(
             scores.scores,
             rollout.group_ids,
@@ -208,6 +233,7 @@ class Trainer:
             )
         log.advantages(number, advantages.per_objective, self.rewards.objectives)
         metrics = rollout_metrics(scores, advantages, rollout.group_ids, self.rewards.objectives)
+        metrics |= {f"reward/{name}": value for name, value in self.rewards.metrics().items()}
         conditioning = per_prompt.take(rollout.group_ids)
         for inner, groups in enumerate(self._split_groups()):
             samples = torch.isin(rollout.group_ids, groups.to(rollout.group_ids.device))
@@ -218,6 +244,26 @@ class Trainer:
             log.row(self.update, {**metrics, **stats, **self._validate()})
             metrics = {}
             self._after_update()
+
+    def _sample_and_score(
+        self, prompts: Sequence[Example], per_prompt: Conditioning, random: torch.Generator
+    ) -> tuple[Rollout, RewardScores]:
+        """Scoring goes on beside sampling; ``seconds/reward`` is what it takes beyond it."""
+        config, log = self.config, self.log
+        with ScoringQueue(self.rewards.score) as queue:
+            with log.timed("rollout"):
+                rollout = collect_rollout(
+                    self.policy,
+                    per_prompt,
+                    config.rollout,
+                    random,
+                    keep_means=config.loss.ratio_norm,
+                    on_images=lambda images, groups: queue.put(
+                        images, [prompts[i] for i in groups.tolist()]
+                    ),
+                )
+            with log.timed("reward"):
+                return rollout, queue.result()
 
     def _validate(self) -> dict[str, float]:
         every, last = self.config.evaluation.validate_every, self.config.train.num_updates

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from customized_grpo.errors import DataError
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
@@ -25,6 +27,7 @@ class Example:
     references: tuple[Tensor, ...]
     """Pictures of the subject, each ``[3, H, W]`` in [0, 1]."""
     subject: str
+    """Words for the subject, such as 'dog'; '' where the data do not say: see ``named_subject``."""
     reference_masks: tuple[Tensor, ...] | None = None
     """Where the subject is in each reference, ``[1, H, W]`` in [0, 1]."""
     target: Tensor | None = None
@@ -33,6 +36,20 @@ class Example:
     """Where the subject is in the target, ``[1, H, W]`` in [0, 1]."""
     attributes: Mapping[str, str] = field(default_factory=dict)
     """What the prompt asks for, attribute -> value, where the data know; 'none' = nothing."""
+
+    @property
+    def named_subject(self) -> str:
+        """The subject's words, for rewards that cannot do without.
+
+        Raises:
+            DataError: if the data do not say.
+        """
+        if not self.subject:
+            raise DataError(
+                f"example {self.id!r}: subject: must say what the references show, got nothing; "
+                "add it to the data, or leave out the reward that needs it"
+            )
+        return self.subject
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,7 @@ from diffusers.models.attention_dispatch import (
 )
 
 from customized_grpo.generators.attention import plain_attention
-from customized_grpo.generators.flux_kontext import FluxKontextGenerator
+from customized_grpo.generators.flux1 import Flux1Generator
 
 
 def test_plain_attention_is_attention() -> None:
@@ -20,7 +20,7 @@ def test_plain_attention_is_attention() -> None:
 
 
 def test_the_embedded_generator_uses_it_and_masks_are_not_lost(
-    generator: FluxKontextGenerator,
+    generator: Flux1Generator,
 ) -> None:
     attention = generator.transformer.single_transformer_blocks[0].attn
     backend = attention.processor._attention_backend
@@ -31,5 +31,5 @@ def test_the_embedded_generator_uses_it_and_masks_are_not_lost(
         dispatch_attention_fn(q, q, q, torch.ones(4, 4, dtype=torch.bool), backend=backend)
 
 
-def test_other_models_keep_their_attention(generator: FluxKontextGenerator) -> None:
+def test_other_models_keep_their_attention(generator: Flux1Generator) -> None:
     assert _AttentionBackendRegistry.get_active_backend()[0] != AttentionBackendName._NATIVE_MATH

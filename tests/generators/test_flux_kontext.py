@@ -9,10 +9,8 @@ from PIL import Image
 from customized_grpo.assets import resolve_checkpoint
 from customized_grpo.config import LoraSettings, RunConfig
 from customized_grpo.errors import ConfigError, DataError
-from customized_grpo.generators.flux_kontext import (
-    FluxKontextConfig,
-    FluxKontextGenerator,
-)
+from customized_grpo.generators.flux1 import Flux1Generator
+from customized_grpo.generators.flux_kontext import FluxKontextConfig
 from customized_grpo.generators.lora import attach_lora
 from customized_grpo.rollout import make_policy, sample_images
 from customized_grpo.types import Example, crop_and_resize
@@ -43,7 +41,7 @@ def rounded(example: Example) -> Example:
     )
 
 
-def perturb_lora(generator: FluxKontextGenerator) -> None:
+def perturb_lora(generator: Flux1Generator) -> None:
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in generator.transformer.named_parameters():
@@ -52,7 +50,7 @@ def perturb_lora(generator: FluxKontextGenerator) -> None:
 
 
 def test_sampling_equals_the_stock_pipeline(
-    generator: FluxKontextGenerator, tiny_config: RunConfig, examples: list[Example]
+    generator: Flux1Generator, tiny_config: RunConfig, examples: list[Example]
 ) -> None:
     example = rounded(examples[0])
     noise = generator.noise(1, torch.Generator().manual_seed(5))
@@ -63,7 +61,7 @@ def test_sampling_equals_the_stock_pipeline(
 
 
 def test_saved_lora_loads_in_plain_diffusers(
-    generator: FluxKontextGenerator,
+    generator: Flux1Generator,
     tiny_config: RunConfig,
     examples: list[Example],
     tmp_path: Path,
@@ -86,7 +84,7 @@ def test_saved_lora_loads_in_plain_diffusers(
 
 
 def test_base_policy_is_bitwise_the_base(
-    generator: FluxKontextGenerator, tiny_config: RunConfig, examples: list[Example]
+    generator: Flux1Generator, tiny_config: RunConfig, examples: list[Example]
 ) -> None:
     policy, conditioning = make_policy(generator, tiny_config), generator.encode(examples)
     noise, steps = generator.noise(4, torch.Generator().manual_seed(0)), torch.arange(4)
@@ -102,7 +100,7 @@ def test_base_policy_is_bitwise_the_base(
     assert not torch.equal(tuned, base)
 
 
-def test_full_weights_round_trip(generator: FluxKontextGenerator, tmp_path: Path) -> None:
+def test_full_weights_round_trip(generator: Flux1Generator, tmp_path: Path) -> None:
     parameter = next(generator.transformer.parameters())
     with torch.no_grad():
         parameter.add_(0.25)
@@ -112,9 +110,7 @@ def test_full_weights_round_trip(generator: FluxKontextGenerator, tmp_path: Path
     assert torch.equal(next(other.transformer.parameters()), parameter)
 
 
-def test_decode_inverts_encode_roughly(
-    generator: FluxKontextGenerator, examples: list[Example]
-) -> None:
+def test_decode_inverts_encode_roughly(generator: Flux1Generator, examples: list[Example]) -> None:
     images = torch.stack([example.references[0] for example in examples])
     with torch.no_grad():
         again = generator.decode(generator._encode_images(images))
@@ -122,7 +118,7 @@ def test_decode_inverts_encode_roughly(
     assert (again - images).square().mean() < 0.01
 
 
-def test_own_shift_replaces_the_schedule(generator: FluxKontextGenerator) -> None:
+def test_own_shift_replaces_the_schedule(generator: Flux1Generator) -> None:
     np.testing.assert_allclose(generator.sigmas(4, 3.0), [1, 0.9, 0.75, 0.5, 0], atol=1e-6)
     np.testing.assert_allclose(generator.sigmas(2, None), [1, 2 / 3, 0], atol=1e-4)
 
@@ -138,7 +134,7 @@ def test_crop_keeps_the_aspect_ratio() -> None:
     [
         ({"path": "nowhere"}, "checkpoint 'nowhere' not found"),
         ({"path": "embedded:nothing"}, "no embedded checkpoint"),
-        ({"path": "embedded:reward-clip"}, "cannot be loaded as a FLUX.1 Kontext checkpoint"),
+        ({"path": "embedded:reward-clip"}, "cannot be loaded as a FluxKontextPipeline checkpoint"),
         ({"path": "embedded:generator", "height": 60}, "height: must be a multiple of 16, got 60"),
         ({"path": "embedded:generator", "guidance_scale": 2.5}, "has no guidance, got 2.5"),
     ],
@@ -149,9 +145,7 @@ def test_wrong_checkpoints_and_sizes_are_named(fields: dict, message: str) -> No
     assert "\n" not in str(caught.value)
 
 
-def test_two_references_are_refused(
-    generator: FluxKontextGenerator, examples: list[Example]
-) -> None:
+def test_two_references_are_refused(generator: Flux1Generator, examples: list[Example]) -> None:
     twice = Example(id="two", prompt="x", references=examples[0].references * 2, subject="x")
     with pytest.raises(DataError, match="exactly one reference, got 2"):
         generator.encode([twice])

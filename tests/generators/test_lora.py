@@ -4,14 +4,14 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from customized_grpo.config import LoraSettings, RunConfig
-from customized_grpo.generators.flux_kontext import FluxKontextGenerator
+from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.lora import attach_lora, trust_autocast
 from customized_grpo.rollout import make_policy
 from customized_grpo.types import Example
 
 
 def test_gradients_under_autocast_are_those_of_peft(
-    generator: FluxKontextGenerator, tiny_config: RunConfig, examples: list[Example]
+    generator: Flux1Generator, tiny_config: RunConfig, examples: list[Example]
 ) -> None:
     torch.manual_seed(0)
     attach_lora(generator.transformer, LoraSettings(rank=4), generator.lora_targets)

@@ -4,12 +4,13 @@ from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel, Dinov2Model
 
 from customized_grpo.assets import resolve_checkpoint
-from customized_grpo.data.sources import EmojiSource
+from customized_grpo.data.emoji_source import EmojiSource
 from customized_grpo.errors import DataError, RewardError
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.rewards.clip_text import ClipTextConfig
-from customized_grpo.rewards.dinov2 import Dinov2Config, cut_out
+from customized_grpo.rewards.dinov2 import Dinov2Config
 from customized_grpo.rewards.preprocess import Preprocessing
+from customized_grpo.rewards.regions import cut_out
 from customized_grpo.types import Example
 
 CPU = torch.device("cpu")

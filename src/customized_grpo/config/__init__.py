@@ -16,6 +16,7 @@ from customized_grpo.config.overrides import FieldInfo, apply_overrides, list_fi
 from customized_grpo.config.sections import (
     DEFAULT_GAMMA,
     AdvantageConfig,
+    CacheConfig,
     ConstantSchedule,
     CosineSchedule,
     CustomSchedule,
@@ -40,6 +41,7 @@ from customized_grpo.registry import nearest, one_of
 __all__ = [
     "DEFAULT_GAMMA",
     "AdvantageConfig",
+    "CacheConfig",
     "ConstantSchedule",
     "CosineSchedule",
     "CustomSchedule",
@@ -66,6 +68,7 @@ __all__ = [
     "load_config",
     "load_study",
     "read_config",
+    "read_mapping",
 ]
 
 
@@ -82,7 +85,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: naming the file or flag, the field, what it must be, what it is and the fix.
     """
     source = str(path)
-    config = apply_overrides(decode(_read_mapping(source, "CONFIG"), source), overrides)
+    config = apply_overrides(decode(read_mapping(source, "CONFIG"), source), overrides)
     return check_config(config, f"{source} with overrides" if overrides else source)
 
 
@@ -95,7 +98,12 @@ def read_config(text: str, source: str) -> RunConfig:
     return check_config(decode(_as_mapping(text, source), source), source)
 
 
-def _read_mapping(source: str, argument: str) -> dict[str, Any]:
+def read_mapping(source: str, argument: str) -> dict[str, Any]:
+    """Reads the top level of a YAML file; `argument` is what the command line calls it.
+
+    Raises:
+        ConfigError: if it cannot be read or is no mapping.
+    """
     try:
         text = Path(source).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -122,7 +130,7 @@ def load_study(path: str | Path) -> tuple[StudyConfig, dict[str, RunConfig]]:
         ConfigError: naming the file, the field or method, what it is and the fix.
     """
     source = str(path)
-    study = decode(_read_mapping(source, "STUDY"), source, StudyConfig)
+    study = decode(read_mapping(source, "STUDY"), source, StudyConfig)
     names = [method.name for method in study.methods]
     for mistake in mistakes(study):
         raise ConfigError(f"{source}: {mistake}")

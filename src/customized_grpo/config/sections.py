@@ -332,6 +332,9 @@ class TrainConfig:
     micro_batch_size: PositiveInt | None = None
     """(sample, step) pairs per forward and backward; never changes the gradient; null = all."""
 
+    optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
+    """adamw-8bit keeps AdamW's state in 8 bits (extra bitsandbytes): for training all weights."""
+
     learning_rate: PositiveFloat = 2e-5
     """AdamW's learning rate (paper: 2e-5)."""
 
@@ -352,6 +355,17 @@ class TrainConfig:
 
     save_every: NonNegativeInt = 50
     """Updates between checkpoints; 0 = only the last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    """What prompts and references became when they were encoded, of data that repeat."""
+
+    num_examples: PositiveInt = 1024
+    """Kept in memory (FLUX.1: about 6 MB each); the least recently used go first."""
+
+    folder: str | None = None
+    """Keep them on disk too, for later runs; null = not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -430,6 +444,9 @@ class RunConfig:
 
     train: TrainConfig = field(default_factory=TrainConfig)
     """The optimizer and its arithmetic."""
+
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    """Encoded prompts and references."""
 
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Base against tuned on held-out examples."""

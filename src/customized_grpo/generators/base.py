@@ -30,6 +30,34 @@ class Conditioning:
             shared=self.shared,
         )
 
+    def to(self, device: torch.device) -> Conditioning:
+        """The same on a device."""
+        return Conditioning(
+            per_sample={name: tensor.to(device) for name, tensor in self.per_sample.items()},
+            shared={name: tensor.to(device) for name, tensor in self.shared.items()},
+        )
+
+    @classmethod
+    def stack(cls, parts: Sequence[Conditioning]) -> Conditioning:
+        """One batch of several of equal layout; shorter texts are padded with zeros at the end."""
+        names = parts[0].per_sample
+        return cls(
+            per_sample={name: _stack([part.per_sample[name] for part in parts]) for name in names},
+            shared=parts[0].shared,
+        )
+
+
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
+    if tensors[0].dim() == 1:
+        return torch.cat(list(tensors))
+    longest = max(tensor.shape[1] for tensor in tensors)
+    return torch.cat(
+        [
+            torch.cat([t, t.new_zeros(len(t), longest - t.shape[1], *t.shape[2:])], 1)
+            for t in tensors
+        ]
+    )
+
 
 class Generator(Protocol):
     """A thin adapter over a stock diffusers pipeline; latents have a leading batch axis."""

@@ -17,13 +17,16 @@ from customized_grpo.types import Example
 _CELL, _GAP, _HEADER, _TEXT = 144, 8, 26, 220
 
 
-def save_grid(path: Path, examples: Sequence[Example], columns: Mapping[str, Tensor]) -> None:
+def save_grid(
+    path: Path, examples: Sequence[Example], columns: Mapping[str, Tensor | Sequence[Tensor]]
+) -> None:
     """Writes a PNG with one row per example.
 
     Args:
         path: of the PNG; replaced atomically.
         examples: give reference and prompt.
-        columns: heading -> images ``[len(examples), 3, H, W]`` in [0, 1].
+        columns: heading -> images ``[len(examples), 3, H, W]`` in [0, 1], or one of any size for
+            each example.
     """
     width = _GAP * (3 + len(columns)) + _CELL * (1 + len(columns)) + _TEXT
     sheet = Image.new("RGB", (width, _HEADER + (_CELL + _GAP) * len(examples)), "white")

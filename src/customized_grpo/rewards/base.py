@@ -34,6 +34,24 @@ class ImageEmbedder(Protocol):
         ...
 
 
+@runtime_checkable
+class RewardMetrics(Protocol):
+    """A reward with numbers of its own for the log: requests, failures, cost."""
+
+    def metrics(self) -> dict[str, float]:
+        """Name -> total since the reward was built."""
+        ...
+
+
+@runtime_checkable
+class PartialFailures(Protocol):
+    """A reward that can fail on single images, which score NaN, and then says why."""
+
+    def take_errors(self) -> tuple[str, ...]:
+        """What went wrong since the last call, few lines for many images."""
+        ...
+
+
 class RewardSet:
     """All rewards of a run (or all its evaluators), in the order of the config."""
 
@@ -61,6 +79,15 @@ class RewardSet:
                 return reward
         return None
 
+    def metrics(self) -> dict[str, float]:
+        """``<reward>/<number>`` of the rewards that have numbers of their own for the log."""
+        return {
+            f"{name}/{key}": value
+            for name, reward in zip(self.names, self._rewards, strict=True)
+            if isinstance(reward, RewardMetrics)
+            for key, value in reward.metrics().items()
+        }
+
     @torch.no_grad()
     def score(self, images: Tensor, examples: Sequence[Example]) -> RewardScores:
         """Scores ``[B, R]``; a reward that fails on the batch gives NaN and an entry in errors."""
@@ -77,6 +104,8 @@ class RewardSet:
                     f"reward {name!r}: must return one score per image, shape ({len(images)},), "
                     f"got {tuple(column.shape)}"
                 )
+            if isinstance(reward, PartialFailures):
+                errors.extend(f"{name}: {text}" for text in reward.take_errors())
             columns.append(torch.where(column.isfinite(), column, torch.nan))
         return RewardScores(scores=torch.stack(columns, 1), names=self.names, errors=tuple(errors))
 

@@ -6,7 +6,9 @@ import torch
 from PIL import Image
 
 from customized_grpo.data.emoji import EmojiWorld
-from customized_grpo.data.sources import EmojiConfig, JsonlConfig, read_examples
+from customized_grpo.data.emoji_source import EmojiConfig
+from customized_grpo.data.jsonl import JsonlConfig, read_entries
+from customized_grpo.data.listed import ListedSource, Splits
 from customized_grpo.errors import ConfigError, DataError
 
 
@@ -22,8 +24,14 @@ def folder(tmp_path: Path) -> Path:
         Image.new("RGB", (48, 40), (shade, 0, 0)).save(tmp_path / f"{number}.png")
     Image.new("L", (48, 40), 255).save(tmp_path / "mask.png")
     Image.new("RGB", (8, 8)).save(tmp_path / "tiny.png")
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "large.png")
     (tmp_path / "broken.png").write_bytes(b"not a picture")
     return tmp_path
+
+
+def read_examples(path: Path):
+    entries = read_entries(path)
+    return ListedSource(Splits(training=entries, held_out=entries), 0, "").held_out(99)
 
 
 GOOD = {"prompt": "a dog", "references": ["0.png"], "subject": "dog"}
@@ -40,6 +48,7 @@ def test_reads_examples_with_masks(folder: Path) -> None:
     assert second.reference_masks is None
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -48,9 +57,10 @@ def test_reads_examples_with_masks(folder: Path) -> None:
         ({"references": []}, "references: must be a list of at least one path"),
         ({"references": ["none.png"]}, "is not a readable picture"),
         ({"references": ["broken.png"]}, "is not a readable picture"),
-        ({"references": ["tiny.png"]}, "must be at least 32 px on each side, got 8 x 8"),
+        ({"references": ["tiny.png"]}, "must be at least 32 px on each side .*, got 8 x 8"),
         ({"masks": ["mask.png", "mask.png"]}, "masks: must match the references"),
         ({"promt": "x"}, "unknown key 'promt'"),
+        ({"id": 7, "references": ["large.png"]}, "at most 89,478,485 pixels"),
     ],
 )
 def test_mistakes_are_named(folder: Path, row: dict, message: str) -> None:
@@ -59,6 +69,38 @@ def test_mistakes_are_named(folder: Path, row: dict, message: str) -> None:
         read_examples(path)
     assert f"{path}:2" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_subject_is_optional_and_missed_by_those_who_need_it(folder: Path) -> None:
+    row = {key: value for key, value in GOOD.items() if key != "subject"}
+    named, unnamed = read_examples(write_rows(folder, GOOD, row))
+    assert (named.subject, named.named_subject) == ("dog", "dog")
+    assert unnamed.subject == ""
+    with pytest.raises(DataError, match=r"train\.jsonl:2.*subject: must say what"):
+        _ = unnamed.named_subject
+
+
+def test_two_lines_of_one_id_are_refused(folder: Path) -> None:
+    path = write_rows(folder, GOOD | {"id": "a"}, GOOD | {"id": "a", "prompt": "another"})
+    with pytest.raises(DataError, match=r"train\.jsonl: id: must be unique, got 'a' twice"):
+        read_entries(path)
+
+
+def test_one_picture_may_be_reference_and_mask(folder: Path) -> None:
+    (example,) = read_examples(write_rows(folder, GOOD | {"masks": ["0.png"]}))
+    assert example.reference_masks is not None
+    assert example.reference_masks[0].shape == (1, 40, 48)
+
+
+def test_mistakes_stop_the_build_before_a_picture_is_kept(folder: Path) -> None:
+    """A picture that is cut off has a good header: it is read to its end before the run."""
+    noisy = torch.randint(0, 256, (64, 64, 3), dtype=torch.uint8).numpy()
+    Image.fromarray(noisy).save(folder / "cut.jpg")
+    whole = (folder / "cut.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    path = str(write_rows(folder, GOOD, GOOD | {"references": ["cut.jpg"]}))
+    with pytest.raises(DataError, match=r"train\.jsonl:2: references: .*cut\.jpg is not a"):
+        JsonlConfig(path=path, held_out=path).build(seed=0)
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", ""])
@@ -84,7 +126,7 @@ def test_validation_examples_are_those_of_their_own_file(folder: Path) -> None:
     source = JsonlConfig(path=files["a"], held_out=files["b"], validation=files["c"]).build(seed=0)
     assert [e.id for e in source.validation(10)] == ["c"]
     without = JsonlConfig(path=files["a"], held_out=files["b"]).build(seed=0)
-    with pytest.raises(ConfigError, match="validation: must name"):
+    with pytest.raises(ConfigError, match=r"validation: must have.*name a JSONL file"):
         without.validation(1)
 
 

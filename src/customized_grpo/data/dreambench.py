@@ -1,0 +1,90 @@
+"""DreamBench: the photos and prompts of DreamBooth (arXiv:2208.12242), from its own folder.
+
+The dataset is github.com/google/dreambooth, CC BY 4.0; nothing of it is part of this package.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import PositiveInt
+
+from customized_grpo.config import DataConfig
+from customized_grpo.data.folder import check_names
+from customized_grpo.data.listed import ListedSource
+from customized_grpo.data.photos import Subject, photos_in, split_photos
+from customized_grpo.data.templates import PLACEHOLDER
+from customized_grpo.errors import ConfigError, DataError
+
+PROMPTS = "prompts_and_classes.txt"
+_LIVE_CLASSES = frozenset({"cat", "dog"})  # the file has prompts for live subjects, no list of them
+
+# Two animals, a toy and three things; of a teapot no other is left to train on.
+HELD_OUT = ("backpack_dog", "cat2", "dog8", "grey_sloth_plushie", "shiny_sneaker", "teapot")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DreamBenchConfig(DataConfig):
+    """The folder `dataset` of DreamBench: 30 subjects, 25 prompts for each."""
+
+    type: Literal["dreambench"] = "dreambench"  # pyright: ignore
+    path: str
+    """The folder that holds `prompts_and_classes.txt` and a folder per subject."""
+    held_out: tuple[str, ...] = HELD_OUT
+    """Names of the subjects to evaluate on; the others are trained on."""
+    num_references: PositiveInt = 1
+    """Photos per example, for generators that take several."""
+
+    def build(self, seed: int) -> ListedSource:
+        """Reads the prompts and checks every photo."""
+        root = Path(self.path)
+        if not (root / PROMPTS).is_file():
+            raise ConfigError(
+                f"path: must be a folder with {PROMPTS}, got {self.path!r}; it is the folder "
+                "'dataset' of github.com/google/dreambooth"
+            )
+        subjects = read_subjects(root)
+        check_names("held_out", self.held_out, [subject.name for subject in subjects])
+        splits = split_photos(subjects, self.held_out, self.num_references)
+        return ListedSource(splits, seed, f"restore {PROMPTS}: a fifth of the prompts is for it")
+
+
+def read_subjects(root: Path) -> list[Subject]:
+    """All subjects of the dataset with the prompts for their class.
+
+    Raises:
+        DataError: if the prompts file is not of the published form, or a subject has no photos.
+    """
+    file = root / PROMPTS
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read: {error}") from error
+    head, _, tail = text.partition("Object Prompts")
+    objects, _, live = tail.partition("Live Subject Prompts")
+    classes = re.findall(r"^(\w+),([\w ]+?)\s*$", head, re.M)
+    classes = [(name, kind) for name, kind in classes if name != "subject_name"]
+    templates = {True: _templates(live), False: _templates(objects)}
+    if not classes or not all(templates.values()):
+        raise DataError(
+            f"{file}: must have lines 'subject,class' and two lists of prompts, got {len(classes)} "
+            f"and {[len(t) for t in templates.values()]}; restore it from the dataset"
+        )
+    return [_subject(root, name, kind, templates[kind in _LIVE_CLASSES]) for name, kind in classes]
+
+
+def _templates(part: str) -> tuple[str, ...]:
+    """Lines such as 'a {0} {1} in the snow'.format(unique_token, class_token); no token here."""
+    prompts = re.findall(r"^'(.*)'\.format\(unique_token, class_token\)", part, re.M)
+    return tuple(prompt.replace("{0} {1}", PLACEHOLDER) for prompt in prompts)
+
+
+def _subject(root: Path, name: str, kind: str, templates: tuple[str, ...]) -> Subject:
+    folder = root / name
+    photos = photos_in(folder) if folder.is_dir() else ()
+    if not photos:
+        raise DataError(f"{folder}: must hold the photos of a subject in {PROMPTS}, got none")
+    return Subject(name=name, words=kind, photos=photos, templates=templates)

@@ -1,0 +1,153 @@
+"""Reading pictures of any common kind, upright and in 8 bits; broken ones are named.
+
+What becomes what: EXIF rotation is applied; transparency lies on white (in a mask: on black); CMYK,
+palettes, grey and 16 bits per channel become 8-bit RGB; of an animation the first frame counts;
+pictures above 1024 x 1024 pixels are reduced to that area. Colour profiles are not applied.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from customized_grpo.errors import DataError
+
+MIN_SIDE = 32
+MAX_PIXELS = 89_478_485  # Pillow's own threshold: a file that claims more may be a bomb
+KEPT_PIXELS = 1024 * 1024  # the largest area that the generators work at
+
+Mode = Literal["RGB", "L"]
+File = tuple[Path, Mode]
+_ROTATED = (5, 6, 7, 8)  # values of the EXIF orientation that swap height and width
+_ORIENTATION = 0x0112
+_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture on disk that has been checked; its pixels are read when they are needed."""
+
+    path: Path
+    mode: Mode
+    """RGB, or L for a mask."""
+    height: int
+    """Upright and as loaded, which is what the examples have."""
+    width: int
+
+    def load(self) -> Tensor:
+        """Pixels ``[3, H, W]`` (a mask: ``[1, H, W]``) float32 in [0, 1].
+
+        Raises:
+            DataError: if the file has changed and cannot be read any more.
+        """
+        with opened(self.path, str(self.path)) as image:
+            return to_tensor(upright(image, self.mode, str(self.path)))
+
+
+def check_pictures(files: Mapping[File, str]) -> dict[File, Picture]:
+    """Opens every picture and reads it to its end, on all cores; the pixels are not kept.
+
+    Args:
+        files: path and mode -> where the picture is named, which opens the message of an error.
+
+    Raises:
+        DataError: naming the first picture that is missing, broken, too small or too large.
+    """
+    with ThreadPoolExecutor() as pool:
+        checked = pool.map(_check, files.keys(), files.values())
+        return dict(zip(files, checked, strict=True))
+
+
+def _check(file: File, where: str) -> Picture:
+    path, mode = file
+    where = f"{where}: {path}"
+    with opened(path, where) as image:
+        width, height = image.size
+        bits_of_16(image, where)
+        try:
+            if image.getexif().get(_ORIENTATION) in _ROTATED:
+                width, height = height, width
+            image.draft(None, (1, 1))  # a JPEG is read in full, but at an eighth of its size
+            image.load()
+        except _UNREADABLE as error:
+            raise DataError(f"{where} is not a readable picture: {error}") from error
+    height, width = kept_size(height, width)
+    return Picture(path, mode, height, width)
+
+
+def opened(file: Path | IO[bytes], where: str) -> Image.Image:
+    """A picture whose header is read and whose size is within bounds; to be used in a ``with``.
+
+    Raises:
+        DataError: opening with ``where``.
+    """
+    try:
+        image = Image.open(file)
+    except _UNREADABLE as error:
+        raise DataError(f"{where} is not a readable picture: {error}") from error
+    width, height = image.size
+    if min(width, height) < MIN_SIDE or width * height > MAX_PIXELS:
+        image.close()
+        raise DataError(
+            f"{where} must be at least {MIN_SIDE} px on each side and have at most {MAX_PIXELS:,} "
+            f"pixels, got {width} x {height}; scale it or leave it out"
+        )
+    return image
+
+
+def upright(image: Image.Image, mode: Mode, where: str) -> Image.Image:
+    """The picture as a person sees it, in ``mode``.
+
+    Raises:
+        DataError: if it cannot be decoded, or its channels have neither 8 nor 16 bits.
+    """
+    background = "white" if mode == "RGB" else "black"
+    try:
+        image = ImageOps.exif_transpose(image)
+        if bits_of_16(image, where):
+            shades = np.asarray(image).astype(np.float32) / 257
+            image = Image.fromarray(shades.round().astype(np.uint8))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
+        return image.convert(mode)
+    except _UNREADABLE as error:
+        raise DataError(f"{where} is not a readable picture: {error}") from error
+
+
+def bits_of_16(image: Image.Image, where: str) -> bool:
+    """Whether the one channel has 16 bits, which Pillow would clip instead of scale.
+
+    Raises:
+        DataError: if it has 32, whose range of values is not known.
+    """
+    if image.mode in ("I", "F"):
+        raise DataError(
+            f"{where} must have 8 or 16 bits per channel, got 32 (mode {image.mode}); save it as "
+            "an 8-bit PNG"
+        )
+    return image.mode.startswith("I;16")
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """Pixels ``[C, H, W]`` float32 in [0, 1] of an RGB or L picture, of at most KEPT_PIXELS."""
+    height, width = kept_size(image.height, image.width)
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    pixels = torch.from_numpy(np.array(image)).float() / 255
+    return pixels[None] if image.mode == "L" else pixels.permute(2, 0, 1).contiguous()
+
+
+def kept_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width as loaded: the same, or reduced to an area of KEPT_PIXELS."""
+    scale = min(1.0, math.sqrt(KEPT_PIXELS / (height * width)))
+    return max(1, round(height * scale)), max(1, round(width * scale))

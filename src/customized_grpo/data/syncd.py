@@ -1,0 +1,181 @@
+"""SynCD (arXiv:2502.01720): sets of pictures of one subject, by its JSON metadata.
+
+Two forms are read. The dataset's own (github.com/nupurkmr9/syncd, method/data/data.py): sets with
+``filenames`` and ``prompts``, masks in a folder ``masks`` beside the pictures. And the pairs that
+github.com/Safeoffellow/Customized-GRPO trained on (datasets/train_1w_syncd_embedding.json):
+``ref_img`` and ``text``. Neither was tried on the published pictures, which need a download.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt
+
+from customized_grpo.config import DataConfig
+from customized_grpo.data.images import File, Picture, check_pictures
+from customized_grpo.data.jsonl import check_masks, check_paths, check_text
+from customized_grpo.data.listed import Entry, ListedSource, check_entries
+from customized_grpo.data.splits import split_by_subject
+from customized_grpo.errors import ConfigError, DataError
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+_DUPLICATE = 0.98  # the dataset's own code leaves out pictures that are more alike than this
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SynCDConfig(DataConfig):
+    """SynCD's metadata: sets of pictures, or the pairs of Customized-GRPO."""
+
+    type: Literal["syncd"] = "syncd"  # pyright: ignore[reportIncompatibleVariableOverride]
+    path: str
+    """A metadata file, or a folder with `*metadata.json` or `*metadata_with_scores.json`."""
+    root: str | None = None
+    """Folder that the pictures' paths start from; null = the folder of the metadata."""
+    num_references: PositiveInt = 1
+    """References per example, other pictures of the set; pairs have one."""
+    min_dino: float | None = None
+    """Least similarity to another picture of the set (`dino_scores`); null = no filter."""
+    min_aesthetics: float | None = None
+    """Least aesthetic score of a picture (`aesthetics_scores`); null = no filter."""
+    held_out: Share = 0.05
+    """Share of the subjects to evaluate on; as many more are for validation."""
+
+    def build(self, seed: int) -> ListedSource:
+        """Reads the metadata and checks every picture in use."""
+        rows = [
+            row
+            for file in self._metadata()
+            for number, item in enumerate(_read(file))
+            for row in self._rows(file, number, item)
+        ]
+        if not rows:
+            raise DataError(f"{self.path}: no example is left; lower min_dino or min_aesthetics")
+        files: dict[File, str] = {}
+        for row in rows:
+            files |= {(p, "RGB"): row.where for p in row.references}
+            files |= {(p, "L"): row.where for p in row.masks}
+        pictures = check_pictures(files)
+        entries = check_entries([row.entry(pictures) for row in rows], self.path)
+        splits = split_by_subject(entries, [row.subject for row in rows], self.held_out)
+        if not splits.training:
+            raise DataError(f"{self.path}: must show at least two subjects, got one")
+        return ListedSource(splits, seed, "use data of more subjects: it gets a share of them")
+
+    def _metadata(self) -> list[Path]:
+        path = Path(self.path)
+        if path.is_file():
+            return [path]
+        scored = self.min_dino is not None or self.min_aesthetics is not None
+        pattern = "*metadata_with_scores.json" if scored else "*metadata.json"
+        files = sorted(path.glob(pattern))
+        if not files:
+            raise ConfigError(f"path: must be a JSON file or a folder with {pattern}, got {path}")
+        return files
+
+    def _rows(self, file: Path, number: int, item: Any) -> Iterator[Row]:
+        where, root = f"{file}: item {number}", Path(self.root) if self.root else file.parent
+        if not isinstance(item, dict) or not ("filenames" in item or "ref_img" in item):
+            raise DataError(f"{where}: must be an object with filenames or ref_img, got {item!r}")
+        if "ref_img" in item:
+            yield self._pair(where, root, item)
+        else:
+            yield from self._set(where, root, item)
+
+    def _pair(self, where: str, root: Path, item: dict[str, Any]) -> Row:
+        if self.num_references > 1 or self.min_dino or self.min_aesthetics:
+            raise ConfigError(
+                "num_references, min_dino, min_aesthetics: must be left out for pairs, which have "
+                f"one reference and no scores; got pairs in {where}"
+            )
+        reference = root / check_text(where, item, "ref_img")
+        words = str(item.get("category_description") or "").strip().removesuffix(".")
+        return Row(
+            where=where,
+            subject=str(reference.parent),
+            words=words,
+            prompt=check_text(where, item, "text"),
+            references=(reference,),
+            masks=(),
+        )
+
+    def _set(self, where: str, root: Path, item: dict[str, Any]) -> Iterator[Row]:
+        names = check_paths(where, item, "filenames")
+        prompts = check_paths(where, item, "prompts")
+        if len(prompts) < len(names):
+            raise DataError(f"{where}: prompts: must be one per file, got {len(prompts)}")
+        kept = self._kept(where, item, names)
+        subject = item.get("objaverse_id") or where
+        for place, index in enumerate(kept):
+            others = [root / names[i] for i in (*kept[place + 1 :], *kept[:place])]
+            if len(others) < self.num_references:
+                continue
+            references = tuple(others[: self.num_references])
+            masks = tuple(p.parent / "masks" / f"{p.stem}.jpg" for p in references)
+            yield Row(
+                where=f"{where}: picture {index}",
+                subject=subject,
+                words="",
+                prompt=prompts[index].strip(),
+                references=references,
+                masks=masks if all(mask.exists() for mask in masks) else (),
+            )
+
+    def _kept(self, where: str, item: dict[str, Any], names: list[str]) -> list[int]:
+        """Pictures of a set that pass the filters, as in the dataset's own code."""
+        kept = set(range(len(names)))
+        try:
+            if self.min_aesthetics is not None:
+                scores = item["aesthetics_scores"]
+                kept &= {i for i in kept if scores[Path(names[i]).stem] >= self.min_aesthetics}
+            if self.min_dino is not None:
+                pairs = [
+                    (i, j)
+                    for i, row in enumerate(item["dino_scores"])
+                    for j, score in enumerate(row)
+                    if self.min_dino <= score <= _DUPLICATE and i < j
+                ]
+                kept &= {i for pair in pairs for i in pair}
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{where}: must have scores of every picture: {error!r}") from error
+        return sorted(kept)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One example of the metadata before its pictures are checked."""
+
+    where: str
+    subject: str
+    """Tells subjects apart."""
+    words: str
+    prompt: str
+    references: tuple[Path, ...]
+    masks: tuple[Path, ...]
+
+    def entry(self, pictures: dict[File, Picture]) -> Entry:
+        """The example with its checked pictures."""
+        references = tuple(pictures[path, "RGB"] for path in self.references)
+        masks = tuple(pictures[path, "L"] for path in self.masks) or None
+        check_masks(self.where, references, masks)
+        return Entry(
+            id=self.where,
+            prompt=self.prompt,
+            references=references,
+            masks=masks,
+            subject=self.words,
+        )
+
+
+def _read(file: Path) -> list[Any]:
+    try:
+        items = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: cannot be read as JSON: {error}") from error
+    if not isinstance(items, list):
+        raise DataError(f"{file}: must be a list, got {type(items).__name__}")
+    return items

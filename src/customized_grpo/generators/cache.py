@@ -1,0 +1,89 @@
+"""Prompts and references are encoded once: what they become is kept, in RAM and maybe on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from customized_grpo.config import CacheConfig, GeneratorConfig
+from customized_grpo.errors import CheckpointError
+from customized_grpo.files import write_atomic
+from customized_grpo.generators.base import Conditioning, Generator
+from customized_grpo.types import Example
+
+
+class CachedEncoder:
+    """``generator.encode``, of each example once.
+
+    An example is encoded alone, so that what it becomes does not depend on its company. Files are
+    named by a hash of the generator's config, the prompt and the pixels of the references: another
+    model or another picture is another file.
+    """
+
+    def __init__(
+        self, generator: Generator, identity: GeneratorConfig, config: CacheConfig
+    ) -> None:
+        self._generator, self._capacity = generator, config.num_examples
+        self._folder = None if config.folder is None else Path(config.folder)
+        self._identity = json.dumps(asdict(identity), sort_keys=True)
+        self._kept: OrderedDict[str, Conditioning] = OrderedDict()
+
+    def __call__(self, examples: Sequence[Example]) -> Conditioning:
+        """Conditioning ``[len(examples), ...]`` of examples of one layout, on the device."""
+        return Conditioning.stack([self._get(e) for e in examples]).to(self._generator.device)
+
+    def _get(self, example: Example) -> Conditioning:
+        key = _digest(self._identity, example)
+        if key not in self._kept:
+            self._kept[key] = self._load(key) or self._encode(key, example)
+            if len(self._kept) > self._capacity:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def _encode(self, key: str, example: Example) -> Conditioning:
+        encoded = self._generator.encode([example]).to(torch.device("cpu"))
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(self._folder / f"{key}.safetensors", save(_flat(encoded)))
+        return encoded
+
+    def _load(self, key: str) -> Conditioning | None:
+        file = None if self._folder is None else self._folder / f"{key}.safetensors"
+        if file is None or not file.exists():
+            return None
+        try:
+            tensors = load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{file}: cannot be read ({error}); delete it") from error
+        kinds: dict[str, dict[str, Tensor]] = {"per_sample": {}, "shared": {}}
+        for name, tensor in tensors.items():
+            kind, _, field = name.partition(".")
+            kinds[kind][field] = tensor
+        return Conditioning(**kinds)
+
+
+def _flat(conditioning: Conditioning) -> dict[str, Tensor]:
+    kinds = {"per_sample": conditioning.per_sample, "shared": conditioning.shared}
+    return {
+        f"{kind}.{name}": tensor.contiguous()
+        for kind, tensors in kinds.items()
+        for name, tensor in tensors.items()
+    }
+
+
+def _digest(identity: str, example: Example) -> str:
+    digest = hashlib.sha256(f"{identity}\n{example.prompt}\n".encode())
+    for reference in example.references:
+        digest.update(str(tuple(reference.shape)).encode())
+        digest.update(reference.contiguous().numpy().tobytes())
+    return digest.hexdigest()

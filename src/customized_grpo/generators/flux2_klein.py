@@ -1,0 +1,135 @@
+"""FLUX.2 [klein] (Black Forest Labs) through the stock Flux2KleinPipeline."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from customized_grpo.errors import ConfigError
+from customized_grpo.generators.base import Conditioning
+from customized_grpo.generators.pipeline import (
+    PipelineConfig,
+    PipelineGenerator,
+    Size,
+    load_pipeline,
+)
+from customized_grpo.types import Example
+
+_NATIVE_SIZE = 1024
+_LORA_TARGETS = re.compile(
+    r"\.attn\.(to_[qkv]|add_[qkv]_proj|to_add_out|to_out\.0|to_qkv_mlp_proj)$"
+    r"|single_transformer_blocks\.\d+\.attn\.to_out$"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Flux2KleinConfig(PipelineConfig):
+    """A FLUX.2 [klein] checkpoint: distilled (no guidance_scale), or a base model (e.g. 4).
+
+    Hub ids: 'black-forest-labs/FLUX.2-klein-4B' and '...-9B', '...-base-4B' and '...-base-9B'.
+    """
+
+    type: Literal["flux2-klein"] = "flux2-klein"
+    text_layers: tuple[int, ...] = (9, 18, 27)
+    """Hidden states of the text encoder that become the embedding."""
+
+    def build(self, device: torch.device) -> Flux2KleinGenerator:
+        """Loads the pipeline onto the device."""
+        from diffusers import Flux2KleinPipeline
+
+        return Flux2KleinGenerator(load_pipeline(self, Flux2KleinPipeline), self, device)
+
+
+class Flux2KleinGenerator(PipelineGenerator):
+    """Adapter: latents are patches ``[B, H W / 256, 4 C]``, normalised as the VAE's statistics say.
+
+    A base model is guided by the empty prompt: two passes of the transformer a step.
+    """
+
+    max_references = 4
+
+    def __init__(self, pipeline: Any, config: Flux2KleinConfig, device: torch.device) -> None:
+        super().__init__(pipeline, config, device, _NATIVE_SIZE)
+        self.lora_targets = tuple(
+            name
+            for name, module in self.transformer.named_modules()
+            if isinstance(module, nn.Linear) and _LORA_TARGETS.search(f".{name}")
+        )
+        self._guidance = self._check_guidance(config.guidance_scale)
+        self._text_layers = config.text_layers
+        self._max_sequence_length = config.max_sequence_length or pipeline.tokenizer_max_length
+
+    def _check_guidance(self, scale: float | None) -> float | None:
+        if self.pipeline.config.is_distilled and scale is not None:
+            raise ConfigError(
+                f"guidance_scale: this checkpoint is distilled, got {scale}; remove it"
+            )
+        return scale if scale is not None and scale > 1 else None
+
+    def _encode_text(
+        self, examples: Sequence[Example]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        embeds, text_ids = self._embed([example.prompt for example in examples])
+        shared = {"txt_ids": text_ids[0]}
+        if self._guidance is not None:
+            shared["negative"] = self._embed([""])[0]
+        return {"encoder_hidden_states": embeds}, shared
+
+    def _embed(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        return self.pipeline.encode_prompt(
+            prompt=prompts,
+            device=self.device,
+            max_sequence_length=self._max_sequence_length,
+            text_encoder_out_layers=self._text_layers,
+        )
+
+    def _encode_images(self, images: Tensor) -> Tensor:
+        vae = self.pipeline.vae
+        scaled: Any = images.to(vae.dtype) * 2 - 1
+        patches = self.pipeline._encode_vae_image(scaled, generator=None)
+        return self.pipeline._pack_latents(patches)
+
+    def _pack(self, latents: Tensor) -> Tensor:
+        return self.pipeline._pack_latents(self.pipeline._patchify_latents(latents))
+
+    def _positions(self, sizes: Sequence[Size]) -> dict[str, Tensor]:
+        shapes = [(1, 1, height // self.patch, width // self.patch) for height, width in sizes]
+        target = self.pipeline._prepare_latent_ids(torch.empty(1, 1, *self.grid))[0]
+        references = self.pipeline._prepare_image_ids([torch.empty(shape) for shape in shapes])[0]
+        return {"img_ids": torch.cat([target, references]).to(self.device)}
+
+    def _mu(self, num_steps: int) -> float:
+        from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+
+        return compute_empirical_mu(self.grid[0] * self.grid[1], num_steps)
+
+    def _predict(self, hidden: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        shared = dict(conditioning.shared)
+        negative = shared.pop("negative", None)
+
+        def predict(embeds: Tensor) -> Tensor:
+            return self.transformer(
+                hidden_states=hidden,
+                timestep=sigma,
+                encoder_hidden_states=embeds,
+                return_dict=False,
+                **shared,
+            )[0]
+
+        positive = predict(conditioning.per_sample["encoder_hidden_states"])
+        if self._guidance is None or negative is None:
+            return positive
+        unguided = predict(negative.expand(len(hidden), -1, -1))
+        return unguided + self._guidance * (positive - unguided)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        vae, rows = self.pipeline.vae, self.grid[0]
+        patches = latents.transpose(1, 2).unflatten(2, (rows, -1))
+        mean, variance = (v.view(1, -1, 1, 1) for v in (vae.bn.running_mean, vae.bn.running_var))
+        patches = patches * torch.sqrt(variance + vae.config.batch_norm_eps) + mean
+        return vae.decode(self.pipeline._unpatchify_latents(patches).to(vae.dtype)).sample

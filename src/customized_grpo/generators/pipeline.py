@@ -1,0 +1,275 @@
+"""What the adapters of all families share: loading, devices, references, guidance, weights."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import NonNegativeFloat, PositiveInt
+from torch import Tensor, nn
+
+from customized_grpo.assets import resolve_checkpoint
+from customized_grpo.buckets import bucket_for
+from customized_grpo.config import GeneratorConfig
+from customized_grpo.errors import ConfigError, DataError
+from customized_grpo.generators.base import Conditioning
+from customized_grpo.generators.lora import LORA_FILE, adapters_disabled, save_lora
+from customized_grpo.ops import shifted_sigmas
+from customized_grpo.types import Example, crop_and_resize
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PipelineConfig(GeneratorConfig):
+    """A checkpoint in diffusers format, how it is sampled, and how it is kept in memory."""
+
+    path: str
+    """Folder or hub id of the checkpoint, or 'embedded:generator'."""
+    height: PositiveInt | None = None
+    """Pixels of the output; None: the checkpoint's native size."""
+    width: PositiveInt | None = None
+    """See height."""
+    guidance_scale: NonNegativeFloat | None = None
+    """The same in training, evaluation and generation; None: see the family."""
+    max_sequence_length: PositiveInt | None = None
+    """Text tokens per prompt, longer ones are cut; None: the tokenizer's limit."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the frozen weights; LoRA weights are always float32."""
+    offload: bool = False
+    """Keep text encoders and VAE on the CPU except while they work."""
+    quantization: Literal["int8", "nf4"] | None = None
+    """Of the frozen transformer, under LoRA only: int8 halves bfloat16's memory (extra torchao),
+    nf4 quarters it (extra bitsandbytes, needs a GPU)."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time to train."""
+
+
+def load_pipeline(config: PipelineConfig, pipeline_class: Any, **components: Any) -> Any:
+    """The stock pipeline from a folder or hub id, safetensors only.
+
+    Raises:
+        ConfigError: if it is not there, or is no checkpoint of this pipeline.
+    """
+    folder = resolve_checkpoint(config.path)
+    if config.quantization is not None:
+        components["quantization_config"] = _quantization(config.quantization)
+    try:
+        return pipeline_class.from_pretrained(
+            folder, dtype=getattr(torch, config.dtype), use_safetensors=True, **components
+        )
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"path: {config.path!r} cannot be loaded as a {pipeline_class.__name__} checkpoint in "
+            "diffusers format (a hub id needs network or an earlier download, and gated models a "
+            "login): " + " ".join(str(error).split())
+        ) from error
+
+
+def _quantization(kind: str) -> Any:
+    from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig, TorchAoConfig
+
+    try:
+        if kind == "int8":
+            from torchao.quantization import Int8WeightOnlyConfig
+
+            how: Any = TorchAoConfig(Int8WeightOnlyConfig())
+        else:
+            import bitsandbytes  # noqa: F401
+
+            how = BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+            )
+    except ImportError as error:
+        extra = "torchao" if kind == "int8" else "bitsandbytes"
+        raise ConfigError(
+            f"quantization: {kind!r} needs the extra package ({error}); "
+            f"pip install 'customized-grpo[{extra}]'"
+        ) from error
+    if kind == "nf4" and not torch.cuda.is_available():
+        raise ConfigError("quantization: 'nf4' needs a GPU, and none is visible; use 'int8'")
+    return PipelineQuantizationConfig(quant_mapping={"transformer": how})
+
+
+class PipelineGenerator(ABC):
+    """Adapter over a stock pipeline; latents are packed ``[B, S, C]``, S the target's tokens."""
+
+    lora_targets: tuple[str, ...] = (
+        "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"
+    )  # fmt: skip
+    text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    max_references: int = 1
+
+    def __init__(
+        self, pipeline: Any, config: PipelineConfig, device: torch.device, native_size: int
+    ) -> None:
+        self.pipeline, self.config, self.device = pipeline, config, device
+        self.transformer: nn.Module = pipeline.transformer.eval()
+        if config.gradient_checkpointing:
+            pipeline.transformer.enable_gradient_checkpointing()
+        self.patch: int = 2 * pipeline.vae_scale_factor
+        self.height, self.width = config.height or native_size, config.width or native_size
+        for name, value in (("height", self.height), ("width", self.width)):
+            if value % self.patch:
+                raise ConfigError(f"{name}: must be a multiple of {self.patch}, got {value}")
+        pipeline.transformer.to(device)
+        if not config.offload:
+            self._encoders_to(device)
+
+    @property
+    def grid(self) -> Size:
+        """Rows and columns of the target's tokens."""
+        return self.height // self.patch, self.width // self.patch
+
+    def check(self, example: Example) -> None:
+        """See the Protocol."""
+        count = len(example.references)
+        if not 1 <= count <= self.max_references:
+            takes = "exactly one reference" if self.max_references == 1 else (
+                f"1 to {self.max_references} references"
+            )  # fmt: skip
+            raise DataError(
+                f"example {example.id!r}: {self.config.type} takes {takes}, got {count}"
+            )
+
+    @torch.no_grad()
+    def encode(self, examples: Sequence[Example]) -> Conditioning:
+        """See the Protocol. References of other shapes lose a margin to the nearest allowed one."""
+        for example in examples:
+            self.check(example)
+        references = self._references(examples)
+        with self._at_work(*self.text_encoders):
+            text, text_shared = self._encode_text(examples)
+        with self._at_work("vae"):
+            packed = torch.cat([self._encode_images(images) for images in references], 1)
+        sizes = [(images.shape[-2], images.shape[-1]) for images in references]
+        return Conditioning(
+            per_sample={**text, "reference_latents": packed},
+            shared={**text_shared, **self._positions(sizes)},
+        )
+
+    def _references(self, examples: Sequence[Example]) -> list[Tensor]:
+        """First, second, ... references ``[B, 3, h, w]`` of examples of one layout."""
+        sized = [[self._sized(r, len(e.references)) for r in e.references] for e in examples]
+        layouts = {tuple(image.shape for image in images) for images in sized}
+        if len(layouts) > 1:
+            raise DataError(
+                "references: must be equal in number and shape within a batch, got "
+                f"{len(layouts)} layouts; batch by customized_grpo.buckets.layout"
+            )
+        return [torch.stack(images).to(self.device) for images in zip(*sized, strict=True)]
+
+    def _sized(self, reference: Tensor, count: int) -> Tensor:
+        _, height, width = reference.shape
+        return crop_and_resize(reference, *self.reference_size((height, width), count))
+
+    def reference_size(self, size: Size, count: int) -> Size:
+        """Pixels at which a reference of ``size``, one of ``count``, is encoded: the target's area
+        in the reference's aspect ratio."""
+        return bucket_for(*size, self.height * self.width, self.patch)
+
+    def sigmas(self, num_steps: int, shift: float | None) -> Tensor:
+        """See the Protocol; the default is the pipeline's own schedule at this size."""
+        if shift is not None:
+            return shifted_sigmas(num_steps, shift)
+        import numpy as np
+
+        ours = self.pipeline.scheduler
+        scheduler = type(ours).from_config(ours.config)
+        scheduler.set_timesteps(
+            sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=self._mu(num_steps)
+        )
+        return scheduler.sigmas.float()
+
+    def noise(self, count: int, generator: torch.Generator) -> Tensor:
+        """See the Protocol."""
+        rows, columns = self.grid
+        channels = self.pipeline.transformer.config.in_channels // 4
+        spatial = torch.randn(count, channels, 2 * rows, 2 * columns, generator=generator)
+        return self._pack(spatial).to(self.device)
+
+    def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """See the Protocol."""
+        reference = conditioning.per_sample["reference_latents"]
+        hidden = torch.cat([latents, reference.to(latents.dtype)], 1)
+        if not torch.is_autocast_enabled(latents.device.type):
+            hidden = hidden.to(self.pipeline.transformer.dtype)
+        return self._predict(hidden, sigma, conditioning)[:, : latents.shape[1]].float()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """See the Protocol."""
+        with self._at_work("vae"):
+            images = self._decode(latents)
+        return (images.float() / 2 + 0.5).clamp(0, 1)
+
+    def base_policy(self) -> AbstractContextManager[None]:
+        """See the Protocol."""
+        return adapters_disabled(self.transformer)
+
+    def save_weights(self, folder: Path) -> None:
+        """See the Protocol: a LoRA file, or the whole transformer after full fine-tuning."""
+        if getattr(self.transformer, "peft_config", None):
+            save_lora(type(self.pipeline), self.transformer, folder)
+        else:
+            self.pipeline.transformer.save_pretrained(folder / "transformer")
+
+    def load_weights(self, folder: Path) -> None:
+        """See the Protocol."""
+        if (folder / LORA_FILE).exists():
+            self.pipeline.load_lora_weights(str(folder))
+        else:
+            tuned = type(self.pipeline.transformer).from_pretrained(folder / "transformer")
+            self.transformer.load_state_dict(tuned.state_dict())
+
+    @contextmanager
+    def _at_work(self, *names: str) -> Iterator[None]:
+        """Encoders on the device inside, and away again afterwards if they are offloaded."""
+        if not self.config.offload:
+            yield
+            return
+        self._encoders_to(self.device, names)
+        try:
+            yield
+        finally:
+            self._encoders_to(torch.device("cpu"), names)
+
+    def _encoders_to(self, device: torch.device, names: tuple[str, ...] | None = None) -> None:
+        for name in names or (*self.text_encoders, "vae"):
+            getattr(self.pipeline, name).to(device)
+
+    @abstractmethod
+    def _encode_text(
+        self, examples: Sequence[Example]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Per-sample and shared conditioning by the prompts."""
+
+    @abstractmethod
+    def _encode_images(self, images: Tensor) -> Tensor:
+        """Packed latents ``[B, s, C]`` of images ``[B, 3, h, w]`` in [0, 1]."""
+
+    @abstractmethod
+    def _positions(self, sizes: Sequence[Size]) -> dict[str, Tensor]:
+        """Position ids of target and references, as the transformer takes them."""
+
+    @abstractmethod
+    def _mu(self, num_steps: int) -> float:
+        """Shift of the schedule, in the scheduler's terms."""
+
+    @abstractmethod
+    def _pack(self, latents: Tensor) -> Tensor:
+        """``[B, C, h, w]`` -> ``[B, h w / 4, 4 C]``."""
+
+    @abstractmethod
+    def _predict(self, hidden: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """The transformer's output ``[B, S + s, C]``, guided where the family has guidance."""
+
+    @abstractmethod
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Images ``[B, 3, H, W]`` in [-1, 1] of packed latents."""

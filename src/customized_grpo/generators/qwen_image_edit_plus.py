@@ -1,0 +1,203 @@
+"""Qwen-Image-Edit-Plus (Qwen, arXiv:2508.02324) through the stock QwenImageEditPlusPipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor
+
+from customized_grpo.assets import resolve_checkpoint
+from customized_grpo.buckets import bucket_for
+from customized_grpo.errors import ConfigError
+from customized_grpo.generators.base import Conditioning
+from customized_grpo.generators.pipeline import (
+    PipelineConfig,
+    PipelineGenerator,
+    Size,
+    load_pipeline,
+)
+from customized_grpo.types import Example
+
+_NATIVE_SIZE = 1024
+_MULTIPLE = 32  # of reference sizes in the stock pipeline
+_PICTURE = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QwenImageEditPlusConfig(PipelineConfig):
+    """A Qwen-Image-Edit-Plus checkpoint; guidance_scale (stock: 4) guides by a blank prompt.
+
+    Hub id: 'Qwen/Qwen-Image-Edit-2509' or a later one.
+    """
+
+    type: Literal["qwen-image-edit-plus"] = "qwen-image-edit-plus"
+    reference_area: PositiveInt = 1024 * 1024
+    """Pixels at which the VAE sees a reference, whatever its shape."""
+    condition_area: PositiveInt = 384 * 384
+    """Pixels at which the text encoder sees a reference."""
+
+    def build(self, device: torch.device) -> QwenImageEditPlusGenerator:
+        """Loads the pipeline onto the device."""
+        from diffusers import QwenImageEditPlusPipeline
+
+        pipeline = load_pipeline(self, QwenImageEditPlusPipeline, processor=None)
+        return QwenImageEditPlusGenerator(pipeline, self, device)
+
+
+class QwenImageEditPlusGenerator(PipelineGenerator):
+    """Adapter: latents are packed ``[B, H W / 256, 4 C]``; the text encoder sees the references.
+
+    Guided, a step takes two passes of the transformer.
+    """
+
+    max_references = 3
+
+    def __init__(
+        self, pipeline: Any, config: QwenImageEditPlusConfig, device: torch.device
+    ) -> None:
+        super().__init__(pipeline, config, device, _NATIVE_SIZE)
+        self._areas = config.reference_area, config.condition_area
+        scale = config.guidance_scale
+        self._guidance = scale if scale is not None and scale > 1 else None
+        self._limit = config.max_sequence_length
+        self._images = _image_processor(config.path)
+
+    def reference_size(self, size: Size, count: int) -> Size:
+        """See the base class."""
+        return bucket_for(*size, self._areas[0], _MULTIPLE)
+
+    def _encode_text(
+        self, examples: Sequence[Example]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        embeds, mask = self._embed([(example, example.prompt) for example in examples])
+        per_sample = {"encoder_hidden_states": embeds, "encoder_hidden_states_mask": mask}
+        if self._guidance is not None:
+            embeds, mask = self._embed([(example, " ") for example in examples])
+            per_sample |= {"negative": embeds, "negative_mask": mask}
+        return per_sample, {}
+
+    def _embed(self, tasks: Sequence[tuple[Example, str]]) -> tuple[Tensor, Tensor]:
+        """Embeddings ``[B, L, D]`` and their mask ``[B, L]`` int64, without the system prompt."""
+        inputs = self._inputs(tasks)
+        hidden = self.pipeline.text_encoder(**inputs, output_hidden_states=True).hidden_states[-1]
+        start = self.pipeline.prompt_template_encode_start_idx
+        return hidden[:, start:], inputs["attention_mask"][:, start:]
+
+    def _inputs(self, tasks: Sequence[tuple[Example, str]]) -> dict[str, Tensor]:
+        """Arguments of the text encoder. ``mm_token_type_ids`` marks the picture's tokens: the
+        stock pipeline forgets it, and loses their positions (diffusers #14194)."""
+        pictures = [self._picture(image) for example, _ in tasks for image in example.references]
+        processed = self._images(pictures, return_tensors="pt")
+        grids = processed["image_grid_thw"]
+        counts = iter((grids.prod(-1) // self._images.merge_size**2).tolist())
+        texts = []
+        for example, prompt in tasks:
+            seen = "".join(
+                _PICTURE.format(i + 1).replace("<|image_pad|>", "<|image_pad|>" * next(counts))
+                for i in range(len(example.references))
+            )
+            texts.append(self.pipeline.prompt_template_encode.format(seen + self._cut(prompt)))
+        tokens = self.pipeline.tokenizer(
+            texts, padding=True, padding_side="right", return_tensors="pt"
+        )
+        picture_token = self.pipeline.text_encoder.config.image_token_id
+        return {
+            "input_ids": tokens.input_ids.to(self.device),
+            "attention_mask": tokens.attention_mask.to(self.device),
+            "mm_token_type_ids": (tokens.input_ids == picture_token).int().to(self.device),
+            "pixel_values": processed["pixel_values"].to(self.device),
+            "image_grid_thw": grids.to(self.device),
+        }
+
+    def _cut(self, prompt: str) -> str:
+        if self._limit is None:
+            return prompt
+        tokenizer = self.pipeline.tokenizer
+        ids = tokenizer(prompt, add_special_tokens=False).input_ids
+        return prompt if len(ids) <= self._limit else tokenizer.decode(ids[: self._limit])
+
+    def _picture(self, image: Tensor) -> Any:
+        """``[3, h, w]`` as a PIL image at the text encoder's size."""
+        from PIL import Image
+
+        height, width = bucket_for(*image.shape[-2:], self._areas[1], _MULTIPLE)
+        pixels = (image * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+        return self.pipeline.image_processor.resize(Image.fromarray(pixels), height, width)
+
+    def _encode_images(self, images: Tensor) -> Tensor:
+        vae = self.pipeline.vae
+        frames = (images.to(vae.dtype) * 2 - 1).unsqueeze(2)
+        latents = self.pipeline._encode_vae_image(frames, generator=None)
+        return self._pack(latents.squeeze(2))
+
+    def _pack(self, latents: Tensor) -> Tensor:
+        return self.pipeline._pack_latents(latents, *latents.shape)
+
+    def _positions(self, sizes: Sequence[Size]) -> dict[str, Tensor]:
+        grids = [
+            self.grid,
+            *((height // self.patch, width // self.patch) for height, width in sizes),
+        ]
+        return {"img_shapes": torch.tensor([(1, *grid) for grid in grids])}  # stays on the CPU
+
+    def _mu(self, num_steps: int) -> float:
+        from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate_shift
+
+        config = self.pipeline.scheduler.config
+        return calculate_shift(
+            self.grid[0] * self.grid[1],
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", 1.15),
+        )
+
+    def _predict(self, hidden: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        shapes = [tuple(shape) for shape in conditioning.shared["img_shapes"].tolist()]
+
+        def predict(embeds: Tensor, mask: Tensor) -> Tensor:
+            return self.transformer(
+                hidden_states=hidden,
+                timestep=sigma,
+                encoder_hidden_states=embeds,
+                encoder_hidden_states_mask=mask,
+                img_shapes=[shapes] * len(hidden),
+                return_dict=False,
+            )[0]
+
+        given = conditioning.per_sample
+        positive = predict(given["encoder_hidden_states"], given["encoder_hidden_states_mask"])
+        if self._guidance is None:
+            return positive
+        unguided = predict(given["negative"], given["negative_mask"])
+        guided = unguided + self._guidance * (positive - unguided)
+        return guided * (positive.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        vae = self.pipeline.vae
+        unpacked = self.pipeline._unpack_latents(
+            latents, self.height, self.width, self.pipeline.vae_scale_factor
+        )
+        mean, std = (
+            torch.tensor(values, device=latents.device).view(1, -1, 1, 1, 1)
+            for values in (vae.config.latents_mean, vae.config.latents_std)
+        )
+        return vae.decode((unpacked * std + mean).to(vae.dtype)).sample[:, :, 0]
+
+
+def _image_processor(path: str) -> Any:
+    """The text encoder's image processor, without torchvision, which the stock one needs."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    try:
+        return Qwen2VLImageProcessorPil.from_pretrained(
+            resolve_checkpoint(path), subfolder="processor"
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"path: {path!r} has no readable processor: {' '.join(str(error).split())}"
+        ) from error

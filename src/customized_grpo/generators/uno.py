@@ -1,0 +1,74 @@
+"""UNO (ByteDance, arXiv:2504.02160): FLUX.1 [dev] that sees 1 to 4 references by a LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import PositiveInt
+
+from customized_grpo.buckets import long_side_for
+from customized_grpo.errors import ConfigError
+from customized_grpo.generators.flux1 import Flux1Generator
+from customized_grpo.generators.pipeline import PipelineConfig, Size, load_pipeline
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnoConfig(PipelineConfig):
+    """FLUX.1 [dev] with UNO's LoRA merged into it: what is trained starts from there.
+
+    Hub ids: path 'black-forest-labs/FLUX.1-dev', uno_lora 'bytedance-research/UNO',
+    guidance_scale 4.
+    """
+
+    type: Literal["uno"] = "uno"
+    uno_lora: str | None = None
+    """UNO's LoRA: a safetensors file, its folder, or a hub id; None: it is merged already."""
+    reference_long_side: PositiveInt | None = None
+    """Pixels; None: 512 for one reference and 320 for several, as UNO was trained."""
+
+    def build(self, device: torch.device) -> Flux1Generator:
+        """Loads the pipeline and merges UNO's LoRA."""
+        from diffusers import FluxPipeline
+
+        pipeline = load_pipeline(self, FluxPipeline)
+        if self.uno_lora is not None:
+            _merge(pipeline, self.uno_lora)
+        return Flux1Generator(pipeline, self, device, Uno(self.reference_long_side))
+
+
+def _merge(pipeline: Any, lora: str) -> None:
+    try:
+        pipeline.load_lora_weights(lora)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"uno_lora: {lora!r} cannot be loaded as a LoRA of FLUX.1: "
+            + " ".join(str(error).split())
+        ) from error
+    pipeline.fuse_lora(components=["transformer"])
+    pipeline.unload_lora_weights()
+
+
+class Uno:
+    """References lie on the diagonal: each starts where target and earlier references end."""
+
+    max_references = 4
+
+    def __init__(self, long_side: int | None) -> None:
+        self._long_side = long_side
+
+    def size(self, image: Size, target: Size, count: int, multiple: int) -> Size:
+        """See ReferenceScheme: a long side of 512, or 320 where there are several."""
+        long_side = self._long_side or (512 if count == 1 else 320)
+        return long_side_for(*image, long_side, multiple)
+
+    def offset(self, number: int, target: Size, before: Sequence[Size]) -> tuple[int, int, int]:
+        """See ReferenceScheme."""
+        earlier = [target, *before]
+        return 0, sum(height for height, _ in earlier), sum(width for _, width in earlier)
+
+    def sequence_length(self, target: Size) -> int:
+        """See ReferenceScheme: a 64th of the target's tokens, as in UNO's code."""
+        return 4 * target[0] * target[1] // 256

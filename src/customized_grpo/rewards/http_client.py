@@ -1,0 +1,226 @@
+"""What the rewards behind HTTP share: a bounded request, and retries with backoff and jitter.
+
+httpx2 is the maintained httpx; it is there anyway, through huggingface_hub.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import httpx2
+
+from customized_grpo.errors import ConfigError
+
+T = TypeVar("T")
+
+_RETRIED = {408, 425, 429}  # and every 5xx
+_TEXT_LIMIT = 300
+_MAX_LINES = 3
+
+
+class TemporaryFailure(Exception):
+    """Worth another try, after ``retry_after`` seconds where the server named a time."""
+
+    def __init__(self, text: str, retry_after: float | None = None) -> None:
+        super().__init__(text)
+        self.retry_after = retry_after
+
+
+class PermanentFailure(Exception):
+    """Another try would fail in the same way."""
+
+    def __init__(self, text: str, status: int | None = None) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Backoff:
+    """Exponential waits with jitter; a server's Retry-After is never undercut."""
+
+    retries: int
+    """Further tries after the first."""
+    base: float = 0.5
+    """Seconds before the first retry, on average; doubles with each."""
+    cap: float = 60.0
+    """Longest wait in seconds; a server that asks for more counts as failed."""
+    sleep: Callable[[float], None] = time.sleep
+    jitter: Callable[[], float] = random.Random().random  # its own: leaves the global state alone
+
+    def run(self, attempt: Callable[[], T]) -> T:
+        """Result of the first attempt that succeeds.
+
+        Raises:
+            TemporaryFailure: of the last try.
+            PermanentFailure: at once.
+        """
+        for number in range(self.retries):
+            try:
+                return attempt()
+            except TemporaryFailure as failure:
+                wait = self.seconds(number, failure)
+            self.sleep(wait)
+        return attempt()
+
+    def seconds(self, number: int, failure: TemporaryFailure) -> float:
+        """Wait after try ``number`` (from 0).
+
+        Raises:
+            PermanentFailure: if the server asks for more than ``cap``.
+        """
+        asked = failure.retry_after or 0.0
+        if asked > self.cap:
+            raise PermanentFailure(
+                f"{failure}; asks to wait {asked:.0f} s, at most {self.cap:.0f} are waited"
+            )
+        backoff = min(self.cap, self.base * 2**number)
+        return max(asked, backoff / 2) + self.jitter() * backoff  # in step, all would come back
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Endpoint:
+    """An HTTP client with its bounds and its secret, which is kept out of every message."""
+
+    client: httpx2.Client
+    timeout: float
+    """Seconds for the whole answer, however slowly it comes."""
+    max_bytes: int = 16 * 2**20
+    """Longest answer that is read."""
+    secret: str | None = None
+
+    def send(
+        self, method: str, url: str, content: bytes | None = None, content_type: str | None = None
+    ) -> Any:
+        """The JSON of the answer.
+
+        Raises:
+            TemporaryFailure: no connection, no whole answer in time, 408, 425, 429, 5xx, no JSON.
+            PermanentFailure: any other status but 200, with the server's own words.
+        """
+        headers = {} if content_type is None else {"content-type": content_type}
+        if self.secret is not None:
+            headers["authorization"] = f"Bearer {self.secret}"
+        try:
+            status, reply_headers, body = self._exchange(method, url, content, headers)
+        except httpx2.TimeoutException as error:
+            raise TemporaryFailure(f"no answer within {self.timeout:g} s") from error
+        except httpx2.RequestError as error:
+            text = " ".join(str(error).split()) or "connection lost"
+            raise TemporaryFailure(f"{type(error).__name__}: {text}") from error
+        if status != 200:
+            raise self._failure(status, reply_headers, body)
+        try:
+            return json.loads(body)
+        except ValueError as error:
+            kind = reply_headers.get("content-type", "no content type")
+            raise TemporaryFailure(f"the answer is not JSON ({kind})") from error
+
+    def _exchange(
+        self, method: str, url: str, content: bytes | None, headers: dict[str, str]
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        # The client's time-outs are per read: an answer that trickles in would never run into them.
+        deadline = time.monotonic() + self.timeout
+        body = bytearray()
+        with self.client.stream(
+            method, url, content=content, headers=headers, timeout=self.timeout
+        ) as response:
+            for chunk in response.iter_bytes():
+                body += chunk
+                if len(body) > self.max_bytes:
+                    raise TemporaryFailure(f"the answer is longer than {self.max_bytes} bytes")
+                if time.monotonic() > deadline:
+                    raise TemporaryFailure(f"no complete answer within {self.timeout:g} s")
+            return response.status_code, response.headers, bytes(body)
+
+    def _failure(
+        self, status: int, headers: Mapping[str, str], body: bytes
+    ) -> TemporaryFailure | PermanentFailure:
+        text = f"HTTP {status}: {_server_text(body)}"
+        if self.secret is not None:
+            text = text.replace(self.secret, "***")
+        if status in _RETRIED or status >= 500:
+            return TemporaryFailure(text, retry_after(headers.get("retry-after")))
+        return PermanentFailure(text, status)
+
+
+def _server_text(body: bytes) -> str:
+    """One short line of an error answer: FastAPI's `detail`, OpenAI's `error.message`, or all."""
+    text = body.decode("utf-8", errors="replace")
+    try:
+        found: Any = json.loads(text)
+    except ValueError:
+        found = None
+    if isinstance(found, dict):
+        error = found.get("error")
+        inner = error.get("message") if isinstance(error, dict) else error
+        text = str(found.get("detail") or inner or text)
+    return " ".join(text.split())[:_TEXT_LIMIT] or "no text"
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds of a Retry-After header: a number or a date; None if there is none to be read."""
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        except ValueError:
+            return None
+    return max(0.0, seconds) if seconds == seconds else None
+
+
+def failure_lines(texts: Counter[str], num_images: int) -> list[str]:
+    """A line for each of the most frequent reasons why images of a batch could not be scored."""
+    common = texts.most_common(_MAX_LINES)
+    lines = [f"{count} of {num_images} images: {text}" for text, count in common]
+    rest = texts.total() - sum(count for _, count in common)
+    return [*lines, f"{rest} of {num_images} images: other reasons"] if rest else lines
+
+
+def check_url(field: str, url: str) -> None:
+    """Refuses what is no plain http(s) URL; one with a password would end up in files and logs.
+
+    Raises:
+        ValueError: naming the field; as pydantic wants it of a config's ``__post_init__``.
+    """
+    try:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL as error:
+        raise ValueError(f"{field} must be an http(s) URL, got {url!r}: {error}") from error
+    if parsed.userinfo:
+        raise ValueError(
+            f"{field} must hold no user or password, got one for {parsed.host!r}; name an "
+            "environment variable instead"
+        )
+    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query:
+        raise ValueError(
+            f"{field} must be an http(s) URL without a query, got {url!r}; write it like "
+            "http://host:8100"
+        )
+
+
+def read_secret(field: str, variable: str | None) -> str | None:
+    """Value of the environment variable that a config names.
+
+    Raises:
+        ConfigError: if it is not set, or cannot stand in an HTTP header.
+    """
+    if variable is None:
+        return None
+    secret = os.environ.get(variable, "").strip()
+    if not secret or not secret.isascii() or not secret.isprintable():
+        raise ConfigError(
+            f"{field}: the environment variable {variable!r} must hold a token of printable ASCII "
+            f"characters, got {'something else' if secret else 'nothing'}; export it"
+        )
+    return secret

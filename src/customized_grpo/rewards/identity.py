@@ -1,0 +1,257 @@
+"""Identity: is it the same subject, and is it more than a copy of the picture?
+
+One implementation for every image encoder; ``dinov2``, ``dinov3`` and ``clip-image`` differ in
+theirs only. Axes: B images, U different examples, R references, D features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import NonNegativeFloat
+from torch import Tensor
+
+from customized_grpo.config import RewardConfig
+from customized_grpo.errors import DataError
+from customized_grpo.rewards.base import distinct
+from customized_grpo.rewards.dual_encoder import batched
+from customized_grpo.rewards.loading import load_model
+from customized_grpo.rewards.preprocess import Preprocessing
+from customized_grpo.rewards.regions import Segmenter, cut_out
+from customized_grpo.types import Example
+
+logger = logging.getLogger("customized_grpo")
+
+_CACHED = 4096  # references whose features are kept: 32 MB at 2 x 1024 numbers
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IdentityConfig(RewardConfig):
+    """What the identity rewards have in common; the type says which encoder looks."""
+
+    path: str
+    """Folder, hub id, or 'embedded:reward-dino' for dinov2."""
+
+    references: Literal["max", "mean"] = "max"
+    """Of several references, the most similar one counts, or their mean."""
+
+    region: Literal["image", "subject"] = "image"
+    """Of the reference: the whole picture, or the subject cut out by its mask (grey around it), so
+    that copying the reference's background is not rewarded."""
+
+    output_region: Literal["image", "subject"] = "image"
+    """Of the output: the whole picture, or the subject that the segmenter finds in it; where it
+    finds none, the whole picture."""
+
+    segmenter: str | None = None
+    """Folder or hub id of a CLIPSeg, such as 'CIDAS/clipseg-rd64-refined', which finds the subject
+    by its name: in outputs, and in references without masks."""
+
+    copy_penalty: NonNegativeFloat = 0.0
+    """Weight of what is subtracted for copying: how much more similar the whole output is to the
+    whole reference than the reference's subject alone is; 0 if it is not, 0 = off."""
+
+    def __post_init__(self) -> None:
+        """Options that need each other.
+
+        Raises:
+            ValueError: if one would have no effect or lacks another.
+        """
+        if self.output_region == "subject" and self.segmenter is None:
+            raise ValueError(
+                "segmenter must be given for output_region 'subject', got null; write "
+                "segmenter: CIDAS/clipseg-rd64-refined"
+            )
+        if (
+            self.segmenter
+            and not self.copy_penalty
+            and self.output_region == self.region == "image"
+        ):
+            raise ValueError(
+                f"segmenter must be null where nothing is cut out, got {self.segmenter!r}; set "
+                "region or output_region to subject"
+            )
+
+
+class IdentityReward:
+    """Cosine similarity of output and references, less the copy penalty; see IdentityConfig.
+
+    ``score = agg_r cos(o, t_r) - copy_penalty * max_r max(0, cos(O, W_r) - cos(S_r, W_r))``
+
+    with features of: o the output in ``output_region``, t the reference in ``region``, O and W the
+    whole pictures, S the reference's subject alone. ``cos(S, W)`` is the similarity to the
+    reference that its subject explains. A faithful subject in a new scene stays below it and pays
+    nothing; a copy pays ``1 - cos(S, W)``, and distance beyond that is not rewarded. It is the
+    idea of the copy-paste score of WithAnyone (arXiv:2510.14975), with the reference's own subject
+    in place of a ground truth, which training prompts do not have.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[Tensor], Tensor],
+        preprocess: Preprocessing,
+        config: IdentityConfig,
+        segmenter: Segmenter | None = None,
+    ) -> None:
+        self._encode, self._preprocess = encode, preprocess
+        self._config, self._segmenter = config, segmenter
+        self._cache: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    @classmethod
+    def load(
+        cls,
+        config: IdentityConfig,
+        model_class: Any,
+        features: Callable[[Any, Tensor], Tensor],
+        device: torch.device,
+    ) -> IdentityReward:
+        """With the encoder ``features(model, pixels) -> [B, D]``.
+
+        Raises:
+            ConfigError: if a checkpoint is missing or of another kind.
+        """
+        model = load_model(model_class, config.path, device)
+        preprocess = Preprocessing.from_pretrained(config.path)
+        segmenter = config.segmenter and Segmenter.load(config.segmenter, device)
+        return cls(lambda pixels: features(model, pixels), preprocess, config, segmenter or None)
+
+    @torch.no_grad()
+    def score(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
+        """See the Protocol; NaN where no reference of the example shows its subject.
+
+        Raises:
+            DataError: if a subject is to be cut out and neither masks nor a segmenter are there.
+        """
+        config = self._config
+        unique, place = distinct(examples)
+        references = self._references(unique, images.device)[place.to(images.device)]
+        subjects, wholes = references.unbind(2)
+        targets = wholes if config.region == "image" else subjects
+        output = self._outputs(images, examples)
+        identity = _pool(torch.einsum("bd,brd->br", output, targets), config.references)
+        if not config.copy_penalty:
+            return identity
+        whole = output if config.output_region == "image" else self.embed(images)
+        explained = (subjects * wholes).sum(2)
+        excess = (torch.einsum("bd,brd->br", whole, wholes) - explained).clamp(min=0)
+        return identity - config.copy_penalty * _pool(excess, "max")
+
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> Tensor:
+        """See ImageEmbedder."""
+        return batched(lambda some: self._features(self._preprocess(some)), images)
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        return F.normalize(self._encode(pixels).float(), dim=-1)
+
+    def _outputs(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
+        if self._config.output_region == "image" or self._segmenter is None:
+            return self.embed(images)
+        masks = self._segmenter.masks(list(images), [example.named_subject for example in examples])
+        cut = [
+            cut_out(image, mask) if mask.any() else image
+            for image, mask in zip(images, masks, strict=True)
+        ]
+        return batched(self._features, self._preprocess.stack(cut))
+
+    def _references(self, examples: Sequence[Example], device: torch.device) -> Tensor:
+        """Features ``[U, R, 2, D]`` of subject and whole picture; NaN = unused or not there."""
+        keys = [
+            [_digest(example, n) for n in range(len(example.references))] for example in examples
+        ]
+        missing: dict[bytes, tuple[Example, int]] = {}
+        for example, row in zip(examples, keys, strict=True):
+            for number, key in enumerate(row):
+                if key not in self._cache:
+                    missing.setdefault(key, (example, number))
+        if missing:
+            features = self._encode_references(list(missing.values()), device)
+            self._cache.update(zip(missing, features, strict=True))
+        rows = [torch.stack([self._cache[key] for key in row]) for row in keys]
+        for key in (key for row in keys for key in row):
+            self._cache.move_to_end(key)
+        while len(self._cache) > _CACHED:
+            self._cache.popitem(last=False)
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=torch.nan)
+
+    def _encode_references(
+        self, wanted: Sequence[tuple[Example, int]], device: torch.device
+    ) -> Tensor:
+        """Features ``[len(wanted), 2, D]``, all of them in one batch."""
+        pictures = [example.references[number].to(device) for example, number in wanted]
+        config = self._config
+        needs_subject = config.region == "subject" or config.copy_penalty > 0
+        needs_whole = config.region == "image" or config.copy_penalty > 0
+        slots: list[tuple[int, int, Tensor]] = []
+        if needs_subject:
+            cuts = self._cut_references(wanted, pictures)
+            slots += [(i, 0, cut) for i, cut in enumerate(cuts) if cut is not None]
+        if needs_whole:
+            slots += [(i, 1, picture) for i, picture in enumerate(pictures)]
+        pixels = self._preprocess.stack([picture for *_, picture in slots] or pictures)
+        encoded = batched(self._features, pixels)
+        features = encoded.new_full((len(wanted), 2, encoded.shape[1]), torch.nan)
+        for (position, kind, _), row in zip(slots, encoded, strict=False):
+            features[position, kind] = row
+        return features
+
+    def _cut_references(
+        self, wanted: Sequence[tuple[Example, int]], pictures: Sequence[Tensor]
+    ) -> list[Tensor | None]:
+        """Subjects cut out; None where the mask is empty."""
+        cuts: list[Tensor | None] = []
+        masks = self._reference_masks(wanted, pictures)
+        for (example, number), picture, mask in zip(wanted, pictures, masks, strict=True):
+            shown = bool((mask > 0.5).any())
+            cuts.append(cut_out(picture, mask.to(picture.device)) if shown else None)
+            if not shown:
+                logger.warning(
+                    "example %r: no subject in reference %d; it is left out", example.id, number
+                )
+        return cuts
+
+    def _reference_masks(
+        self, wanted: Sequence[tuple[Example, int]], pictures: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """The data's masks, or the segmenter's where the data have none."""
+        known = {
+            i: example.reference_masks[number]
+            for i, (example, number) in enumerate(wanted)
+            if example.reference_masks is not None
+        }
+        bare = [i for i in range(len(wanted)) if i not in known]
+        if bare and self._segmenter is None:
+            raise DataError(
+                f"example {wanted[bare[0]][0].id!r}: the subject region needs a mask for every "
+                "reference, got none; add masks to the data, or name a segmenter"
+            )
+        if bare and self._segmenter is not None:
+            names = [wanted[i][0].named_subject for i in bare]
+            found = self._segmenter.masks([pictures[i] for i in bare], names)
+            known |= dict(zip(bare, found, strict=True))
+        return [known[i] for i in range(len(wanted))]
+
+
+def _pool(similarities: Tensor, how: str) -> Tensor:
+    """``[B]`` of ``[B, R]``, leaving out NaN; NaN if nothing is left."""
+    if how == "mean":
+        return similarities.nanmean(1)
+    best = similarities.nan_to_num(-torch.inf, posinf=torch.inf).amax(1)
+    return torch.where(best.isfinite(), best, torch.nan)
+
+
+def _digest(example: Example, number: int) -> bytes:
+    """Of what the features of a reference depend on: examples of one subject share them."""
+    digest = hashlib.blake2b(example.subject.encode(), digest_size=16)
+    masks = example.reference_masks or ()
+    for tensor in (example.references[number], *masks[number : number + 1]):
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.digest()

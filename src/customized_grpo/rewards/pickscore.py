@@ -1,0 +1,27 @@
+"""PickScore: which picture would people pick for the prompt? (arXiv:2305.01569)"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from customized_grpo.config import RewardConfig
+from customized_grpo.rewards.dual_encoder import PromptReward, load_clip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PickScoreConfig(RewardConfig):
+    """``exp(logit_scale) * cosine`` of a CLIPModel tuned on human choices, as its authors score."""
+
+    type: Literal["pickscore"] = "pickscore"  # pyright: ignore[reportIncompatibleVariableOverride]
+    path: str = "yuvalkirstain/PickScore_v1"
+    """Folder or hub id of the CLIPModel."""
+    processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+    """Folder or hub id of tokenizer and preprocessing, which the authors take from here."""
+
+    def build(self, device: torch.device) -> PromptReward:
+        """Loads model, tokenizer and preprocessing."""
+        encoder = load_clip(self.path, device, self.processor)
+        return PromptReward(encoder, scale=encoder.model.logit_scale.exp().item())

@@ -1,0 +1,230 @@
+"""Every kind of picture a folder of photos may hold; the files are made by Pillow here."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms, ImageOps
+
+from customized_grpo.data import images
+from customized_grpo.data.images import KEPT_PIXELS, MAX_PIXELS, check_pictures, kept_size
+from customized_grpo.errors import DataError
+
+
+def load(path: Path, mode: images.Mode = "RGB") -> torch.Tensor:
+    picture = check_pictures({(path, mode): "here"})[path, mode]
+    pixels = picture.load()
+    assert pixels.shape == (3 if mode == "RGB" else 1, picture.height, picture.width)
+    assert pixels.dtype == torch.float32
+    assert pixels.is_contiguous()
+    assert 0 <= pixels.min() <= pixels.max() <= 1
+    return pixels
+
+
+def noise(height: int = 40, width: int = 48, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def as_tensor(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "webp"])
+def test_lossless_formats_come_back_as_they_were(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    noise().save(path, lossless=True) if suffix == "webp" else noise().save(path)
+    assert torch.equal(load(path), as_tensor(noise()))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_pictures_stand_upright(tmp_path: Path, orientation: int, suffix: str) -> None:
+    """The oracle is the meaning of the EXIF values, not Pillow's own transposition."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    flat = Image.new("RGB", (64, 40), "blue")
+    flat.paste("red", (0, 0, 16, 16))  # top left, as stored
+    flat.save(path, exif=exif, **({"quality": 100} if suffix == "jpg" else {}))
+    pixels = load(path)
+    # EXIF: where the stored first row and first column are, seen by a person.
+    top = orientation in (1, 2, 5, 6)
+    left = orientation in (1, 4, 5, 8)
+    assert pixels.shape[1:] == ((64, 40) if orientation >= 5 else (40, 64))
+    red = pixels[0] > 0.5
+    assert bool(red[:12, :].any()) == top
+    assert bool(red[:, :12].any()) == left
+    assert red.sum() == pytest.approx(256, abs=40)
+
+
+def test_transparency_lies_on_white_and_in_a_mask_on_black(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    image = Image.new("RGBA", (40, 40), (255, 0, 0, 0))
+    image.paste((255, 255, 255, 255), (0, 0, 20, 40))
+    image.paste((255, 0, 0, 128), (20, 0, 40, 20))
+    image.save(path)
+    pixels, mask = load(path), load(path, "L")
+    assert pixels[:, 30, 30].tolist() == [1, 1, 1]
+    assert pixels[:, 10, 30].tolist() == pytest.approx([1, 127 / 255, 127 / 255], abs=0.005)
+    assert mask[0, 30, 30] == 0
+    assert mask[0, 30, 10] == 1
+
+
+def test_a_transparent_colour_of_a_palette_lies_on_white(tmp_path: Path) -> None:
+    image = Image.new("P", (40, 40), 0)
+    image.putpalette([0, 0, 255, 255, 0, 0])
+    image.paste(1, (0, 0, 20, 40))
+    image.save(tmp_path / "a.png", transparency=0)
+    image.save(tmp_path / "b.gif", transparency=0)
+    for name in ("a.png", "b.gif"):
+        pixels = load(tmp_path / name)
+        assert pixels[:, 5, 5].tolist() == [1, 0, 0]
+        assert pixels[:, 5, 30].tolist() == [1, 1, 1]
+
+
+def test_grey_with_transparency(tmp_path: Path) -> None:
+    Image.new("LA", (40, 40), (51, 0)).save(tmp_path / "a.png")
+    assert load(tmp_path / "a.png").unique().tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "expected"),
+    [
+        ("CMYK", (0, 255, 255, 0), (1, 0, 0)),
+        ("L", 102, (0.4, 0.4, 0.4)),
+        ("1", 1, (1, 1, 1)),
+        ("YCbCr", (255, 128, 128), (1, 1, 1)),
+    ],
+)
+def test_colour_modes_become_rgb(tmp_path: Path, mode: str, color, expected) -> None:
+    suffix = "jpg" if mode in ("CMYK", "YCbCr") else "png"
+    path = tmp_path / f"a.{suffix}"
+    Image.new(mode, (40, 40), color).save(path, **({"quality": 100} if suffix == "jpg" else {}))
+    assert load(path)[:, 20, 20].tolist() == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_16_bits_are_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
+    shades = np.linspace(0, 65535, 40 * 40, dtype=np.uint16).reshape(40, 40)
+    Image.fromarray(shades).save(tmp_path / f"a.{suffix}")
+    pixels = load(tmp_path / f"a.{suffix}")
+    assert torch.equal(pixels[0], pixels[2])
+    expected = torch.from_numpy(shades.astype(np.float32) / 65535)
+    assert (pixels[0] - expected).abs().max() <= 0.5 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_32_bits_are_refused_by_name(tmp_path: Path, mode: str) -> None:
+    Image.new(mode, (40, 40), 7).save(tmp_path / "a.tiff")
+    with pytest.raises(DataError, match=rf"here: .*a\.tiff must have 8 or 16 bits.*mode {mode}"):
+        load(tmp_path / "a.tiff")
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
+def test_the_first_frame_of_an_animation_counts(tmp_path: Path, suffix: str) -> None:
+    frames = [Image.new("RGB", (40, 40), c) for c in ("red", "lime", "blue")]
+    options = {"lossless": True} if suffix == "webp" else {}
+    path = tmp_path / f"a.{suffix}"
+    frames[0].save(path, save_all=True, append_images=frames[1:], **options)
+    with Image.open(path) as saved:
+        assert saved.n_frames == 3  # pyright: ignore
+    assert load(path)[:, 5, 5].tolist() == [1, 0, 0]
+
+
+def test_a_colour_profile_does_no_harm(tmp_path: Path) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    noise().save(tmp_path / "a.png", icc_profile=profile)
+    assert torch.equal(load(tmp_path / "a.png"), as_tensor(noise()))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff", "gif"])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(share=st.floats(0.02, 0.97))
+def test_truncated_files_are_refused_by_name(tmp_path: Path, suffix: str, share: float) -> None:
+    buffer = io.BytesIO()
+    noise(64, 64).save(buffer, format={"jpg": "jpeg"}.get(suffix, suffix))
+    whole = buffer.getvalue()
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(DataError, match=rf"here: .*a\.{suffix} (is not a readable|must)") as caught:
+        check_pictures({(path, "RGB"): "here"})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"])
+def test_files_that_are_no_pictures_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(DataError, match=r"here: .*a\.jpg is not a readable picture"):
+        check_pictures({(tmp_path / "a.jpg", "RGB"): "here"})
+
+
+def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "b.png").mkdir()
+    for name in ("a.png", "b.png"):
+        with pytest.raises(DataError, match=rf"here: .*{name} is not a readable picture"):
+            check_pictures({(tmp_path / name, "RGB"): "here"})
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_bombs_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
+    """A file of a few hundred kilobytes that would take gigabytes."""
+    path = tmp_path / "bomb.png"
+    side = 10_000
+    Image.new("1", (side, side)).save(path)
+    assert path.stat().st_size < 100_000
+    assert side * side > MAX_PIXELS
+    with pytest.raises(DataError, match=r"bomb\.png must .* at most 89,478,485 pixels"):
+        check_pictures({(path, "RGB"): "here"})
+
+
+def test_tiny_pictures_are_refused(tmp_path: Path) -> None:
+    noise(31, 400).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"at least 32 px on each side.*got 400 x 31"):
+        check_pictures({(tmp_path / "a.png", "RGB"): "here"})
+    noise(32, 32).save(tmp_path / "b.png")
+    assert load(tmp_path / "b.png").shape == (3, 32, 32)
+
+
+def test_large_pictures_are_reduced_in_area_only(tmp_path: Path) -> None:
+    image = ImageOps.grayscale(Image.linear_gradient("L").resize((2400, 1600))).convert("RGB")
+    image.save(tmp_path / "a.jpg", quality=95)
+    pixels = load(tmp_path / "a.jpg")
+    assert pixels.shape[1] * pixels.shape[2] == pytest.approx(KEPT_PIXELS, rel=0.002)
+    assert pixels.shape[2] / pixels.shape[1] == pytest.approx(1.5, rel=0.002)
+    assert pixels[0, :, 0].diff().min() > -0.02  # still a gradient from black to white
+    assert pixels[0, 0, 0] < 0.02 < 0.98 < pixels[0, -1, 0]
+
+
+@given(st.integers(32, 9000), st.integers(32, 9000))
+def test_kept_size_never_grows_and_keeps_the_shape(height: int, width: int) -> None:
+    tall, wide = kept_size(height, width)
+    assert tall <= height
+    assert wide <= width
+    if height * width <= KEPT_PIXELS:
+        assert (tall, wide) == (height, width)
+    else:
+        assert tall * wide == pytest.approx(KEPT_PIXELS, rel=0.02)
+
+
+def test_the_first_mistake_is_the_one_that_is_named(tmp_path: Path) -> None:
+    for i in range(30):
+        noise().save(tmp_path / f"{i}.png")
+    for i in (7, 21):
+        (tmp_path / f"{i}.png").write_bytes(b"")
+    files: dict[images.File, str] = {(tmp_path / f"{i}.png", "RGB"): f"line {i}" for i in range(30)}
+    with pytest.raises(DataError, match="line 7: "):
+        check_pictures(files)
+
+
+def test_a_picture_that_breaks_during_a_run_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    noise().save(path)
+    picture = check_pictures({(path, "RGB"): "here"})[path, "RGB"]
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"a\.png is not a readable picture"):
+        picture.load()

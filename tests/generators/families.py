@@ -1,0 +1,211 @@
+"""Every generator family: its adapter, and an oracle for its pictures that owes nothing to it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import Flux2KleinPipeline, FluxKontextPipeline, FluxPipeline
+from diffusers import QwenImageEditPlusPipeline as QwenPipeline
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as qwen_module
+from PIL import Image
+from tiny_pipelines import (
+    PictureAndTextProcessor,
+    build_flux1,
+    build_klein,
+    build_qwen,
+)
+from torch import Tensor
+
+from customized_grpo.generators.flux2_klein import Flux2KleinConfig
+from customized_grpo.generators.flux_kontext import FluxKontextConfig
+from customized_grpo.generators.pipeline import PipelineConfig
+from customized_grpo.generators.qwen_image_edit_plus import QwenImageEditPlusConfig
+from customized_grpo.generators.uno import UnoConfig
+from customized_grpo.types import Example
+
+SIDE, TEXT = 64, 48
+_CONDITION_AREA = 64 * 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One family at toy size."""
+
+    name: str
+    build: Callable[[Path], None]
+    config: Callable[[str], PipelineConfig]
+    load: Callable[[str], Any]
+    """The pipeline that the oracle runs."""
+    latents: Callable[[Any, Example, Tensor, int], Tensor]
+    """(pipeline, example, packed noise, steps) -> latents as the family's decoder takes them."""
+    most_references: int
+
+
+def pictures(example: Example) -> list[Image.Image]:
+    return [
+        Image.fromarray((reference * 255).round().byte().permute(1, 2, 0).numpy())
+        for reference in example.references
+    ]
+
+
+def _kontext(pipeline: Any, example: Example, noise: Tensor, steps: int) -> Tensor:
+    return pipeline(
+        image=pictures(example)[0], prompt=example.prompt, height=SIDE, width=SIDE,
+        max_area=SIDE * SIDE, _auto_resize=False, num_inference_steps=steps, guidance_scale=2.5,
+        max_sequence_length=TEXT, latents=noise, output_type="latent",
+    ).images  # fmt: skip
+
+
+@torch.no_grad()
+def _uno(pipeline: Any, example: Example, noise: Tensor, steps: int) -> Tensor:
+    """UNO as its paper and code describe it (arXiv:2504.02160): reference tokens follow the
+    target's, with ids that start where target and earlier references end, in both directions."""
+    embeds, pooled, text_ids = pipeline.encode_prompt(
+        example.prompt, max_sequence_length=TEXT, device="cpu"
+    )
+    vae, tokens, ids = pipeline.vae, [], [_grid(SIDE // 16, SIDE // 16, 0, 0)]
+    row = column = SIDE // 16
+    for reference in example.references:
+        mode = vae.encode(reference[None] * 2 - 1).latent_dist.mode()
+        scaled = (mode - vae.config.shift_factor) * vae.config.scaling_factor
+        channels, high, wide = scaled.shape[1:]
+        patches = scaled.reshape(1, channels, high // 2, 2, wide // 2, 2)
+        tokens.append(patches.permute(0, 2, 4, 1, 3, 5).reshape(1, -1, channels * 4))
+        ids.append(_grid(high // 2, wide // 2, row, column))
+        row, column = row + high // 2, column + wide // 2
+    mu = 0.5 + ((SIDE // 8) * (SIDE // 8) // 256 - 256) * (1.15 - 0.5) / (4096 - 256)
+    times = torch.linspace(1, 0, steps + 1)
+    times = np.exp(mu) / (np.exp(mu) + (1 / times - 1))
+    latents = noise
+    for now, then in itertools.pairwise(times):
+        velocity = pipeline.transformer(
+            hidden_states=torch.cat([latents, *tokens], 1), timestep=now[None].float(),
+            guidance=torch.tensor([4.0]), pooled_projections=pooled, encoder_hidden_states=embeds,
+            txt_ids=text_ids, img_ids=torch.cat(ids), return_dict=False,
+        )[0][:, : latents.shape[1]]  # fmt: skip
+        latents = latents + (then - now) * velocity
+    return latents
+
+
+def _grid(high: int, wide: int, row: int, column: int) -> Tensor:
+    ids = torch.zeros(high, wide, 3)
+    ids[..., 1] += torch.arange(high)[:, None] + row
+    ids[..., 2] += torch.arange(wide)[None] + column
+    return ids.reshape(-1, 3)
+
+
+def _klein(guidance: float) -> Callable[[Any, Example, Tensor, int], Tensor]:
+    def run(pipeline: Any, example: Example, noise: Tensor, steps: int) -> Tensor:
+        spatial = noise.transpose(1, 2).unflatten(2, (SIDE // 16, SIDE // 16))
+        return pipeline(
+            image=pictures(example), prompt=example.prompt, height=SIDE, width=SIDE,
+            num_inference_steps=steps, guidance_scale=guidance, max_sequence_length=TEXT,
+            text_encoder_out_layers=(1, 2, 3), latents=spatial, output_type="latent",
+        ).images  # fmt: skip
+
+    return run
+
+
+def _qwen(guidance: float) -> Callable[[Any, Example, Tensor, int], Tensor]:
+    def run(pipeline: Any, example: Example, noise: Tensor, steps: int) -> Tensor:
+        areas = qwen_module.VAE_IMAGE_SIZE, qwen_module.CONDITION_IMAGE_SIZE
+        qwen_module.VAE_IMAGE_SIZE, qwen_module.CONDITION_IMAGE_SIZE = SIDE * SIDE, _CONDITION_AREA
+        try:
+            return pipeline(
+                image=pictures(example), prompt=example.prompt, height=SIDE, width=SIDE,
+                negative_prompt=" " if guidance > 1 else None, true_cfg_scale=guidance,
+                num_inference_steps=steps, latents=noise, output_type="latent",
+            ).images  # fmt: skip
+        finally:
+            qwen_module.VAE_IMAGE_SIZE, qwen_module.CONDITION_IMAGE_SIZE = areas
+
+    return run
+
+
+def _load_qwen(path: str) -> QwenPipeline:
+    """The stock pipeline with the fix of diffusers #14194 and without torchvision."""
+    pipeline = QwenPipeline.from_pretrained(path, processor=None, dtype=torch.float32)
+    pipeline.register_modules(processor=PictureAndTextProcessor(Path(path), pipeline.tokenizer))
+    encoder, plain = pipeline.text_encoder, pipeline.text_encoder.forward
+
+    def forward(input_ids: Tensor, **rest: Any) -> Any:
+        marked = (input_ids == encoder.config.image_token_id).int()
+        return plain(input_ids=input_ids, mm_token_type_ids=marked, **rest)
+
+    encoder.forward = forward
+    return pipeline
+
+
+def _loader(pipeline_class: Any) -> Callable[[str], Any]:
+    return lambda path: pipeline_class.from_pretrained(path, dtype=torch.float32)
+
+
+def _qwen_config(path: str, **fields: Any) -> QwenImageEditPlusConfig:
+    return QwenImageEditPlusConfig(
+        path=path, height=SIDE, width=SIDE, reference_area=SIDE * SIDE,
+        condition_area=_CONDITION_AREA, **fields,
+    )  # fmt: skip
+
+
+def _config(config_class: Any, **fields: Any) -> Callable[[str], PipelineConfig]:
+    return lambda path: config_class(
+        path=path, height=SIDE, width=SIDE, max_sequence_length=TEXT, **fields
+    )
+
+
+FAMILIES = [
+    Family(
+        name="flux-kontext",
+        build=lambda folder: build_flux1(folder, FluxKontextPipeline),
+        config=_config(FluxKontextConfig, guidance_scale=2.5),
+        load=_loader(FluxKontextPipeline),
+        latents=_kontext,
+        most_references=1,
+    ),
+    Family(
+        name="uno",
+        build=lambda folder: build_flux1(folder, FluxPipeline),
+        config=_config(UnoConfig, guidance_scale=4.0, reference_long_side=SIDE),
+        load=_loader(FluxPipeline),
+        latents=_uno,
+        most_references=4,
+    ),
+    Family(
+        name="flux2-klein",
+        build=lambda folder: build_klein(folder, distilled=True),
+        config=_config(Flux2KleinConfig, text_layers=(1, 2, 3)),
+        load=_loader(Flux2KleinPipeline),
+        latents=_klein(1.0),
+        most_references=4,
+    ),
+    Family(
+        name="flux2-klein-base",
+        build=lambda folder: build_klein(folder, distilled=False),
+        config=_config(Flux2KleinConfig, text_layers=(1, 2, 3), guidance_scale=4.0),
+        load=_loader(Flux2KleinPipeline),
+        latents=_klein(4.0),
+        most_references=4,
+    ),
+    Family(
+        name="qwen-image-edit-plus",
+        build=build_qwen,
+        config=_qwen_config,
+        load=_load_qwen,
+        latents=_qwen(1.0),
+        most_references=3,
+    ),
+    Family(
+        name="qwen-image-edit-plus, guided",
+        build=build_qwen,
+        config=lambda path: _qwen_config(path, guidance_scale=4.0),
+        load=_load_qwen,
+        latents=_qwen(4.0),
+        most_references=3,
+    ),
+]

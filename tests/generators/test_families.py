@@ -1,0 +1,250 @@
+"""What every generator family promises, on a tiny checkpoint in its real format."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from families import FAMILIES, Family
+from torch import Tensor
+from toy_world import blocks
+
+from customized_grpo.config import LoraSettings, RunConfig, read_config
+from customized_grpo.errors import DataError
+from customized_grpo.generators.base import Conditioning, Generator
+from customized_grpo.generators.lora import attach_lora
+from customized_grpo.rollout import Policy
+from customized_grpo.trainer import train
+from customized_grpo.types import Example
+
+CPU, STEPS = torch.device("cpu"), 4
+
+
+@pytest.fixture(scope="session", params=FAMILIES, ids=lambda family: family.name)
+def family(request: pytest.FixtureRequest) -> Family:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def checkpoint(family: Family, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("checkpoint") / family.name.replace(", ", "-")
+    family.build(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def generator(family: Family, checkpoint: str) -> Generator:
+    return family.config(checkpoint).build(CPU)
+
+
+def policy(generator: Generator, noise_level: float = 0.0) -> Policy:
+    return Policy(
+        generator=generator,
+        sigmas=generator.sigmas(STEPS, None),
+        dynamics="flow",
+        noise_level=noise_level,
+        autocast=False,
+    )
+
+
+@torch.no_grad()
+def denoise(generator: Generator, conditioning: Conditioning, noise: Tensor) -> Tensor:
+    """The rollout's own transitions at noise level 0."""
+    latents, steps = noise, policy(generator)
+    for step in range(STEPS):
+        index = torch.full((len(noise),), step)
+        latents, std = steps.transition(latents, index, conditioning)
+        assert not std.any()
+    return latents
+
+
+def compare(generator: Generator, ours: Tensor, theirs: Tensor) -> None:
+    """Equal as latents where the pipeline gives them packed, as pictures where it does not."""
+    if theirs.shape == ours.shape:
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+        return
+    with torch.no_grad():
+        stock = generator.pipeline.vae.decode(theirs).sample / 2 + 0.5
+    torch.testing.assert_close(generator.decode(ours), stock.clamp(0, 1), atol=1e-5, rtol=0)
+
+
+def test_rollout_without_noise_equals_the_stock_pipeline(
+    family: Family, checkpoint: str, generator: Generator
+) -> None:
+    stock = family.load(checkpoint)
+    noise = generator.noise(1, torch.Generator().manual_seed(3))
+    for count in {1, min(2, family.most_references)}:
+        task = blocks(count)
+        ours = denoise(generator, generator.encode([task]), noise)
+        compare(generator, ours, family.latents(stock, task, noise, STEPS))
+
+
+def test_a_batch_is_its_samples(generator: Generator) -> None:
+    tasks = [blocks(seed=1), blocks(prompt="a dog in the snow at night, wearing a hat", seed=2)]
+    noise = generator.noise(2, torch.Generator().manual_seed(4))
+    together = denoise(generator, generator.encode(tasks), noise)
+    parts = [generator.encode([task]) for task in tasks]
+    alone = [denoise(generator, p, n[None]) for p, n in zip(parts, noise, strict=True)]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
+    stacked = Conditioning.stack(parts)
+    torch.testing.assert_close(denoise(generator, stacked, noise), together, atol=1e-5, rtol=0)
+    assert (together[0] - together[1]).abs().max() > 0.1
+
+
+def test_prompt_and_every_reference_matter(family: Family, generator: Generator) -> None:
+    noise = generator.noise(1, torch.Generator().manual_seed(5))
+    count = min(2, family.most_references)
+    task = blocks(count)
+    seen = denoise(generator, generator.encode([task]), noise)
+    others = [dataclasses.replace(task, id="p", prompt="rain")]
+    for number in range(count):
+        references = list(task.references)
+        references[number] = 1 - references[number]
+        others.append(
+            Example(
+                id=f"r{number}", prompt=task.prompt, references=tuple(references), subject="cat"
+            )
+        )
+    for other in others:
+        changed = denoise(generator, generator.encode([other]), noise)
+        assert (changed - seen).abs().max() > 1e-4, other.id
+
+
+def test_saved_lora_loads_in_the_stock_pipeline(
+    family: Family, checkpoint: str, generator: Generator, tmp_path: Path
+) -> None:
+    task = blocks()
+    noise = generator.noise(1, torch.Generator().manual_seed(6))
+    base = denoise(generator, generator.encode([task]), noise)
+    attach_lora(generator.transformer, LoraSettings(rank=4, alpha=8), generator.lora_targets)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in generator.transformer.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    tuned = denoise(generator, generator.encode([task]), noise)
+    with generator.base_policy():
+        assert torch.equal(denoise(generator, generator.encode([task]), noise), base)
+    assert (tuned - base).abs().max() > 1e-3
+    generator.save_weights(tmp_path)
+    stock = family.load(checkpoint)
+    stock.load_lora_weights(str(tmp_path))
+    compare(generator, tuned, family.latents(stock, task, noise, STEPS))
+
+
+def test_full_weights_round_trip(family: Family, checkpoint: str, tmp_path: Path) -> None:
+    first, second = (family.config(checkpoint).build(CPU) for _ in range(2))
+    parameter = next(first.transformer.parameters())
+    with torch.no_grad():
+        parameter.add_(0.25)
+    first.save_weights(tmp_path)
+    second.load_weights(tmp_path)
+    assert torch.equal(next(second.transformer.parameters()), parameter)
+
+
+def test_too_many_references_and_mixed_layouts_are_refused(
+    family: Family, generator: Generator
+) -> None:
+    with pytest.raises(DataError, match=f"got {family.most_references + 1}"):
+        generator.encode([blocks(family.most_references + 1)])
+    wide = torch.zeros(3, 64, 128)
+    mixed = Example(id="wide", prompt="x", references=(wide,), subject="x")
+    with pytest.raises(DataError, match="2 layouts"):
+        generator.encode([blocks(), mixed])
+
+
+def test_gradient_checkpointing_changes_no_gradient(family: Family, checkpoint: str) -> None:
+    config = family.config(checkpoint)
+    gradients = []
+    for on in (False, True):
+        generator = dataclasses.replace(config, gradient_checkpointing=on).build(CPU)
+        torch.manual_seed(0)
+        attach_lora(generator.transformer, LoraSettings(rank=4), generator.lora_targets)
+        noise = generator.noise(1, torch.Generator().manual_seed(7))
+        conditioning = generator.encode([blocks()])
+        generator.velocity(noise, torch.tensor([0.7]), conditioning).square().mean().backward()
+        gradients.append([p.grad for p in generator.transformer.parameters() if p.requires_grad])
+    assert any(g.any() for g in gradients[0])
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-7, rtol=1e-5)
+
+
+def run_config(family: Family, checkpoint: str, output: Path, **train_fields: object) -> RunConfig:
+    config = family.config(checkpoint)
+    fields = {
+        name: value for name, value in dataclasses.asdict(config).items() if value is not None
+    }
+    raw = {
+        "name": "tiny",
+        "output_dir": str(output),
+        "data": {"type": "toy_world:ToyData", "num_references": min(2, family.most_references)},
+        "generator": {**fields, "type": f"{type(config).__module__}:{type(config).__qualname__}"},
+        "rewards": [
+            {"type": "toy_world:Redness", "name": name, "objective": name}
+            for name in ("identity", "prompt")
+        ],
+        "lora": {"rank": 8},
+        "rollout": {
+            "num_steps": 4,
+            "num_trained_steps": 3,
+            "dynamics": "flow",
+            "noise_level": 0.7,
+            "shift": 1.0,
+            "group_size": 8,
+            "prompts_per_rollout": 2,
+        },
+        "advantage": {"shaping": "linear", "schedule": {"type": "constant", "prompt": 0.5}},
+        "train": {"inner_updates": 1, "sample_every": 0, **train_fields},
+    }
+    return read_config(json.dumps(raw), "test")
+
+
+def test_a_trained_lora_loads_in_the_stock_pipeline(
+    family: Family, checkpoint: str, generator: Generator, tmp_path: Path
+) -> None:
+    run = train(run_config(family, checkpoint, tmp_path, num_updates=3, learning_rate=1e-2))
+    task = blocks()
+    noise = generator.noise(1, torch.Generator().manual_seed(8))
+    base = denoise(generator, generator.encode([task]), noise)
+    generator.load_weights(run / "weights")
+    tuned = denoise(generator, generator.encode([task]), noise)
+    assert (tuned - base).abs().max() > 1e-3
+    stock = family.load(checkpoint)
+    stock.load_lora_weights(str(run / "weights"))
+    compare(generator, tuned, family.latents(stock, task, noise, STEPS))
+
+
+def test_offloaded_encoders_come_back_and_change_nothing(
+    family: Family, checkpoint: str, generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offloaded = dataclasses.replace(family.config(checkpoint), offload=True).build(CPU)
+    moves: list[tuple[str, ...]] = []
+    move = offloaded._encoders_to
+    monkeypatch.setattr(
+        offloaded, "_encoders_to", lambda to, names: (moves.append(names), move(to, names))
+    )
+    noise = generator.noise(1, torch.Generator().manual_seed(9))
+    ours, theirs = (
+        g.decode(denoise(g, g.encode([blocks()]), noise)) for g in (offloaded, generator)
+    )
+    assert torch.equal(ours, theirs)
+    assert moves == [n for n in (offloaded.text_encoders, ("vae",), ("vae",)) for _ in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "family", FAMILIES[:3] + FAMILIES[4:5], ids=lambda f: f.name, indirect=True
+)
+def test_redness_goes_up(family: Family, checkpoint: str, tmp_path: Path) -> None:
+    """Deterministic pictures of the same four prompts, before and after training all weights."""
+    config = run_config(family, checkpoint, tmp_path, num_updates=20, learning_rate=3e-3)
+    evaluation = dataclasses.replace(config.evaluation, validate_every=20, num_validation=4)
+    config = dataclasses.replace(
+        config, evaluation=evaluation, evaluators=config.rewards[:1], lora=None
+    )
+    run = train(config)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    before, after = (row["validation/reward/prompt"] for row in (rows[0], rows[-1]))
+    assert after > before + 2 * rows[1]["reward/prompt/std"]

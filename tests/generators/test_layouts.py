@@ -1,0 +1,78 @@
+"""Examples whose references differ in shape: batched by layout, trained and shown together."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from families import FAMILIES
+from toy_world import blocks
+
+from customized_grpo.config import RunConfig
+from customized_grpo.generators.flux1 import Flux1Generator
+from customized_grpo.generators.uno import Uno
+from customized_grpo.rollout import FixedSampler
+from customized_grpo.types import Example
+
+
+@pytest.fixture(scope="module")
+def uno(tmp_path_factory: pytest.TempPathFactory) -> Flux1Generator:
+    (family,) = (f for f in FAMILIES if f.name == "uno")
+    folder = tmp_path_factory.mktemp("uno")
+    family.build(folder)
+    return family.config(str(folder)).build(torch.device("cpu"))
+
+
+def shaped(number: int, *shapes: tuple[int, int]) -> Example:
+    example = blocks(len(shapes), seed=number)
+    references = [
+        torch.nn.functional.interpolate(r[None], shape)[0]
+        for r, shape in zip(example.references, shapes, strict=True)
+    ]
+    return dataclasses.replace(example, id=str(number), references=tuple(references))
+
+
+def test_pictures_do_not_depend_on_the_company(uno: Flux1Generator, tiny_config: RunConfig) -> None:
+    config = dataclasses.replace(
+        tiny_config, evaluation=dataclasses.replace(tiny_config.evaluation, batch_size=2)
+    )
+    wide, square, pair = (96, 128), (80, 80), (64, 64)
+    examples = [
+        shaped(i, *s) for i, s in enumerate([(wide,), (square,), (pair, wide), (wide,), (square,)])
+    ]  # fmt: skip
+    together = FixedSampler(uno, config, examples)()
+    sampler = FixedSampler(uno, config, examples)
+    for number, example in enumerate(examples):
+        alone = FixedSampler(uno, config, [example])
+        alone._noise = sampler._noise[number : number + 1]
+        torch.testing.assert_close(together[number], alone()[0], atol=1e-5, rtol=0)
+    assert (together[0] - together[3]).abs().max() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("shape", "count", "size"),
+    [((900, 900), 1, (512, 512)), ((900, 900), 2, (320, 320)), ((600, 900), 1, (336, 512)),
+     ((900, 600), 1, (512, 336)), ((100, 300), 1, (208, 512))],
+)  # fmt: skip
+def test_uno_references_have_its_long_side(
+    shape: tuple[int, int], count: int, size: tuple[int, int]
+) -> None:
+    assert Uno(None).size(shape, (512, 512), count, 16) == size
+
+
+def test_references_of_uno_lie_on_the_diagonal(uno: Flux1Generator) -> None:
+    ids = uno._positions([(64, 32), (32, 64)])["img_ids"]
+    starts = ids[[0, 16, 24]].tolist()
+    assert starts == [[0, 0, 0], [0, 4, 4], [0, 8, 6]]
+    assert len(ids) == 16 + 8 + 8
+
+
+def test_the_schedule_of_uno_is_shifted_by_its_own_length(uno: Flux1Generator) -> None:
+    """At 512 px mu is about .46, where FLUX.1 has .63."""
+    length = Uno(None).sequence_length((32, 32))
+    mu = 0.5 + (length - 256) * (1.15 - 0.5) / (4096 - 256)
+    assert mu == pytest.approx(0.459, abs=1e-3)
+    uno_mu = uno._mu(4)
+    shift = torch.tensor(uno_mu).exp()
+    assert uno.sigmas(2, None)[1].item() == pytest.approx((shift / (shift + 1)).item(), abs=1e-6)

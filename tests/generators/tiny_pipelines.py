@@ -1,0 +1,198 @@
+"""Tiny random checkpoints in the stock format of every family, a few MB each, built in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLFlux2,
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
+    FluxKontextPipeline,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    QwenImageEditPlusPipeline,
+    QwenImageTransformer2DModel,
+)
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+_BYTES = sorted(ByteLevel.alphabet())
+_CHAT = (
+    "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+_SPECIAL = (
+    "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+    "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
+_DOWN, _UP = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
+_VAE = {
+    "down_block_types": _DOWN,
+    "up_block_types": _UP,
+    "block_out_channels": (16, 16, 32, 32),
+    "layers_per_block": 1,
+    "latent_channels": 16,
+    "norm_num_groups": 8,
+    "sample_size": 64,
+}
+
+
+def build_flux1(folder: Path, kind: type[FluxPipeline] | type[FluxKontextPipeline]) -> None:
+    torch.manual_seed(0)
+    clip, t5 = _clip_tokenizer(), _t5_tokenizer()
+    text = CLIPTextConfig(
+        vocab_size=len(clip), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, projection_dim=32, bos_token_id=clip.bos_token_id,
+        eos_token_id=clip.eos_token_id, pad_token_id=clip.pad_token_id,
+    )  # fmt: skip
+    text_2 = T5Config(
+        vocab_size=128, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
+        feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False,
+    )  # fmt: skip
+    kind(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=AutoencoderKL(
+            use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1159,
+            scaling_factor=0.3611, **_VAE,
+        ),
+        text_encoder=CLIPTextModel(text),
+        tokenizer=clip,
+        text_encoder_2=T5EncoderModel(text_2),
+        tokenizer_2=t5,
+        transformer=FluxTransformer2DModel(
+            in_channels=64, num_layers=2, num_single_layers=2, attention_head_dim=32,
+            num_attention_heads=4, joint_attention_dim=32, pooled_projection_dim=32,
+            guidance_embeds=True, axes_dims_rope=(8, 12, 12),
+        ),
+    ).save_pretrained(folder)  # fmt: skip
+
+
+def build_klein(folder: Path, distilled: bool) -> None:
+    torch.manual_seed(0)
+    text = Qwen3Config(
+        vocab_size=512, hidden_size=16, intermediate_size=32, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=1024,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    vae = AutoencoderKLFlux2(**_VAE)
+    vae.bn.running_mean.normal_(std=0.2)
+    vae.bn.running_var.uniform_(0.5, 2)
+    Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=vae,
+        text_encoder=Qwen3ForCausalLM(text),
+        tokenizer=_qwen_tokenizer(),
+        transformer=Flux2Transformer2DModel(
+            in_channels=64, num_layers=2, num_single_layers=2, attention_head_dim=32,
+            num_attention_heads=4, joint_attention_dim=48, timestep_guidance_channels=256,
+            axes_dims_rope=(8, 8, 8, 8), guidance_embeds=False,
+        ),
+        is_distilled=distilled,
+    ).save_pretrained(folder)  # fmt: skip
+
+
+def build_qwen(folder: Path) -> None:
+    torch.manual_seed(0)
+    tokenizer = _qwen_tokenizer()
+    end, *vision = tokenizer.convert_tokens_to_ids(
+        ["<|endoftext|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
+    )
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": 512, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2],
+                                "rope_theta": 1e6},
+            "bos_token_id": end, "eos_token_id": end, "pad_token_id": end,
+        },
+        vision_config={
+            "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2,
+            "out_hidden_size": 32, "patch_size": 14, "spatial_merge_size": 2,
+            "temporal_patch_size": 2, "fullatt_block_indexes": [1], "window_size": 112,
+        },
+        **dict(zip(("image_token_id", "video_token_id", "vision_start_token_id",
+                    "vision_end_token_id"), vision, strict=True)),
+    )  # fmt: skip
+    QwenImageEditPlusPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, base_image_seq_len=256,
+            max_image_seq_len=8192, shift_terminal=0.02,
+        ),
+        vae=AutoencoderKLQwenImage(
+            base_dim=8, z_dim=16, dim_mult=[1, 1, 2, 2], num_res_blocks=1,
+            temperal_downsample=[False, True, True],
+        ),
+        text_encoder=Qwen2_5_VLForConditionalGeneration(config),
+        tokenizer=tokenizer,
+        processor=None,
+        transformer=QwenImageTransformer2DModel(
+            num_layers=2, attention_head_dim=32, num_attention_heads=4, joint_attention_dim=32,
+            axes_dims_rope=(8, 12, 12),
+        ),
+    ).save_pretrained(folder)  # fmt: skip
+    Qwen2VLImageProcessorPil(
+        min_pixels=28 * 28 * 4, max_pixels=28 * 28 * 16, patch_size=14, merge_size=2,
+        temporal_patch_size=2,
+    ).save_pretrained(folder / "processor")  # fmt: skip
+
+
+class PictureAndTextProcessor:
+    """What Qwen2VLProcessor does, which needs torchvision: an oracle for the stock pipeline."""
+
+    def __init__(self, folder: Path, tokenizer: Any) -> None:
+        self.images = Qwen2VLImageProcessorPil.from_pretrained(folder / "processor")
+        self.tokenizer = tokenizer
+
+    def __call__(self, text: list[str], images: list, padding: bool, return_tensors: str) -> Any:
+        from transformers import BatchFeature
+
+        data = dict(self.images(images=images, return_tensors=return_tensors))
+        counts = data["image_grid_thw"].prod(-1) // self.images.merge_size**2
+        (line,) = text
+        parts = line.split("<|image_pad|>")
+        line = parts[0] + "".join(
+            "<|image_pad|>" * int(n) + part for n, part in zip(counts, parts[1:], strict=True)
+        )
+        tokens = self.tokenizer([line], return_tensors=return_tensors)
+        return BatchFeature({**tokens, **data})
+
+
+def _clip_tokenizer() -> CLIPTokenizer:
+    pieces = [*_BYTES, *(c + "</w>" for c in _BYTES), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
+
+
+def _t5_tokenizer() -> T5Tokenizer:
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    pieces += [(chr(c), -3.0) for c in range(33, 127)]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=64)
+
+
+def _qwen_tokenizer() -> Qwen2Tokenizer:
+    vocabulary = {piece: i for i, piece in enumerate([*_BYTES, "<|endoftext|>"])}
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocabulary, merges=[], model_max_length=4096, padding_side="right"
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": list(_SPECIAL)})
+    tokenizer.chat_template = _CHAT
+    return tokenizer

@@ -1,0 +1,159 @@
+"""Real HTTP servers on localhost: the reward server under uvicorn, and one that misbehaves."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Literal
+
+import torch
+import uvicorn
+
+from customized_grpo.config import RewardConfig
+from customized_grpo.rewards.base import Reward
+from customized_grpo.serve.app import make_app
+from customized_grpo.serve.batcher import Batcher
+from customized_grpo.serve.config import ServeConfig
+from customized_grpo.types import Example
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offered(RewardConfig):
+    """Stands for a reward that the test builds itself."""
+
+    type: Literal["offered"] = "offered"  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def build(self, device: torch.device) -> Reward:
+        raise AssertionError("the test has built it")
+
+
+class Brightness:
+    """Of the corner, so that every image's score is known exactly; records its batches."""
+
+    def __init__(self, before: Callable[[torch.Tensor], object] = lambda images: None) -> None:
+        self.batches: list[int] = []
+        self._before = before
+
+    def score(self, images: torch.Tensor, examples: Sequence[Example]) -> torch.Tensor:
+        self.batches.append(len(images))
+        self._before(images)
+        return images[:, 0, 0, 0]
+
+
+@contextmanager
+def reward_server(
+    rewards: dict[str, Reward], token: str | None = None, port: int = 0, **settings: Any
+) -> Iterator[str]:
+    """URL of a server of these rewards, run by uvicorn in a thread."""
+    offered = tuple(Offered(name=name, objective="any") for name in rewards)
+    config = ServeConfig(rewards=offered, **settings)
+    batchers = {
+        name: Batcher(reward, CPU, config.max_images, config.max_waiting)
+        for name, reward in rewards.items()
+    }
+    app = make_app(config, batchers, token)
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="critical"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    wait_until(lambda: server.started)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.005)
+
+
+@dataclass
+class Reply:
+    status: int = 200
+    body: bytes = b"{}"
+    headers: dict[str, str] = field(default_factory=lambda: {"content-type": "application/json"})
+    hang: float = 0.0
+    """Seconds before the answer."""
+    drip: float = 0.0
+    """Seconds between its bytes."""
+    close: bool = False
+    """Hang up instead of answering."""
+
+    @classmethod
+    def json(cls, value: Any, **fields: Any) -> Reply:
+        return cls(body=json.dumps(value).encode(), **fields)
+
+
+@dataclass
+class Request:
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+@contextmanager
+def scripted_server(
+    answer: Callable[[Request], Reply],
+) -> Iterator[tuple[str, list[Request]]]:
+    """URL of a server that answers as told, and the requests it got."""
+    requests: list[Request] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            length = int(self.headers.get("content-length", 0))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            request = Request(self.command, self.path, headers, self.rfile.read(length))
+            requests.append(request)
+            try:
+                self._send(answer(request))
+            except OSError:  # the client has lost patience, as it should
+                self.close_connection = True
+
+        do_GET = do_POST
+
+        def _send(self, reply: Reply) -> None:
+            time.sleep(reply.hang)
+            if reply.close:
+                self.close_connection = True
+                return
+            self.send_response(reply.status)
+            for name, value in reply.headers.items():
+                self.send_header(name, value)
+            self.send_header("content-length", str(len(reply.body)))
+            self.end_headers()
+            if not reply.drip:
+                self.wfile.write(reply.body)
+                return
+            for byte in reply.body:
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
+                time.sleep(reply.drip)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.block_on_close = False
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", requests
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
