@@ -124,7 +124,8 @@ class QwenImageEditPlusGenerator(PipelineGenerator):
         """``[3, h, w]`` as a PIL image at the text encoder's size."""
         from PIL import Image
 
-        height, width = bucket_for(*image.shape[-2:], self._areas[1], _MULTIPLE)
+        _, tall, wide = image.shape
+        height, width = bucket_for(tall, wide, self._areas[1], _MULTIPLE)
         pixels = (image * 255).round().byte().permute(1, 2, 0).cpu().numpy()
         return self.pipeline.image_processor.resize(Image.fromarray(pixels), height, width)
 
