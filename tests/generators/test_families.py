@@ -161,6 +161,7 @@ def test_gradient_checkpointing_changes_no_gradient(family: Family, checkpoint: 
     gradients = []
     for on in (False, True):
         generator = dataclasses.replace(config, gradient_checkpointing=on).build(CPU)
+        assert generator.transformer.gradient_checkpointing is on
         torch.manual_seed(0)
         attach_lora(generator.transformer, LoraSettings(rank=4), generator.lora_targets)
         noise = generator.noise(1, torch.Generator().manual_seed(7))

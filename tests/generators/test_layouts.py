@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 from families import FAMILIES
+from safetensors.torch import save_file
 from toy_world import blocks
 
-from customized_grpo.config import RunConfig
+from customized_grpo.config import CacheConfig, LoraSettings, RunConfig
+from customized_grpo.errors import ConfigError, DataError
+from customized_grpo.generators.cache import CachedEncoder
 from customized_grpo.generators.flux1 import Flux1Generator
-from customized_grpo.generators.uno import Uno
+from customized_grpo.generators.lora import attach_lora
+from customized_grpo.generators.uno import Uno, UnoConfig
 from customized_grpo.rollout import FixedSampler
 from customized_grpo.types import Example
 
@@ -76,3 +81,37 @@ def test_the_schedule_of_uno_is_shifted_by_its_own_length(uno: Flux1Generator) -
     uno_mu = uno._mu(4)
     shift = torch.tensor(uno_mu).exp()
     assert uno.sigmas(2, None)[1].item() == pytest.approx((shift / (shift + 1)).item(), abs=1e-6)
+
+
+def test_a_batch_of_several_layouts_is_refused_by_the_cache_too(uno: Flux1Generator) -> None:
+    encode = CachedEncoder(uno, UnoConfig(path="x"), CacheConfig())
+    for example in (tall := shaped(0, (128, 96)), wide := shaped(1, (96, 128))):
+        encode([example])
+    with pytest.raises(DataError, match="must be equal in number and shape"):
+        encode([tall, wide])
+
+
+def test_the_lora_of_uno_is_merged_and_another_one_trained_on_top(
+    uno: Flux1Generator, tmp_path: Path
+) -> None:
+    """Keys as published: the first block's picture stream, query, key and value in one."""
+    random = torch.Generator().manual_seed(0)
+    down, up = (torch.randn(*s, generator=random) for s in ((4, 128), (3 * 128, 4)))
+    name = "double_blocks.0.processor.qkv_lora1"
+    file = tmp_path / "dit_lora.safetensors"
+    save_file({f"{name}.down.weight": down, f"{name}.up.weight": up}, file)
+    folder = str(uno.config.path)
+    config = dataclasses.replace(uno.config, uno_lora=str(file))
+    merged = config.build(torch.device("cpu"))
+    before, after = (g.transformer.transformer_blocks[0].attn for g in (uno, merged))
+    for number, projection in enumerate(("to_q", "to_k", "to_v")):
+        added = up[number * 128 : (number + 1) * 128] @ down
+        old, new = (getattr(a, projection).weight for a in (before, after))
+        torch.testing.assert_close(new, old + added, atol=1e-4, rtol=1e-4)
+    assert torch.equal(before.add_q_proj.weight, after.add_q_proj.weight)
+    attach_lora(merged.transformer, LoraSettings(rank=2), merged.lora_targets)
+    assert merged.transformer.active_adapters() == ["default"]
+    with pytest.raises(ConfigError, match="quantization: must be null where uno_lora is merged"):
+        dataclasses.replace(config, quantization="int8").build(torch.device("cpu"))
+    with pytest.raises(ConfigError, match="uno_lora: 'nowhere' cannot be loaded"):
+        dataclasses.replace(config, path=folder, uno_lora="nowhere").build(torch.device("cpu"))

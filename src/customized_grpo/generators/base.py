@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from customized_grpo.errors import DataError
 from customized_grpo.types import Example
 
 
@@ -37,13 +38,28 @@ class Conditioning:
             shared={name: tensor.to(device) for name, tensor in self.shared.items()},
         )
 
+    def cast(self, dtype: torch.dtype) -> Conditioning:
+        """Embeddings and latents in another precision; masks and positions as they are."""
+        cast = {n: t.to(dtype) if t.is_floating_point() else t for n, t in self.per_sample.items()}
+        return Conditioning(per_sample=cast, shared=self.shared)
+
     @classmethod
     def stack(cls, parts: Sequence[Conditioning]) -> Conditioning:
-        """One batch of several of equal layout; shorter texts are padded with zeros at the end."""
-        names = parts[0].per_sample
+        """One batch of several; shorter texts are padded with zeros at the end.
+
+        Raises:
+            DataError: if their references differ in layout.
+        """
+        names, shared = parts[0].per_sample, parts[0].shared
+        for part in parts:
+            if not all(torch.equal(part.shared[name], shared[name]) for name in shared):
+                raise DataError(
+                    "references: must be equal in number and shape within a batch; batch by "
+                    "customized_grpo.buckets.layout"
+                )
         return cls(
             per_sample={name: _stack([part.per_sample[name] for part in parts]) for name in names},
-            shared=parts[0].shared,
+            shared=shared,
         )
 
 

@@ -24,9 +24,9 @@ from customized_grpo.types import Example
 class CachedEncoder:
     """``generator.encode``, of each example once.
 
-    An example is encoded alone, so that what it becomes does not depend on its company. Files are
-    named by a hash of the generator's config, the prompt and the pixels of the references: another
-    model or another picture is another file.
+    Files are named by a hash of the generator's config, the prompt and the pixels of the
+    references: another path, prompt or picture is another file. Where the weights in a folder are
+    replaced, the cache has to be deleted.
     """
 
     def __init__(
@@ -39,23 +39,29 @@ class CachedEncoder:
 
     def __call__(self, examples: Sequence[Example]) -> Conditioning:
         """Conditioning ``[len(examples), ...]`` of examples of one layout, on the device."""
-        return Conditioning.stack([self._get(e) for e in examples]).to(self._generator.device)
+        keys = [_digest(self._identity, example) for example in examples]
+        found: dict[str, Conditioning] = {}
+        for key in keys:
+            known = self._kept.get(key) or self._load(key)
+            if known is not None:
+                found[key] = known
+        missing = {k: e for k, e in zip(keys, examples, strict=True) if k not in found}
+        if missing:  # in one call: encoders that are offloaded come once
+            encoded = self._generator.encode(list(missing.values())).to(torch.device("cpu"))
+            for row, key in enumerate(missing):
+                found[key] = encoded.take(torch.tensor([row]))
+                self._save(key, found[key])
+        for key, conditioning in found.items():
+            self._kept[key] = conditioning
+            self._kept.move_to_end(key)
+        while len(self._kept) > self._capacity:
+            self._kept.popitem(last=False)
+        return Conditioning.stack([found[key] for key in keys]).to(self._generator.device)
 
-    def _get(self, example: Example) -> Conditioning:
-        key = _digest(self._identity, example)
-        if key not in self._kept:
-            self._kept[key] = self._load(key) or self._encode(key, example)
-            if len(self._kept) > self._capacity:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return self._kept[key]
-
-    def _encode(self, key: str, example: Example) -> Conditioning:
-        encoded = self._generator.encode([example]).to(torch.device("cpu"))
+    def _save(self, key: str, conditioning: Conditioning) -> None:
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(self._folder / f"{key}.safetensors", save(_flat(encoded)))
-        return encoded
+            write_atomic(self._folder / f"{key}.safetensors", save(_flat(conditioning)))
 
     def _load(self, key: str) -> Conditioning | None:
         file = None if self._folder is None else self._folder / f"{key}.safetensors"

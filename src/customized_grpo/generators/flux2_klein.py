@@ -69,6 +69,10 @@ class Flux2KleinGenerator(PipelineGenerator):
             raise ConfigError(
                 f"guidance_scale: this checkpoint is distilled, got {scale}; remove it"
             )
+        if not self.pipeline.config.is_distilled and scale is None:
+            raise ConfigError(
+                "guidance_scale: a base model needs one, e.g. 4; 1 is without guidance"
+            )
         return scale if scale is not None and scale > 1 else None
 
     def _encode_text(

@@ -40,6 +40,13 @@ def attach_lora(transformer: nn.Module, settings: LoraSettings, targets: Sequenc
             parameter.data = parameter.data.float()
 
 
+def lora_to_float32(transformer: nn.Module) -> None:
+    """Adapters that were loaded onto a bfloat16 base keep the precision they were trained in."""
+    for name, parameter in transformer.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.float()
+
+
 def trust_autocast(transformer: nn.Module) -> None:
     """Leaves the adapters' inputs as they are; for use under autocast only.
 

@@ -18,7 +18,12 @@ from customized_grpo.buckets import bucket_for
 from customized_grpo.config import GeneratorConfig
 from customized_grpo.errors import ConfigError, DataError
 from customized_grpo.generators.base import Conditioning
-from customized_grpo.generators.lora import LORA_FILE, adapters_disabled, save_lora
+from customized_grpo.generators.lora import (
+    LORA_FILE,
+    adapters_disabled,
+    lora_to_float32,
+    save_lora,
+)
 from customized_grpo.ops import shifted_sigmas
 from customized_grpo.types import Example, crop_and_resize
 
@@ -144,18 +149,26 @@ class PipelineGenerator(ABC):
         for example in examples:
             self.check(example)
         references = self._references(examples)
-        with self._at_work(*self.text_encoders):
-            text, text_shared = self._encode_text(examples)
+        with self._at_work(*self.text_encoders):  # one at a time: many at once fill a GPU
+            texts = [self._encode_text([example]) for example in examples]
         with self._at_work("vae"):
-            packed = torch.cat([self._encode_images(images) for images in references], 1)
-        sizes = [(images.shape[-2], images.shape[-1]) for images in references]
-        return Conditioning(
-            per_sample={**text, "reference_latents": packed},
-            shared={**text_shared, **self._positions(sizes)},
+            packed = [
+                torch.cat([self._encode_images(image[None].to(self.device)) for image in images], 1)
+                for images in references
+            ]
+        positions = self._positions([(r.shape[1], r.shape[2]) for r in references[0]])
+        return Conditioning.stack(
+            [
+                Conditioning(
+                    per_sample={**text, "reference_latents": latents},
+                    shared={**shared, **positions},
+                )
+                for (text, shared), latents in zip(texts, packed, strict=True)
+            ]
         )
 
-    def _references(self, examples: Sequence[Example]) -> list[Tensor]:
-        """First, second, ... references ``[B, 3, h, w]`` of examples of one layout."""
+    def _references(self, examples: Sequence[Example]) -> list[list[Tensor]]:
+        """References ``[3, h, w]`` of each example, in the sizes they are encoded at."""
         sized = [[self._sized(r, len(e.references)) for r in e.references] for e in examples]
         layouts = {tuple(image.shape for image in images) for images in sized}
         if len(layouts) > 1:
@@ -163,7 +176,7 @@ class PipelineGenerator(ABC):
                 "references: must be equal in number and shape within a batch, got "
                 f"{len(layouts)} layouts; batch by customized_grpo.buckets.layout"
             )
-        return [torch.stack(images).to(self.device) for images in zip(*sized, strict=True)]
+        return sized
 
     def _sized(self, reference: Tensor, count: int) -> Tensor:
         _, height, width = reference.shape
@@ -199,7 +212,8 @@ class PipelineGenerator(ABC):
         reference = conditioning.per_sample["reference_latents"]
         hidden = torch.cat([latents, reference.to(latents.dtype)], 1)
         if not torch.is_autocast_enabled(latents.device.type):
-            hidden = hidden.to(self.pipeline.transformer.dtype)
+            dtype = self.pipeline.transformer.dtype
+            hidden, conditioning = hidden.to(dtype), conditioning.cast(dtype)
         return self._predict(hidden, sigma, conditioning)[:, : latents.shape[1]].float()
 
     @torch.no_grad()
@@ -224,9 +238,10 @@ class PipelineGenerator(ABC):
         """See the Protocol."""
         if (folder / LORA_FILE).exists():
             self.pipeline.load_lora_weights(str(folder))
+            lora_to_float32(self.transformer)
         else:
             tuned = type(self.pipeline.transformer).from_pretrained(folder / "transformer")
-            self.transformer.load_state_dict(tuned.state_dict())
+            self.transformer.float().load_state_dict(tuned.state_dict())
 
     @contextmanager
     def _at_work(self, *names: str) -> Iterator[None]:

@@ -29,7 +29,8 @@ _PICTURE = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QwenImageEditPlusConfig(PipelineConfig):
-    """A Qwen-Image-Edit-Plus checkpoint; guidance_scale (stock: 4) guides by a blank prompt.
+    """A Qwen-Image-Edit-Plus checkpoint; guidance_scale (stock: 4) guides by a blank prompt,
+    None or 1 is without guidance.
 
     Hub id: 'Qwen/Qwen-Image-Edit-2509' or a later one.
     """
@@ -143,7 +144,7 @@ class QwenImageEditPlusGenerator(PipelineGenerator):
             self.grid,
             *((height // self.patch, width // self.patch) for height, width in sizes),
         ]
-        return {"img_shapes": torch.tensor([(1, *grid) for grid in grids])}  # stays on the CPU
+        return {"img_shapes": torch.tensor([(1, *grid) for grid in grids])}
 
     def _mu(self, num_steps: int) -> float:
         from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate_shift

@@ -33,6 +33,11 @@ class UnoConfig(PipelineConfig):
         """Loads the pipeline and merges UNO's LoRA."""
         from diffusers import FluxPipeline
 
+        if self.uno_lora is not None and self.quantization is not None:
+            raise ConfigError(
+                f"quantization: must be null where uno_lora is merged, got {self.quantization!r}; "
+                "merge it once, save the pipeline and give its folder as path"
+            )
         pipeline = load_pipeline(self, FluxPipeline)
         if self.uno_lora is not None:
             _merge(pipeline, self.uno_lora)
