@@ -132,8 +132,13 @@ class Flux2KleinGenerator(PipelineGenerator):
         return unguided + self._guidance * (positive - unguided)
 
     def _decode(self, latents: Tensor) -> Tensor:
+        vae = self.pipeline.vae
+        return vae.decode(self.unpack(latents).to(vae.dtype)).sample
+
+    def unpack(self, latents: Tensor) -> Tensor:
+        """Packed latents ``[B, S, 4 C]`` as the VAE takes them, ``[B, C, H / 8, W / 8]``."""
         vae, rows = self.pipeline.vae, self.grid[0]
         patches = latents.transpose(1, 2).unflatten(2, (rows, -1))
         mean, variance = (v.view(1, -1, 1, 1) for v in (vae.bn.running_mean, vae.bn.running_var))
         patches = patches * torch.sqrt(variance + vae.config.batch_norm_eps) + mean
-        return vae.decode(self.pipeline._unpatchify_latents(patches).to(vae.dtype)).sample
+        return self.pipeline._unpatchify_latents(patches)
