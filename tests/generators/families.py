@@ -29,8 +29,8 @@ from customized_grpo.generators.qwen_image_edit_plus import QwenImageEditPlusCon
 from customized_grpo.generators.uno import UnoConfig
 from customized_grpo.types import Example
 
-SIDE, TEXT = 64, 48
-_CONDITION_AREA = 64 * 64
+HEIGHT, WIDTH, REFERENCE, TEXT = 64, 144, 96, 48  # of one area, so that nothing is resized
+_AREA = REFERENCE * REFERENCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +56,8 @@ def pictures(example: Example) -> list[Image.Image]:
 
 def _kontext(pipeline: Any, example: Example, noise: Tensor, steps: int) -> Tensor:
     return pipeline(
-        image=pictures(example)[0], prompt=example.prompt, height=SIDE, width=SIDE,
-        max_area=SIDE * SIDE, _auto_resize=False, num_inference_steps=steps, guidance_scale=2.5,
+        image=pictures(example)[0], prompt=example.prompt, height=HEIGHT, width=WIDTH,
+        max_area=_AREA, _auto_resize=False, num_inference_steps=steps, guidance_scale=2.5,
         max_sequence_length=TEXT, latents=noise, output_type="latent",
     ).images  # fmt: skip
 
@@ -69,8 +69,8 @@ def _uno(pipeline: Any, example: Example, noise: Tensor, steps: int) -> Tensor:
     embeds, pooled, text_ids = pipeline.encode_prompt(
         example.prompt, max_sequence_length=TEXT, device="cpu"
     )
-    vae, tokens, ids = pipeline.vae, [], [_grid(SIDE // 16, SIDE // 16, 0, 0)]
-    row = column = SIDE // 16
+    vae, tokens, ids = pipeline.vae, [], [_grid(HEIGHT // 16, WIDTH // 16, 0, 0)]
+    row, column = HEIGHT // 16, WIDTH // 16
     for reference in example.references:
         mode = vae.encode(reference[None] * 2 - 1).latent_dist.mode()
         scaled = (mode - vae.config.shift_factor) * vae.config.scaling_factor
@@ -79,7 +79,7 @@ def _uno(pipeline: Any, example: Example, noise: Tensor, steps: int) -> Tensor:
         tokens.append(patches.permute(0, 2, 4, 1, 3, 5).reshape(1, -1, channels * 4))
         ids.append(_grid(high // 2, wide // 2, row, column))
         row, column = row + high // 2, column + wide // 2
-    mu = 0.5 + ((SIDE // 8) * (SIDE // 8) // 256 - 256) * (1.15 - 0.5) / (4096 - 256)
+    mu = 0.5 + ((HEIGHT // 8) * (WIDTH // 8) // 256 - 256) * (1.15 - 0.5) / (4096 - 256)
     times = torch.linspace(1, 0, steps + 1)
     times = np.exp(mu) / (np.exp(mu) + (1 / times - 1))
     latents = noise
@@ -102,9 +102,9 @@ def _grid(high: int, wide: int, row: int, column: int) -> Tensor:
 
 def _klein(guidance: float) -> Callable[[Any, Example, Tensor, int], Tensor]:
     def run(pipeline: Any, example: Example, noise: Tensor, steps: int) -> Tensor:
-        spatial = noise.transpose(1, 2).unflatten(2, (SIDE // 16, SIDE // 16))
+        spatial = noise.transpose(1, 2).unflatten(2, (HEIGHT // 16, WIDTH // 16))
         return pipeline(
-            image=pictures(example), prompt=example.prompt, height=SIDE, width=SIDE,
+            image=pictures(example), prompt=example.prompt, height=HEIGHT, width=WIDTH,
             num_inference_steps=steps, guidance_scale=guidance, max_sequence_length=TEXT,
             text_encoder_out_layers=(1, 2, 3), latents=spatial, output_type="latent",
         ).images  # fmt: skip
@@ -115,10 +115,10 @@ def _klein(guidance: float) -> Callable[[Any, Example, Tensor, int], Tensor]:
 def _qwen(guidance: float) -> Callable[[Any, Example, Tensor, int], Tensor]:
     def run(pipeline: Any, example: Example, noise: Tensor, steps: int) -> Tensor:
         areas = qwen_module.VAE_IMAGE_SIZE, qwen_module.CONDITION_IMAGE_SIZE
-        qwen_module.VAE_IMAGE_SIZE, qwen_module.CONDITION_IMAGE_SIZE = SIDE * SIDE, _CONDITION_AREA
+        qwen_module.VAE_IMAGE_SIZE = qwen_module.CONDITION_IMAGE_SIZE = _AREA
         try:
             return pipeline(
-                image=pictures(example), prompt=example.prompt, height=SIDE, width=SIDE,
+                image=pictures(example), prompt=example.prompt, height=HEIGHT, width=WIDTH,
                 negative_prompt=" " if guidance > 1 else None, true_cfg_scale=guidance,
                 num_inference_steps=steps, latents=noise, output_type="latent",
             ).images  # fmt: skip
@@ -148,14 +148,14 @@ def _loader(pipeline_class: Any) -> Callable[[str], Any]:
 
 def _qwen_config(path: str, **fields: Any) -> QwenImageEditPlusConfig:
     return QwenImageEditPlusConfig(
-        path=path, height=SIDE, width=SIDE, reference_area=SIDE * SIDE,
-        condition_area=_CONDITION_AREA, **fields,
+        path=path, height=HEIGHT, width=WIDTH, reference_area=_AREA,
+        condition_area=_AREA, **fields,
     )  # fmt: skip
 
 
 def _config(config_class: Any, **fields: Any) -> Callable[[str], PipelineConfig]:
     return lambda path: config_class(
-        path=path, height=SIDE, width=SIDE, max_sequence_length=TEXT, **fields
+        path=path, height=HEIGHT, width=WIDTH, max_sequence_length=TEXT, **fields
     )
 
 
@@ -171,7 +171,7 @@ FAMILIES = [
     Family(
         name="uno",
         build=lambda folder: build_flux1(folder, FluxPipeline),
-        config=_config(UnoConfig, guidance_scale=4.0, reference_long_side=SIDE),
+        config=_config(UnoConfig, guidance_scale=4.0, reference_long_side=REFERENCE),
         load=_loader(FluxPipeline),
         latents=_uno,
         most_references=4,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES, SIDE, TEXT
+from families import FAMILIES, TEXT
 from helpers import ROOT
 from PIL import Image
 from safetensors.torch import load_file
@@ -20,6 +20,7 @@ REWARDS = [
     {"type": "clip-text", "objective": "prompt", "path": "embedded:reward-clip"},
     {"type": "dinov2", "objective": "identity", "path": "embedded:reward-dino"},
 ]
+SIDE = 64
 QWEN = {"reference_area": SIDE * SIDE, "condition_area": SIDE * SIDE}
 
 

@@ -26,7 +26,9 @@ def uno(tmp_path_factory: pytest.TempPathFactory) -> Flux1Generator:
     (family,) = (f for f in FAMILIES if f.name == "uno")
     folder = tmp_path_factory.mktemp("uno")
     family.build(folder)
-    return family.config(str(folder)).build(torch.device("cpu"))
+    config = family.config(str(folder))
+    config = dataclasses.replace(config, height=64, width=64, reference_long_side=64)
+    return config.build(torch.device("cpu"))
 
 
 def shaped(number: int, *shapes: tuple[int, int]) -> Example:

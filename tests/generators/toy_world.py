@@ -16,10 +16,10 @@ _PROMPTS = ("a cat on the beach", "a dog in the snow", "a cup", "a fox at night,
 
 
 def blocks(count: int = 1, prompt: str = _PROMPTS[0], seed: int = 0) -> Example:
-    """An example with ``count`` references of coloured blocks, 64 px and exact in 8 bits."""
+    """An example with ``count`` references of coloured blocks, 96 px and exact in 8 bits."""
     random = torch.Generator().manual_seed(seed)
     small = [torch.rand(3, 8, 8, generator=random) for _ in range(count)]
-    references = [r.repeat_interleave(8, 1).repeat_interleave(8, 2) for r in small]
+    references = [r.repeat_interleave(12, 1).repeat_interleave(12, 2) for r in small]
     return Example(
         id=f"{prompt}-{count}-{seed}",
         prompt=prompt,
