@@ -11,6 +11,7 @@ from torch import Tensor
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.errors import CheckpointError, ConfigError, within
 from customized_grpo.files import write_atomic
+from customized_grpo.generators.cache import CachedEncoder
 from customized_grpo.generators.lora import trust_autocast
 from customized_grpo.judge import Judge
 from customized_grpo.measures import standard_error
@@ -153,6 +154,7 @@ class Evaluation:
         self.split: Split = split
         device = pick_device(config.device)
         data, self.generator = build_world(config, device)
+        self._encode = CachedEncoder(self.generator, config.generator, config.cache)
         with within("data"):
             pick = data.held_out if split == "held_out" else data.validation
             self.examples = pick(count)
@@ -191,4 +193,4 @@ class Evaluation:
         return {name.replace(" ", "-"): images for name, images in shown.items()}
 
     def _sample(self, examples: list[Example], variant: int = 0) -> Tensor:
-        return FixedSampler(self.generator, self.config, examples, variant)()
+        return FixedSampler(self.generator, self.config, examples, variant, self._encode)()

@@ -224,10 +224,16 @@ class FixedSampler:
     """Deterministic (Euler) images of the same examples from the same noise whenever it is called.
 
     ``variant`` numbers the noises: other variants are other pictures for the same prompts.
+    ``encode`` takes the place of the generator's own, such as a cached one.
     """
 
     def __init__(
-        self, generator: Generator, config: RunConfig, examples: Sequence[Example], variant: int = 0
+        self,
+        generator: Generator,
+        config: RunConfig,
+        examples: Sequence[Example],
+        variant: int = 0,
+        encode: Callable[[Sequence[Example]], Conditioning] | None = None,
     ) -> None:
         self.examples = tuple(examples)
         self._policy = make_policy(generator, config, config.evaluation.num_steps)
@@ -237,7 +243,8 @@ class FixedSampler:
         rows: dict[object, list[int]] = defaultdict(list)
         for row, example in enumerate(examples):
             rows[layout(r.shape[1:] for r in example.references)].append(row)
-        self._parts = [(p, generator.encode([examples[i] for i in p])) for p in rows.values()]
+        encode = encode or generator.encode
+        self._parts = [(p, encode([examples[i] for i in p])) for p in rows.values()]
 
     def __call__(self) -> Tensor:
         """Images ``[len(examples), 3, H, W]`` of the generator as it is now."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +24,19 @@ from tiny_pipelines import (
 )
 from torch import Tensor
 
+from customized_grpo.config import RunConfig, read_config
+from customized_grpo.generators.base import Conditioning, Generator
 from customized_grpo.generators.flux2_klein import Flux2KleinConfig
 from customized_grpo.generators.flux_kontext import FluxKontextConfig
 from customized_grpo.generators.pipeline import PipelineConfig
 from customized_grpo.generators.qwen_image_edit_plus import QwenImageEditPlusConfig
 from customized_grpo.generators.uno import UnoConfig
+from customized_grpo.rollout import Policy
 from customized_grpo.types import Example
 
 HEIGHT, WIDTH, REFERENCE, TEXT = 64, 144, 96, 48  # of one area, so that nothing is resized
 _AREA = REFERENCE * REFERENCE
+STEPS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,3 +215,52 @@ FAMILIES = [
         most_references=3,
     ),
 ]
+
+
+@torch.no_grad()
+def denoise(generator: Generator, conditioning: Conditioning, noise: Tensor) -> Tensor:
+    """The rollout's own transitions at noise level 0."""
+    policy = Policy(
+        generator=generator,
+        sigmas=generator.sigmas(STEPS, None),
+        dynamics="flow",
+        noise_level=0.0,
+        autocast=False,
+    )
+    latents = noise
+    for step in range(STEPS):
+        index = torch.full((len(noise),), step)
+        latents, std = policy.transition(latents, index, conditioning)
+        assert not std.any()
+    return latents
+
+
+def run_config(family: Family, checkpoint: str, output: Path, **train_fields: object) -> RunConfig:
+    """A small run on toy_world's pictures, rewarded by redness alone."""
+    config = family.config(checkpoint)
+    fields = {
+        name: value for name, value in dataclasses.asdict(config).items() if value is not None
+    }
+    raw = {
+        "name": "tiny",
+        "output_dir": str(output),
+        "data": {"type": "toy_world:ToyData", "num_references": min(2, family.most_references)},
+        "generator": {**fields, "type": f"{type(config).__module__}:{type(config).__qualname__}"},
+        "rewards": [
+            {"type": "toy_world:Redness", "name": name, "objective": name}
+            for name in ("identity", "prompt")
+        ],
+        "lora": {"rank": 8},
+        "rollout": {
+            "num_steps": 4,
+            "num_trained_steps": 3,
+            "dynamics": "flow",
+            "noise_level": 0.7,
+            "shift": 1.0,
+            "group_size": 8,
+            "prompts_per_rollout": 2,
+        },
+        "advantage": {"shaping": "linear", "schedule": {"type": "constant", "prompt": 0.5}},
+        "train": {"inner_updates": 1, "sample_every": 0, **train_fields},
+    }
+    return read_config(json.dumps(raw), "test")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FluxKontextPipeline
-from families import FAMILIES
-from test_families import blocks, denoise, run_config
+from families import FAMILIES, denoise, run_config
+from toy_world import blocks
 
 from customized_grpo.config import LoraSettings, RunConfig
 from customized_grpo.errors import ConfigError

@@ -70,11 +70,9 @@ class Flux1Generator(PipelineGenerator):
         """See the base class; the scheme decides."""
         return self._scheme.size(size, (self.height, self.width), count, self.patch)
 
-    def _encode_text(
-        self, examples: Sequence[Example]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _encode_text(self, example: Example) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         embeds, pooled, text_ids = self.pipeline.encode_prompt(
-            prompt=[example.prompt for example in examples],
+            prompt=example.prompt,
             prompt_2=None,
             device=self.device,
             max_sequence_length=self._max_sequence_length,

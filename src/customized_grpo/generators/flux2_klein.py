@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -75,18 +76,20 @@ class Flux2KleinGenerator(PipelineGenerator):
             )
         return scale if scale is not None and scale > 1 else None
 
-    def _encode_text(
-        self, examples: Sequence[Example]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        embeds, text_ids = self._embed([example.prompt for example in examples])
-        shared = {"txt_ids": text_ids[0]}
+    def _encode_text(self, example: Example) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        embeds, text_ids = self._embed(example.prompt)
+        per_sample = {"encoder_hidden_states": embeds}
         if self._guidance is not None:
-            shared["negative"] = self._embed([""])[0]
-        return {"encoder_hidden_states": embeds}, shared
+            per_sample["negative"] = self._empty_prompt
+        return per_sample, {"txt_ids": text_ids[0]}
 
-    def _embed(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+    @cached_property
+    def _empty_prompt(self) -> Tensor:
+        return self._embed("")[0]
+
+    def _embed(self, prompt: str) -> tuple[Tensor, Tensor]:
         return self.pipeline.encode_prompt(
-            prompt=prompts,
+            prompt=prompt,
             device=self.device,
             max_sequence_length=self._max_sequence_length,
             text_encoder_out_layers=self._text_layers,
@@ -113,22 +116,19 @@ class Flux2KleinGenerator(PipelineGenerator):
         return compute_empirical_mu(self.grid[0] * self.grid[1], num_steps)
 
     def _predict(self, hidden: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        shared = dict(conditioning.shared)
-        negative = shared.pop("negative", None)
-
         def predict(embeds: Tensor) -> Tensor:
             return self.transformer(
                 hidden_states=hidden,
                 timestep=sigma,
                 encoder_hidden_states=embeds,
                 return_dict=False,
-                **shared,
+                **conditioning.shared,
             )[0]
 
         positive = predict(conditioning.per_sample["encoder_hidden_states"])
-        if self._guidance is None or negative is None:
+        if self._guidance is None:
             return positive
-        unguided = predict(negative.expand(len(hidden), -1, -1))
+        unguided = predict(conditioning.per_sample["negative"])
         return unguided + self._guidance * (positive - unguided)
 
     def _decode(self, latents: Tensor) -> Tensor:

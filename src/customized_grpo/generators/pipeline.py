@@ -148,35 +148,26 @@ class PipelineGenerator(ABC):
         """See the Protocol. References of other shapes lose a margin to the nearest allowed one."""
         for example in examples:
             self.check(example)
-        references = self._references(examples)
         with self._at_work(*self.text_encoders):  # one at a time: many at once fill a GPU
-            texts = [self._encode_text([example]) for example in examples]
+            texts = [self._encode_text(example) for example in examples]
         with self._at_work("vae"):
-            packed = [
-                torch.cat([self._encode_images(image[None].to(self.device)) for image in images], 1)
-                for images in references
-            ]
-        positions = self._positions([(r.shape[1], r.shape[2]) for r in references[0]])
+            pictures = [self._encode_references(example) for example in examples]
         return Conditioning.stack(
             [
                 Conditioning(
                     per_sample={**text, "reference_latents": latents},
                     shared={**shared, **positions},
                 )
-                for (text, shared), latents in zip(texts, packed, strict=True)
+                for (text, shared), (latents, positions) in zip(texts, pictures, strict=True)
             ]
         )
 
-    def _references(self, examples: Sequence[Example]) -> list[list[Tensor]]:
-        """References ``[3, h, w]`` of each example, in the sizes they are encoded at."""
-        sized = [[self._sized(r, len(e.references)) for r in e.references] for e in examples]
-        layouts = {tuple(image.shape for image in images) for images in sized}
-        if len(layouts) > 1:
-            raise DataError(
-                "references: must be equal in number and shape within a batch, got "
-                f"{len(layouts)} layouts; batch by customized_grpo.buckets.layout"
-            )
-        return sized
+    def _encode_references(self, example: Example) -> tuple[Tensor, dict[str, Tensor]]:
+        """Packed latents ``[1, s, C]`` of all references, and the positions with the target's."""
+        images = [self._sized(image, len(example.references)) for image in example.references]
+        latents = [self._encode_images(image[None].to(self.device)) for image in images]
+        sizes = [(image.shape[1], image.shape[2]) for image in images]
+        return torch.cat(latents, 1), self._positions(sizes)
 
     def _sized(self, reference: Tensor, count: int) -> Tensor:
         _, height, width = reference.shape
@@ -260,10 +251,8 @@ class PipelineGenerator(ABC):
             getattr(self.pipeline, name).to(device)
 
     @abstractmethod
-    def _encode_text(
-        self, examples: Sequence[Example]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Per-sample and shared conditioning by the prompts."""
+    def _encode_text(self, example: Example) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Per-sample ``[1, ...]`` and shared conditioning by the prompt."""
 
     @abstractmethod
     def _encode_images(self, images: Tensor) -> Tensor:

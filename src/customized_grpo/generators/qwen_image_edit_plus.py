@@ -71,48 +71,43 @@ class QwenImageEditPlusGenerator(PipelineGenerator):
         """See the base class."""
         return bucket_for(*size, self._areas[0], _MULTIPLE)
 
-    def _encode_text(
-        self, examples: Sequence[Example]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        embeds, mask = self._embed([(example, example.prompt) for example in examples])
+    def _encode_text(self, example: Example) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        embeds, mask = self._embed(example, example.prompt)
         per_sample = {"encoder_hidden_states": embeds, "encoder_hidden_states_mask": mask}
         if self._guidance is not None:
-            embeds, mask = self._embed([(example, " ") for example in examples])
+            embeds, mask = self._embed(example, " ")
             per_sample |= {"negative": embeds, "negative_mask": mask}
         return per_sample, {}
 
-    def _embed(self, tasks: Sequence[tuple[Example, str]]) -> tuple[Tensor, Tensor]:
-        """Embeddings ``[B, L, D]`` and their mask ``[B, L]`` int64, without the system prompt."""
-        inputs = self._inputs(tasks)
+    def _embed(self, example: Example, prompt: str) -> tuple[Tensor, Tensor]:
+        """Embeddings ``[1, L, D]`` and their mask ``[1, L]`` int64, without the system prompt."""
+        inputs = self._inputs(example, prompt)
         hidden = self.pipeline.text_encoder(**inputs, output_hidden_states=True).hidden_states[-1]
         start = self.pipeline.prompt_template_encode_start_idx
         return hidden[:, start:], inputs["attention_mask"][:, start:]
 
-    def _inputs(self, tasks: Sequence[tuple[Example, str]]) -> dict[str, Tensor]:
-        """Arguments of the text encoder. ``mm_token_type_ids`` marks the picture's tokens: the
+    def _inputs(self, example: Example, prompt: str) -> dict[str, Tensor]:
+        """Arguments of the text encoder. ``mm_token_type_ids`` marks the pictures' tokens: the
         stock pipeline forgets it, and loses their positions (diffusers #14194)."""
-        pictures = [self._picture(image) for example, _ in tasks for image in example.references]
+        pictures = [self._picture(image) for image in example.references]
         processed = self._images(pictures, return_tensors="pt")
         grids = processed["image_grid_thw"]
-        counts = iter((grids.prod(-1) // self._images.merge_size**2).tolist())
-        texts = []
-        for example, prompt in tasks:
-            seen = "".join(
-                _PICTURE.format(i + 1).replace("<|image_pad|>", "<|image_pad|>" * next(counts))
-                for i in range(len(example.references))
-            )
-            texts.append(self.pipeline.prompt_template_encode.format(seen + self._cut(prompt)))
-        tokens = self.pipeline.tokenizer(
-            texts, padding=True, padding_side="right", return_tensors="pt"
+        counts = (grids.prod(-1) // self._images.merge_size**2).tolist()
+        seen = "".join(
+            _PICTURE.format(number + 1).replace("<|image_pad|>", "<|image_pad|>" * count)
+            for number, count in enumerate(counts)
         )
+        text = self.pipeline.prompt_template_encode.format(seen + self._cut(prompt))
+        tokens = self.pipeline.tokenizer([text], return_tensors="pt")
         picture_token = self.pipeline.text_encoder.config.image_token_id
-        return {
-            "input_ids": tokens.input_ids.to(self.device),
-            "attention_mask": tokens.attention_mask.to(self.device),
-            "mm_token_type_ids": (tokens.input_ids == picture_token).int().to(self.device),
-            "pixel_values": processed["pixel_values"].to(self.device),
-            "image_grid_thw": grids.to(self.device),
+        inputs = {
+            "input_ids": tokens.input_ids,
+            "attention_mask": tokens.attention_mask,
+            "mm_token_type_ids": (tokens.input_ids == picture_token).int(),
+            "pixel_values": processed["pixel_values"],
+            "image_grid_thw": grids,
         }
+        return {name: tensor.to(self.device) for name, tensor in inputs.items()}
 
     def _cut(self, prompt: str) -> str:
         if self._limit is None:
