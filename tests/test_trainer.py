@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,11 @@ from customized_grpo.config import LoraSettings, RunConfig, load_config
 from customized_grpo.data.jsonl import JsonlConfig
 from customized_grpo.errors import ConfigError, CustomizedGRPOError, DataError, RewardError
 from customized_grpo.evaluate import Evaluation, EvaluationReport, evaluate_run
+from customized_grpo.generators.base import Conditioning
+from customized_grpo.generators.pipeline import PipelineGenerator
 from customized_grpo.rewards.dual_encoder import PromptReward
 from customized_grpo.trainer import train
+from customized_grpo.types import Example
 
 EMBEDDED = [p for p in (ROOT / "configs").glob("*.yaml") if "embedded:" in p.read_text()]
 
@@ -199,6 +203,21 @@ def test_another_number_of_examples_may_be_evaluated(run: Path) -> None:
     assert "6 held-out examples" in evaluate_run(run, num_examples=6).table()
     with pytest.raises(ConfigError, match="num_examples must be at least 2"):
         evaluate_run(run, num_examples=1)
+
+
+def test_an_evaluation_encodes_every_example_once(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[str] = []
+    encode = PipelineGenerator.encode
+
+    def counting(self: PipelineGenerator, examples: Sequence[Example]) -> Conditioning:
+        encoded.extend(example.id for example in examples)
+        return encode(self, examples)
+
+    monkeypatch.setattr(PipelineGenerator, "encode", counting)
+    report = evaluate_run(run)
+    assert len(encoded) == len(set(encoded)) == len(report.tuned.columns["clip-text"])
 
 
 def test_the_validation_split_has_files_of_its_own(run: Path) -> None:

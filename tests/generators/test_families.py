@@ -180,6 +180,30 @@ def test_offloaded_encoders_come_back_and_change_nothing(
     assert moves == [n for n in (offloaded.text_encoders, ("vae",), ("vae",)) for _ in range(2)]
 
 
+def test_bfloat16_weights_without_autocast(
+    family: Family, checkpoint: str, generator: Generator, tmp_path: Path
+) -> None:
+    """The base in bfloat16, adapters in float32 from the file on; all weights in float32."""
+    half = dataclasses.replace(family.config(checkpoint), dtype="bfloat16").build(CPU)
+    noise, sigma = generator.noise(1, torch.Generator().manual_seed(10)), torch.tensor([0.7])
+
+    def velocity(g: Generator) -> Tensor:
+        with torch.no_grad():
+            return g.velocity(noise, sigma, g.encode([blocks()]))
+
+    whole, rounded = velocity(generator), velocity(half)
+    assert 0 < (rounded - whole).abs().max() < 0.3 * whole.std()
+    attach_lora(generator.transformer, LoraSettings(rank=4), generator.lora_targets)
+    generator.save_weights(tmp_path)
+    half.load_weights(tmp_path)
+    loaded = [p for n, p in half.transformer.named_parameters() if ".lora_" in n]
+    assert {p.dtype for p in loaded} == {torch.float32}
+    assert velocity(half).isfinite().all()
+    full = dataclasses.replace(family.config(checkpoint), dtype="bfloat16").build(CPU)
+    full.transformer.float()  # as trained in full
+    assert (velocity(full) - whole).abs().max() < 0.3 * whole.std()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "family", FAMILIES[:3] + FAMILIES[4:5], ids=lambda f: f.name, indirect=True

@@ -132,6 +132,10 @@ def build_qwen(folder: Path) -> None:
         **dict(zip(("image_token_id", "video_token_id", "vision_start_token_id",
                     "vision_end_token_id"), vision, strict=True)),
     )  # fmt: skip
+    encoder = Qwen2_5_VLForConditionalGeneration(config)
+    for name, parameter in encoder.named_parameters():
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            parameter.data *= 20  # sharp attention, or positions of tokens would not matter
     QwenImageEditPlusPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(
             use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, base_image_seq_len=256,
@@ -141,7 +145,7 @@ def build_qwen(folder: Path) -> None:
             base_dim=8, z_dim=16, dim_mult=[1, 1, 2, 2], num_res_blocks=1,
             temperal_downsample=[False, True, True],
         ),
-        text_encoder=Qwen2_5_VLForConditionalGeneration(config),
+        text_encoder=encoder,
         tokenizer=tokenizer,
         processor=None,
         transformer=QwenImageTransformer2DModel(
