@@ -3,7 +3,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from customized_grpo.checkpoint import Ema
+from customized_grpo.build import make_optimizer
+from customized_grpo.checkpoint import Progress, TrainingState
+from customized_grpo.config import TrainConfig
+from customized_grpo.ema import Ema
+from customized_grpo.errors import CheckpointError
 from customized_grpo.files import replace_folder, write_atomic
 
 
@@ -49,3 +53,63 @@ def test_ema_averages_and_gives_the_weights_back() -> None:
     with ema.applied():
         assert module.weight.item() == pytest.approx(0.75 * 1 + 0.25 * 3)
     assert module.weight.item() == 3.0
+
+
+def made(seed: int, optimizer: str = "adamw", width: int = 3):
+    """A module that has been trained for two steps, its optimizer, its average."""
+    torch.manual_seed(seed)
+    module = torch.nn.Sequential(torch.nn.Linear(width, 64), torch.nn.Linear(64, 64))
+    module[0].requires_grad_(False)
+    trained = [p for p in module.parameters() if p.requires_grad]
+    optimizer_ = make_optimizer(trained, TrainConfig(optimizer=optimizer, learning_rate=0.1))
+    ema = Ema(module, 0.5)
+    for _ in range(2):
+        step(module, optimizer_, ema)
+    return module, optimizer_, ema
+
+
+def step(module: torch.nn.Module, optimizer: torch.optim.Optimizer, ema: Ema) -> None:
+    optimizer.zero_grad()
+    module(torch.randn(5, module[0].in_features)).square().sum().backward()
+    optimizer.step()
+    ema.update()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw-8bit"])
+def test_a_state_goes_on_as_if_nothing_had_been(optimizer: str) -> None:
+    if optimizer == "adamw-8bit":
+        pytest.importorskip("bitsandbytes")
+    module, optimizer_, ema = made(0, optimizer)
+    other, other_optimizer, other_ema = made(1, optimizer)
+    other[0].load_state_dict(module[0].state_dict())  # frozen: not in the state
+    tensors = TrainingState(module, optimizer_, ema).tensors()
+    step(module, optimizer_, ema)  # goes on while the copy is kept
+    TrainingState(other, other_optimizer, other_ema).load(tensors)
+    step(other, other_optimizer, other_ema)
+    for one, two in zip(module.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)
+    for one, two in zip(ema.average, other_ema.average, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_a_state_of_another_model_is_refused() -> None:
+    tensors = TrainingState(*made(0)).tensors()
+    module, optimizer, _ = made(0)
+    with pytest.raises(CheckpointError, match=r"ema/1.bias is in the checkpoint only"):
+        TrainingState(module, optimizer, None).load(tensors)
+    tensors["policy/1.weight"] = tensors["policy/1.weight"][:5]
+    with pytest.raises(CheckpointError, match=r"policy/1.weight is \(5, 64\) in the checkpoint"):
+        TrainingState(*made(0)).load(tensors)
+
+
+def test_the_best_is_best_at_its_weaker_objective() -> None:
+    progress = Progress(base={"validation/a": 2.0, "validation/b": 0.5, "validation/reward/a": 1.0})
+    found = []
+    for a, b in ((2.2, 0.51), (3.0, 0.5), (2.1, 0.55), (2.1, 0.55)):
+        progress.validation = {"validation/a": a, "validation/b": b}
+        found.append((progress.score(), progress.note_best()))
+    assert [best for _, best in found] == [True, False, True, False]
+    assert [score for score, _ in found] == pytest.approx([0.02, 0.0, 0.05, 0.05])
+    progress.validation = {}
+    assert progress.score() is None
+    assert not progress.note_best()

@@ -27,7 +27,7 @@ def calls(monkeypatch, tmp_path) -> list:
     calls = []
     trainer, evaluate = ModuleType("trainer"), ModuleType("evaluate")
 
-    def train(config):
+    def train(config, *, resume):
         calls.append(config)
         return tmp_path / config.name
 
@@ -105,7 +105,7 @@ def test_a_mistake_gets_one_line_and_nothing_runs(capsys, calls, arguments, expe
     ],
 )
 def test_a_failing_run_gets_one_line(capsys, monkeypatch, calls, error, code, line):
-    def fail(config):
+    def fail(config, *, resume):
         raise error
 
     monkeypatch.setattr(sys.modules["customized_grpo.trainer"], "train", fail)
@@ -122,7 +122,7 @@ def test_debug_adds_the_traceback(capsys):
 
 
 def test_a_bug_is_not_dressed_up_as_a_user_s_mistake(monkeypatch, calls):
-    def fail(config):
+    def fail(config, *, resume):
         raise ZeroDivisionError
 
     monkeypatch.setattr(sys.modules["customized_grpo.trainer"], "train", fail)

@@ -42,7 +42,9 @@ def run(tiny_config: RunConfig) -> Path:
 
 def test_run_folder_holds_everything(run: Path, tiny_config: RunConfig) -> None:
     assert {path.name for path in run.iterdir()} == {
+        ".lock",
         "advantages.jsonl",
+        "checkpoints",
         "config.yaml",
         "environment.json",
         "finished.json",

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, NoReturn
 
-from customized_grpo.errors import ConfigError, CustomizedGRPOError
+from customized_grpo.errors import ConfigError, CustomizedGRPOError, Interrupted
 
 _ABOUT = """\
 Customized-GRPO: reinforcement learning for subject-driven image generation.
@@ -28,21 +28,36 @@ examples:
   cgrpo train configs/emoji.yaml --train.num_updates 100  train; any field can be overridden
   cgrpo data configs/emoji.yaml                           what will be trained on, as a picture
   cgrpo train --help                                      all fields, with their defaults
+  cgrpo resume runs/emoji                                 go on with a run that was stopped
   cgrpo evaluate runs/emoji                               base against tuned, held-out subjects
   cgrpo report runs/emoji                                 curves, tables and pictures in one page
   cgrpo compare configs/studies/proof.yaml                many methods and seeds, and their report
   cgrpo serve-reward rewards.yaml --port 8100             rewards for runs on other machines
 """
 
+_RESUME_HELP = """\
+usage: cgrpo resume RUN [--allow-changed] [--section.field value ...]
+
+Go on with a run that was stopped, from its newest checkpoint that is whole. What it computes is
+what it would have computed without the break. Fields may be overridden: freely those that decide
+where and how long a run goes (--train.num_updates 400, --device cpu), others with --allow-changed,
+never those that what was trained depends on (generator, lora, ...).
+
+examples:
+  cgrpo resume runs/emoji
+  cgrpo resume runs/emoji --train.num_updates 400   make a finished run longer
+  cgrpo train configs/emoji.yaml --resume auto      begin, or go on: for job scripts"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `cgrpo`; returns the exit code: 0, 2 for an error the user can mend, 130 for Ctrl-C."""
+    """Runs `cgrpo`; returns the exit code: 0, 2 for an error the user can mend, 128 + the number of
+    a signal."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        if arguments[:1] == ["train"]:  # its flags are fields of the config, not argparse's
-            command = partial(_train, arguments[1:])
+        if arguments[:1] in (["train"], ["resume"]):  # flags are fields of the config
+            command = partial(_train if arguments[0] == "train" else _resume, arguments[1:])
         else:
             options = _parser().parse_args(arguments)
             command = partial(options.run, options)
@@ -51,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
         command()
+    except Interrupted as interrupted:
+        print(f"cgrpo: {_one_line(interrupted)}", file=sys.stderr)
+        return 128 + interrupted.received
     except (CustomizedGRPOError, OSError) as error:
         if debug:
             traceback.print_exc()
@@ -106,6 +124,18 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     commands.add_parser("train", help="train a generator as a config says")
+    commands.add_parser("resume", help="go on with a run that was stopped")
+
+    replay = commands.add_parser(
+        "replay",
+        help="compute an update once more that had a gradient which is not finite",
+        description="Compute an update once more from what a run has dumped, and say which "
+        "weights, gradients, inputs and (sample, step) pairs are not finite.",
+        epilog="example:\n  cgrpo replay runs/emoji/failures/000012",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    replay.add_argument("dump", metavar="DUMP", type=Path, help="folder under RUN/failures")
+    replay.set_defaults(run=_replay)
 
     data = commands.add_parser(
         "data",
@@ -244,10 +274,32 @@ def _train(arguments: Sequence[str]) -> None:
             f"CONFIG must come first, got {config or 'nothing'}; write `cgrpo train CONFIG "
             "[--section.field value ...]`, for example `cgrpo train configs/emoji.yaml`"
         )
-    _train_config(config, overrides)
+    resume, overrides = _take_resume(overrides)
+    _train_config(config, overrides, resume=resume)
 
 
-def _train_config(config_path: str | Path, overrides: Sequence[str]) -> Path:
+def _take_resume(flags: Sequence[str]) -> tuple[bool, list[str]]:
+    """`--resume auto` is no field of the config."""
+    flags = [
+        word
+        for flag in flags
+        for word in (flag.split("=", 1) if flag[:9] == "--resume=" else [flag])
+    ]
+    if "--resume" not in flags:
+        return False, flags
+    place = flags.index("--resume")
+    if flags[place + 1 : place + 2] != ["auto"]:
+        got = (*flags[place + 1 : place + 2], "nothing")[0]
+        raise ConfigError(
+            f"--resume must be auto, got {got!r}; it goes on with the run of that name, or begins "
+            "it. To go on with a folder: `cgrpo resume RUN`"
+        )
+    return True, flags[:place] + flags[place + 2 :]
+
+
+def _train_config(
+    config_path: str | Path, overrides: Sequence[str], *, resume: bool = False
+) -> Path:
     from customized_grpo.config import load_config
 
     config = load_config(config_path, overrides)
@@ -255,9 +307,39 @@ def _train_config(config_path: str | Path, overrides: Sequence[str]) -> Path:
     from customized_grpo.trainer import train
 
     _hide_loading_bars()
-    run = train(config)
+    run = train(config, resume=resume)
     print(f"run: {run}")
     return run
+
+
+def _resume(arguments: Sequence[str]) -> None:
+    """`cgrpo resume RUN [--allow-changed] [--section.field value ...]`."""
+    run, *flags = arguments or [""]
+    if {"-h", "--help"} & set(arguments):
+        print(_RESUME_HELP)
+        return
+    if not run or run.startswith("-"):
+        raise ConfigError(
+            f"RUN must come first, got {run or 'nothing'}; write `cgrpo resume RUN`, for example "
+            "`cgrpo resume runs/emoji`"
+        )
+    from customized_grpo.resume import resumed_config
+
+    allow_changed = "--allow-changed" in flags
+    overrides = [flag for flag in flags if flag != "--allow-changed"]
+    config = resumed_config(Path(run), overrides, allow_changed=allow_changed)
+
+    from customized_grpo.trainer import train
+
+    _hide_loading_bars()
+    print(f"run: {train(config, resume=True, allow_changed=allow_changed)}")
+
+
+def _replay(options: argparse.Namespace) -> None:
+    from customized_grpo.replay import replay
+
+    _hide_loading_bars()
+    print(replay(options.dump))
 
 
 def _data(options: argparse.Namespace) -> None:

@@ -167,8 +167,7 @@ def run_cell(study: Study, method: Method, seed: int) -> None:
         with FileLock(f"{folder}.lock", blocking=False):
             _check_folder(folder, config)
             if not (folder / FINISHED).exists():
-                shutil.rmtree(folder, ignore_errors=True)  # what an interrupted run has left
-                train(config)
+                train(config, resume=True)
             evaluate_run(folder, study.config.split, known=_judged_base(study))
     except Timeout as error:
         raise CheckpointError(

@@ -1,5 +1,6 @@
 """Errors a user can cause; each message is one line: field, requirement, value received, fix."""
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,6 +23,18 @@ class RewardError(CustomizedGRPOError):
 
 class CheckpointError(CustomizedGRPOError):
     """A checkpoint or a run folder is missing, incomplete or not of the expected kind."""
+
+
+class ResourceError(CustomizedGRPOError):
+    """Disk, memory or file handles have run out."""
+
+
+class Interrupted(CustomizedGRPOError):
+    """A signal asked the run to stop; the command line exits with 128 + its number."""
+
+    def __init__(self, received: signal.Signals) -> None:
+        super().__init__(f"stopped by {received.name}")
+        self.received = received
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from customized_grpo.build import build_world
+from customized_grpo.checkpoint import trained_weights
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.errors import CheckpointError, ConfigError, within
 from customized_grpo.files import write_atomic
@@ -18,7 +20,6 @@ from customized_grpo.measures import standard_error
 from customized_grpo.report.grid import save_grid, save_strip
 from customized_grpo.results import BASE, Split, Yardstick
 from customized_grpo.rollout import FixedSampler, pick_device
-from customized_grpo.trainer import WEIGHTS, build_world
 from customized_grpo.types import Example, Judgement
 
 _PICTURE_ROWS = 10
@@ -95,7 +96,7 @@ def evaluate_run(
     num_examples: int | None = None,
     known: Yardstick | None = None,
 ) -> EvaluationReport:
-    """Evaluates a finished run; writes ``evaluation.json`` and pictures into its folder.
+    """Evaluates a run; writes ``evaluation.json`` and pictures into its folder.
 
     On the validation split, the files are called ``validation``: recipes are chosen there, so that
     the held-out examples stay unseen by the person too. ``num_examples`` None: as many as the run's
@@ -103,18 +104,16 @@ def evaluate_run(
     which are then not judged again.
 
     Raises:
-        CheckpointError: if the folder is not a finished run.
+        CheckpointError: if the folder is not a run with weights.
         ConfigError: if the run's config names no evaluators, or ``num_examples`` is below 2.
     """
-    for needed in ("config.yaml", WEIGHTS):
-        if not (run / needed).exists():
-            raise CheckpointError(
-                f"RUN: {run} must be the folder of a finished run, {needed} is missing in it"
-            )
+    if not (run / "config.yaml").exists():
+        raise CheckpointError(f"RUN: {run} must be the folder of a run, config.yaml is not in it")
+    weights = trained_weights(run)
     evaluation = Evaluation(load_config(run / "config.yaml"), split, num_examples)
     yardstick = evaluation.yardstick() if known is None else known
     strips = evaluation.truth() | {BASE: evaluation.pictures()}
-    evaluation.load(run / WEIGHTS)
+    evaluation.load(weights)
     file = run / evaluation_file(split)
     report = EvaluationReport(
         yardstick=yardstick, tuned=evaluation.judge_generator(), picture=file.with_suffix(".png")

@@ -8,36 +8,71 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from customized_grpo.config import RunConfig, dump_config
-from customized_grpo.errors import ConfigError
-from customized_grpo.files import write_atomic
+from customized_grpo.errors import CheckpointError, ConfigError
+from customized_grpo.files import sync, write_atomic
 
 logger = logging.getLogger("customized_grpo")
 
 FINISHED = "finished.json"
+_LOCK = ".lock"
+_METRICS, _ADVANTAGES = "metrics.jsonl", "advantages.jsonl"
 
 
-def run_folder(config: RunConfig) -> Path:
+def run_folder(config: RunConfig, *, resume: bool = False) -> Path:
     """Where the run will write.
 
     Raises:
-        ConfigError: if a run of that name is already there.
+        ConfigError: if a run, or anything else that a run must not mix with, is already there.
     """
     folder = Path(config.output_dir) / config.name
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not folder.exists() or (resume and holds_run(folder)):
+        return folder
+    if not folder.is_dir() or any(path.name != _LOCK for path in folder.iterdir()):
+        what = "a run" if holds_run(folder) else "something else"
+        hint = ", or go on with it: `cgrpo resume`" if holds_run(folder) else ""
         raise ConfigError(
-            f"name: {folder} already holds a run; choose another --name or remove the folder"
+            f"name: {folder} already holds {what}; choose another --name or remove the folder{hint}"
         )
     return folder
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run was begun there."""
+    return (folder / "config.yaml").exists()
+
+
+def finished_updates(folder: Path) -> int | None:
+    """Updates of the finished run in a folder; None: it is not finished."""
+    file = folder / FINISHED
+    return json.loads(file.read_text(encoding="utf-8"))["updates"] if file.exists() else None
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """One process at a time has the folder, which is made if need be.
+
+    Raises:
+        CheckpointError: if another one has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / _LOCK, blocking=False):
+            yield
+    except Timeout as error:
+        raise CheckpointError(
+            f"{folder} is in use by another process; wait for it, or end it"
+        ) from error
 
 
 def describe_environment(device: torch.device) -> dict[str, str]:
@@ -71,7 +106,7 @@ class RunLog:
         self._total = config.train.num_updates
         self._progress: Any = None
         self._rewards = ""
-        self._started = time.monotonic()
+        self._first, self._started = 0, time.monotonic()
         self._seconds: dict[str, float] = {}
 
     @contextmanager
@@ -87,10 +122,25 @@ class RunLog:
         seconds = {f"seconds/{name}": round(value, 4) for name, value in self._seconds.items()}
         self._seconds = {}
         row = {"update": update, **values, **seconds}
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        with (self.folder / _METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if update:
             self._show(update, values)
+
+    def rewind(self, *, update: int, rollouts: int) -> None:
+        """Drops rows after ``update`` and of rollouts from number ``rollouts`` on: they come again.
+
+        A line that was cut off while it was written goes too.
+        """
+        (self.folder / FINISHED).unlink(missing_ok=True)
+        _keep_rows(self.folder / _METRICS, lambda row: row["update"] <= update)
+        _keep_rows(self.folder / _ADVANTAGES, lambda row: row["rollout"] < rollouts)
+
+    def sync(self) -> None:
+        """Waits until all rows are on the disk."""
+        for name in (_METRICS, _ADVANTAGES):
+            if (self.folder / name).exists():
+                sync(self.folder / name)
 
     def schedule(self, sigmas: Tensor, weights: Tensor, objectives: Sequence[str]) -> None:
         """Writes ``schedule.json``: the noise levels and the objectives' weights at each step."""
@@ -108,7 +158,7 @@ class RunLog:
             name: [None if math.isnan(value) else round(value, 4) for value in column]
             for name, column in columns
         }
-        with (self.folder / "advantages.jsonl").open("a", encoding="utf-8") as file:
+        with (self.folder / _ADVANTAGES).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"rollout": rollout, **row}) + "\n")
 
     def finish(self, updates: int) -> None:
@@ -126,15 +176,16 @@ class RunLog:
             bar, task = self._progress
             bar.update(task, completed=update, rewards=self._rewards)
         elif update == 1 or update % 10 == 0 or update == self._total:
-            pace = (time.monotonic() - self._started) / update
+            pace = (time.monotonic() - self._started) / (update - self._first)
             logger.info(
                 "update %d/%d  %s  %.1f s/update, %.1f min left",
                 update, self._total, self._rewards, pace, pace * (self._total - update) / 60,
             )  # fmt: skip
 
     @contextmanager
-    def progress(self) -> Iterator[None]:
-        """A rich progress bar while inside, if standard error is a terminal."""
+    def progress(self, update: int) -> Iterator[None]:
+        """From ``update`` on; a rich bar while inside, if standard error is a terminal."""
+        self._first, self._started = update, time.monotonic()
         if not sys.stderr.isatty():
             yield
             return
@@ -156,6 +207,19 @@ class RunLog:
             console=Console(stderr=True),
         )
         with bar:
-            self._progress = (bar, bar.add_task("training", total=self._total, rewards=""))
+            self._progress = (
+                bar,
+                bar.add_task("training", total=self._total, completed=update, rewards=""),
+            )
             yield
         self._progress = None
+
+
+def _keep_rows(file: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n") and keep(json.loads(line)):
+            kept.append(line)
+    write_atomic(file, "".join(kept))

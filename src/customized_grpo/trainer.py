@@ -3,47 +3,81 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from customized_grpo.checkpoint import Ema
-from customized_grpo.config import RunConfig, TrainConfig, explain_batch
-from customized_grpo.credit import assign_credit, objective_weights, share_statistics
+from customized_grpo.build import build_world, make_optimizer, make_trainable
+from customized_grpo.checkpoint import (
+    WEIGHTS,
+    Checkpoint,
+    CheckpointStore,
+    Progress,
+    TrainingState,
+    newest_checkpoint,
+)
+from customized_grpo.config import RunConfig, explain_batch, load_config
+from customized_grpo.credit import assign_credit, objective_weights
 from customized_grpo.data.base import DataSource
-from customized_grpo.errors import ConfigError, RewardError, within
+from customized_grpo.diagnosis import diagnose, dump_failure
+from customized_grpo.ema import Ema
+from customized_grpo.errors import (
+    CheckpointError,
+    CustomizedGRPOError,
+    ResourceError,
+    RewardError,
+)
 from customized_grpo.files import replace_folder
 from customized_grpo.generators.base import Conditioning, Generator
 from customized_grpo.generators.cache import CachedEncoder
-from customized_grpo.generators.lora import attach_lora, trust_autocast
+from customized_grpo.interrupts import Interrupts
+from customized_grpo.monitor import SampleGrid, Validation, rollout_metrics
 from customized_grpo.policy_loss import accumulate_gradient, policy_batch
-from customized_grpo.report.grid import save_grid
+from customized_grpo.resume import check_changes, remove_leftovers
 from customized_grpo.rewards.attributes import AttributeClassifier
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.rewards.scoring_queue import ScoringQueue
-from customized_grpo.rollout import FixedSampler, collect_rollout, make_policy, pick_device
-from customized_grpo.runlog import RunLog, run_folder
-from customized_grpo.types import Advantages, Example, RewardScores, Rollout
+from customized_grpo.rollout import collect_rollout, make_policy, pick_device
+from customized_grpo.runlog import (
+    RunLog,
+    describe_environment,
+    finished_updates,
+    holds_run,
+    lock_folder,
+    run_folder,
+)
+from customized_grpo.types import Example, PolicyBatch, RewardScores, Rollout
 
 logger = logging.getLogger("customized_grpo")
 
-WEIGHTS = "weights"
 _NUM_SAMPLES = 6  # rows of a sample grid
 
 
-def train(config: RunConfig) -> Path:
+def train(config: RunConfig, *, resume: bool = False, allow_changed: bool = False) -> Path:
     """Trains as the config says and returns the run folder.
 
     Everything is loaded and checked before the folder is created: a mistake leaves nothing behind.
 
+    Args:
+        config: of the run.
+        resume: go on with the run that is in the folder, from its newest checkpoint, if there is
+            one; what it computes is what it would have computed without the break.
+        allow_changed: resume although the config has changed in a way that makes it another run.
+
     Raises:
         CustomizedGRPOError: with one line that names the field and the fix.
     """
-    folder = run_folder(config)
+    folder = run_folder(config, resume=resume)
+    if resume and holds_run(folder):
+        check_changes(load_config(folder / "config.yaml"), config, allow_changed=allow_changed)
+        if finished_updates(folder) == config.train.num_updates:
+            logger.info("%s is finished, there is nothing to resume", folder)
+            return folder
     device = pick_device(config.device)
     data, generator = build_world(config, device)
     rewards = RewardSet(config.rewards, device)
@@ -55,114 +89,16 @@ def train(config: RunConfig) -> Path:
     samples = SampleGrid(generator, config, data.held_out(_NUM_SAMPLES))
     every = config.evaluation.validate_every
     validation = Validation(generator, config, data, rewards, evaluators) if every else None
-    log = RunLog(folder, config, device)
-    logger.info(explain_batch(config))
-    Trainer(config, data, generator, rewards, samples, validation, log).run()
+    with lock_folder(folder):
+        run_folder(config, resume=resume)  # another process may have been faster
+        checkpoint = newest_checkpoint(folder)
+        remove_leftovers(folder)
+        log = RunLog(folder, config, device)
+        trainer = Trainer(config, data, generator, rewards, samples, validation, log)
+        logger.info(explain_batch(config))
+        trainer.start(checkpoint)
+        trainer.run()
     return folder
-
-
-def build_world(config: RunConfig, device: torch.device) -> tuple[DataSource, Generator]:
-    """Loads data source and generator; their errors name the section of the config."""
-    with within("data"):
-        data: DataSource = config.data.build(config.seed)
-    with within("generator"):
-        generator: Generator = config.generator.build(device)
-    for example in data.listed():
-        generator.check(example)
-    return data, generator
-
-
-def make_trainable(generator: Generator, config: RunConfig) -> None:
-    """Adds LoRA, or unfreezes the transformer where the config has none."""
-    if config.lora is not None:
-        attach_lora(generator.transformer, config.lora, generator.lora_targets)
-        if config.mixed_precision == "bf16":
-            trust_autocast(generator.transformer)
-    elif getattr(generator.transformer, "is_quantized", False):
-        raise ConfigError("lora: must not be null with generator.quantization, got null; add lora")
-    else:
-        generator.transformer.requires_grad_(True).float()
-    if config.compile:
-        transformer: Any = generator.transformer
-        if not getattr(transformer, "_repeated_blocks", None):
-            raise ConfigError(
-                f"compile must be false for {type(transformer).__name__}, got true; diffusers "
-                "names no repeated blocks in it"
-            )
-        transformer.compile_repeated_blocks(dynamic=False)
-
-
-def make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW, or bitsandbytes' with its state in 8 bits (arXiv:2110.02861).
-
-    Raises:
-        ConfigError: if that is asked for and not installed.
-    """
-    optimizer: Any = torch.optim.AdamW
-    if config.optimizer == "adamw-8bit":
-        try:
-            from bitsandbytes.optim import AdamW8bit as optimizer
-        except ImportError as error:
-            raise ConfigError(
-                f"train.optimizer: 'adamw-8bit' needs the extra package ({error}); "
-                "pip install 'customized-grpo[bitsandbytes]'"
-            ) from error
-    return optimizer(
-        parameters,
-        lr=config.learning_rate,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-    )
-
-
-class SampleGrid:
-    """Pictures of a few held-out examples in the course of training."""
-
-    def __init__(self, generator: Generator, config: RunConfig, examples: list[Example]) -> None:
-        self._sampler = FixedSampler(generator, config, examples)
-        self._examples = examples
-        self._base = self._sample()
-
-    @torch.compiler.set_stance("force_eager")  # too few pictures to compile for
-    def _sample(self) -> Tensor:
-        return self._sampler()
-
-    def save(self, path: Path) -> None:
-        """Reference | prompt | base | now."""
-        path.parent.mkdir(exist_ok=True)
-        save_grid(path, self._examples, {"base": self._base, "now": self._sample()})
-
-
-class Validation:
-    """Scores of the same validation examples in the course of training, by every model there is."""
-
-    def __init__(
-        self,
-        generator: Generator,
-        config: RunConfig,
-        data: DataSource,
-        rewards: RewardSet,
-        evaluators: RewardSet,
-    ) -> None:
-        with within("data"):
-            examples = data.validation(config.evaluation.num_validation)
-        self._sample = FixedSampler(generator, config, examples)
-        self._examples = examples
-        self._sets = {"validation": evaluators, "validation/reward": rewards}
-
-    def metrics(self) -> dict[str, float]:
-        """Means ``validation/<evaluator>`` and ``validation/reward/<reward>`` as of now, and
-        ``evaluator/<evaluator>/<number>`` where one has numbers of its own."""
-        images = self._sample()
-        means: dict[str, float] = {}
-        for prefix, models in self._sets.items():
-            scores = models.score(images, self._examples)
-            for error in scores.errors:
-                logger.warning("validation: %s", error)
-            values = scores.scores.nanmean(0).tolist()
-            means |= {f"{prefix}/{n}": v for n, v in zip(scores.names, values, strict=True)}
-        counts = self._sets["validation"].metrics()
-        return means | {f"evaluator/{name}": value for name, value in counts.items()}
 
 
 class Trainer:
@@ -188,26 +124,86 @@ class Trainer:
         self.optimizer = make_optimizer(self.parameters, config.train)
         decay = config.train.ema_decay
         self.ema = None if decay is None else Ema(generator.transformer, decay)
-        self.update = 0
+        self.state = TrainingState(generator.transformer, self.optimizer, self.ema)
+        self.store = CheckpointStore(log.folder, config.train.keep_checkpoints)
+        self.interrupts = Interrupts()
+        self.progress = Progress()
+        self._saved: int | None = None  # update of the newest checkpoint
+        self._whole = True  # False between the first and the last update of a rollout
+
+    def start(self, checkpoint: Checkpoint | None) -> None:
+        """Brings everything to where the run begins or goes on.
+
+        Raises:
+            CheckpointError: if the checkpoint does not fit.
+        """
+        if checkpoint is None:
+            self.log.rewind(update=-1, rollouts=0)
+            return
+        try:
+            self.state.load(checkpoint.tensors())
+        except CheckpointError as error:
+            raise CheckpointError(f"{checkpoint.folder}: {error}") from error
+        self.progress = Progress(**checkpoint.record["progress"])
+        self.rewards.restore(checkpoint.record["rewards"])
+        self._saved = self.progress.update
+        self.log.rewind(update=self.progress.update, rollouts=self.progress.rollouts)
+        before, now = checkpoint.record["environment"], describe_environment(self.generator.device)
+        for name, value in now.items():
+            if before.get(name) != value:
+                logger.warning("resumed with another %s: %s -> %s", name, before.get(name), value)
+        logger.info("resumed from %s", checkpoint.folder)
 
     def run(self) -> None:
-        """All rollouts and their updates."""
-        train = self.config.train
-        self._log_start()
-        with self.log.progress():
-            for rollout in range(train.num_updates // train.inner_updates):
-                self._iterate(rollout)
-        self.save()
+        """All rollouts and their updates.
+
+        Raises:
+            CustomizedGRPOError: whatever stops the run; it says how to go on.
+        """
+        try:
+            with self.log.progress(self.progress.update), self.interrupts:
+                if self._saved is None:
+                    self._log_start()
+                while self.progress.update < self.config.train.num_updates:
+                    self.interrupts.check()
+                    self._iterate(self.progress.rollouts)
+            self._finish()
+        except (CustomizedGRPOError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+            raise self._rescued(error) from error
+
+    def _rescued(self, error: Exception) -> CustomizedGRPOError:
+        """The error as the user sees it, after what can be saved has been."""
+        clear = error if isinstance(error, CustomizedGRPOError) else ResourceError(_clear(error))
+        update = self.progress.update
+        try:
+            if self._whole and update and self._saved != update:
+                self._save_checkpoint()
+            self.store.wait()
+        except OSError as second:
+            logger.warning("update %d could not be saved: %s", update, _clear(second))
+        newest = newest_checkpoint(self.log.folder)
+        where = f"goes on after update {newest.update if newest else 0}"
+        clear.args = (f"{clear}; `cgrpo resume {self.log.folder}` {where}",)
+        return clear
+
+    def _finish(self) -> None:
+        with self._averaged():
+            replace_folder(self.log.folder / WEIGHTS, self.generator.save_weights)
         self._save_samples()
-        self.log.finish(self.update)
+        if self._saved != self.progress.update and self.config.train.save_every:
+            self._save_checkpoint()
+        self.store.wait()
+        self.log.finish(self.progress.update)
 
     def _log_start(self) -> None:
         sigmas, objectives = self.policy.sigmas, self.rewards.objectives
         weights = objective_weights(sigmas[:-1], self.config.advantage, objectives)
         self.log.schedule(sigmas, weights, objectives)
         self._save_samples()
-        if self.validation is not None:
-            self.log.row(0, self._validate())
+        self.progress.validation = self._validate()
+        self.progress.base = self.progress.validation
+        if self.progress.base:
+            self.log.row(0, self.progress.base)
 
     def _iterate(self, number: int) -> None:
         config, log = self.config, self.log
@@ -238,18 +234,28 @@ class Trainer:
         for inner, groups in enumerate(self._split_groups()):
             samples = torch.isin(rollout.group_ids, groups.to(rollout.group_ids.device))
             batch = policy_batch(rollout, advantages, samples.nonzero()[:, 0])
+            self._whole = False
             with log.timed("update"):
                 stats = self._optimize(batch, conditioning, first=inner == 0)
-            self.update += 1
-            log.row(self.update, {**metrics, **stats, **self._validate()})
+            self.progress.update += 1
+            self.progress.validation = self._validate()
+            log.row(self.progress.update, {**metrics, **stats, **self.progress.validation})
             metrics = {}
             self._after_update()
+        self.progress.rollouts += 1
+        self._whole = True
+        self._after_rollout()
 
     def _sample_and_score(
         self, prompts: Sequence[Example], per_prompt: Conditioning, random: torch.Generator
     ) -> tuple[Rollout, RewardScores]:
         """Scoring goes on beside sampling; ``seconds/reward`` is what it takes beyond it."""
         config, log = self.config, self.log
+
+        def hand_over(images: Tensor, groups: Tensor) -> None:
+            self.interrupts.check()
+            queue.put(images, [prompts[i] for i in groups.tolist()])
+
         with ScoringQueue(self.rewards.score) as queue:
             with log.timed("rollout"):
                 rollout = collect_rollout(
@@ -258,16 +264,45 @@ class Trainer:
                     config.rollout,
                     random,
                     keep_means=config.loss.ratio_norm,
-                    on_images=lambda images, groups: queue.put(
-                        images, [prompts[i] for i in groups.tolist()]
-                    ),
+                    on_images=hand_over,
                 )
             with log.timed("reward"):
-                return rollout, queue.result()
+                scores = self._settled(queue.result(), rollout, prompts)
+        finite = rollout.log_probs.isfinite().all(1)
+        return rollout, replace(scores, scores=scores.scores.where(finite[:, None], torch.nan))
+
+    def _settled(
+        self, scores: RewardScores, rollout: Rollout, prompts: Sequence[Example]
+    ) -> RewardScores:
+        """Scores with few enough gaps; lost ones are scored again after longer and longer pauses.
+
+        Raises:
+            RewardError: if too much is still missing at the end.
+        """
+        faults = self.config.faults
+        for pause in (*faults.reward_pauses, None):
+            lost = scores.scores.isnan().any(1)
+            share = lost.float().mean().item()
+            if share <= faults.max_lost_rewards or (pause is not None and not scores.errors):
+                return scores
+            what = f"{share:.0%} of the rollout could not be scored: {'; '.join(scores.errors)}"
+            if pause is None:
+                raise RewardError(f"rewards: {what}")
+            logger.warning("%s; trying again in %g s", what, pause)
+            self.interrupts.sleep(pause)
+            rows = lost.nonzero()[:, 0]
+            again = self.rewards.score(
+                rollout.images[rows], [prompts[i] for i in rollout.group_ids[rows].tolist()]
+            )
+            filled = scores.scores.clone()
+            filled[rows] = again.scores
+            scores = replace(again, scores=filled)
+        raise AssertionError("the last pause is None")
 
     def _validate(self) -> dict[str, float]:
         every, last = self.config.evaluation.validate_every, self.config.train.num_updates
-        if self.validation is None or (self.update % every and self.update != last):
+        update = self.progress.update
+        if self.validation is None or (update % every and update != last):
             return {}
         with self.log.timed("validation"), self._averaged():
             return self.validation.metrics()
@@ -289,47 +324,79 @@ class Trainer:
         )
         if not first:  # off policy by then: the ratio itself is the number to look at
             stats.pop("mismatch")
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm).item()
+        if not math.isfinite(norm):
+            self._skip(batch, conditioning)
+            return {**stats, "grad_norm": norm, "skipped_updates": 1.0}
+        self.progress.skipped = 0
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update()
-        return {**stats, "grad_norm": norm.item()}
+        return {**stats, "grad_norm": norm, "skipped_updates": 0.0}
+
+    def _skip(self, batch: PolicyBatch, conditioning: Conditioning) -> None:
+        """Leaves the weights as they are, and says why.
+
+        Raises:
+            CheckpointError: if it is one too many in a row.
+        """
+        self.progress.skipped += 1
+        update = self.progress.update + 1
+        size = self.config.train.micro_batch_size
+        report = diagnose(self.policy, batch, conditioning, self.generator.transformer, size)
+        logger.warning("update %d is skipped: %s", update, report)
+        if self.progress.skipped < self.config.faults.max_skipped_updates:
+            return
+        folder = self.log.folder / "failures" / f"{update:06d}"
+        dump_failure(folder, self.config, report, batch, conditioning, self.state.tensors())
+        raise CheckpointError(
+            f"{self.progress.skipped} updates in a row had no finite gradient: {report}; "
+            f"`cgrpo replay {folder}` shows it again"
+        )
 
     def _after_update(self) -> None:
-        train, last = self.config.train, self.update == self.config.train.num_updates
-        if train.sample_every and self.update % train.sample_every == 0 and not last:
+        every, update = self.config.train.sample_every, self.progress.update
+        if every and update % every == 0 and update != self.config.train.num_updates:
             self._save_samples()
-        if train.save_every and self.update % train.save_every == 0 and not last:
-            self.save()
 
-    def save(self) -> None:
-        """Writes the trained weights (their average, if there is one) in the family's format."""
-        with self._averaged():
-            replace_folder(self.log.folder / WEIGHTS, self.generator.save_weights)
+    def _after_rollout(self) -> None:
+        """A checkpoint is due: by the clock of updates, or because this is the best so far."""
+        every, update = self.config.train.save_every, self.progress.update
+        best = self.progress.note_best()
+        due = every and update // every != (update - self.config.train.inner_updates) // every
+        if every and (due or best) and update != self.config.train.num_updates:
+            self._save_checkpoint()
+
+    def _save_checkpoint(self) -> None:
+        self.log.sync()
+        record = {
+            "progress": asdict(self.progress),
+            "score": self.progress.score(),
+            "rewards": self.rewards.metrics(),
+            "environment": describe_environment(self.generator.device),
+        }
+        with self.log.timed("checkpoint"):
+            tensors = self.state.tensors()
+            with self._averaged():
+                self.store.save(self.progress.update, tensors, record, self.generator.save_weights)
+        self._saved = self.progress.update
 
     def _save_samples(self) -> None:
         with self._averaged():
-            self.samples.save(self.log.folder / "samples" / f"{self.update:06d}.png")
+            self.samples.save(self.log.folder / "samples" / f"{self.progress.update:06d}.png")
 
     def _averaged(self) -> AbstractContextManager[None]:
         """Inside, the weights are those that are saved: their average, if there is one."""
         return nullcontext() if self.ema is None else self.ema.applied()
 
 
-def rollout_metrics(
-    scores: RewardScores, advantages: Advantages, group_ids: Tensor, objectives: Sequence[str]
-) -> dict[str, float]:
-    """Reward means and stds, shares of conflicted samples, groups without information."""
-    metrics: dict[str, float] = {}
-    for column, name in enumerate(scores.names):
-        values = scores.scores[:, column]
-        values = values[~values.isnan()]
-        if len(values):
-            metrics[f"reward/{name}/mean"] = values.mean().item()
-            metrics[f"reward/{name}/std"] = values.std(correction=0).item()
-    metrics |= share_statistics(advantages, objectives)
-    silent = (advantages.per_objective.nan_to_num() == 0).all(1)
-    groups = [silent[group_ids == group].all().item() for group in group_ids.unique()]
-    metrics["zero_variance_groups"] = float(sum(groups))
-    metrics["invalid_samples"] = float((~advantages.valid).sum().item())
-    return metrics
+def _clear(error: BaseException) -> str:
+    """One line for an error of the machine."""
+    if isinstance(error, OSError):
+        return f"{error.filename or 'the system'}: {error.strerror or error}"
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            "the GPU is out of memory; lower train.micro_batch_size or rollout.batch_size, or set "
+            "generator.gradient_checkpointing"
+        )
+    return "out of memory; lower rollout.batch_size or train.micro_batch_size"

@@ -354,7 +354,25 @@ class TrainConfig:
     """Updates between grids of sample pictures; 0 = only the first and the last."""
 
     save_every: NonNegativeInt = 50
-    """Updates between checkpoints; 0 = only the last."""
+    """Updates between checkpoints, which are written at the end of a rollout; 0 = none, unless the
+    run is interrupted."""
+
+    keep_checkpoints: PositiveInt = 2
+    """How many of the newest stay; the best by the learning curve, if there is one, stays too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultConfig:
+    """What a run puts up with before it stops, resumable."""
+
+    max_skipped_updates: PositiveInt = 3
+    """Updates in a row without a finite gradient: each is skipped, so many stop the run."""
+
+    max_lost_rewards: UnitInterval = 0.5
+    """Share of a rollout's images that may stay unscored."""
+
+    reward_pauses: tuple[NonNegativeFloat, ...] = (10.0, 60.0, 300.0)
+    """Seconds to wait, one after the other, before more lost images than that are scored again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -444,6 +462,9 @@ class RunConfig:
 
     train: TrainConfig = field(default_factory=TrainConfig)
     """The optimizer and its arithmetic."""
+
+    faults: FaultConfig = field(default_factory=FaultConfig)
+    """What a run puts up with."""
 
     cache: CacheConfig = field(default_factory=CacheConfig)
     """Encoded prompts and references."""

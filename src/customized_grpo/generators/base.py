@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,24 @@ class Conditioning:
         """Embeddings and latents in another precision; masks and positions as they are."""
         cast = {n: t.to(dtype) if t.is_floating_point() else t for n, t in self.per_sample.items()}
         return Conditioning(per_sample=cast, shared=self.shared)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it under one flat name each, for a file."""
+        kinds = {"per_sample": self.per_sample, "shared": self.shared}
+        return {
+            f"{kind}.{name}": tensor.contiguous()
+            for kind, tensors in kinds.items()
+            for name, tensor in tensors.items()
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Conditioning:
+        """What ``tensors`` gave."""
+        kinds: dict[str, dict[str, Tensor]] = {"per_sample": {}, "shared": {}}
+        for name, tensor in tensors.items():
+            kind, _, field = name.partition(".")
+            kinds[kind][field] = tensor
+        return cls(**kinds)
 
     @classmethod
     def stack(cls, parts: Sequence[Conditioning]) -> Conditioning:

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
 
 from customized_grpo.config import CacheConfig, GeneratorConfig
 from customized_grpo.errors import CheckpointError
@@ -61,7 +60,7 @@ class CachedEncoder:
     def _save(self, key: str, conditioning: Conditioning) -> None:
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(self._folder / f"{key}.safetensors", save(_flat(conditioning)))
+            write_atomic(self._folder / f"{key}.safetensors", save(conditioning.tensors()))
 
     def _load(self, key: str) -> Conditioning | None:
         file = None if self._folder is None else self._folder / f"{key}.safetensors"
@@ -71,20 +70,7 @@ class CachedEncoder:
             tensors = load_file(file)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{file}: cannot be read ({error}); delete it") from error
-        kinds: dict[str, dict[str, Tensor]] = {"per_sample": {}, "shared": {}}
-        for name, tensor in tensors.items():
-            kind, _, field = name.partition(".")
-            kinds[kind][field] = tensor
-        return Conditioning(**kinds)
-
-
-def _flat(conditioning: Conditioning) -> dict[str, Tensor]:
-    kinds = {"per_sample": conditioning.per_sample, "shared": conditioning.shared}
-    return {
-        f"{kind}.{name}": tensor.contiguous()
-        for kind, tensors in kinds.items()
-        for name, tensor in tensors.items()
-    }
+        return Conditioning.from_tensors(tensors)
 
 
 def _digest(identity: str, example: Example) -> str:

@@ -44,6 +44,15 @@ class RewardMetrics(Protocol):
 
 
 @runtime_checkable
+class Budgeted(RewardMetrics, Protocol):
+    """A reward whose totals count against a limit: a run that is resumed goes on counting."""
+
+    def restore(self, totals: dict[str, float]) -> None:
+        """Takes over what ``metrics`` gave before the break."""
+        ...
+
+
+@runtime_checkable
 class PartialFailures(Protocol):
     """A reward that can fail on single images, which score NaN, and then says why."""
 
@@ -87,6 +96,14 @@ class RewardSet:
             if isinstance(reward, RewardMetrics)
             for key, value in reward.metrics().items()
         }
+
+    def restore(self, totals: dict[str, float]) -> None:
+        """Gives budgeted rewards back what ``metrics`` gave."""
+        for name, reward in zip(self.names, self._rewards, strict=True):
+            prefix = f"{name}/"
+            own = {k.removeprefix(prefix): v for k, v in totals.items() if k.startswith(prefix)}
+            if isinstance(reward, Budgeted) and own:
+                reward.restore(own)
 
     @torch.no_grad()
     def score(self, images: Tensor, examples: Sequence[Example]) -> RewardScores:

@@ -77,3 +77,8 @@ class Ledger:
         """Everything counted so far."""
         with self._lock:
             return dict(self._totals)
+
+    def restore(self, totals: Mapping[str, float]) -> None:
+        """Goes on from what was counted before a break."""
+        with self._lock:
+            self._totals |= {name: totals[name] for name in self._totals if name in totals}

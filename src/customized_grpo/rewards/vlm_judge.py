@@ -130,6 +130,10 @@ class VlmJudge:
         """See RewardMetrics: requests, retries, failures, cache hits, tokens, and cost if known."""
         return self._ledger.totals()
 
+    def restore(self, totals: dict[str, float]) -> None:
+        """See Budgeted."""
+        self._ledger.restore(totals)
+
     def take_errors(self) -> tuple[str, ...]:
         """See PartialFailures."""
         errors, self._errors = tuple(self._errors), []

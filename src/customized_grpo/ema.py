@@ -1,0 +1,39 @@
+"""The moving average of the trained weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+class Ema:
+    """Exponential moving average of the trained parameters."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self._parameters = [p for p in module.parameters() if p.requires_grad]
+        self._decay = decay
+        self.average = [p.detach().clone() for p in self._parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Moves the average towards the current parameters."""
+        for average, parameter in zip(self.average, self._parameters, strict=True):
+            average.lerp_(parameter, 1 - self._decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside the context the module holds the average."""
+        current = [p.detach().clone() for p in self._parameters]
+        self._copy(self.average)
+        try:
+            yield
+        finally:
+            self._copy(current)
+
+    @torch.no_grad()
+    def _copy(self, values: list[torch.Tensor]) -> None:
+        for parameter, value in zip(self._parameters, values, strict=True):
+            parameter.copy_(value)

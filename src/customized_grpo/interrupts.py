@@ -1,0 +1,61 @@
+"""Ctrl-C and the cluster's SIGTERM: the run stops where it can go on from."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+from customized_grpo.errors import Interrupted
+
+_POLL_SECONDS = 0.2
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupts:
+    """Inside the context a first signal is only noted, for ``check``; a second one exits at once.
+
+    Outside the main thread, where Python has no signal handlers, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self._received is not None:
+            os._exit(128 + number)
+        self._received = number
+
+    def check(self) -> None:
+        """To be called where nothing is half done.
+
+        Raises:
+            Interrupted: if a signal has come.
+        """
+        if self._received is not None:
+            raise Interrupted(signal.Signals(self._received))
+
+    def sleep(self, seconds: float) -> None:
+        """Waits, unless a signal comes.
+
+        Raises:
+            Interrupted: if one does.
+        """
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self.check()
+            time.sleep(min(left, _POLL_SECONDS))
+        self.check()

@@ -1,0 +1,95 @@
+"""Going on with a run: which of its checkpoints, and may the config have changed?"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from customized_grpo.checkpoint import CHECKPOINTS, checkpoint_folders
+from customized_grpo.config import RunConfig, load_config
+from customized_grpo.config.decoding import show, to_raw
+from customized_grpo.errors import CheckpointError, ConfigError
+
+logger = logging.getLogger("customized_grpo")
+
+# Fields that decide where and how long a run goes, not what it computes.
+_FREE = (
+    "name", "output_dir", "device", "compile", "cache", "rollout.batch_size",
+    "train.num_updates", "train.micro_batch_size", "train.sample_every", "train.save_every",
+    "train.keep_checkpoints", "faults",
+)  # fmt: skip
+# Fields without which a checkpoint means nothing.
+_FIXED = ("generator", "lora", "train.optimizer", "rollout.prompts_per_rollout")
+
+
+def resumed_config(
+    run: Path, overrides: Sequence[str] = (), *, allow_changed: bool = False
+) -> RunConfig:
+    """The config of a run folder, wherever it has been moved to, with overrides.
+
+    Raises:
+        CheckpointError: if the folder holds no run.
+        ConfigError: if a field has changed that must not.
+    """
+    file = run / "config.yaml"
+    if not file.exists():
+        raise CheckpointError(f"RUN: {run} must be the folder of a run, config.yaml is not in it")
+    place = {"name": run.resolve().name, "output_dir": str(run.parent)}
+    old = replace(load_config(file), **place)
+    new = replace(load_config(file, overrides), **place)
+    check_changes(old, new, allow_changed=allow_changed)
+    return new
+
+
+def check_changes(old: RunConfig, new: RunConfig, *, allow_changed: bool) -> None:
+    """Logs what differs.
+
+    Raises:
+        ConfigError: if it would make the run wrong, or another run and that is not allowed.
+    """
+    for field, before, after in changes(to_raw(old), to_raw(new)):
+        change = f"{field}: {show(before)} -> {show(after)}"
+        averaging = field == "train.ema_decay" and None in (before, after)
+        if averaging or _is_in(field, _FIXED):
+            raise ConfigError(
+                f"{field} must stay {show(before)} when a run is resumed, got {show(after)}; what "
+                "was trained does not fit it, start another run"
+            )
+        if not (allow_changed or _is_in(field, _FREE)):
+            raise ConfigError(
+                f"{field} must stay {show(before)} when a run is resumed, got {show(after)}; it "
+                "would be another run from here on: add --allow-changed if that is meant"
+            )
+        logger.info("resumed with another %s", change)
+
+
+def changes(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Field, old and new value of everything that differs between two raw configs."""
+    if old == new:
+        return
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        yield path, old, new
+        return
+    for name in dict.fromkeys([*old, *new]):
+        yield from changes(old.get(name), new.get(name), f"{path}.{name}" if path else name)
+
+
+def _is_in(field: str, names: Sequence[str]) -> bool:
+    return any(field == name or field.startswith(f"{name}.") for name in names)
+
+
+def remove_leftovers(run: Path) -> None:
+    """Deletes what an interrupted write has left in a run folder."""
+    kept = {*checkpoint_folders(run)}
+    found = [*(run / CHECKPOINTS).glob("*"), *run.rglob("*.tmp"), *run.glob("*.old")]
+    for path in found:
+        if path in kept:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
