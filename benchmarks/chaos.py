@@ -72,21 +72,7 @@ def main() -> int:
 
 def chaos(folder: Path, kills: int, updates: int, moments: random.Random) -> dict[str, Any]:
     """Runs both and compares."""
-    peaceful, troubled = (
-        load_config(
-            ROOT / "configs" / "emoji.yaml",
-            [
-                *RUN,
-                "--train.num_updates",
-                str(updates),
-                "--output_dir",
-                str(folder),
-                "--name",
-                name,
-            ],
-        )
-        for name in ("peaceful", "troubled")
-    )
+    peaceful, troubled = (small_run(folder, name, updates) for name in ("peaceful", "troubled"))
     started = time.monotonic()
     if life(peaceful, lambda: None) != 0:
         raise SystemExit("the run that is left in peace has failed")
