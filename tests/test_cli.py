@@ -1,11 +1,13 @@
 """The command: what it prints, what it calls, and how it fails."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from helpers import ROOT
 from tiny_plugs import YAML
 
 from customized_grpo.cli import main
@@ -177,3 +179,25 @@ assert not {{"torch", "pydantic", "tyro", "yaml", "diffusers"}} & set(sys.module
 def test_train_help_does_not_import_torch():
     code = "import sys; from customized_grpo.cli import main; main(['train', '--help']);"
     subprocess.run([sys.executable, "-c", f"{code} assert 'torch' not in sys.modules"], check=True)
+
+
+def test_estimate_prints_tables_or_json(capsys) -> None:
+    emoji = str(ROOT / "configs" / "emoji.yaml")
+    arguments = ["estimate", emoji, "--device", "h100", "--num-devices", "8", "--mfu", "0.5"]
+    assert main([*arguments, "--price", "2", "--rollout.group_size", "4", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["counts"]["samples"] == 8 * 4
+    assert result["cluster"]["rollout_mfu"] == 0.5
+    assert result["cost"] == 2 * result["device_hours"] > 0
+    assert set(result["memory"]) == {"ddp", "ddp+checkpointing", "fsdp", "fsdp+checkpointing"}
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    for text in ("96 images", "480 trained pairs", "rollout", "GB per device", "FSDP", "--price"):
+        assert text in out
+
+
+def test_estimate_names_what_it_cannot_take(capsys) -> None:
+    emoji = str(ROOT / "configs" / "emoji.yaml")
+    assert "did you mean" in error_line(capsys, "estimate", emoji, "--rollout.group_sise", "4")
+    assert "--device must be" in error_line(capsys, "estimate", emoji, "--device", "h1000")
+    assert "generator.type must be" in error_line(capsys, "estimate", "run.yaml")

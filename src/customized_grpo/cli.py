@@ -32,6 +32,7 @@ examples:
   cgrpo evaluate runs/emoji                               base against tuned, held-out subjects
   cgrpo report runs/emoji                                 curves, tables and pictures in one page
   cgrpo compare configs/studies/proof.yaml                many methods and seeds, and their report
+  cgrpo estimate configs/flux-kontext.yaml --num-devices 8  seconds, memory and cost of a run
   cgrpo serve-reward rewards.yaml --port 8100             rewards for runs on other machines
 """
 
@@ -59,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments[:1] in (["train"], ["resume"]):  # flags are fields of the config
             command = partial(_train if arguments[0] == "train" else _resume, arguments[1:])
         else:
-            options = _parser().parse_args(arguments)
-            command = partial(options.run, options)
+            options, overrides = _parse(arguments)
+            command = partial(options.run, options, *overrides)
         _set_up_output()
         # Plugs by import path may lie beside the config, as modules do for `python -m`.
         if os.getcwd() not in sys.path:
@@ -234,6 +235,38 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, help="seed of the run (default: 0)")
     demo.set_defaults(run=_demo)
 
+    estimate = commands.add_parser(
+        "estimate",
+        help="predict seconds, memory and cost of a run on given devices",
+        description="Predict what a run takes on given devices: seconds per stage, memory per "
+        "device, device hours and cost. Counted from the config; no weights are needed, nothing is "
+        "trained. The rest of CONFIG's fields can be overridden as for `cgrpo train`.",
+        epilog="examples:\n  cgrpo estimate configs/flux-kontext.yaml --device h100\n"
+        "  cgrpo estimate configs/uno-paper.yaml --num-devices 64 --fsdp --price 2.5\n"
+        "  cgrpo estimate configs/flux-kontext.yaml --rollout.group_size 24 --lora.rank 256\n"
+        "  cgrpo estimate configs/emoji.yaml --device local --benchmark mfu.json\n"
+        "the model and what it leaves out: docs/performance.md",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    estimate.add_argument("config", metavar="CONFIG", type=Path, help="YAML file of a run")
+    device = "a100-80gb, h100 (default), h200, b200, l40s, rtx4090, cpu (one core), or local: "
+    estimate.add_argument("--device", default="h100", help=device + "this machine, measured now")
+    number = "devices of the run (default: 1)"
+    estimate.add_argument("--num-devices", type=_positive, default=1, metavar="N", help=number)
+    shard = "shard the weights over the devices, in place of a copy on each"
+    estimate.add_argument("--fsdp", action="store_true", help=shard)
+    mfu = "share of the bfloat16 peak that is reached (default: 0.4, assumed)"
+    estimate.add_argument("--mfu", type=float, metavar="SHARE", help=mfu)
+    measured = "take the shares from here: output of `python benchmarks/mfu.py --json`"
+    estimate.add_argument("--benchmark", type=Path, metavar="FILE", help=measured)
+    references = "square reference pictures per prompt (default: 1)"
+    estimate.add_argument("--references", type=_positive, default=1, metavar="N", help=references)
+    text = "tokens of a prompt (default: what the generator pads to)"
+    estimate.add_argument("--text-tokens", type=_positive, metavar="N", help=text)
+    estimate.add_argument("--price", type=float, help="of one device for one hour, for the cost")
+    estimate.add_argument("--json", action="store_true", help="one line of JSON, no tables")
+    estimate.set_defaults(run=_estimate)
+
     serve = commands.add_parser(
         "serve-reward",
         help="serve rewards over HTTP, for runs in other environments or on other machines",
@@ -256,6 +289,15 @@ def _parser() -> argparse.ArgumentParser:
     show_version = commands.add_parser("version", help="print the version")
     show_version.set_defaults(run=lambda options: print(_version()))
     return parser
+
+
+def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[list[str]]]:
+    """Options, and what is left of the arguments for commands that override a config's fields."""
+    parser = _parser()
+    if arguments[:1] != ["estimate"]:
+        return parser.parse_args(arguments), []
+    options, overrides = parser.parse_known_args(arguments)
+    return options, [overrides]
 
 
 def _version() -> str:
@@ -406,6 +448,34 @@ def _report(options: argparse.Namespace) -> None:
     command = " ".join(["cgrpo report", *map(str, runs)])
     command += f" --out {options.out}" if options.out else ""
     print(f"report: {write_report(results, folder, command, pictures)}")
+
+
+def _estimate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from customized_grpo.config import load_config
+
+    config = load_config(options.config, overrides)
+
+    from rich.console import Console
+
+    from customized_grpo.estimate.cost import Cluster, estimate, read_mfu
+    from customized_grpo.estimate.devices import find_device
+    from customized_grpo.estimate.table import as_json, show
+    from customized_grpo.estimate.workload import count_run
+
+    rollout_mfu, update_mfu = read_mfu(options.mfu, options.benchmark)
+    cluster = Cluster(
+        device=find_device(options.device),
+        num_devices=options.num_devices,
+        fsdp=options.fsdp,
+        rollout_mfu=rollout_mfu,
+        update_mfu=update_mfu,
+    )
+    work = count_run(config, options.references, options.text_tokens)
+    result = estimate(work, cluster)
+    if options.json:
+        print(as_json(work, cluster, result, options.price))
+    else:
+        show(work, cluster, result, options.price, Console())
 
 
 def _serve_reward(options: argparse.Namespace) -> None:

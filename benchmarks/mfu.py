@@ -1,0 +1,103 @@
+"""How near the machine's limit is training? Seconds and MFU of the stages, and the naive structure.
+
+    python benchmarks/mfu.py --json
+
+MFU = useful FLOPs / seconds / the fastest bfloat16 matrix product measured in the same run. FLOPs
+are counted by `customized_grpo.estimate`: of the rollout with its adapters merged, of the update
+without anything computed twice. The naive structure does the same work: batch 1 in the rollout, one
+(sample, step) pair per backward, rewards one image at a time; same config, same trained pairs.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+from dataclasses import replace
+
+from _iterations import STAGES, measure, parse, plan
+
+
+def main() -> None:
+    """Measures and prints."""
+    options = parse(
+        __doc__ or "",
+        ("--repeats", {"type": int, "default": 5, "help": "iterations of each (default: 5)"}),
+        ("--skip-naive", {"action": "store_true", "help": "do not run the naive structure"}),
+    )
+    import torch
+
+    from customized_grpo.config import load_config
+    from customized_grpo.estimate.devices import matmul_peak
+    from customized_grpo.estimate.workload import count_run
+    from customized_grpo.rollout import pick_device
+    from customized_grpo.runlog import describe_environment
+
+    torch.set_num_threads(options.threads)
+    config = load_config(options.config)
+    device = pick_device(config.device)
+    work = count_run(config)
+    flops = plan(work)
+    before = matmul_peak(torch.bfloat16, device)
+    seconds = measure(config, options.repeats)
+    memory = _peak_memory(device)
+    naive = None if options.skip_naive else measure(_naive(config), options.repeats)
+    peak = max(before, matmul_peak(torch.bfloat16, device))
+    result = {
+        "rollout_mfu": flops["rollout"] / seconds["rollout"] / peak,
+        "update_mfu": flops["update"] / seconds["update"] / peak,
+        "speedup_vs_naive": naive and naive["iteration"] / seconds["iteration"],
+        "peak_flops_per_second": peak,
+        "images_per_second": work.samples / seconds["iteration"],
+        "peak_memory_bytes": memory,
+        "seconds": seconds,
+        "naive_seconds": naive,
+        "flops": flops,
+        "images": work.samples,
+        "pairs": work.pairs,
+        "repeats": options.repeats,
+        "threads": options.threads,
+        "environment": describe_environment(device),
+        "config": str(options.config),
+    }
+    _show(result)
+    if options.json:
+        print(json.dumps(result))
+
+
+def _naive(config):
+    return replace(
+        config,
+        rollout=replace(config.rollout, batch_size=1),
+        train=replace(config.train, micro_batch_size=1),
+    )
+
+
+def _peak_memory(device) -> int:
+    """Bytes: of the GPU's tensors, on a CPU of the whole process."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _show(result) -> None:
+    seconds, naive, flops = result["seconds"], result["naive_seconds"], result["flops"]
+    peak = result["peak_flops_per_second"]
+    print(f"bf16 matmul peak: {peak / 1e9:,.0f} GFLOP/s, {result['threads']} threads")
+    print(f"{'stage':10}{'GFLOP':>10}{'seconds':>10}{'MFU':>8}{'naive s':>10}")
+    for stage in (*STAGES, "iteration"):
+        work = flops.get(stage, sum(flops.values()))
+        mfu = work / seconds[stage] / peak if seconds[stage] else 0.0
+        other = f"{naive[stage]:10.3f}" if naive else ""
+        print(f"{stage:10}{work / 1e9:10.1f}{seconds[stage]:10.3f}{mfu:8.1%}{other}")
+    print(
+        f"{result['images_per_second']:.1f} images / s, "
+        f"{result['peak_memory_bytes'] / 1e9:.2f} GB at most"
+    )
+    if naive:
+        print(f"naive structure / this: {result['speedup_vs_naive']:.2f} x")
+
+
+if __name__ == "__main__":
+    main()

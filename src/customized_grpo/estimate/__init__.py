@@ -1,0 +1,1 @@
+"""What a run will cost: FLOPs, bytes, seconds and memory from a config, without its weights."""

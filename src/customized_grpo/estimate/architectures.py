@@ -1,0 +1,131 @@
+"""The shapes of published checkpoints, so that they can be counted before they are downloaded.
+
+The numbers are those of the configs in the repositories named. What is left out is the default of
+the class. A checkpoint in a folder, or a hub id that is not listed, is read from its own config.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+Component: TypeAlias = tuple[str, dict[str, Any]]
+"""Class in diffusers or transformers, and its config."""
+
+_CLIP_L_TEXT = {
+    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+    "num_attention_heads": 12, "vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407,
+}  # fmt: skip
+_VAE_LEVELS = {
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 2,
+}
+
+_FLUX1: dict[str, Component] = {
+    "transformer": ("FluxTransformer2DModel", {"guidance_embeds": True}),
+    "vae": (
+        "AutoencoderKL",
+        {**_VAE_LEVELS, "latent_channels": 16, "use_quant_conv": False,
+         "use_post_quant_conv": False},
+    ),
+    "text_encoder": ("CLIPTextModel", _CLIP_L_TEXT),
+    "text_encoder_2": (
+        "T5EncoderModel",
+        {"d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_layers": 24, "num_heads": 64,
+         "vocab_size": 32128, "feed_forward_proj": "gated-gelu", "is_encoder_decoder": False},
+    ),
+}  # fmt: skip
+
+
+def _klein(double: int, single: int, heads: int, text: int, text_mlp: int) -> dict[str, Component]:
+    transformer = {
+        "num_layers": double, "num_single_layers": single, "num_attention_heads": heads,
+        "joint_attention_dim": 3 * text, "guidance_embeds": False,
+    }  # fmt: skip
+    encoder = {
+        "hidden_size": text, "intermediate_size": text_mlp, "num_hidden_layers": 36,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": True,
+    }  # fmt: skip
+    return {
+        "transformer": ("Flux2Transformer2DModel", transformer),
+        "vae": ("AutoencoderKLFlux2", {}),
+        "text_encoder": ("Qwen3ForCausalLM", encoder),
+    }
+
+
+_KLEIN_4B = _klein(5, 20, heads=24, text=2560, text_mlp=9728)
+_KLEIN_9B = _klein(8, 24, heads=32, text=4096, text_mlp=12288)
+
+_QWEN_7B = {
+    "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+    "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064,
+}  # fmt: skip
+_QWEN_IMAGE: dict[str, Component] = {
+    "transformer": ("QwenImageTransformer2DModel", {}),
+    "vae": ("AutoencoderKLQwenImage", {}),
+    "text_encoder": (
+        "Qwen2_5_VLForConditionalGeneration",
+        {"text_config": _QWEN_7B, "vision_config": {"hidden_size": 1280}},
+    ),
+}
+
+PIPELINES: dict[str, dict[str, Component]] = {
+    "black-forest-labs/FLUX.1-dev": _FLUX1,
+    "black-forest-labs/FLUX.1-Kontext-dev": _FLUX1,
+    "black-forest-labs/FLUX.2-klein-4B": _KLEIN_4B,
+    "black-forest-labs/FLUX.2-klein-base-4B": _KLEIN_4B,
+    "black-forest-labs/FLUX.2-klein-9B": _KLEIN_9B,
+    "black-forest-labs/FLUX.2-klein-base-9B": _KLEIN_9B,
+    "Qwen/Qwen-Image-Edit-2509": _QWEN_IMAGE,
+}
+
+
+def _towers(kind: str, vision: dict[str, Any], text: dict[str, Any], **top: Any) -> Component:
+    return kind, {"vision_config": vision, "text_config": text, **top}
+
+
+def _tower(width: int, mlp: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
+    return {
+        "hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers,
+        "num_attention_heads": heads, **more,
+    }  # fmt: skip
+
+
+_VIT_H = _towers(
+    "CLIPModel",
+    _tower(1280, 5120, 32, 16, patch_size=14, image_size=224),
+    _tower(1024, 4096, 24, 16, vocab_size=49408, bos_token_id=49406, eos_token_id=49407),
+    projection_dim=1024,
+)
+_DINO = {"patch_size": 14, "image_size": 224}  # 518 in its config, 224 in its preprocessing
+
+REWARDS: dict[str, Component] = {
+    "facebook/dinov2-base": ("Dinov2Model", _DINO),
+    "facebook/dinov2-large": (
+        "Dinov2Model",
+        {**_DINO, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
+    ),
+    "openai/clip-vit-large-patch14": _towers(
+        "CLIPModel",
+        _tower(1024, 4096, 24, 16, patch_size=14, image_size=224),
+        _CLIP_L_TEXT,
+        projection_dim=768,
+    ),
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": _VIT_H,
+    "yuvalkirstain/PickScore_v1": _VIT_H,
+    "google/siglip2-base-patch16-224": _towers(
+        "SiglipModel",
+        _tower(768, 3072, 12, 12, patch_size=16, image_size=224),
+        _tower(768, 3072, 12, 12, vocab_size=256000),
+    ),
+    "google/siglip2-so400m-patch14-384": _towers(
+        "SiglipModel",
+        _tower(1152, 4304, 27, 16, patch_size=14, image_size=384),
+        _tower(1152, 4304, 27, 16, vocab_size=256000),
+    ),
+    "Qwen/Qwen2-VL-7B-Instruct": (
+        "Qwen2VLForConditionalGeneration",
+        {"text_config": _QWEN_7B, "vision_config": {"embed_dim": 1280, "hidden_size": 3584}},
+    ),
+}

@@ -1,0 +1,141 @@
+"""What devices can do at best: from their datasheets, or measured on this machine."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from customized_grpo.errors import ConfigError
+from customized_grpo.registry import nearest, one_of
+
+LOCAL = "local"
+_SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (4096, 1024, 1024))
+_GPU_SHAPES = ((8192, 8192, 8192), (8192, 4096, 4096), (16384, 3072, 12288))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One accelerator, and how it is linked to others; bytes and FLOPs per second."""
+
+    name: str
+    bf16: float
+    """Dense bfloat16 matrix products, accumulated in float32."""
+    float32: float
+    """float32 without TensorFloat-32, as PyTorch's default."""
+    memory: float
+    """Bytes."""
+    bandwidth: float
+    """Of its memory."""
+    link: float
+    """To the others of a node of 8, one direction."""
+    network: float
+    """To other nodes, one direction; assumed: an InfiniBand or Ethernet port per device."""
+
+
+def _device(name: str, *numbers: float) -> Device:
+    bf16, float32, memory, bandwidth, link, network = numbers
+    return Device(
+        name=name, bf16=bf16 * 1e12, float32=float32 * 1e12, memory=memory * 1e9,
+        bandwidth=bandwidth * 1e9, link=link * 1e9, network=network * 1e9,
+    )  # fmt: skip
+
+
+# TFLOP/s without sparsity, GB, GB/s. NVIDIA's datasheets of A100 80GB SXM, H100 SXM, H200 SXM, HGX
+# B200, L40S, and its Ada architecture whitepaper (RTX 4090); link: half of NVLink's or PCIe 4's
+# total. cpu: one core of an AMD EPYC with AVX512_BF16, measured (421 and 96 GFLOP/s at 1024^3),
+# the rest of its row assumed.
+DEVICES = {
+    device.name: device
+    for device in (
+        _device("a100-80gb", 312, 19.5, 80, 2039, 300, 25),
+        _device("h100", 989, 67, 80, 3350, 450, 50),
+        _device("h200", 989, 67, 141, 4800, 450, 50),
+        _device("b200", 2250, 75, 180, 8000, 900, 50),
+        _device("l40s", 362, 91.6, 48, 864, 32, 12.5),
+        _device("rtx4090", 165, 82.6, 24, 1008, 32, 3),
+        _device("cpu", 0.421, 0.096, 4, 10, 5, 1),
+    )
+}
+
+
+def find_device(name: str) -> Device:
+    """A device of the table, or this machine's (``local``), measured now.
+
+    Raises:
+        ConfigError: if there is none of the name.
+    """
+    if name == LOCAL:
+        return measure_local()
+    if name not in DEVICES:
+        fix = nearest(name, DEVICES) or "take the one that is most alike"
+        raise ConfigError(f"--device must be {one_of((*DEVICES, LOCAL))}, got {name!r}; {fix}")
+    return DEVICES[name]
+
+
+def measure_local() -> Device:
+    """This machine's GPU, or its CPU with the threads that torch uses."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        memory: float = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    bandwidth = measure_bandwidth(device)
+    return Device(
+        name=LOCAL,
+        bf16=matmul_peak(torch.bfloat16, device),
+        float32=matmul_peak(torch.float32, device),
+        memory=memory,
+        bandwidth=bandwidth,
+        link=bandwidth,  # several processes on one machine talk through its memory
+        network=bandwidth,
+    )
+
+
+def matmul_peak(
+    dtype: torch.dtype,
+    device: torch.device,
+    shapes: Sequence[tuple[int, int, int]] | None = None,
+    repeats: int = 5,
+) -> float:
+    """FLOP/s of the fastest matrix product ``[m, k] @ [k, n]`` among ``shapes`` (m, k, n).
+
+    The best of ``repeats``: what the machine can do, not what it did.
+    """
+    best = 0.0
+    for m, k, n in shapes or (_SHAPES if device.type == "cpu" else _GPU_SHAPES):
+        left = torch.randn(m, k, device=device).to(dtype)
+        right = torch.randn(k, n, device=device).to(dtype)
+
+        def multiply(left: torch.Tensor = left, right: torch.Tensor = right) -> object:
+            return left @ right
+
+        best = max(best, 2 * m * k * n / _fastest(multiply, device, repeats))
+    return best
+
+
+def measure_bandwidth(device: torch.device, size: int = 2**28, repeats: int = 3) -> float:
+    """Bytes per second of a copy within the memory, read and written."""
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / _fastest(lambda: target.copy_(source), device, repeats)
+
+
+def _fastest(function: Callable[[], object], device: torch.device, repeats: int) -> float:
+    seconds = []
+    for _ in range(repeats + 1):  # the first one warms up
+        synchronize(device)
+        start = time.perf_counter()
+        function()
+        synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for what a GPU was told to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
