@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test check
+.PHONY: help demo test check fuzz
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -22,6 +22,9 @@ check: $(VENV)/.stamp-dev  ## what CI runs: lint, format, types, layering, all t
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/pytest
+
+fuzz: $(VENV)/.stamp-dev  ## damaged configs, data, pictures and checkpoints by the thousand
+	CGRPO_FUZZ=full $(BIN)/pytest tests/fuzz
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "customized-grpo needs Python 3.11 or newer; set PYTHON=python3.11")'

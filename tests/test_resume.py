@@ -314,7 +314,7 @@ class TestLostRewards:
     @pytest.fixture
     def lossy(self, tmp_path: Path) -> RunConfig:
         config = small(tmp_path, "--train.num_updates", "2", "--evaluation.validate_every", "0")
-        return changed(config, faults={"reward_pauses": (0.0, 0.0)})
+        return changed(config, faults={"reward_pauses": (0.01, 0.01)})
 
     def break_rewards(self, monkeypatch: pytest.MonkeyPatch, times: int) -> list[int]:
         score, calls = RewardSet.score, []

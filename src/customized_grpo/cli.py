@@ -87,6 +87,8 @@ def _set_up_output() -> None:
     logging.getLogger("customized_grpo").setLevel(logging.INFO)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    # Pillow warns of what data/images.py refuses with an error.
+    warnings.filterwarnings("ignore", message=".*could be decompression bomb")
     # torch says once that bfloat16 autocast cannot fuse an RMSNorm with float32 weights.
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
 

@@ -77,10 +77,10 @@ def import_object(target: str, field: str = "type") -> Any:
         )
     try:
         found: Any = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:  # a module may raise anything while it is imported
         raise ConfigError(
-            f"{field} must be importable, got {target!r}: {error}; install what is missing, or "
-            "correct the path"
+            f"{field} must be importable, got {target!r}: {' '.join(str(error).split())}; install "
+            "what is missing, or correct the path"
         ) from error
     if not hasattr(found, name):
         fix = nearest(name, vars(found)) or "correct the name"

@@ -139,7 +139,7 @@ def test_built_in_templates_are_our_own_25(name: str) -> None:
         ),
         ({"templates": ()}, DataError, "templates: must hold at least one"),
         ({"templates": ("a dog",)}, DataError, "must have {subject} in it, got 'a dog'"),
-        ({"templates": "none.txt"}, DataError, "templates: none.txt cannot be read"),
+        ({"templates": "none.txt"}, DataError, "templates: none.txt: cannot be read"),
     ],
 )
 def test_mistakes_are_named(pets: Path, fields: dict, error: type, message: str) -> None:

@@ -165,8 +165,8 @@ def test_files_that_are_no_pictures_are_refused(tmp_path: Path, content: bytes) 
 
 def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b.png").mkdir()
-    for name in ("a.png", "b.png"):
-        with pytest.raises(DataError, match=rf"here: .*{name} is not a readable picture"):
+    for name, text in (("a.png", "is not a readable picture"), ("b.png", "must be a file")):
+        with pytest.raises(DataError, match=rf"here: .*{name} {text}"):
             check_pictures({(tmp_path / name, "RGB"): "here"})
 
 

@@ -131,7 +131,7 @@ def test_mistakes_are_named(tmp_path: Path, change: dict, message: str) -> None:
 def test_files_that_are_no_metadata_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"path: must be a JSON file or a folder with \*metadata"):
         SynCDConfig(path=str(tmp_path)).build(seed=0)
-    for content, message in (("{", "cannot be read as JSON"), ("{}", "must be a list, got dict")):
+    for content, message in (("{", "is not JSON"), ("{}", "must be a list, got dict")):
         (tmp_path / "metadata.json").write_text(content)
         with pytest.raises(DataError, match=message):
             SynCDConfig(path=str(tmp_path)).build(seed=0)

@@ -74,6 +74,9 @@ __all__ = [
 ]
 
 
+_MAX_BYTES = 1_000_000
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Reads a run's YAML file, applies overrides and checks everything.
 
@@ -107,13 +110,18 @@ def read_mapping(source: str, argument: str) -> dict[str, Any]:
         ConfigError: if it cannot be read or is no mapping.
     """
     try:
-        text = Path(source).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        with open(source, "rb") as file:
+            text = file.read(_MAX_BYTES + 1)
+        if len(text) > _MAX_BYTES:
+            raise ValueError(f"longer than {_MAX_BYTES:,} bytes")
+        return _as_mapping(text.decode("utf-8"), source)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        if isinstance(error, UnicodeDecodeError):
+            reason = "not UTF-8 text"
         raise ConfigError(
             f"{argument} must be a readable YAML file, got {source!r}: {reason}; check the path"
         ) from error
-    return _as_mapping(text, source)
 
 
 def _as_mapping(text: str, source: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from customized_grpo import registry
 from customized_grpo.config.decoding import show, to_raw
+from customized_grpo.config.limits import MOST_AT_ONCE
 from customized_grpo.config.sections import (
     AdvantageConfig,
     ConstantSchedule,
@@ -34,6 +35,12 @@ def conflicts(config: RunConfig) -> Iterator[str]:
         yield (
             f"rollout.noise_level must be at most 1 for dynamics cps, got {rollout.noise_level}; "
             "its std is sin(a pi / 2)"
+        )
+    if (images := rollout.prompts_per_rollout * rollout.group_size) > MOST_AT_ONCE:
+        yield (
+            f"rollout.group_size must be at most {MOST_AT_ONCE:,} / prompts_per_rollout = "
+            f"{MOST_AT_ONCE // rollout.prompts_per_rollout}, got {rollout.group_size}; all "
+            f"{images:,} images of a rollout are in memory"
         )
     if rollout.prompts_per_rollout % train.inner_updates:
         yield (

@@ -16,6 +16,9 @@ from customized_grpo.errors import ConfigError
 
 T = TypeVar("T")
 
+_MAX_VALUES = 100_000  # a few aliases of YAML can stand for more values than there is memory
+_MAX_DEPTH = 50
+
 
 def to_raw(value: Any) -> Any:
     """Returns a config as the dicts, lists and scalars that decode to it."""
@@ -42,6 +45,7 @@ def decode(raw: Any, source: str, cls: type[T] = RunConfig) -> T:
         ConfigError: one line about the first mistake, opened by `source`.
     """
     try:
+        _check_plain(raw)
         return _adapter(cls).validate_json(json.dumps([raw]))[0]
     except ValidationError as error:
         raise ConfigError(f"{source}: {_explain(error, raw, cls)}") from error
@@ -49,6 +53,33 @@ def decode(raw: Any, source: str, cls: type[T] = RunConfig) -> T:
         raise ConfigError(f"{source}: {error}") from error
     except (TypeError, ValueError) as error:  # of json.dumps: binary data, a list inside itself
         raise ConfigError(f"{source}: the values must be plain YAML, got: {error}") from error
+
+
+def _check_plain(raw: Any) -> None:
+    """Refuses what no file system, tokenizer or text file takes, and what would never end."""
+    left: list[tuple[tuple[str, ...], Any]] = [((), raw)]
+    for _ in range(_MAX_VALUES):
+        if not left:
+            return
+        path, value = left.pop()
+        if len(path) > _MAX_DEPTH:
+            raise ConfigError(f"{path[0]} must be nested at most {_MAX_DEPTH} deep; flatten it")
+        if isinstance(value, dict):
+            left += [((*path, f"the key {show(k)}"), k) for k in value if isinstance(k, str)]
+            left += [((*path, str(key)), item) for key, item in value.items()]
+        elif isinstance(value, list):
+            left += [((*path, str(i)), item) for i, item in enumerate(value)]
+        elif isinstance(value, str) and not is_clean(value):
+            raise ConfigError(
+                f"{'.'.join(path)} must be text without nul bytes and lone surrogates, got "
+                f"{json.dumps(value)[:60]}; remove them"
+            )
+    raise ConfigError(f"the text must stand for at most {_MAX_VALUES:,} values; shorten it")
+
+
+def is_clean(text: str) -> bool:
+    """Whether a text can be a path, be written as UTF-8 and be tokenized."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _explain(error: ValidationError, raw: Any, root: type) -> str:

@@ -95,10 +95,14 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         info = known.get(_canonical(flag))
         if info is None:
             fix = registry.nearest(flag, known) or "see `cgrpo train CONFIG --help`"
-            raise ConfigError(f"override must be a field of the config, got {flag}; {fix}")
+            raise ConfigError(f"override must be a field of the config, got {_line([flag])}; {fix}")
         change = _replace_section if info.is_section else _replace_field
         config = change(config, info, values)
     return config
+
+
+def _line(words: Sequence[str]) -> str:
+    return " ".join(" ".join(words).split())
 
 
 def _canonical(flag: str) -> str:
@@ -135,7 +139,7 @@ def _replace_field(config: RunConfig, info: FieldInfo, values: list[str]) -> Run
     if info.path.endswith(".type"):
         section = info.path.removesuffix(".type")
         raise ConfigError(
-            f"--{info.path} must not change alone, got {' '.join(values)}; the fields beside it "
+            f"--{info.path} must not change alone, got {_line(values)}; the fields beside it "
             f"belong to the old type, replace them all: --{section} '{{type: ...}}'"
         )
     try:
@@ -153,10 +157,10 @@ def _replace_field(config: RunConfig, info: FieldInfo, values: list[str]) -> Run
         present = to_raw(info.value)
         fix = f"its present value is {show(present)}"
         if isinstance(present, list):
-            items = " ".join(map(str, present))
+            items = _line(list(map(str, present)))
             fix = f"write its items with spaces between: --{info.path} {items}"
         raise ConfigError(
-            f"--{info.path} must be one {info.type}, got {' '.join(values) or 'nothing'}; {fix}"
+            f"--{info.path} must be one {info.type}, got {_line(values) or 'nothing'}; {fix}"
         ) from None
     return decode(to_raw(changed), "command line")
 

@@ -16,21 +16,29 @@ from pydantic import (
     NonNegativeInt,
     PlainValidator,
     PositiveFloat,
-    PositiveInt,
     TypeAdapter,
 )
 from pydantic_core import PydanticCustomError
 
 from customized_grpo import registry
+from customized_grpo.config.limits import (
+    Count,
+    EveryUpdates,
+    GroupSize,
+    NumSteps,
+    NumUpdates,
+    Rank,
+    Seconds,
+    Seed,
+)
 from customized_grpo.errors import ConfigError
 
-AtLeast2 = Annotated[int, Field(ge=2)]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 OpenUnitInterval = Annotated[float, Field(gt=0, lt=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 DEFAULT_GAMMA = 0.4  # of the bonus; the released recipe, arXiv:2510.18263
 
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -142,7 +150,7 @@ DataPlug = Annotated[DataConfig, _plug_of(DataConfig)]
 class LoraSettings:
     """Low-rank adapters on the transformer, the only weights that are trained."""
 
-    rank: PositiveInt = 32
+    rank: Rank = 32
     """Rank of the adapters; the paper uses 512 on FLUX."""
 
     alpha: PositiveFloat | None = None
@@ -156,13 +164,13 @@ class LoraSettings:
 class RolloutConfig:
     """How images are sampled for training."""
 
-    num_steps: AtLeast2 = 25
+    num_steps: Annotated[NumSteps, Field(ge=2)] = 25
     """Denoising steps T of a trajectory (paper: 25)."""
 
-    num_trained_steps: PositiveInt = 15
+    num_trained_steps: NumSteps = 15
     """Steps K trained per group, at most num_steps - 1; the last has no noise (paper: 60 %)."""
 
-    window: tuple[NonNegativeInt, PositiveInt] | None = None
+    window: tuple[NonNegativeInt, NumSteps] | None = None
     """Steps with noise, first and end (exclusive); only they can be trained, the others are
     deterministic (MixGRPO, arXiv:2507.21802). null = all but the last."""
 
@@ -175,16 +183,16 @@ class RolloutConfig:
     shift: PositiveFloat | None = None
     """Time shift of the noise schedule (paper: 3); null = the generator's own schedule."""
 
-    group_size: AtLeast2 = 12
+    group_size: GroupSize = 12
     """Samples G of one prompt, compared with each other (paper: 12)."""
 
-    prompts_per_rollout: PositiveInt = 4
+    prompts_per_rollout: Count = 4
     """Prompts P, and so groups, of one rollout."""
 
     shared_noise: bool = True
     """Start all samples of a group from the same noise (paper: true)."""
 
-    batch_size: PositiveInt | None = None
+    batch_size: Count | None = None
     """Samples denoised together; null = the whole rollout."""
 
 
@@ -323,13 +331,13 @@ class LossConfig:
 class TrainConfig:
     """The optimizer and its arithmetic."""
 
-    num_updates: PositiveInt = 300
+    num_updates: NumUpdates = 300
     """Optimizer steps of the run; a multiple of inner_updates."""
 
-    inner_updates: PositiveInt = 1
+    inner_updates: Count = 1
     """Optimizer steps per rollout, each on its own share of the groups; divides the prompts."""
 
-    micro_batch_size: PositiveInt | None = None
+    micro_batch_size: Count | None = None
     """(sample, step) pairs per forward and backward; never changes the gradient; null = all."""
 
     optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
@@ -350,14 +358,14 @@ class TrainConfig:
     ema_decay: Decay | None = None
     """Decay per update of an exponential moving average of the weights; null = none."""
 
-    sample_every: NonNegativeInt = 20
+    sample_every: EveryUpdates = 20
     """Updates between grids of sample pictures; 0 = only the first and the last."""
 
-    save_every: NonNegativeInt = 50
+    save_every: EveryUpdates = 50
     """Updates between checkpoints, which are written at the end of a rollout; 0 = none, unless the
     run is interrupted."""
 
-    keep_checkpoints: PositiveInt = 2
+    keep_checkpoints: Count = 2
     """How many of the newest stay; the best by the learning curve, if there is one, stays too."""
 
 
@@ -365,13 +373,13 @@ class TrainConfig:
 class FaultConfig:
     """What a run puts up with before it stops, resumable."""
 
-    max_skipped_updates: PositiveInt = 3
+    max_skipped_updates: Count = 3
     """Updates in a row without a finite gradient: each is skipped, so many stop the run."""
 
     max_lost_rewards: UnitInterval = 0.5
     """Share of a rollout's images that may stay unscored."""
 
-    reward_pauses: tuple[NonNegativeFloat, ...] = (10.0, 60.0, 300.0)
+    reward_pauses: tuple[Seconds, ...] = (10.0, 60.0, 300.0)
     """Seconds to wait, one after the other, before more lost images than that are scored again."""
 
 
@@ -379,7 +387,7 @@ class FaultConfig:
 class CacheConfig:
     """What prompts and references became when they were encoded, of data that repeat."""
 
-    num_examples: PositiveInt = 1024
+    num_examples: Annotated[int, Field(ge=1, le=10**9)] = 1024
     """Kept in memory (FLUX.1: about 6 MB each); the least recently used go first."""
 
     folder: str | None = None
@@ -390,22 +398,22 @@ class CacheConfig:
 class EvaluationConfig:
     """Deterministic sampling on held-out examples, base against tuned."""
 
-    num_examples: PositiveInt = 128
+    num_examples: Count = 128
     """Held-out examples."""
 
-    num_steps: PositiveInt | None = None
+    num_steps: NumSteps | None = None
     """Denoising steps; null = rollout.num_steps."""
 
-    validate_every: NonNegativeInt = 0
+    validate_every: EveryUpdates = 0
     """Updates between scores of validation examples in the log, the learning curve; 0 = none."""
 
-    num_validation: PositiveInt = 128
+    num_validation: Count = 128
     """Validation examples of the learning curve."""
 
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the starting noise, the same for base and tuned."""
 
-    batch_size: PositiveInt = 64
+    batch_size: Count = 64
     """Images sampled together."""
 
     classifier: str | None = None
@@ -420,7 +428,7 @@ class RunConfig:
     name: FileName
     """Folder of the run under output_dir; letters, digits, dot, underscore and hyphen."""
 
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of everything random; the same seed gives the same run on the same machine."""
 
     output_dir: str = "runs"

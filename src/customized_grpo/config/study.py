@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from customized_grpo.config.decoding import show
+from customized_grpo.config.limits import Count
 from customized_grpo.config.sections import FileName, RunConfig
 
 
@@ -26,7 +27,7 @@ class Method:
     overrides: dict[str, Any] = field(default_factory=dict)
     """Field of the config -> value, dotted as on the command line: {advantage.center: true}."""
 
-    num_seeds: PositiveInt | None = None
+    num_seeds: Count | None = None
     """Runs of this method, seeds 0, 1, ...; null = the study's."""
 
 
@@ -49,7 +50,7 @@ class StudyConfig:
     split: Literal["held_out", "validation"] = "held_out"
     """Examples the runs are judged on; recipes are chosen on the validation ones."""
 
-    num_seeds: PositiveInt = 3
+    num_seeds: Count = 3
     """Runs of each method, seeds 0, 1, ...; one seed has no confidence interval."""
 
     methods: Annotated[tuple[Method, ...], Field(min_length=1)]

@@ -9,9 +9,17 @@ from customized_grpo.errors import ConfigError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's plain scalars: 1e-4 is a number and `no` is text; duplicate keys are refused."""
+    """YAML 1.2's plain scalars: 1e-4 is a number and `no` is text; duplicate keys and tags are
+    refused."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+    def fetch_tag(self) -> None:
+        raise yaml.MarkedYAMLError(
+            problem="a tag such as !!python/object has no meaning here; remove it, or quote the "
+            "text that starts with !",
+            problem_mark=self.get_mark(),
+        )
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -56,6 +64,8 @@ def parse_yaml(text: str, source: str) -> Any:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise ConfigError(f"{source}: line {line} must be valid YAML: {error.problem}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{source}: the text must be nested less deeply; flatten it") from error
     except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{source}: the text must be valid YAML: {reason}") from error

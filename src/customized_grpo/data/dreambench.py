@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import PositiveInt
-
 from customized_grpo.config import DataConfig
+from customized_grpo.config.limits import Count
 from customized_grpo.data.folder import check_names
 from customized_grpo.data.listed import ListedSource
 from customized_grpo.data.photos import Subject, photos_in, split_photos
 from customized_grpo.data.templates import PLACEHOLDER
+from customized_grpo.data.texts import read_text
 from customized_grpo.errors import ConfigError, DataError
 
 PROMPTS = "prompts_and_classes.txt"
@@ -35,7 +35,7 @@ class DreamBenchConfig(DataConfig):
     """The folder that holds `prompts_and_classes.txt` and a folder per subject."""
     held_out: tuple[str, ...] = HELD_OUT
     """Names of the subjects to evaluate on; the others are trained on."""
-    num_references: PositiveInt = 1
+    num_references: Count = 1
     """Photos per example, for generators that take several."""
 
     def build(self, seed: int) -> ListedSource:
@@ -59,10 +59,7 @@ def read_subjects(root: Path) -> list[Subject]:
         DataError: if the prompts file is not of the published form, or a subject has no photos.
     """
     file = root / PROMPTS
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read: {error}") from error
+    text = read_text(file)
     head, _, tail = text.partition("Object Prompts")
     objects, _, live = tail.partition("Live Subject Prompts")
     classes = re.findall(r"^(\w+),([\w ]+?)\s*$", head, re.M)

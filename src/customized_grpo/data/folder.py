@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import PositiveInt
-
 from customized_grpo.config import DataConfig
+from customized_grpo.config.limits import Count
 from customized_grpo.data.listed import ListedSource
 from customized_grpo.data.photos import Subject, photos_in, some_subjects, split_photos
 from customized_grpo.data.templates import INANIMATE, LIVE, read_templates
+from customized_grpo.data.texts import read_text
 from customized_grpo.errors import ConfigError, DataError
 from customized_grpo.registry import nearest, one_of
 
@@ -34,7 +34,7 @@ class FolderConfig(DataConfig):
     held_out: tuple[str, ...] | None = None
     """Names of the folders to evaluate on; null = a fifth of them, or a fifth of the prompts where
     there is one subject."""
-    num_references: PositiveInt = 1
+    num_references: Count = 1
     """Photos per example, for generators that take several."""
 
     def build(self, seed: int) -> ListedSource:
@@ -74,10 +74,7 @@ def _words(folder: Path) -> str:
     file = folder / "subject.txt"
     if not file.exists():
         return folder.name.replace("_", " ").replace("-", " ").strip()
-    try:
-        words = file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read: {error}") from error
+    words = read_text(file).strip()
     if not words or "\n" in words:
         raise DataError(f"{file}: must hold one line, what the subject is called, got {words!r}")
     return words

@@ -8,8 +8,9 @@ pictures above 1024 x 1024 pixels are reduced to that area. Colour profiles are 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
@@ -29,7 +30,8 @@ Mode = Literal["RGB", "L"]
 File = tuple[Path, Mode]
 _ROTATED = (5, 6, 7, 8)  # values of the EXIF orientation that swap height and width
 _ORIENTATION = 0x0112
-_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+# Not all that Pillow reads: for some formats (EPS) it would start a program on the file.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +75,11 @@ def _check(file: File, where: str) -> Picture:
     with opened(path, where) as image:
         width, height = image.size
         bits_of_16(image, where)
-        try:
-            if image.getexif().get(_ORIENTATION) in _ROTATED:
-                width, height = height, width
+        with _decoding(where):
             image.draft(None, (1, 1))  # a JPEG is read in full, but at an eighth of its size
             image.load()
-        except _UNREADABLE as error:
-            raise DataError(f"{where} is not a readable picture: {error}") from error
+            if image.getexif().get(_ORIENTATION) in _ROTATED:
+                width, height = height, width
     height, width = kept_size(height, width)
     return Picture(path, mode, height, width)
 
@@ -90,10 +90,10 @@ def opened(file: Path | IO[bytes], where: str) -> Image.Image:
     Raises:
         DataError: opening with ``where``.
     """
-    try:
-        image = Image.open(file)
-    except _UNREADABLE as error:
-        raise DataError(f"{where} is not a readable picture: {error}") from error
+    with _decoding(where):
+        if isinstance(file, Path) and file.exists() and not file.is_file():
+            raise DataError(f"{where} must be a file, got a folder, a pipe or a device")
+        image = Image.open(file, formats=_FORMATS)
     width, height = image.size
     if min(width, height) < MIN_SIDE or width * height > MAX_PIXELS:
         image.close()
@@ -111,7 +111,7 @@ def upright(image: Image.Image, mode: Mode, where: str) -> Image.Image:
         DataError: if it cannot be decoded, or its channels have neither 8 nor 16 bits.
     """
     background = "white" if mode == "RGB" else "black"
-    try:
+    with _decoding(where):
         image = ImageOps.exif_transpose(image)
         if bits_of_16(image, where):
             shades = np.asarray(image).astype(np.float32) / 257
@@ -120,8 +120,18 @@ def upright(image: Image.Image, mode: Mode, where: str) -> Image.Image:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
         return image.convert(mode)
-    except _UNREADABLE as error:
-        raise DataError(f"{where} is not a readable picture: {error}") from error
+
+
+@contextmanager
+def _decoding(where: str) -> Iterator[None]:
+    """One line for whatever Pillow's decoders raise on damaged bytes, which is almost anything."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{where} is not a readable picture: {reason[:200]}") from error
 
 
 def bits_of_16(image: Image.Image, where: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,14 @@ from typing import Any, Literal
 from customized_grpo.config import DataConfig
 from customized_grpo.data.images import File, Picture, check_pictures
 from customized_grpo.data.listed import Entry, ListedSource, Splits, check_entries
+from customized_grpo.data.texts import (
+    check_list,
+    check_text,
+    inside,
+    parse_object,
+    read_text,
+    short,
+)
 from customized_grpo.errors import DataError
 
 
@@ -19,7 +26,7 @@ class JsonlConfig(DataConfig):
     """A JSONL file, one example a line: {"prompt": ..., "references": ["a.jpg"]}.
 
     Optional keys: "subject" (words for it, such as "dog"), "masks" (one picture per reference,
-    white where the subject is) and "id". Paths are relative to the file's folder.
+    white where the subject is) and "id".
     """
 
     type: Literal["jsonl"] = "jsonl"  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -29,13 +36,17 @@ class JsonlConfig(DataConfig):
     """Examples for evaluation, of other subjects or prompts."""
     validation: str | None = None
     """Examples for choosing a recipe (`cgrpo evaluate --split validation`)."""
+    root: str | None = None
+    """Folder that the pictures' paths start from and must not leave; null = the folder of the JSONL
+    file."""
 
     def build(self, seed: int) -> ListedSource:
         """Reads the files and checks every picture they name."""
+        root = None if self.root is None else Path(self.root)
         splits = Splits(
-            training=read_entries(Path(self.path)),
-            held_out=read_entries(Path(self.held_out)),
-            validation=read_entries(Path(self.validation)) if self.validation else (),
+            training=read_entries(Path(self.path), root),
+            held_out=read_entries(Path(self.held_out), root),
+            validation=read_entries(Path(self.validation), root) if self.validation else (),
         )
         return ListedSource(splits, seed, "name a JSONL file for them")
 
@@ -43,16 +54,14 @@ class JsonlConfig(DataConfig):
 _KEYS = {"id", "prompt", "references", "subject", "masks"}
 
 
-def read_entries(path: Path) -> Sequence[Entry]:
-    """Reads a JSONL file of examples.
+def read_entries(path: Path, root: Path | None = None) -> Sequence[Entry]:
+    """Reads a JSONL file of examples; paths start from ``root``, None: its folder.
 
     Raises:
         DataError: naming file, line and field of the first mistake.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+    root = path.parent if root is None else root
+    lines = read_text(path).split("\n")  # not splitlines: JSON may hold what Unicode calls a line
     rows = {
         f"{path}:{number}": parse_object(f"{path}:{number}", line)
         for number, line in enumerate(lines, start=1)
@@ -63,71 +72,36 @@ def read_entries(path: Path) -> Sequence[Entry]:
     files: dict[File, str] = {}
     for where, row in rows.items():
         for key in ("references", "masks"):
-            for file in _files(path.parent, row, key):
+            for file in _files(where, root, row, key):
                 files.setdefault(file, f"{where}: {key}")
     pictures = check_pictures(files)
-    entries = [_entry(where, row, path.parent, pictures) for where, row in rows.items()]
+    entries = [_entry(where, row, root, pictures) for where, row in rows.items()]
     return check_entries(entries, str(path))
-
-
-def parse_object(where: str, text: str) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        DataError: if the text is none.
-    """
-    try:
-        row: Any = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: is not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: must be an object, got {type(row).__name__}")
-    return row
 
 
 def _check_row(where: str, row: dict[str, Any]) -> None:
     if unknown := row.keys() - _KEYS:
         raise DataError(
-            f"{where}: unknown key {min(unknown)!r}; known are {', '.join(sorted(_KEYS))}"
+            f"{where}: unknown key {short(min(unknown))}; known are {', '.join(sorted(_KEYS))}"
         )
+    if type(row.get("id", "")) is not int and "id" in row:
+        check_text(where, row, "id")
     for key in ("prompt", "subject"):
         if key in row or key == "prompt":
             check_text(where, row, key)
     for key in ("references", "masks"):
         if key in row or key == "references":
-            check_paths(where, row, key)
+            check_list(where, row, key, "path")
 
 
-def check_text(where: str, row: dict[str, Any], key: str) -> str:
-    """A string with something in it, without spaces around it.
-
-    Raises:
-        DataError: if it is none.
-    """
-    if not isinstance(row.get(key), str) or not row[key].strip():
-        raise DataError(f"{where}: {key}: must be a non-empty string, got {row.get(key)!r}")
-    return row[key].strip()
+def _files(where: str, root: Path, row: dict[str, Any], key: str) -> list[File]:
+    mode = "L" if key == "masks" else "RGB"
+    return [(inside(f"{where}: {key}", root, name), mode) for name in row.get(key, ())]
 
 
-def check_paths(where: str, row: dict[str, Any], key: str) -> list[str]:
-    """A list of at least one path.
-
-    Raises:
-        DataError: if it is none.
-    """
-    names = row.get(key)
-    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
-        raise DataError(f"{where}: {key}: must be a list of at least one path, got {names!r}")
-    return names
-
-
-def _files(folder: Path, row: dict[str, Any], key: str) -> list[File]:
-    return [(folder / name, "L" if key == "masks" else "RGB") for name in row.get(key, ())]
-
-
-def _entry(where: str, row: dict[str, Any], folder: Path, pictures: dict[File, Picture]) -> Entry:
-    references = tuple(pictures[file] for file in _files(folder, row, "references"))
-    masks = tuple(pictures[file] for file in _files(folder, row, "masks")) or None
+def _entry(where: str, row: dict[str, Any], root: Path, pictures: dict[File, Picture]) -> Entry:
+    references = tuple(pictures[file] for file in _files(where, root, row, "references"))
+    masks = tuple(pictures[file] for file in _files(where, root, row, "masks")) or None
     check_masks(where, references, masks)
     return Entry(
         id=str(row.get("id", where)),

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from customized_grpo.config.decoding import is_clean
 from customized_grpo.data.images import File, Picture, check_pictures
 from customized_grpo.data.jsonl import check_masks
 from customized_grpo.data.listed import Entry, Splits, check_entries
@@ -39,7 +40,7 @@ def photos_in(folder: Path) -> tuple[Path, ...]:
             if path.suffix.lower() in SUFFIXES
             and not path.name.endswith(MASK)
             and not path.name.startswith(".")
-            and path.is_file()
+            and not path.is_dir()  # a broken link is named when it is opened
         )
     )
 
@@ -106,6 +107,8 @@ def _files(subjects: Sequence[Subject]) -> dict[File, str]:
         DataError: if some have one.
     """
     photos = [photo for subject in subjects for photo in subject.photos]
+    if odd := [photo for photo in photos if not is_clean(str(photo))]:
+        raise DataError(f"{str(odd[0])!a}: must have a name in UTF-8; rename it")
     masks = [mask for photo in photos if (mask := mask_of(photo)).exists()]
     if masks and len(masks) < len(photos):
         bare = next(photo for photo in photos if not mask_of(photo).exists())

@@ -8,19 +8,27 @@ github.com/Safeoffellow/Customized-GRPO trained on (datasets/train_1w_syncd_embe
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from customized_grpo.config import DataConfig
+from customized_grpo.config.limits import Count
 from customized_grpo.data.images import File, Picture, check_pictures
-from customized_grpo.data.jsonl import check_masks, check_paths, check_text
+from customized_grpo.data.jsonl import check_masks
 from customized_grpo.data.listed import Entry, ListedSource, check_entries
 from customized_grpo.data.splits import split_by_subject
+from customized_grpo.data.texts import (
+    check_list,
+    check_text,
+    inside,
+    parse_json,
+    read_text,
+    short,
+)
 from customized_grpo.errors import ConfigError, DataError
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -36,7 +44,7 @@ class SynCDConfig(DataConfig):
     """A metadata file, or a folder with `*metadata.json` or `*metadata_with_scores.json`."""
     root: str | None = None
     """Folder that the pictures' paths start from; null = the folder of the metadata."""
-    num_references: PositiveInt = 1
+    num_references: Count = 1
     """References per example, other pictures of the set; pairs have one."""
     min_dino: float | None = None
     """Least similarity to another picture of the set (`dino_scores`); null = no filter."""
@@ -80,7 +88,9 @@ class SynCDConfig(DataConfig):
     def _rows(self, file: Path, number: int, item: Any) -> Iterator[Row]:
         where, root = f"{file}: item {number}", Path(self.root) if self.root else file.parent
         if not isinstance(item, dict) or not ("filenames" in item or "ref_img" in item):
-            raise DataError(f"{where}: must be an object with filenames or ref_img, got {item!r}")
+            raise DataError(
+                f"{where}: must be an object with filenames or ref_img, got {short(item)}"
+            )
         if "ref_img" in item:
             yield self._pair(where, root, item)
         else:
@@ -92,8 +102,9 @@ class SynCDConfig(DataConfig):
                 "num_references, min_dino, min_aesthetics: must be left out for pairs, which have "
                 f"one reference and no scores; got pairs in {where}"
             )
-        reference = root / check_text(where, item, "ref_img")
-        words = str(item.get("category_description") or "").strip().removesuffix(".")
+        reference = inside(f"{where}: ref_img", root, check_text(where, item, "ref_img"))
+        key = "category_description"
+        words = check_text(where, item, key).removesuffix(".") if item.get(key) else ""
         return Row(
             where=where,
             subject=str(reference.parent),
@@ -104,14 +115,15 @@ class SynCDConfig(DataConfig):
         )
 
     def _set(self, where: str, root: Path, item: dict[str, Any]) -> Iterator[Row]:
-        names = check_paths(where, item, "filenames")
-        prompts = check_paths(where, item, "prompts")
+        names = check_list(where, item, "filenames", "path")
+        files = [inside(f"{where}: filenames", root, name) for name in names]
+        prompts = check_list(where, item, "prompts", "text")
         if len(prompts) < len(names):
             raise DataError(f"{where}: prompts: must be one per file, got {len(prompts)}")
         kept = self._kept(where, item, names)
-        subject = item.get("objaverse_id") or where
+        subject = str(item.get("objaverse_id") or where)
         for place, index in enumerate(kept):
-            others = [root / names[i] for i in (*kept[place + 1 :], *kept[:place])]
+            others = [files[i] for i in (*kept[place + 1 :], *kept[:place])]
             if len(others) < self.num_references:
                 continue
             references = tuple(others[: self.num_references])
@@ -172,10 +184,7 @@ class Row:
 
 
 def _read(file: Path) -> list[Any]:
-    try:
-        items = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: cannot be read as JSON: {error}") from error
+    items = parse_json(str(file), read_text(file))
     if not isinstance(items, list):
         raise DataError(f"{file}: must be a list, got {type(items).__name__}")
     return items

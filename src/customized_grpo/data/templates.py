@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from customized_grpo.data.texts import read_text
 from customized_grpo.errors import DataError
 
 PLACEHOLDER = "{subject}"
@@ -65,10 +66,7 @@ def read_templates(given: str | Sequence[str]) -> tuple[str, ...]:
     lines, where = given, "templates"
     if isinstance(given, str):
         where = given
-        try:
-            lines = Path(given).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"templates: {given} cannot be read: {error}") from error
+        lines = read_text(Path(given), f"templates: {given}").splitlines()
     templates = tuple(line.strip() for line in lines if line.strip())
     if not templates:
         raise DataError(f"{where}: must hold at least one template, got none")

@@ -10,14 +10,18 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
 
+from customized_grpo.assets import one_line
 from customized_grpo.config import CacheConfig, GeneratorConfig
 from customized_grpo.errors import CheckpointError
 from customized_grpo.files import write_atomic
 from customized_grpo.generators.base import Conditioning, Generator
 from customized_grpo.types import Example
+
+_CHECKSUM = "sha256"
 
 
 class CachedEncoder:
@@ -60,21 +64,32 @@ class CachedEncoder:
     def _save(self, key: str, conditioning: Conditioning) -> None:
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(self._folder / f"{key}.safetensors", save(conditioning.tensors()))
+            tensors = conditioning.tensors()
+            content = save(tensors, {_CHECKSUM: _checksum(tensors)})
+            write_atomic(self._folder / f"{key}.safetensors", content)
 
     def _load(self, key: str) -> Conditioning | None:
         file = None if self._folder is None else self._folder / f"{key}.safetensors"
         if file is None or not file.exists():
             return None
-        try:
-            tensors = load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{file}: cannot be read ({error}); delete it") from error
+        refused = one_line(f"{file}: cannot be read (delete it)", CheckpointError)
+        with refused, safe_open(file, "pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            if (opened.metadata() or {}).get(_CHECKSUM) != _checksum(tensors):
+                raise ValueError("its checksum is missing or wrong")
         return Conditioning.from_tensors(tensors)
 
 
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _digest(identity: str, example: Example) -> str:
-    digest = hashlib.sha256(f"{identity}\n{example.prompt}\n".encode())
+    digest = hashlib.sha256(f"{_CHECKSUM}\n{identity}\n{example.prompt}\n".encode())
     for reference in example.references:
         digest.update(str(tuple(reference.shape)).encode())
         digest.update(reference.contiguous().numpy().tobytes())

@@ -18,6 +18,7 @@ from customized_grpo.generators.pipeline import (
     PipelineGenerator,
     Size,
     load_pipeline,
+    loading,
 )
 from customized_grpo.types import Example
 
@@ -43,7 +44,8 @@ class Flux2KleinConfig(PipelineConfig):
         """Loads the pipeline onto the device."""
         from diffusers import Flux2KleinPipeline
 
-        return Flux2KleinGenerator(load_pipeline(self, Flux2KleinPipeline), self, device)
+        with loading(self):
+            return Flux2KleinGenerator(load_pipeline(self, Flux2KleinPipeline), self, device)
 
 
 class Flux2KleinGenerator(PipelineGenerator):

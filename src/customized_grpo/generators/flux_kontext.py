@@ -10,7 +10,7 @@ import torch
 
 from customized_grpo.buckets import bucket_for
 from customized_grpo.generators.flux1 import Flux1Generator
-from customized_grpo.generators.pipeline import PipelineConfig, Size, load_pipeline
+from customized_grpo.generators.pipeline import PipelineConfig, Size, load_pipeline, loading
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +26,8 @@ class FluxKontextConfig(PipelineConfig):
         """Loads the pipeline onto the device."""
         from diffusers import FluxKontextPipeline
 
-        return Flux1Generator(load_pipeline(self, FluxKontextPipeline), self, device, Kontext())
+        with loading(self):
+            return Flux1Generator(load_pipeline(self, FluxKontextPipeline), self, device, Kontext())
 
 
 class Kontext:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from customized_grpo.assets import check_finite, one_line
 from customized_grpo.config import LoraSettings
-from customized_grpo.errors import ConfigError
+from customized_grpo.errors import CheckpointError, ConfigError
 
+_METADATA = "lora_adapter_metadata"  # where diffusers keeps rank and alpha
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
@@ -40,11 +43,34 @@ def attach_lora(transformer: nn.Module, settings: LoraSettings, targets: Sequenc
             parameter.data = parameter.data.float()
 
 
-def lora_to_float32(transformer: nn.Module) -> None:
-    """Adapters that were loaded onto a bfloat16 base keep the precision they were trained in."""
-    for name, parameter in transformer.named_parameters():
-        if ".lora_" in name:
-            parameter.data = parameter.data.float()
+def load_lora(pipeline: Any, folder: Path) -> None:
+    """Adapters that ``save_lora`` wrote, through the stock loader, which ignores what does not fit.
+
+    Raises:
+        CheckpointError: if a weight is missing, surplus, of another shape or not finite.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    file, transformer = folder / LORA_FILE, pipeline.transformer
+    with one_line(f"{file}: cannot be loaded as a LoRA", CheckpointError):
+        state = load_file(file)
+        check_finite(state, str(file), CheckpointError)
+        with safe_open(file, "pt") as opened:
+            if _METADATA not in (opened.metadata() or {}):
+                raise ValueError(f"{_METADATA} is missing, without which alpha is not known")
+        pipeline.load_lora_weights(str(folder), weight_name=LORA_FILE, use_safetensors=True)
+        # Loaded onto a bfloat16 base, they keep the precision they were trained in.
+        for name, parameter in transformer.named_parameters():
+            if ".lora_" in name:
+                parameter.data = parameter.data.float()
+        name = list(transformer.peft_config)[-1]
+        loaded = get_peft_model_state_dict(transformer, adapter_name=name)
+        expected = {f"transformer.{name}": tensor.shape for name, tensor in loaded.items()}
+        if expected != (found := {name: tensor.shape for name, tensor in state.items()}):
+            odd = min(name for name, _ in expected.items() ^ found.items())
+            raise ValueError(f"{odd} must be {expected.get(odd)}, got {found.get(odd)}")
 
 
 def trust_autocast(transformer: nn.Module) -> None:

@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
-from customized_grpo.assets import resolve_checkpoint
+from customized_grpo.assets import check_finite, one_line, resolve_checkpoint
 from customized_grpo.buckets import bucket_for
 from customized_grpo.config import GeneratorConfig
-from customized_grpo.errors import ConfigError, DataError
+from customized_grpo.config.limits import Count, Side
+from customized_grpo.errors import CheckpointError, ConfigError, DataError
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.lora import (
     LORA_FILE,
     adapters_disabled,
-    lora_to_float32,
+    load_lora,
     save_lora,
 )
 from customized_grpo.ops import shifted_sigmas
@@ -37,13 +38,13 @@ class PipelineConfig(GeneratorConfig):
 
     path: str
     """Folder or hub id of the checkpoint, or 'embedded:generator'."""
-    height: PositiveInt | None = None
+    height: Side | None = None
     """Pixels of the output; None: the checkpoint's native size."""
-    width: PositiveInt | None = None
+    width: Side | None = None
     """See height."""
     guidance_scale: NonNegativeFloat | None = None
     """The same in training, evaluation and generation; None: see the family."""
-    max_sequence_length: PositiveInt | None = None
+    max_sequence_length: Count | None = None
     """Text tokens per prompt, longer ones are cut; None: the tokenizer's limit."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the frozen weights; LoRA weights are always float32."""
@@ -56,25 +57,50 @@ class PipelineConfig(GeneratorConfig):
     """Recompute activations in the backward pass: less memory, a third more time to train."""
 
 
+def loading(config: PipelineConfig) -> AbstractContextManager[None]:
+    """Whatever a damaged checkpoint raises inside, while it is loaded or read, is one line."""
+    return one_line(
+        f"path: {config.path!r} cannot be loaded as a checkpoint of {config.type} in diffusers "
+        "format (a hub id needs network or an earlier download, and gated models a login)"
+    )
+
+
 def load_pipeline(config: PipelineConfig, pipeline_class: Any, **components: Any) -> Any:
-    """The stock pipeline from a folder or hub id, safetensors only.
+    """The stock pipeline from a folder or hub id, safetensors only; to be called in ``loading``.
 
     Raises:
-        ConfigError: if it is not there, or is no checkpoint of this pipeline.
+        ConfigError: if weights are missing or not finite; of the libraries anything.
     """
-    folder = resolve_checkpoint(config.path)
+    folder, dtype = resolve_checkpoint(config.path), getattr(torch, config.dtype)
+    components = {**_text_encoders(pipeline_class, folder, dtype), **components}
     if config.quantization is not None:
         components["quantization_config"] = _quantization(config.quantization)
-    try:
-        return pipeline_class.from_pretrained(
-            folder, dtype=getattr(torch, config.dtype), use_safetensors=True, **components
-        )
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"path: {config.path!r} cannot be loaded as a {pipeline_class.__name__} checkpoint in "
-            "diffusers format (a hub id needs network or an earlier download, and gated models a "
-            "login): " + " ".join(str(error).split())
-        ) from error
+    pipeline = pipeline_class.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, **components
+    )
+    for name, module in pipeline.components.items():
+        if isinstance(module, nn.Module) and not (config.quantization and name == "transformer"):
+            check_finite(module.state_dict(), f"path: {config.path!r}: {name}")
+    return pipeline
+
+
+def _text_encoders(pipeline_class: Any, folder: str, dtype: torch.dtype) -> dict[str, Any]:
+    """The transformers models of a pipeline, which would fill weights that are missing at random;
+    diffusers leaves them on the meta device."""
+    import transformers
+
+    encoders: dict[str, Any] = {}
+    for name, entry in pipeline_class.load_config(folder).items():
+        library, kind = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
+        cls = getattr(transformers, str(kind), None) if library == "transformers" else None
+        if isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel):
+            loaded: Any = cls.from_pretrained(
+                folder, subfolder=name, dtype=dtype, use_safetensors=True, output_loading_info=True
+            )
+            encoders[name], info = loaded
+            if missing := sorted(info["missing_keys"]):
+                raise ConfigError(f"path: {name}: must hold {missing[0]!r}, it is missing")
+    return encoders
 
 
 def _quantization(kind: str) -> Any:
@@ -226,12 +252,18 @@ class PipelineGenerator(ABC):
             self.pipeline.transformer.save_pretrained(folder / "transformer")
 
     def load_weights(self, folder: Path) -> None:
-        """See the Protocol."""
+        """See the Protocol.
+
+        Raises:
+            CheckpointError: if they are missing, damaged or of another model.
+        """
         if (folder / LORA_FILE).exists():
-            self.pipeline.load_lora_weights(str(folder))
-            lora_to_float32(self.transformer)
-        else:
-            tuned = type(self.pipeline.transformer).from_pretrained(folder / "transformer")
+            load_lora(self.pipeline, folder)
+            return
+        saved = folder / "transformer"
+        with one_line(f"{saved}: cannot be loaded as the weights of a run", CheckpointError):
+            tuned = type(self.pipeline.transformer).from_pretrained(saved, use_safetensors=True)
+            check_finite(tuned.state_dict(), str(saved), CheckpointError)
             self.transformer.float().load_state_dict(tuned.state_dict())
 
     @contextmanager

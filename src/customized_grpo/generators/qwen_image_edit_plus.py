@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor
 
-from customized_grpo.assets import resolve_checkpoint
+from customized_grpo.assets import one_line, resolve_checkpoint
 from customized_grpo.buckets import bucket_for
-from customized_grpo.errors import ConfigError
+from customized_grpo.config.limits import Area
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.pipeline import (
     PipelineConfig,
     PipelineGenerator,
     Size,
     load_pipeline,
+    loading,
 )
 from customized_grpo.types import Example
 
@@ -36,17 +36,18 @@ class QwenImageEditPlusConfig(PipelineConfig):
     """
 
     type: Literal["qwen-image-edit-plus"] = "qwen-image-edit-plus"
-    reference_area: PositiveInt = 1024 * 1024
+    reference_area: Area = 1024 * 1024
     """Pixels at which the VAE sees a reference, whatever its shape."""
-    condition_area: PositiveInt = 384 * 384
+    condition_area: Area = 384 * 384
     """Pixels at which the text encoder sees a reference."""
 
     def build(self, device: torch.device) -> QwenImageEditPlusGenerator:
         """Loads the pipeline onto the device."""
         from diffusers import QwenImageEditPlusPipeline
 
-        pipeline = load_pipeline(self, QwenImageEditPlusPipeline, processor=None)
-        return QwenImageEditPlusGenerator(pipeline, self, device)
+        with loading(self):
+            pipeline = load_pipeline(self, QwenImageEditPlusPipeline, processor=None)
+            return QwenImageEditPlusGenerator(pipeline, self, device)
 
 
 class QwenImageEditPlusGenerator(PipelineGenerator):
@@ -190,11 +191,7 @@ def _image_processor(path: str) -> Any:
     """The text encoder's image processor, without torchvision, which the stock one needs."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    try:
+    with one_line(f"path: {path!r} has no readable processor"):
         return Qwen2VLImageProcessorPil.from_pretrained(
             resolve_checkpoint(path), subfolder="processor"
         )
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"path: {path!r} has no readable processor: {' '.join(str(error).split())}"
-        ) from error

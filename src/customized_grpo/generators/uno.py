@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import PositiveInt
 
+from customized_grpo.assets import check_finite, one_line
 from customized_grpo.buckets import long_side_for
+from customized_grpo.config.limits import Side
 from customized_grpo.errors import ConfigError
 from customized_grpo.generators.flux1 import Flux1Generator
-from customized_grpo.generators.pipeline import PipelineConfig, Size, load_pipeline
+from customized_grpo.generators.pipeline import PipelineConfig, Size, load_pipeline, loading
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +27,7 @@ class UnoConfig(PipelineConfig):
     type: Literal["uno"] = "uno"
     uno_lora: str | None = None
     """UNO's LoRA: a safetensors file, its folder, or a hub id; None: it is merged already."""
-    reference_long_side: PositiveInt | None = None
+    reference_long_side: Side | None = None
     """Pixels; None: 512 for one reference and 320 for several, as UNO was trained."""
 
     def build(self, device: torch.device) -> Flux1Generator:
@@ -38,22 +39,19 @@ class UnoConfig(PipelineConfig):
                 f"quantization: must be null where uno_lora is merged, got {self.quantization!r}; "
                 "merge it once, save the pipeline and give its folder as path"
             )
-        pipeline = load_pipeline(self, FluxPipeline)
-        if self.uno_lora is not None:
-            _merge(pipeline, self.uno_lora)
-        return Flux1Generator(pipeline, self, device, Uno(self.reference_long_side))
+        with loading(self):
+            pipeline = load_pipeline(self, FluxPipeline)
+            if self.uno_lora is not None:
+                _merge(pipeline, self.uno_lora)
+            return Flux1Generator(pipeline, self, device, Uno(self.reference_long_side))
 
 
 def _merge(pipeline: Any, lora: str) -> None:
-    try:
-        pipeline.load_lora_weights(lora)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"uno_lora: {lora!r} cannot be loaded as a LoRA of FLUX.1: "
-            + " ".join(str(error).split())
-        ) from error
-    pipeline.fuse_lora(components=["transformer"])
-    pipeline.unload_lora_weights()
+    with one_line(f"uno_lora: {lora!r} cannot be loaded as a LoRA of FLUX.1"):
+        pipeline.load_lora_weights(lora, use_safetensors=True)
+        pipeline.fuse_lora(components=["transformer"])
+        pipeline.unload_lora_weights()
+        check_finite(pipeline.transformer.state_dict(), f"uno_lora: {lora!r}, merged")
 
 
 class Uno:

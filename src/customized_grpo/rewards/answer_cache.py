@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,7 +57,9 @@ class AnswerCache:
         except sqlite3.Error as error:
             logger.warning("cache of the judge: cannot be read: %s", error)
             return None
-        return None if row is None else float(row[0])
+        # sqlite keeps what it is given, whatever the type of the column.
+        score = None if row is None else row[0]
+        return score if isinstance(score, float) and math.isfinite(score) else None
 
     def put(self, key: str, score: float) -> None:
         """Keeps a score; of two for one key the later."""

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from customized_grpo.assets import resolve_checkpoint
+from customized_grpo.assets import one_line
 from customized_grpo.errors import ConfigError
-from customized_grpo.rewards.preprocess import Preprocessing
+from customized_grpo.rewards.loading import load_model
+from customized_grpo.rewards.preprocess import Preprocessing, blank
 from customized_grpo.types import Example
 
 
@@ -37,33 +38,25 @@ class AttributeClassifier:
         """
         from transformers import ResNetForImageClassification
 
-        try:
-            folder = resolve_checkpoint(path)
-        except ConfigError as error:
-            reason = str(error).removeprefix("path: ")
-            raise ConfigError(f"evaluation.classifier: {reason}") from error
-        try:
-            model = ResNetForImageClassification.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True
-            )
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"evaluation.classifier: {path!r} is not a ResNetForImageClassification "
-                f"checkpoint: {' '.join(str(error).split())}"
-            ) from error
-        labels = list(model.config.id2label.values())  # pyright: ignore
-        if odd := [label for label in labels if "/" not in label]:
+        model = load_model(ResNetForImageClassification, path, device, "evaluation.classifier")
+        labels = list(model.config.id2label.values())
+        if odd := [label for label in labels if "/" not in str(label)]:
             raise ConfigError(
                 f"evaluation.classifier: labels must be 'attribute/value', got {odd[0]!r} in "
                 f"{path!r}"
             )
-        model = model.to(device).eval().requires_grad_(False)  # pyright: ignore
-        return cls(model, Preprocessing.from_pretrained(folder))
+        classifier = cls(model, Preprocessing.from_pretrained(path, "evaluation.classifier"))
+        with one_line(f"evaluation.classifier: {path!r} does not work"), torch.no_grad():
+            classifier._logits(blank(device))[:, list(model.config.id2label)]
+        return classifier
+
+    def _logits(self, images: Tensor) -> Tensor:
+        return self._model(self._preprocess(images)).logits
 
     @torch.no_grad()
     def hits(self, images: Tensor, examples: Sequence[Example]) -> dict[str, Tensor]:
         """``attribute/NAME`` -> ``[B]``: 1 = found, 0 = not, NaN = not asked for."""
-        logits = self._model(self._preprocess(images)).logits
+        logits = self._logits(images)
         hits: dict[str, Tensor] = {}
         for attribute, places in self._places.items():
             values = list(places)

@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from customized_grpo.assets import one_line
 from customized_grpo.rewards.base import distinct
 from customized_grpo.rewards.loading import load_model, load_tokenizer
 from customized_grpo.rewards.preprocess import (
     Preprocessing,
+    blank,
     naflex_patches,
     read_processor_config,
 )
@@ -34,6 +36,14 @@ class DualEncoder:
     ) -> None:
         self.model, self._tokenizer, self._preprocess = model, tokenizer, preprocess
         self._padding = padding
+
+    @torch.no_grad()
+    def check(self, what: str) -> None:
+        """Raises a ConfigError, opened by ``what``, if model, tokenizer and preprocessing do not go
+        together, by trying them."""
+        with one_line(f"{what} does not work"):
+            self.images(blank(self.model.device))
+            self.texts(["a"])
 
     def images(self, images: Tensor) -> Tensor:
         """Unit features ``[B, D]`` float32 of images ``[B, 3, H, W]`` in [0, 1]."""
@@ -75,7 +85,10 @@ def load_clip(path: str, device: torch.device, processor: str | None = None) -> 
     model = load_model(CLIPModel, path, device)
     source, field = (path, "path") if processor is None else (processor, "processor")
     tokenizer = load_tokenizer(source, field)
-    return DualEncoder(model, tokenizer, Preprocessing.from_pretrained(source, field), "longest")
+    preprocess = Preprocessing.from_pretrained(source, field)
+    encoder = DualEncoder(model, tokenizer, preprocess, "longest")
+    encoder.check(f"{field}: {source!r}")
+    return encoder
 
 
 def load_siglip(path: str, device: torch.device) -> DualEncoder:
@@ -92,7 +105,9 @@ def load_siglip(path: str, device: torch.device) -> DualEncoder:
     else:
         model, preprocess = SiglipModel, Preprocessing.from_pretrained(path)
     model = load_model(model, path, device)
-    return DualEncoder(model, load_tokenizer(path), preprocess, "max_length")
+    encoder = DualEncoder(model, load_tokenizer(path), preprocess, "max_length")
+    encoder.check(f"path: {path!r}")
+    return encoder
 
 
 class PromptReward:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from customized_grpo.assets import one_line
 from customized_grpo.config import RewardConfig
 from customized_grpo.rewards.dual_encoder import DualEncoder, PromptReward
 from customized_grpo.rewards.loading import (
@@ -17,7 +18,6 @@ from customized_grpo.rewards.loading import (
     freeze,
     load_layout,
     load_tokenizer,
-    one_line,
     read_tensors,
 )
 from customized_grpo.rewards.preprocess import Preprocessing
@@ -41,8 +41,9 @@ class Hpsv2Config(RewardConfig):
 
         with one_line(f"clip: {self.clip!r} is not a CLIPModel checkpoint"):
             config = CLIPConfig.from_pretrained(find_checkpoint(self.clip, "clip"))
-        state = convert_open_clip(read_tensors(self.path, self.file))
         what = f"path: {self.file} of {self.path!r} does not fit {self.clip!r}"
+        with one_line(what):
+            state = convert_open_clip(read_tensors(self.path, self.file))
         model: Any = freeze(load_layout(lambda: CLIPModel(config), state, what), device)
         side = model.config.vision_config.image_size
         preprocess = dataclasses.replace(  # the authors fit the whole picture into the square
@@ -52,7 +53,9 @@ class Hpsv2Config(RewardConfig):
             crop=(side, side),
         )
         tokenizer = load_tokenizer(self.clip, "clip")
-        return PromptReward(DualEncoder(model, tokenizer, preprocess, "longest"))
+        encoder = DualEncoder(model, tokenizer, preprocess, "longest")
+        encoder.check(f"clip: {self.clip!r}")
+        return PromptReward(encoder)
 
 
 _NAMES = {

@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from customized_grpo.assets import one_line
 from customized_grpo.config import RewardConfig
+from customized_grpo.config.limits import Count
 from customized_grpo.errors import ConfigError, DataError
 from customized_grpo.rewards.loading import (
     find_checkpoint,
     freeze,
     load_layout,
     load_tokenizer,
-    one_line,
     read_tensors,
 )
 from customized_grpo.rewards.preprocess import qwen2vl_patches
@@ -58,7 +58,7 @@ class Hpsv3Config(RewardConfig):
     the authors' code (github.com/MizzenAI/HPSv3, MIT), '{text_prompt}' where the prompt goes."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the language model (the authors': bfloat16); the head is always float32."""
-    batch_size: PositiveInt = 8
+    batch_size: Count = 8
     """Images per forward; changes no score."""
 
     def build(self, device: torch.device) -> Hpsv3Reward:
@@ -116,7 +116,8 @@ def load_hpsv3(config: Any, state: dict[str, Tensor], what: str) -> tuple[Any, n
             f"{what}: must hold 'model.embed_tokens.weight', got {min(state)!r} and others; "
             "give the published file"
         )
-    config.text_config.vocab_size = len(state["model.embed_tokens.weight"])
+    with one_line(what):
+        config.text_config.vocab_size = len(state["model.embed_tokens.weight"])
     head = {k.removeprefix("rm_head."): v for k, v in state.items() if k.startswith("rm_head.")}
     rest = {_new_name(k): v for k, v in state.items() if not k.startswith("rm_head.")}
     model: Any = load_layout(lambda: Qwen2VLForConditionalGeneration(config), rest, what)

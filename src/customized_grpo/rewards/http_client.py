@@ -9,10 +9,11 @@ import email.utils
 import json
 import os
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import httpx2
@@ -94,7 +95,7 @@ class Endpoint:
     """Seconds for the whole answer, however slowly it comes."""
     max_bytes: int = 16 * 2**20
     """Longest answer that is read."""
-    secret: str | None = None
+    secret: str | None = field(default=None, repr=False)
 
     def send(
         self, method: str, url: str, content: bytes | None = None, content_type: str | None = None
@@ -120,7 +121,7 @@ class Endpoint:
         try:
             return json.loads(body)
         except ValueError as error:
-            kind = reply_headers.get("content-type", "no content type")
+            kind = self._without_secret(reply_headers.get("content-type", "no content type"))
             raise TemporaryFailure(f"the answer is not JSON ({kind})") from error
 
     def _exchange(
@@ -138,14 +139,17 @@ class Endpoint:
                     raise TemporaryFailure(f"the answer is longer than {self.max_bytes} bytes")
                 if time.monotonic() > deadline:
                     raise TemporaryFailure(f"no complete answer within {self.timeout:g} s")
-            return response.status_code, response.headers, bytes(body)
+            text = self._without_secret(body.decode("latin-1"))
+            return response.status_code, response.headers, text.encode("latin-1")
+
+    def _without_secret(self, text: str) -> str:
+        """What a server says goes into logs, and it may repeat what it was sent."""
+        return text if self.secret is None else text.replace(self.secret, "***")
 
     def _failure(
         self, status: int, headers: Mapping[str, str], body: bytes
     ) -> TemporaryFailure | PermanentFailure:
         text = f"HTTP {status}: {_server_text(body)}"
-        if self.secret is not None:
-            text = text.replace(self.secret, "***")
         if status in _RETRIED or status >= 500:
             return TemporaryFailure(text, retry_after(headers.get("retry-after")))
         return PermanentFailure(text, status)
@@ -193,10 +197,11 @@ def check_url(field: str, url: str) -> None:
     Raises:
         ValueError: naming the field; as pydantic wants it of a config's ``__post_init__``.
     """
+    shown = re.sub(r"//[^/]*@|\?.*", "***", url)  # the one may hold a password, the other a key
     try:
         parsed = httpx2.URL(url)
     except httpx2.InvalidURL as error:
-        raise ValueError(f"{field} must be an http(s) URL, got {url!r}: {error}") from error
+        raise ValueError(f"{field} must be an http(s) URL, got {shown!r}: {error}") from error
     if parsed.userinfo:
         raise ValueError(
             f"{field} must hold no user or password, got one for {parsed.host!r}; name an "
@@ -204,7 +209,7 @@ def check_url(field: str, url: str) -> None:
         )
     if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query:
         raise ValueError(
-            f"{field} must be an http(s) URL without a query, got {url!r}; write it like "
+            f"{field} must be an http(s) URL without a query, got {shown!r}; write it like "
             "http://host:8100"
         )
 

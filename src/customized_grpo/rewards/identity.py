@@ -18,12 +18,13 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
+from customized_grpo.assets import one_line
 from customized_grpo.config import RewardConfig
 from customized_grpo.errors import DataError
 from customized_grpo.rewards.base import distinct
 from customized_grpo.rewards.dual_encoder import batched
 from customized_grpo.rewards.loading import load_model
-from customized_grpo.rewards.preprocess import Preprocessing
+from customized_grpo.rewards.preprocess import Preprocessing, blank
 from customized_grpo.rewards.regions import Segmenter, cut_out
 from customized_grpo.types import Example
 
@@ -120,7 +121,10 @@ class IdentityReward:
         model = load_model(model_class, config.path, device)
         preprocess = Preprocessing.from_pretrained(config.path)
         segmenter = config.segmenter and Segmenter.load(config.segmenter, device)
-        return cls(lambda pixels: features(model, pixels), preprocess, config, segmenter or None)
+        reward = cls(lambda pixels: features(model, pixels), preprocess, config, segmenter or None)
+        with one_line(f"path: {config.path!r} does not work"):
+            reward.embed(blank(device))
+        return reward
 
     @torch.no_grad()
     def score(self, images: Tensor, examples: Sequence[Example]) -> Tensor:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -11,7 +10,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from customized_grpo.assets import resolve_checkpoint
+from customized_grpo.assets import check_finite, one_line, resolve_checkpoint
 from customized_grpo.errors import ConfigError
 
 _shared: WeakValueDictionary[tuple[type, str, torch.device], Any] = WeakValueDictionary()
@@ -44,6 +43,7 @@ def load_model(cls: Any, path: str, device: torch.device, field: str = "path") -
                 f"{field}: {path!r} must hold all weights of a {cls.__name__}, got none for "
                 f"{missing[0]!r} ({len(missing)} missing); give a checkpoint of that class"
             )
+        check_finite(model.state_dict(), f"{field}: {path!r}")
         _shared[key] = model = freeze(model, device)
     return model
 
@@ -57,7 +57,7 @@ def load_tokenizer(path: str, field: str = "path") -> Any:
     from transformers import AutoTokenizer
 
     with one_line(f"{field}: {path!r} has no tokenizer"):
-        return AutoTokenizer.from_pretrained(find_checkpoint(path, field))
+        return AutoTokenizer.from_pretrained(find_checkpoint(path, field), trust_remote_code=False)
 
 
 def load_layout(build: Callable[[], nn.Module], state: dict[str, Tensor], what: str) -> nn.Module:
@@ -95,10 +95,9 @@ def read_tensors(path: str, name: str) -> dict[str, Tensor]:
     Raises:
         ConfigError: if it is missing, unreadable or could run code.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    with one_line(f"path: {path!r} has no readable {name}", SafetensorError):
+    with one_line(f"path: {path!r} has no readable {name}"):
         file = find_file(find_checkpoint(path), name)
         safe = file.suffix == ".safetensors"
         loaded: Any = load_file(file) if safe else torch.load(file, "cpu", weights_only=True)
@@ -108,6 +107,7 @@ def read_tensors(path: str, name: str) -> dict[str, Tensor]:
             f"path: {name} of {path!r} must hold named tensors, got {type(loaded).__name__}; "
             "convert it to safetensors"
         )
+    check_finite(state, f"path: {name} of {path!r}")
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
@@ -132,15 +132,3 @@ def find_checkpoint(path: str, field: str = "path") -> str:
         return resolve_checkpoint(path)
     except ConfigError as error:
         raise ConfigError(f"{field}: {str(error).removeprefix('path: ')}") from error
-
-
-@contextmanager
-def one_line(what: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Turns what loaders raise into a ConfigError of one line, opened by ``what``."""
-    from pickle import UnpicklingError
-
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, UnpicklingError, *kinds) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{what}: {reason[:400]}; give another folder or hub id") from error

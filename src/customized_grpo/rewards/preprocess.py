@@ -7,6 +7,7 @@ Same arithmetic as the Hugging Face processors up to their rounding to uint8. Im
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,12 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from customized_grpo.assets import one_line
 from customized_grpo.errors import ConfigError
-from customized_grpo.rewards.loading import find_checkpoint, find_file, one_line
+from customized_grpo.rewards.loading import find_checkpoint, find_file
 
 Fit = Literal["shortest", "longest", "exact", "none"]
 Mode = Literal["bilinear", "bicubic"]
 
+_MAX_SIDE = 4096  # of a model's input
 _MODES: dict[int, Mode] = {2: "bilinear", 3: "bicubic"}  # numbers of PIL.Image.Resampling
 
 
@@ -67,7 +70,9 @@ class Preprocessing:
         fit, size = _fit(config["size"], default="exact" if crop is None else "shortest")
         if config.get("do_resize") is False:
             fit = "none"
-        elif crop is not None and (crop[0] > size[0] or crop[1] > size[1]):
+        if not all(type(n) is int and 0 < n <= _MAX_SIDE for n in (*size, *(crop or ()))):
+            raise ValueError(f"sides {size} and {crop}")
+        if fit != "none" and crop is not None and (crop[0] > size[0] or crop[1] > size[1]):
             raise ValueError(f"crop_size {crop} above size {size}")
         normalises = config.get("do_normalize") is not False
         factor = (config.get("rescale_factor") or 1 / 255) * 255
@@ -77,8 +82,8 @@ class Preprocessing:
             crop=crop,
             mode=_MODES[config["resample"]],
             scale=255.0 if config.get("do_rescale") is False else factor,
-            mean=tuple(config["image_mean"]) if normalises else (0.0,) * 3,
-            std=tuple(config["image_std"]) if normalises else (1.0,) * 3,
+            mean=_channels(config["image_mean"]) if normalises else (0.0,) * 3,
+            std=_channels(config["image_std"]) if normalises else (1.0,) * 3,
         )
 
     def shape(self, height: int, width: int) -> tuple[int, int]:
@@ -105,6 +110,11 @@ class Preprocessing:
         return torch.cat([self(image[None]) for image in images])
 
 
+def blank(device: torch.device) -> Tensor:
+    """A picture to try a model with."""
+    return torch.full((1, 3, 64, 64), 0.5, device=device)
+
+
 def read_processor_config(path: str, field: str = "path") -> dict[str, Any]:
     """``preprocessor_config.json`` of a folder, hub id or ``embedded:NAME``.
 
@@ -115,6 +125,13 @@ def read_processor_config(path: str, field: str = "path") -> dict[str, Any]:
     with one_line(f"{field}: {path!r} has no readable {name}"):
         file = find_file(find_checkpoint(path, field), name)
         return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _channels(values: Sequence[float]) -> tuple[float, ...]:
+    numbers = tuple(float(value) for value in values)
+    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{values} for three channels")
+    return numbers
 
 
 def _fit(size: int | dict[str, int], default: Fit) -> tuple[Fit, tuple[int, int]]:

@@ -13,10 +13,11 @@ from threading import Lock
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field
 from torch import Tensor
 
 from customized_grpo.config import RewardConfig
+from customized_grpo.config.limits import Concurrency, Count, Retries, Seconds, VariableName
 from customized_grpo.errors import ConfigError, RewardError
 from customized_grpo.registry import nearest, one_of
 from customized_grpo.rewards.http_client import (
@@ -52,18 +53,18 @@ class RemoteRewardConfig(RewardConfig):
     """Replicas of the server, such as 'http://gpu2:8100'; the batch is shared out among them."""
     reward: str
     """Name of the reward on the server, as `GET /rewards` lists it."""
-    batch_size: PositiveInt = 16
+    batch_size: Count = 16
     """Most images of one request; a server's own limit must not be lower."""
-    concurrency: PositiveInt = 2
+    concurrency: Concurrency = 2
     """Requests under way per replica; from 2 on, one is sent while another is scored."""
-    timeout: PositiveFloat = 120.0
+    timeout: Seconds = 120.0
     """Seconds for one request, with its wait in the server's queue."""
-    retries: NonNegativeInt = 3
+    retries: Retries = 3
     """Further tries of a request, on another replica where there is one."""
     pixels: Pixels = "float32"
     """float32 = the very numbers a local reward gets; uint8 = rounded to 8 bit, a quarter of the
     bytes."""
-    token_env: str | None = None
+    token_env: VariableName | None = None
     """Environment variable with the server's token; null = none is needed."""
 
     def __post_init__(self) -> None:

@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from customized_grpo.config import RewardConfig
+from customized_grpo.config.limits import Concurrency, Count, Retries, Seconds, Side, VariableName
 from customized_grpo.rewards.answer_cache import AnswerCache, content_key
 from customized_grpo.rewards.answers import BadAnswer, NoLogprobs, expected_points, points
 from customized_grpo.rewards.base import distinct
@@ -51,23 +52,23 @@ class VlmJudgeConfig(RewardConfig):
     """Name of the model at the endpoint."""
     criterion: Criterion
     """identity = the same subject as in the references; prompt = everything that is asked for."""
-    api_key_env: str | None = None
+    api_key_env: VariableName | None = None
     """Environment variable with the key; null = none is needed."""
     logit_weighted: bool = False
     """Expected points under the probabilities of the digits, instead of the digit: finer. The
     endpoint must give logprobs."""
-    max_tokens: PositiveInt = 256
+    max_tokens: Count = 256
     """Tokens of an answer."""
-    max_side: Annotated[int, Field(ge=32)] = 1024
+    max_side: Annotated[Side, Field(ge=32)] = 1024
     """Pixels of the longest side of the pictures sent; larger ones are scaled down."""
     request: dict[str, Any] = field(default_factory=dict)
     """Further fields of the request's body, such as {seed: 0}; they replace ours, and null removes
     one: {max_tokens: null, max_completion_tokens: 2000, temperature: null}."""
-    concurrency: PositiveInt = 8
+    concurrency: Concurrency = 8
     """Requests under way."""
-    timeout: PositiveFloat = 60.0
+    timeout: Seconds = 60.0
     """Seconds for one request."""
-    retries: NonNegativeInt = 4
+    retries: Retries = 4
     """Further tries of a request that failed or whose answer cannot be read."""
     cache: str | None = None
     """Sqlite file that keeps the scores by content, for this run and others; null = none."""

@@ -6,9 +6,10 @@ import ipaddress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt
 
 from customized_grpo.config.decoding import decode
+from customized_grpo.config.limits import Count, Side, VariableName
 from customized_grpo.config.sections import RewardPlug
 from customized_grpo.errors import ConfigError
 from customized_grpo.rewards.wire import Limits
@@ -27,15 +28,15 @@ class ServeConfig:
     """Port to listen on; 0 = a free one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto = cuda where there is one."""
-    token_env: str | None = None
+    token_env: VariableName | None = None
     """Environment variable with the token that clients have to send; null = none."""
-    max_images: PositiveInt = 64
+    max_images: Count = 64
     """Images of one request, and of one call of a reward: waiting requests are scored together."""
-    max_waiting: PositiveInt = 512
+    max_waiting: Count = 512
     """Images waiting per reward; with more, requests are answered 503 with Retry-After."""
-    max_side: PositiveInt = 4096
+    max_side: Side = 4096
     """Pixels of the longest side of any picture."""
-    max_megabytes: PositiveInt = 512
+    max_megabytes: Count = 512
     """Length of a request's body."""
 
     @property
