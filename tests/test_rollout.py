@@ -3,9 +3,11 @@ import dataclasses
 import pytest
 import torch
 from helpers import changed
+from torch import Tensor
 
 from customized_grpo.config import RolloutConfig, RunConfig
 from customized_grpo.errors import ConfigError
+from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.rollout import (
     choose_trained_steps,
@@ -123,6 +125,37 @@ def test_only_the_window_has_noise_and_is_trained(
     step = policy.euler(start, 0, conditioning)
     torch.testing.assert_close(first[::3], step, atol=1e-5, rtol=0)
     assert not torch.equal(rollout.latents[0, 1], rollout.latents[1, 1])
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_steps_before_the_window_run_once_per_group_if_its_samples_start_equal(
+    generator: Flux1Generator,
+    tiny_config: RunConfig,
+    examples: list[Example],
+    monkeypatch: pytest.MonkeyPatch,
+    shared: bool,
+) -> None:
+    windowed = {"num_steps": 5, "num_trained_steps": 1, "window": (2, 3), "shared_noise": shared}
+    config = changed(tiny_config, rollout=windowed)
+    rows, plain = [], generator.velocity
+
+    def counted(latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        rows.append(len(latents))
+        return plain(latents, sigma, conditioning)
+
+    monkeypatch.setattr(generator, "velocity", counted)
+    rollout = roll(generator, config, examples[:2])
+    assert rows == ([2, 2, 6, 6, 6] if shared else [6] * 5)
+    # Each sample alone, step by step, is the oracle of where the window starts.
+    conditioning = generator.encode(examples[:2]).take(rollout.group_ids)
+    policy, random = make_policy(generator, config), _after_steps(2, config)
+    start = generator.noise(2 if shared else 6, random)
+    for row in range(6):
+        one = torch.tensor([row])
+        latents = start[rollout.group_ids[row] if shared else row][None]
+        for step in (0, 1):
+            latents = policy.euler(latents, step, conditioning.take(one))
+        torch.testing.assert_close(rollout.latents[row, 0], latents[0], atol=1e-5, rtol=0)
 
 
 def _after_steps(num_groups: int, config: RunConfig) -> torch.Generator:

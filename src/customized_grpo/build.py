@@ -11,6 +11,7 @@ from customized_grpo.config import RunConfig, TrainConfig
 from customized_grpo.data.base import DataSource
 from customized_grpo.errors import ConfigError, within
 from customized_grpo.generators.base import Generator
+from customized_grpo.generators.flux1_cpu import use_stock_blocks
 from customized_grpo.generators.lora import attach_lora, trust_autocast
 
 
@@ -47,6 +48,7 @@ def make_trainable(generator: Generator, config: RunConfig) -> None:
                 f"compile must be false for {type(transformer).__name__}, got true; diffusers "
                 "names no repeated blocks in it"
             )
+        use_stock_blocks(transformer)
         transformer.compile_repeated_blocks(dynamic=False)
 
 
@@ -65,9 +67,11 @@ def make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch
                 f"train.optimizer: 'adamw-8bit' needs the extra package ({error}); "
                 "pip install 'customized-grpo[bitsandbytes]'"
             ) from error
+    fused = {"fused": True} if optimizer is torch.optim.AdamW else {}  # one pass over each weight
     return optimizer(
         parameters,
         lr=config.learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay,
+        **fused,
     )

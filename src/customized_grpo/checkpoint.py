@@ -50,6 +50,8 @@ class Progress:
     """Rollouts done; the next one's number, from which its data and noise are drawn."""
     skipped: int = 0
     """Updates skipped in a row, up to now."""
+    micro_batch_size: int | None = None
+    """What fits the memory, where the config's does not."""
     base: dict[str, float] = field(default_factory=dict)
     """Validation scores before the first update."""
     validation: dict[str, float] = field(default_factory=dict)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from customized_grpo.config import LossConfig
 from customized_grpo.generators.base import Conditioning
+from customized_grpo.generators.lora import lora_merged
 from customized_grpo.ops import clipped_surrogate, gaussian_kl, normalize_ratio
 from customized_grpo.rollout import Policy
 from customized_grpo.types import Advantages, PolicyBatch, Rollout
+
+logger = logging.getLogger("customized_grpo")
 
 
 def policy_batch(rollout: Rollout, advantages: Advantages, samples: Tensor) -> PolicyBatch:
@@ -41,29 +45,79 @@ def accumulate_gradient(
 ) -> dict[str, float]:
     """Adds the gradient of the mean loss over all M pairs, whatever the micro-batch size.
 
+    A micro-batch that does not fit the memory is done again in halves, and so are those after it.
+
     Args:
         policy: what is trained.
-        batch: M (sample, step) pairs.
+        batch: M (sample, step) pairs. Without a KL those of advantage 0 have no gradient: they
+            count in the mean and are not computed.
         conditioning: of the rollout's samples ``[B, ...]``; pairs pick their rows.
         config: of the loss.
         pinned: take the new log-probs, detached, as the old ones (ratio exactly 1).
         micro_batch_size: pairs per forward and backward; None = all.
 
     Returns:
-        Means over the pairs: ``loss``, ``ratio_mean``, ``ratio_abs_dev``, ``clip_fraction``,
-        ``mismatch`` (mean |ratio - 1| against the rollout's own log-probs) and, if used, ``kl``.
+        Means over the computed pairs: ``ratio_mean``, ``ratio_abs_dev``, ``clip_fraction``,
+        ``mismatch`` (mean |ratio - 1| against the rollout's own log-probs) and, if used, ``kl``;
+        ``loss``, the mean over all; and, if it did not fit, the ``micro_batch_size`` that did.
     """
-    num_pairs = len(batch.advantage)
-    totals: dict[str, float] = defaultdict(float)
-    for rows in torch.arange(num_pairs, device=batch.latents.device).split(
-        micro_batch_size or num_pairs
-    ):
+    pairs = torch.arange(len(batch.advantage), device=batch.latents.device)
+    if not config.kl_weight and batch.advantage.any():
+        pairs = batch.advantage.nonzero()[:, 0]
+    size, start = micro_batch_size or len(pairs), 0
+    totals: dict[str, Tensor] = defaultdict(lambda: pairs.new_zeros((), dtype=torch.float32))
+    with lora_merged(policy.generator.transformer):
+        parameters = [p for p in policy.generator.transformer.parameters() if p.requires_grad]
+        while start < len(pairs):
+            rows = pairs[start : start + size]
+            stats = _add_gradient(policy, batch, conditioning, config, rows, pinned, parameters)
+            if stats is None:
+                size = _halved(len(rows))
+                continue
+            start += len(rows)
+            for name, value in stats.items():
+                totals[name] += value if name == "loss" else value * (len(rows) / len(pairs))
+    values = torch.stack(list(totals.values())).tolist()  # the only wait for the device
+    fitted = {} if size == (micro_batch_size or len(pairs)) else {"micro_batch_size": float(size)}
+    return dict(zip(totals, values, strict=True)) | fitted
+
+
+def _add_gradient(
+    policy: Policy,
+    batch: PolicyBatch,
+    conditioning: Conditioning,
+    config: LossConfig,
+    rows: Tensor,
+    pinned: bool,
+    parameters: list[nn.Parameter],
+) -> dict[str, Tensor] | None:
+    """All of the micro-batch's gradient, or, if it does not fit the memory, None and nothing."""
+    before = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    try:
         loss, stats = _pairs_loss(policy, batch, conditioning, config, rows, pinned)
         loss.backward()
-        totals["loss"] += loss.item()
-        for name, value in stats.items():
-            totals[name] += value.item() * len(rows) / num_pairs
-    return dict(totals)
+    except torch.OutOfMemoryError:
+        for parameter, gradient in zip(parameters, before, strict=True):
+            parameter.grad = gradient
+        if len(rows) == 1:
+            raise
+        return None
+    for parameter, gradient in zip(parameters, before, strict=True):
+        if gradient is not None:
+            parameter.grad = gradient if parameter.grad is None else gradient.add_(parameter.grad)
+    return {"loss": loss.detach(), **stats}
+
+
+def _halved(size: int) -> int:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # in pieces of the size that did not fit
+    half = -(-size // 2)
+    logger.warning(
+        "a micro-batch of %d pairs does not fit the memory; going on with %d", size, half
+    )
+    return half
 
 
 def _pairs_loss(

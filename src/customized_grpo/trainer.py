@@ -320,8 +320,10 @@ class Trainer:
             conditioning,
             loss,
             pinned=loss.pin_ratio and first,
-            micro_batch_size=train.micro_batch_size,
+            micro_batch_size=self.progress.micro_batch_size or train.micro_batch_size,
         )
+        if "micro_batch_size" in stats:
+            self.progress.micro_batch_size = int(stats["micro_batch_size"])
         if not first:  # off policy by then: the ratio itself is the number to look at
             stats.pop("mismatch")
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm).item()

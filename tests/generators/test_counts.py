@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from toy_world import blocks
 
+from customized_grpo.build import make_trainable
 from customized_grpo.config import LoraSettings, RunConfig, load_config
 from customized_grpo.data.emoji_source import EmojiSource
 from customized_grpo.estimate.checkpoints import pipeline_components
@@ -26,7 +27,6 @@ from customized_grpo.estimate.transformer import Tokens, count_transformer
 from customized_grpo.estimate.workload import count_run
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.rollout import make_policy
-from customized_grpo.trainer import make_trainable
 from customized_grpo.types import Example
 
 CPU = torch.device("cpu")

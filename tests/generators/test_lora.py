@@ -1,11 +1,13 @@
 import dataclasses
 
+import pytest
 import torch
 from peft.tuners.lora import LoraLayer
+from toy_world import blocks
 
 from customized_grpo.config import LoraSettings, RunConfig
 from customized_grpo.generators.flux1 import Flux1Generator
-from customized_grpo.generators.lora import attach_lora, trust_autocast
+from customized_grpo.generators.lora import attach_lora, lora_merged, trust_autocast
 from customized_grpo.rollout import make_policy
 from customized_grpo.types import Example
 
@@ -31,3 +33,69 @@ def test_gradients_under_autocast_are_those_of_peft(
     assert layers
     assert not any(layer.cast_input_dtype_enabled for layer in layers)
     assert torch.cosine_similarity(gradient(), cast, 0) > 0.999
+
+
+def test_merged_adapters_are_the_adapters_and_leave_no_trace(generator: Flux1Generator) -> None:
+    transformer = adapted(generator)
+    layer = transformer.transformer_blocks[0].attn.to_q
+    tokens = torch.randn(5, layer.in_features)
+    before, base = layer(tokens), layer.base_layer(tokens)
+    weights = {name: p.clone() for name, p in transformer.named_parameters()}
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients), lora_merged(transformer):
+            assert layer.merged
+            torch.testing.assert_close(layer(tokens), before, rtol=1e-5, atol=1e-6)
+            with generator.base_policy():
+                assert torch.equal(layer(tokens), base)
+            torch.testing.assert_close(layer(tokens), before, rtol=1e-5, atol=1e-6)
+    assert not layer.merged
+    after = dict(transformer.named_parameters())
+    assert after.keys() == weights.keys()
+    assert all(torch.equal(p, weights[name]) for name, p in after.items())
+    assert torch.equal(layer(tokens), before)
+
+
+def test_a_bfloat16_base_is_not_merged_for_it_would_round_the_adapters_away(
+    generator: Flux1Generator,
+) -> None:
+    transformer = adapted(generator)
+    first, second = (block.attn.to_q for block in transformer.single_transformer_blocks[:2])
+    first.base_layer.bfloat16()
+    with torch.no_grad(), lora_merged(transformer):
+        assert not first.merged
+        assert second.merged
+
+
+def test_a_failure_inside_gives_the_weights_back(generator: Flux1Generator) -> None:
+    transformer = adapted(generator)
+    layer = transformer.transformer_blocks[0].attn.to_q
+    weight = layer.base_layer.weight
+    with pytest.raises(RuntimeError), lora_merged(transformer):
+        raise RuntimeError
+    assert layer.base_layer.weight is weight
+    assert not layer.merged
+
+
+def adapted(generator: Flux1Generator) -> torch.nn.Module:
+    torch.manual_seed(0)
+    attach_lora(generator.transformer, LoraSettings(rank=4, alpha=8), generator.lora_targets)
+    for name, parameter in generator.transformer.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return generator.transformer
+
+
+def test_autocast_finds_frozen_weights_cast(generator: Flux1Generator) -> None:
+    transformer = adapted(generator)
+    noise = generator.noise(1, torch.Generator().manual_seed(0))
+    conditioning = generator.encode([blocks()])
+
+    def velocity() -> torch.Tensor:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            return generator.velocity(noise, torch.tensor([0.7]), conditioning)
+
+    cast_each_time = velocity()
+    trust_autocast(transformer)
+    assert transformer.x_embedder.weight.dtype == torch.bfloat16
+    assert transformer.transformer_blocks[0].attn.to_q.base_layer.weight.dtype == torch.float32
+    assert torch.equal(velocity(), cast_each_time)

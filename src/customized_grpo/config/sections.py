@@ -338,7 +338,8 @@ class TrainConfig:
     """Optimizer steps per rollout, each on its own share of the groups; divides the prompts."""
 
     micro_batch_size: Count | None = None
-    """(sample, step) pairs per forward and backward; never changes the gradient; null = all."""
+    """(sample, step) pairs per forward and backward; never changes the gradient; null = all.
+    Where it does not fit a GPU's memory it is halved, for the rest of the run."""
 
     optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
     """adamw-8bit keeps AdamW's state in 8 bits (extra bitsandbytes): for training all weights."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from customized_grpo.errors import ConfigError
-from customized_grpo.generators.attention import MAX_TOKENS, use_plain_attention
 from customized_grpo.generators.base import Conditioning
+from customized_grpo.generators.flux1_cpu import use_cpu_blocks
 from customized_grpo.generators.pipeline import PipelineConfig, PipelineGenerator, Size
 from customized_grpo.types import Example
 
@@ -50,11 +50,9 @@ class Flux1Generator(PipelineGenerator):
         self._guidance = self._check_guidance(config.guidance_scale)
         limit: int = pipeline.tokenizer_2.model_max_length
         self._max_sequence_length = config.max_sequence_length or limit
-        tokens = self._max_sequence_length + 2 * self.grid[0] * self.grid[1]
         if device.type == "cpu":
             pipeline.vae.to(memory_format=torch.channels_last)
-            if tokens <= MAX_TOKENS:
-                use_plain_attention(self.transformer)
+            use_cpu_blocks(self.transformer, self.grid[0] * self.grid[1])
 
     def _check_guidance(self, scale: float | None) -> float | None:
         distilled: bool = self.pipeline.transformer.config.guidance_embeds

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from customized_grpo.assets import check_finite, one_line
 from customized_grpo.config import LoraSettings
@@ -74,15 +75,87 @@ def load_lora(pipeline: Any, folder: Path) -> None:
 
 
 def trust_autocast(transformer: nn.Module) -> None:
-    """Leaves the adapters' inputs as they are; for use under autocast only.
+    """Saves the casts that autocast would only repeat or undo; for use under bfloat16 autocast.
 
-    peft casts them to the adapters' float32, token by token, and autocast casts them back.
+    peft casts the adapters' inputs to their float32, token by token, and autocast casts them back.
+    Frozen weights are cast again at every use: those no adapter adds to are cast here, once.
     """
     from peft.tuners.lora import LoraLayer
 
+    adapted = {id(m.base_layer) for m in transformer.modules() if isinstance(m, LoraLayer)}
     for module in transformer.modules():
         if isinstance(module, LoraLayer):
             module.cast_input_dtype_enabled = False
+        elif type(module) is nn.Linear and id(module) not in adapted:
+            for parameter in module.parameters():
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.bfloat16()
+
+
+_merged: WeakKeyDictionary[nn.Module, list[_Merged]] = WeakKeyDictionary()
+
+
+@contextmanager
+def lora_merged(transformer: nn.Module) -> Iterator[None]:
+    """Adapters as part of the weights they adapt: ``x (W + s B A)`` for ``x W + s (x A) B``.
+
+    Where gradients are enabled, the sum collects its gradient inside, over any number of backward
+    passes, and hands it on to A and B at the end: by the chain rule what they would have had. Left
+    as they are: layers that this makes slower, and all where the sum would lose the adapter
+    (weights in bfloat16, quantised) or meet a compiled block, which knows its parameters by name.
+    """
+    compiled = any(m._compiled_call_impl is not None for m in transformer.modules())
+    layers = [] if compiled else [m for m in transformer.modules() if _is_merged_faster(m)]
+    merged = _merged[transformer] = [_Merged(layer) for layer in layers]
+    try:
+        yield
+    finally:
+        del _merged[transformer]
+        for layer in merged:
+            layer.restore()
+    for layer in merged:
+        layer.pass_gradient_on()
+
+
+_PASSES = 350  # what an adapter's passes over its output cost, in multiplications per element
+
+
+def _is_merged_faster(module: Any) -> bool:
+    from peft.tuners.lora import Linear
+
+    if type(module) is not Linear or module.merged or module.disable_adapters:
+        return False
+    base, (name, *others) = module.base_layer, module.active_adapters
+    if type(base) is not nn.Linear or others or base.weight.dtype.itemsize < 4:
+        return False
+    if not torch.is_grad_enabled():
+        return True
+    share = 1 + base.in_features / base.out_features
+    return base.in_features <= 3 * module.r[name] * share + _PASSES  # the sum's own gradient
+
+
+class _Merged:
+    """One layer whose base holds the sum."""
+
+    def __init__(self, layer: Any) -> None:
+        self._layer, self._weight = layer, layer.base_layer.weight
+        (name,) = layer.active_adapters
+        change = layer.lora_B[name].weight @ layer.lora_A[name].weight
+        self._graph: Tensor = self._weight + change * layer.scaling[name]
+        self._sum = nn.Parameter(self._graph.detach(), requires_grad=self._graph.requires_grad)
+        self.merge()
+
+    def merge(self) -> None:
+        self._layer.base_layer.weight = self._sum
+        self._layer.merged_adapters[:] = self._layer.active_adapters
+
+    def restore(self) -> None:
+        self._layer.base_layer.weight = self._weight
+        self._layer.merged_adapters.clear()
+
+    def pass_gradient_on(self) -> None:
+        if self._sum.grad is not None:
+            self._graph.backward(self._sum.grad)
 
 
 @contextmanager
@@ -91,11 +164,16 @@ def adapters_disabled(transformer: nn.Module) -> Iterator[None]:
     if not getattr(transformer, "peft_config", None):
         yield
         return
+    merged = _merged.get(transformer, [])
+    for layer in merged:
+        layer.restore()  # peft would subtract what it thinks it has added
     transformer.disable_adapters()  # pyright: ignore
     try:
         yield
     finally:
         transformer.enable_adapters()  # pyright: ignore
+        for layer in merged:
+            layer.merge()
 
 
 @torch.no_grad()

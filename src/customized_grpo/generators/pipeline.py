@@ -53,6 +53,8 @@ class PipelineConfig(GeneratorConfig):
     quantization: Literal["int8", "nf4"] | None = None
     """Of the frozen transformer, under LoRA only: int8 halves bfloat16's memory (extra torchao),
     nf4 quarters it (extra bitsandbytes, needs a GPU)."""
+    tile_vae: bool = False
+    """Encode and decode pictures above the VAE's own size in tiles: less memory, faint seams."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time to train."""
 
@@ -144,6 +146,8 @@ class PipelineGenerator(ABC):
         self.transformer: nn.Module = pipeline.transformer.eval()
         if config.gradient_checkpointing:
             pipeline.transformer.enable_gradient_checkpointing()
+        if config.tile_vae:
+            pipeline.vae.enable_tiling()
         self.patch: int = 2 * pipeline.vae_scale_factor
         self.height, self.width = config.height or native_size, config.width or native_size
         for name, value in (("height", self.height), ("width", self.width)):

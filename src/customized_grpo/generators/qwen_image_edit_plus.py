@@ -67,6 +67,7 @@ class QwenImageEditPlusGenerator(PipelineGenerator):
         self._guidance = scale if scale is not None and scale > 1 else None
         self._limit = config.max_sequence_length
         self._images = _image_processor(config.path)
+        self._known_shapes: tuple[Tensor | None, list[tuple[int, ...]]] = None, []
 
     def reference_size(self, size: Size, count: int) -> Size:
         """See the base class."""
@@ -155,7 +156,7 @@ class QwenImageEditPlusGenerator(PipelineGenerator):
         )
 
     def _predict(self, hidden: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        shapes = [tuple(shape) for shape in conditioning.shared["img_shapes"].tolist()]
+        shapes = self._on_host(conditioning.shared["img_shapes"])
 
         def predict(embeds: Tensor, mask: Tensor) -> Tensor:
             return self.transformer(
@@ -174,6 +175,14 @@ class QwenImageEditPlusGenerator(PipelineGenerator):
         unguided = predict(given["negative"], given["negative_mask"])
         guided = unguided + self._guidance * (positive - unguided)
         return guided * (positive.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+
+    def _on_host(self, shapes: Tensor) -> list[tuple[int, ...]]:
+        """Grids as numbers; the tensor stays the same over many steps, and is waited for once."""
+        known, grids = self._known_shapes
+        if known is not shapes:
+            grids = [tuple(shape) for shape in shapes.tolist()]
+            self._known_shapes = shapes, grids
+        return grids
 
     def _decode(self, latents: Tensor) -> Tensor:
         vae = self.pipeline.vae

@@ -277,11 +277,12 @@ def _capped_sigma(sigma: Tensor, sigma_max: Real | Tensor | None) -> Tensor:
     """Returns sigma with the value 1 replaced by `sigma_max`, the schedule's second sigma."""
     at_pure_noise = sigma == 1.0
     if sigma_max is not None:
-        if not 0 <= float(sigma_max) < 1:
+        on_host = not isinstance(sigma_max, Tensor) or sigma_max.device.type == "cpu"
+        if on_host and not 0 <= float(sigma_max) < 1:
             raise ValueError(
                 f"sigma_max must lie in [0, 1), got {float(sigma_max)}; pass sigmas[1]."
             )
-        return torch.where(at_pure_noise, float(sigma_max), sigma)
+        return torch.where(at_pure_noise, sigma_max, sigma)
     if bool(at_pure_noise.any()):
         raise ValueError(
             "sigma_max must be given for flow dynamics at sigma = 1, got None; pass the schedule's "
