@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FluxKontextPipeline
-from families import FAMILIES, denoise, run_config
+from families import FAMILIES, Family, denoise, run_config
 from toy_world import blocks
 
 from customized_grpo.build import make_optimizer, make_trainable
@@ -96,3 +96,19 @@ def test_the_small_optimizer_goes_where_adamw_goes(checkpoint: str, tmp_path: Pa
             assert torch.uint8 in dtypes
     assert after["adamw"][-1] < 0.9 * after["adamw"][0]
     assert after["adamw-8bit"] == pytest.approx(after["adamw"], rel=0.05)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_tiles_are_nearly_the_whole_picture(family: Family, tmp_path: Path) -> None:
+    family.build(tmp_path)
+    plain = family.config(str(tmp_path))
+    whole, tiled = (c.build(CPU) for c in (plain, dataclasses.replace(plain, tile_vae=True)))
+    vae = tiled.pipeline.vae
+    assert vae.use_tiling
+    if "qwen" in family.name:
+        return  # its tiles are 256 px at least, the toy's pictures smaller
+    vae.tile_sample_min_size, vae.tile_latent_min_size = 64, 8
+    noise = whole.noise(1, torch.Generator().manual_seed(0))
+    one, other = whole.decode(noise), tiled.decode(noise)
+    assert one.shape == other.shape
+    assert 0 < (one - other).abs().mean() < 0.1

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_CACHED = 1 << 17  # elements of a temporary that stays in a core's cache
-_SCORES = 1 << 19  # the same for attention scores, which torch's softmax reads twice
+_CACHED = 1 << 16  # elements of a temporary that stays in a core's cache
+_SCORES = 1 << 21  # the same for attention scores, which torch's softmax reads twice
 MAX_TOKENS = 1024  # above it attention scores cost too much memory to keep for the backward pass
 _FUSED_TOKENS = 300  # from here on torch's fused attention is faster forward, never backward
 
