@@ -1,6 +1,7 @@
 """Kills a run over and over, resumes it, and compares what it computed with a run left in peace.
 
     python benchmarks/chaos.py --kills 50
+    python benchmarks/chaos.py --kills 10 --processes 2
 
 Every life of the run ends by a real SIGKILL: after a random time, or at a random one of the calls
 that write (a rename, an fsync, a tensor file, a deletion). Then the run is resumed. In the end
@@ -14,10 +15,12 @@ import contextlib
 import json
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
 import random
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -60,28 +63,32 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50, help="default: 50")
     parser.add_argument("--updates", type=int, default=24, help="of the run (default: 24)")
+    parser.add_argument("--processes", type=int, default=1, help="of the run (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON, last")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = chaos(Path(folder), options.kills, options.updates, random.Random(options.seed))
+        moments = random.Random(options.seed)
+        result = chaos(Path(folder), options.kills, options.updates, options.processes, moments)
     if options.json:
         print(json.dumps(result))
     return 0 if result["identical"] else 1
 
 
-def chaos(folder: Path, kills: int, updates: int, moments: random.Random) -> dict[str, Any]:
+def chaos(
+    folder: Path, kills: int, updates: int, processes: int, moments: random.Random
+) -> dict[str, Any]:
     """Runs both and compares."""
     peaceful, troubled = (small_run(folder, name, updates) for name in ("peaceful", "troubled"))
     started = time.monotonic()
-    if life(peaceful, lambda: None) != 0:
+    if life(peaceful, processes, lambda: None) != 0:
         raise SystemExit("the run that is left in peace has failed")
     seconds = time.monotonic() - started
     died: dict[str, int] = {}
     done = 0
     while done < kills:
         kind, plan = choose(moments, seconds)
-        code = life(troubled, plan)
+        code = life(troubled, processes, plan)
         if code == 0:  # it has finished: take its end away, so that it has to go on
             rewind(folder / "troubled", moments)
             continue
@@ -90,7 +97,7 @@ def chaos(folder: Path, kills: int, updates: int, moments: random.Random) -> dic
         done += 1
         died[kind] = died.get(kind, 0) + 1
         print(f"kill {done}/{kills}: {kind}, {where(folder / 'troubled')}", flush=True)
-    if life(troubled, lambda: None) != 0:
+    if life(troubled, processes, lambda: None) != 0:
         raise SystemExit("the last resume has failed")
     different = differences(folder / "peaceful", folder / "troubled")
     print("bit-identical" if not different else f"DIFFERENT: {', '.join(different)}")
@@ -133,20 +140,34 @@ def die_at(owner: Any, name: str, number: int) -> None:
     setattr(owner, name, deadly)
 
 
-def life(config: RunConfig, plan: Callable[[], None]) -> int:
-    """Begins or resumes the run in a process of its own; returns how that ended."""
+def life(config: RunConfig, processes: int, plan: Callable[[], None]) -> int:
+    """Begins or resumes the run in processes of its own; returns how the first to end has ended."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
 
-    def live() -> None:
+    def live(rank: int) -> None:
         logging.disable(logging.CRITICAL)
+        if processes > 1:  # as torchrun would
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1"} | {k: str(v) for k, v in place.items()}
         with open(os.devnull, "w") as quiet, contextlib.redirect_stderr(quiet):
             plan()
             train(config, resume=True)
 
-    process = multiprocessing.get_context("fork").Process(target=live)
-    process.start()
-    process.join()
-    assert process.exitcode is not None
-    return process.exitcode
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=live, args=(rank,)) for rank in range(processes)]
+    for process in ranks:
+        process.start()
+    multiprocessing.connection.wait([process.sentinel for process in ranks])
+    codes = [process.exitcode for process in ranks]
+    if all(code in (None, 0) for code in codes):  # the others end soon
+        for process in ranks:
+            process.join()
+    for process in ranks:
+        process.kill()
+        process.join()
+    return next((code for code in codes if code), 0)
 
 
 def rewind(run: Path, moments: random.Random) -> None:

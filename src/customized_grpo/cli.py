@@ -352,8 +352,13 @@ def _train_config(
 
     _hide_loading_bars()
     run = train(config, resume=resume)
-    print(f"run: {run}")
+    _print_run(run)
     return run
+
+
+def _print_run(run: Path) -> None:
+    if os.environ.get("RANK", "0") == "0":  # of several processes that torchrun has started
+        print(f"run: {run}")
 
 
 def _resume(arguments: Sequence[str]) -> None:
@@ -376,7 +381,7 @@ def _resume(arguments: Sequence[str]) -> None:
     from customized_grpo.trainer import train
 
     _hide_loading_bars()
-    print(f"run: {train(config, resume=True, allow_changed=allow_changed)}")
+    _print_run(train(config, resume=True, allow_changed=allow_changed))
 
 
 def _replay(options: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ class Interrupts:
     """
 
     def __init__(self) -> None:
-        self._received: int | None = None
+        self.received: signal.Signals | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -35,9 +35,9 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        if self._received is not None:
+        if self.received is not None:
             os._exit(128 + number)
-        self._received = number
+        self.received = signal.Signals(number)
 
     def check(self) -> None:
         """To be called where nothing is half done.
@@ -45,8 +45,8 @@ class Interrupts:
         Raises:
             Interrupted: if a signal has come.
         """
-        if self._received is not None:
-            raise Interrupted(signal.Signals(self._received))
+        if self.received is not None:
+            raise Interrupted(self.received)
 
     def sleep(self, seconds: float) -> None:
         """Waits, unless a signal comes.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from customized_grpo.config import LossConfig
+from customized_grpo.distributed import ALONE, Ranks
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.lora import lora_merged
 from customized_grpo.ops import clipped_surrogate, gaussian_kl, normalize_ratio
@@ -42,6 +43,7 @@ def accumulate_gradient(
     *,
     pinned: bool,
     micro_batch_size: int | None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
     """Adds the gradient of the mean loss over all M pairs, whatever the micro-batch size.
 
@@ -55,6 +57,7 @@ def accumulate_gradient(
         config: of the loss.
         pinned: take the new log-probs, detached, as the old ones (ratio exactly 1).
         micro_batch_size: pairs per forward and backward; None = all.
+        ranks: the processes that share the pairs; gradients and numbers are then of all pairs.
 
     Returns:
         Means over the computed pairs: ``ratio_mean``, ``ratio_abs_dev``, ``clip_fraction``,
@@ -62,24 +65,45 @@ def accumulate_gradient(
         ``loss``, the mean over all; and, if it did not fit, the ``micro_batch_size`` that did.
     """
     pairs = torch.arange(len(batch.advantage), device=batch.latents.device)
-    if not config.kl_weight and batch.advantage.any():
+    if not config.kl_weight and ranks.any(bool(batch.advantage.any())):
         pairs = batch.advantage.nonzero()[:, 0]
+    num_pairs, num_computed = (ranks.total(n) for n in (len(batch.advantage), len(pairs)))
     size, start = micro_batch_size or len(pairs), 0
     totals: dict[str, Tensor] = defaultdict(lambda: pairs.new_zeros((), dtype=torch.float32))
+    parameters = [p for p in policy.generator.transformer.parameters() if p.requires_grad]
     with lora_merged(policy.generator.transformer):
-        parameters = [p for p in policy.generator.transformer.parameters() if p.requires_grad]
+        trained = [p for p in policy.generator.transformer.parameters() if p.requires_grad]
         while start < len(pairs):
             rows = pairs[start : start + size]
-            stats = _add_gradient(policy, batch, conditioning, config, rows, pinned, parameters)
+            stats = _add_gradient(
+                policy, batch, conditioning, config, rows, pinned, num_pairs, trained
+            )
             if stats is None:
                 size = _halved(len(rows))
                 continue
             start += len(rows)
             for name, value in stats.items():
-                totals[name] += value if name == "loss" else value * (len(rows) / len(pairs))
-    values = torch.stack(list(totals.values())).tolist()  # the only wait for the device
+                totals[name] += value if name == "loss" else value * (len(rows) / num_computed)
+    _sum_gradients(parameters, ranks)
+    values = torch.stack(list(totals.values())).tolist() if totals else []  # waits for the device
     fitted = {} if size == (micro_batch_size or len(pairs)) else {"micro_batch_size": float(size)}
-    return dict(zip(totals, values, strict=True)) | fitted
+    return _sum_numbers(ranks.collect(dict(zip(totals, values, strict=True)))) | fitted
+
+
+def _sum_gradients(parameters: list[nn.Parameter], ranks: Ranks) -> None:
+    if ranks.size == 1:
+        return
+    here = [parameter.grad is not None for parameter in parameters]
+    somewhere = [any(found) for found in zip(*ranks.collect(here), strict=True)]
+    for parameter, used in zip(parameters, somewhere, strict=True):
+        if used and parameter.grad is None:  # this rank had no pair that counts
+            parameter.grad = torch.zeros_like(parameter)
+    ranks.add([parameter.grad for parameter in parameters if parameter.grad is not None])
+
+
+def _sum_numbers(parts: list[dict[str, float]]) -> dict[str, float]:
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: sum(part.get(name, 0.0) for part in parts) for name in names}
 
 
 def _add_gradient(
@@ -89,6 +113,7 @@ def _add_gradient(
     config: LossConfig,
     rows: Tensor,
     pinned: bool,
+    num_pairs: int,
     parameters: list[nn.Parameter],
 ) -> dict[str, Tensor] | None:
     """All of the micro-batch's gradient, or, if it does not fit the memory, None and nothing."""
@@ -96,7 +121,7 @@ def _add_gradient(
     for parameter in parameters:
         parameter.grad = None
     try:
-        loss, stats = _pairs_loss(policy, batch, conditioning, config, rows, pinned)
+        loss, stats = _pairs_loss(policy, batch, conditioning, config, rows, pinned, num_pairs)
         loss.backward()
     except torch.OutOfMemoryError:
         for parameter, gradient in zip(parameters, before, strict=True):
@@ -127,6 +152,7 @@ def _pairs_loss(
     config: LossConfig,
     rows: Tensor,
     pinned: bool,
+    num_pairs: int,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     latents, step_index = batch.latents[rows], batch.step_index[rows]
     condition = conditioning.take(batch.sample_index[rows])
@@ -140,7 +166,6 @@ def _pairs_loss(
         old_mean = mean.detach() if pinned else batch.old_mean[rows]
         log_prob = normalize_ratio(log_prob, old_log_prob, mean, old_mean, std)
         old_log_prob = torch.zeros_like(log_prob)
-    num_pairs = len(batch.advantage)
     loss, stats = clipped_surrogate(
         log_prob, old_log_prob, batch.advantage[rows], config.clip_range, denominator=num_pairs
     )

@@ -133,6 +133,16 @@ def noisy_steps(config: RolloutConfig) -> range:
     return range(first, end)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """The samples that one of several processes computes."""
+
+    num_groups: int
+    """Of the whole rollout."""
+    rows: Tensor
+    """``[b]`` int64, ascending, of the whole rollout's ``[B]``, where groups follow each other."""
+
+
 @torch.no_grad()
 def collect_rollout(
     policy: Policy,
@@ -141,35 +151,41 @@ def collect_rollout(
     generator: torch.Generator,
     keep_means: bool = False,
     on_images: Callable[[Tensor, Tensor], None] | None = None,
+    share: Share | None = None,
 ) -> Rollout:
     """Samples ``group_size`` images for each of the prompts in ``conditioning`` ``[P, ...]``.
 
     ``keep_means`` stores the transitions' means too, which GRPO-Guard needs. ``on_images`` is
     called with the images ``[b, 3, H, W]`` and group ids ``[b]`` of every ``batch_size`` samples
-    as soon as they are there, in order, before the next are sampled. Random numbers come
-    from ``generator`` on the CPU in a fixed order, so that neither the device nor ``batch_size``
-    changes what is drawn. Where the noise of a group is shared, the steps before the first noisy
-    one are the same for all its samples and taken once.
+    as soon as they are there, in order, before the next are sampled. With a ``share``, those rows
+    of the whole rollout are sampled, and ``conditioning`` is of their groups only, in ascending
+    order. Random numbers come from ``generator`` on the CPU in a fixed order, so that neither the
+    device nor ``batch_size`` nor the share changes what is drawn. Where the noise of a group is
+    shared, the steps before the first noisy one are the same for all its samples and taken once.
     """
     device = policy.sigmas.device
-    num_groups = len(next(iter(conditioning.per_sample.values())))
+    num_groups = share.num_groups if share else len(next(iter(conditioning.per_sample.values())))
     group_ids = torch.arange(num_groups).repeat_interleave(config.group_size)
     step_index = choose_trained_steps(num_groups, config, generator)[group_ids]
-    size = config.batch_size or len(group_ids)
+    mine = share.rows if share else torch.arange(len(group_ids))
+    groups, place = group_ids[mine].unique(return_inverse=True)
+    place = place.to(device)
+    size = config.batch_size or len(mine)
     noisy = noisy_steps(config)
     parts = []
     with lora_merged(policy.generator.transformer):
         if config.shared_noise:
-            start = policy.generator.noise(num_groups, generator)
+            start = policy.generator.noise(num_groups, generator)[groups.to(device)]
             start = _euler_steps(policy, conditioning, start, range(noisy.start), size)
-            start, first = start[group_ids.to(device)], noisy.start
+            start, first = start[place], noisy.start
         else:
-            start, first = policy.generator.noise(len(group_ids), generator), 0
-        seeds = torch.randint(2**62, (len(group_ids),), generator=generator)
-        for rows in torch.arange(len(group_ids)).split(size):
+            start, first = policy.generator.noise(len(group_ids), generator)[mine.to(device)], 0
+        seeds = torch.randint(2**62, (len(group_ids),), generator=generator)[mine]
+        group_ids, step_index = group_ids[mine], step_index[mine]
+        for rows in torch.arange(len(mine)).split(size):
             part = _denoise(
                 policy,
-                conditioning.take(group_ids[rows].to(device)),
+                conditioning.take(place[rows.to(device)]),
                 start[rows.to(device)],
                 step_index[rows],
                 _noise(seeds[rows], start[0], len(noisy)),

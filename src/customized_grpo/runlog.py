@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -213,6 +213,36 @@ class RunLog:
             )
             yield
         self._progress = None
+
+
+class SilentLog(RunLog):
+    """Of a process that leaves the folder to another one; its stages are still timed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._seconds: dict[str, float] = {}
+
+    def row(self, update: int, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def schedule(self, sigmas: Tensor, weights: Tensor, objectives: Sequence[str]) -> None:
+        """Nothing."""
+
+    def advantages(self, rollout: int, advantages: Tensor, objectives: Sequence[str]) -> None:
+        """Nothing."""
+
+    def rewind(self, *, update: int, rollouts: int) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+    def finish(self, updates: int) -> None:
+        """Nothing."""
+
+    def progress(self, update: int) -> AbstractContextManager[None]:
+        """Nothing."""
+        return nullcontext()
 
 
 def _keep_rows(file: Path, keep: Callable[[dict[str, Any]], bool]) -> None:

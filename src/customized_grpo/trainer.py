@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
@@ -25,10 +26,12 @@ from customized_grpo.config import RunConfig, explain_batch, load_config
 from customized_grpo.credit import assign_credit, objective_weights
 from customized_grpo.data.base import DataSource
 from customized_grpo.diagnosis import diagnose, dump_failure
+from customized_grpo.distributed import ALONE, Ranks, connected
 from customized_grpo.ema import Ema
 from customized_grpo.errors import (
     CheckpointError,
     CustomizedGRPOError,
+    Interrupted,
     ResourceError,
     RewardError,
 )
@@ -42,9 +45,10 @@ from customized_grpo.resume import check_changes, remove_leftovers
 from customized_grpo.rewards.attributes import AttributeClassifier
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.rewards.scoring_queue import ScoringQueue
-from customized_grpo.rollout import collect_rollout, make_policy, pick_device
+from customized_grpo.rollout import Share, collect_rollout, make_policy, pick_device
 from customized_grpo.runlog import (
     RunLog,
+    SilentLog,
     describe_environment,
     finished_updates,
     holds_run,
@@ -72,6 +76,13 @@ def train(config: RunConfig, *, resume: bool = False, allow_changed: bool = Fals
     Raises:
         CustomizedGRPOError: with one line that names the field and the fix.
     """
+    with connected() as ranks:
+        if not ranks.first:
+            logger.setLevel(logging.WARNING)
+        return _train(config, ranks, resume=resume, allow_changed=allow_changed)
+
+
+def _train(config: RunConfig, ranks: Ranks, *, resume: bool, allow_changed: bool) -> Path:
     folder = run_folder(config, resume=resume)
     if resume and holds_run(folder):
         check_changes(load_config(folder / "config.yaml"), config, allow_changed=allow_changed)
@@ -89,16 +100,33 @@ def train(config: RunConfig, *, resume: bool = False, allow_changed: bool = Fals
     samples = SampleGrid(generator, config, data.held_out(_NUM_SAMPLES))
     every = config.evaluation.validate_every
     validation = Validation(generator, config, data, rewards, evaluators) if every else None
-    with lock_folder(folder):
-        run_folder(config, resume=resume)  # another process may have been faster
-        checkpoint = newest_checkpoint(folder)
-        remove_leftovers(folder)
-        log = RunLog(folder, config, device)
-        trainer = Trainer(config, data, generator, rewards, samples, validation, log)
+    ranks.wait()  # all have checked the folder before the first one makes it
+    with lock_folder(folder) if ranks.first else nullcontext():
+        if ranks.first:
+            run_folder(config, resume=resume)  # another process may have been faster
+            remove_leftovers(folder)
+        log = RunLog(folder, config, device) if ranks.first else SilentLog(folder)
+        trainer = Trainer(config, data, generator, rewards, samples, validation, log, ranks)
         logger.info(explain_batch(config))
-        trainer.start(checkpoint)
+        trainer.start(_common_checkpoint(folder, ranks))
         trainer.run()
     return folder
+
+
+def _common_checkpoint(folder: Path, ranks: Ranks) -> Checkpoint | None:
+    """The newest one, which every process has to find.
+
+    Raises:
+        CheckpointError: if one does not.
+    """
+    ranks.wait()
+    checkpoint = newest_checkpoint(folder)
+    if len(set(ranks.collect(str(checkpoint and checkpoint.folder)))) > 1:
+        raise CheckpointError(
+            f"{folder}: the processes find different checkpoints; the run folder must be on a file "
+            "system that all of them share"
+        )
+    return checkpoint
 
 
 class Trainer:
@@ -113,8 +141,9 @@ class Trainer:
         samples: SampleGrid,
         validation: Validation | None,
         log: RunLog,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.config, self.data, self.generator = config, data, generator
+        self.config, self.data, self.generator, self.ranks = config, data, generator, ranks
         self.rewards, self.samples, self.log = rewards, samples, log
         self.validation = validation
         cached = CachedEncoder(generator, config.generator, config.cache)
@@ -165,7 +194,7 @@ class Trainer:
                 if self._saved is None:
                     self._log_start()
                 while self.progress.update < self.config.train.num_updates:
-                    self.interrupts.check()
+                    self._stop_if_asked()
                     self._iterate(self.progress.rollouts)
             self._finish()
         except (CustomizedGRPOError, OSError, MemoryError, torch.OutOfMemoryError) as error:
@@ -186,9 +215,15 @@ class Trainer:
         clear.args = (f"{clear}; `cgrpo resume {self.log.folder}` {where}",)
         return clear
 
+    def _stop_if_asked(self) -> None:
+        """All processes stop together, whichever of them a signal has reached."""
+        if self.ranks.any(self.interrupts.received is not None):
+            raise Interrupted(self.interrupts.received or signal.SIGTERM)
+
     def _finish(self) -> None:
-        with self._averaged():
-            replace_folder(self.log.folder / WEIGHTS, self.generator.save_weights)
+        if self.ranks.first:
+            with self._averaged():
+                replace_folder(self.log.folder / WEIGHTS, self.generator.save_weights)
         self._save_samples()
         if self._saved != self.progress.update and self.config.train.save_every:
             self._save_checkpoint()
@@ -208,29 +243,38 @@ class Trainer:
     def _iterate(self, number: int) -> None:
         config, log = self.config, self.log
         random = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
+        group_ids = torch.arange(config.rollout.prompts_per_rollout).repeat_interleave(
+            config.rollout.group_size
+        )
+        shares = self.ranks.shares([self._rows(groups) for groups in self._split_groups()])
+        mine = shares[self.ranks.rank]
+        my_groups, place = group_ids[mine].unique(return_inverse=True)
         with log.timed("data"):
             prompts = self.data.training(number, config.rollout.prompts_per_rollout)
-            per_prompt = self.encode(prompts)
-        rollout, scores = self._sample_and_score(prompts, per_prompt, random)
+            per_prompt = self.encode([prompts[group] for group in my_groups.tolist()])
+        share = Share(num_groups=len(prompts), rows=mine)
+        rollout, scores = self._sample_and_score(prompts, per_prompt, random, share, shares)
         for error in scores.errors:
             logger.warning("rollout %d: %s", number, error)
+        device, objectives = rollout.images.device, self.rewards.objectives
         advantages = assign_credit(
             scores.scores,
-            rollout.group_ids,
+            group_ids.to(device),
             rollout.sigmas,
             config.advantage,
             config.rewards,
-            self.rewards.objectives,
+            objectives,
         )
         if not advantages.valid.any():
             raise RewardError(
                 f"rewards: no image of rollout {number} could be scored; "
                 + ("; ".join(scores.errors) or "all scores are NaN")
             )
-        log.advantages(number, advantages.per_objective, self.rewards.objectives)
-        metrics = rollout_metrics(scores, advantages, rollout.group_ids, self.rewards.objectives)
+        log.advantages(number, advantages.per_objective, objectives)
+        metrics = rollout_metrics(scores, advantages, group_ids.to(device), objectives)
         metrics |= {f"reward/{name}": value for name, value in self.rewards.metrics().items()}
-        conditioning = per_prompt.take(rollout.group_ids)
+        conditioning = per_prompt.take(place.to(device))
+        advantages = advantages.take(mine.to(device))
         for inner, groups in enumerate(self._split_groups()):
             samples = torch.isin(rollout.group_ids, groups.to(rollout.group_ids.device))
             batch = policy_batch(rollout, advantages, samples.nonzero()[:, 0])
@@ -246,14 +290,28 @@ class Trainer:
         self._whole = True
         self._after_rollout()
 
+    def _rows(self, groups: Tensor) -> Tensor:
+        """The samples of some groups, among those of the whole rollout."""
+        size = self.config.rollout.group_size
+        return (groups[:, None] * size + torch.arange(size)).flatten()
+
     def _sample_and_score(
-        self, prompts: Sequence[Example], per_prompt: Conditioning, random: torch.Generator
+        self,
+        prompts: Sequence[Example],
+        per_prompt: Conditioning,
+        random: torch.Generator,
+        share: Share,
+        shares: Sequence[Tensor],
     ) -> tuple[Rollout, RewardScores]:
-        """Scoring goes on beside sampling; ``seconds/reward`` is what it takes beyond it."""
+        """This process's samples, and the scores of all processes' ``[B, R]``.
+
+        Scoring goes on beside sampling; ``seconds/reward`` is what it takes beyond it.
+        """
         config, log = self.config, self.log
 
         def hand_over(images: Tensor, groups: Tensor) -> None:
-            self.interrupts.check()
+            if self.ranks.size == 1:  # several stop together, between rollouts
+                self.interrupts.check()
             queue.put(images, [prompts[i] for i in groups.tolist()])
 
         with ScoringQueue(self.rewards.score) as queue:
@@ -265,11 +323,13 @@ class Trainer:
                     random,
                     keep_means=config.loss.ratio_norm,
                     on_images=hand_over,
+                    share=share,
                 )
             with log.timed("reward"):
                 scores = self._settled(queue.result(), rollout, prompts)
-        finite = rollout.log_probs.isfinite().all(1)
-        return rollout, replace(scores, scores=scores.scores.where(finite[:, None], torch.nan))
+                finite = rollout.log_probs.isfinite().all(1, keepdim=True)
+                whole = self.ranks.gather(scores.scores.where(finite, torch.nan), shares)
+        return rollout, replace(scores, scores=whole)
 
     def _settled(
         self, scores: RewardScores, rollout: Rollout, prompts: Sequence[Example]
@@ -282,8 +342,9 @@ class Trainer:
         faults = self.config.faults
         for pause in (*faults.reward_pauses, None):
             lost = scores.scores.isnan().any(1)
-            share = lost.float().mean().item()
-            if share <= faults.max_lost_rewards or (pause is not None and not scores.errors):
+            share = self.ranks.total(int(lost.sum())) / self.ranks.total(len(lost))
+            failing = self.ranks.any(bool(scores.errors))
+            if share <= faults.max_lost_rewards or (pause is not None and not failing):
                 return scores
             what = f"{share:.0%} of the rollout could not be scored: {'; '.join(scores.errors)}"
             if pause is None:
@@ -291,6 +352,8 @@ class Trainer:
             logger.warning("%s; trying again in %g s", what, pause)
             self.interrupts.sleep(pause)
             rows = lost.nonzero()[:, 0]
+            if not len(rows):
+                continue
             again = self.rewards.score(
                 rollout.images[rows], [prompts[i] for i in rollout.group_ids[rows].tolist()]
             )
@@ -305,7 +368,7 @@ class Trainer:
         if self.validation is None or (update % every and update != last):
             return {}
         with self.log.timed("validation"), self._averaged():
-            return self.validation.metrics()
+            return self.ranks.share(self.validation.metrics() if self.ranks.first else None)
 
     def _split_groups(self) -> tuple[Tensor, ...]:
         count = self.config.rollout.prompts_per_rollout
@@ -321,6 +384,7 @@ class Trainer:
             loss,
             pinned=loss.pin_ratio and first,
             micro_batch_size=self.progress.micro_batch_size or train.micro_batch_size,
+            ranks=self.ranks,
         )
         if "micro_batch_size" in stats:
             self.progress.micro_batch_size = int(stats["micro_batch_size"])
@@ -350,7 +414,8 @@ class Trainer:
         if self.progress.skipped < self.config.faults.max_skipped_updates:
             return
         folder = self.log.folder / "failures" / f"{update:06d}"
-        dump_failure(folder, self.config, report, batch, conditioning, self.state.tensors())
+        if self.ranks.first:
+            dump_failure(folder, self.config, report, batch, conditioning, self.state.tensors())
         raise CheckpointError(
             f"{self.progress.skipped} updates in a row had no finite gradient: {report}; "
             f"`cgrpo replay {folder}` shows it again"
@@ -370,6 +435,9 @@ class Trainer:
             self._save_checkpoint()
 
     def _save_checkpoint(self) -> None:
+        self._saved = self.progress.update
+        if not self.ranks.first:
+            return
         self.log.sync()
         record = {
             "progress": asdict(self.progress),
@@ -381,9 +449,10 @@ class Trainer:
             tensors = self.state.tensors()
             with self._averaged():
                 self.store.save(self.progress.update, tensors, record, self.generator.save_weights)
-        self._saved = self.progress.update
 
     def _save_samples(self) -> None:
+        if not self.ranks.first:
+            return
         with self._averaged():
             self.samples.save(self.log.folder / "samples" / f"{self.progress.update:06d}.png")
 

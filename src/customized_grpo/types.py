@@ -98,6 +98,14 @@ class Advantages:
     valid: Tensor
     """``[B]`` bool."""
 
+    def take(self, rows: Tensor) -> Advantages:
+        """Of samples ``rows`` (int64)."""
+        return Advantages(
+            per_objective=self.per_objective[rows],
+            per_step=self.per_step[rows],
+            valid=self.valid[rows],
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PolicyBatch:

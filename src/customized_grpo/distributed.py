@@ -1,0 +1,122 @@
+"""Several processes, one run: who does which part, and how the parts become one.
+
+Started by ``torchrun`` (or anything that sets its environment variables). Every process draws the
+random numbers of the whole rollout and computes its own samples; scores are gathered, so that
+advantages are those of whole groups, however a group is split; gradients are summed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from customized_grpo.errors import ConfigError
+
+_PATIENCE = timedelta(hours=2)  # the first one validates, judges and writes while the others wait
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranks:
+    """The processes of a run, seen from one of them."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this one writes logs, pictures and checkpoints."""
+        return self.rank == 0
+
+    def shares(self, chunks: Sequence[Tensor]) -> list[Tensor]:
+        """Rows of every rank, when each of ``chunks`` (int64 rows) is split over all of them.
+
+        Parts of a chunk differ by one row at most.
+
+        Raises:
+            ConfigError: if a chunk has fewer rows than there are ranks.
+        """
+        for chunk in chunks:
+            if len(chunk) < self.size:
+                raise ConfigError(
+                    f"rollout: {len(chunk)} samples per update must be at least one for each of "
+                    f"the {self.size} processes; raise rollout.prompts_per_rollout or group_size"
+                )
+        parts = [chunk.tensor_split(self.size) for chunk in chunks]
+        return [torch.cat([part[rank] for part in parts]) for rank in range(self.size)]
+
+    def gather(self, local: Tensor, shares: Sequence[Tensor]) -> Tensor:
+        """``[B, ...]`` in the order of the rows, of every rank's own ``[len(share), ...]``."""
+        if self.size == 1:
+            return local
+        longest = max(len(share) for share in shares)
+        padded = local.new_zeros(longest, *local.shape[1:])
+        padded[: len(local)] = local
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        whole = local.new_empty(sum(map(len, shares)), *local.shape[1:])
+        for share, part in zip(shares, parts, strict=True):
+            whole[share.to(whole.device)] = part[: len(share)]
+        return whole
+
+    def total(self, count: int) -> int:
+        """Sum over the ranks."""
+        return sum(self.collect(count))
+
+    def collect(self, value: Any) -> list[Any]:
+        """Every rank's value, which JSON can hold."""
+        if self.size == 1:
+            return [value]
+        texts: list[Any] = [None] * self.size
+        dist.all_gather_object(texts, json.dumps(value))
+        return [json.loads(text) for text in texts]
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Sums tensors of equal dtype over the ranks, in place and in one message."""
+        if self.size == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so on one of them."""
+        return any(self.collect(flag))
+
+    def share(self, value: Any) -> Any:
+        """The first one's value, which JSON can hold."""
+        return self.collect(value if self.first else None)[0]
+
+    def wait(self) -> None:
+        """Until all have come here."""
+        self.collect(None)
+
+
+ALONE = Ranks()
+"""The only process."""
+
+
+@contextmanager
+def connected() -> Iterator[Ranks]:
+    """Inside, the processes that the launcher has started are joined; alone without a launcher."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ALONE
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group(backend, timeout=_PATIENCE)
+    try:
+        yield Ranks(rank=dist.get_rank(), size=dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
