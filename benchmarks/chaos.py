@@ -159,15 +159,17 @@ def life(config: RunConfig, processes: int, plan: Callable[[], None]) -> int:
     ranks = [fork.Process(target=live, args=(rank,)) for rank in range(processes)]
     for process in ranks:
         process.start()
-    multiprocessing.connection.wait([process.sentinel for process in ranks])
-    codes = [process.exitcode for process in ranks]
-    if all(code in (None, 0) for code in codes):  # the others end soon
-        for process in ranks:
-            process.join()
+    ended = multiprocessing.connection.wait([process.sentinel for process in ranks])
+    first = next(process for process in ranks if process.sentinel in ended)
+    first.join()
+    code = first.exitcode
     for process in ranks:
-        process.kill()
+        if code:
+            process.kill()
         process.join()
-    return next((code for code in codes if code), 0)
+        code = code or process.exitcode
+    assert code is not None
+    return code
 
 
 def rewind(run: Path, moments: random.Random) -> None:

@@ -167,7 +167,7 @@ def test_a_failing_cell_is_named_and_the_others_are_kept(tmp_path: Path) -> None
     kept = Results.read(study.results / RESULTS)
     assert len(kept.cells) == 3
     log = (study.config.folder / "naive" / "seed0.log").read_text()
-    assert "already holds a run" in log
+    assert "already holds something else" in log
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_two_processes_are_one(tmp_path: Path, name: str, flags: str) -> None:
     for key, tensor in ours.items():
         assert torch.allclose(tensor, theirs[key], rtol=0, atol=1e-6), key
     for row, other in zip(metrics(one), metrics(run), strict=True):
-        assert row == pytest.approx(other, rel=2e-3, abs=1e-5)
+        assert row == pytest.approx(other, rel=2e-3, abs=1e-4)  # the loss is a sum around 0
     assert (one / "advantages.jsonl").read_text().count("\n") == (
         run / "advantages.jsonl"
     ).read_text().count("\n")

@@ -155,6 +155,7 @@ def test_a_second_signal_exits_at_once() -> None:
     assert (done.returncode, done.stdout) == (130, "goes on\n")
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
 ) -> None:
@@ -197,6 +198,7 @@ def test_a_checkpoint_holds_weights_that_load_anywhere(straight: Path) -> None:
     assert same == [False, True, True]
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_made_longer(straight: Path, tmp_path: Path, caplog) -> None:
     run = train(small(tmp_path, "--train.num_updates", "4"))
     before = content(run)
@@ -282,6 +284,7 @@ def test_what_runs_out_stops_the_run_resumably(
     assert [folder.name for folder in checkpoint_folders(run)][-1] == "000008"
 
 
+@pytest.mark.slow
 def test_a_run_that_ran_out_of_disk_goes_on(tmp_path: Path, monkeypatch) -> None:
     config = small(tmp_path, "--train.num_updates", "4")
     with monkeypatch.context() as patch:
@@ -356,6 +359,7 @@ def test_an_update_without_finite_gradient_is_skipped_and_diagnosed(
     assert rows[3]["grad_norm"] > 0
 
 
+@pytest.mark.slow
 def test_too_many_skipped_updates_stop_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -25,6 +25,7 @@ from customized_grpo.estimate.checkpoints import pipeline_components
 from customized_grpo.estimate.encoders import count_text_encoder
 from customized_grpo.estimate.transformer import Tokens, count_transformer
 from customized_grpo.estimate.workload import count_run
+from customized_grpo.generators.flux1_cpu import use_stock_blocks
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.rollout import make_policy
 from customized_grpo.types import Example
@@ -42,6 +43,7 @@ def flops(function: Callable[[], object]) -> int:
 def check(config: RunConfig, example: Example) -> None:
     """The transformer's pass, a trained pair and the VAE, of one sample."""
     generator = config.generator.build(CPU)
+    use_stock_blocks(generator.transformer)  # on a CPU FLUX.1's last block leaves tokens out
     conditioning = generator.encode([example])
     given = conditioning.per_sample
     if "negative" in given:  # an empty prompt is shorter where it is not padded; counted as long
