@@ -48,6 +48,7 @@ RUN = {
     "train.save_every": 2,
     "evaluation.validate_every": 4,
     "evaluation.num_validation": 2,
+    "evaluation.num_examples": 4,
 }
 WRITES: tuple[tuple[Any, str], ...] = (
     (os, "fsync"),

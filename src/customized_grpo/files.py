@@ -10,7 +10,7 @@ from pathlib import Path
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Writes a file so that a reader sees the old one or the new one, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # others may write it too
     temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     sync(temporary)
     os.replace(temporary, path)

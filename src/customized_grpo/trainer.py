@@ -435,20 +435,20 @@ class Trainer:
             self._save_checkpoint()
 
     def _save_checkpoint(self) -> None:
+        if self.ranks.first:
+            self.log.sync()
+            record = {
+                "progress": asdict(self.progress),
+                "score": self.progress.score(),
+                "rewards": self.rewards.metrics(),
+                "environment": describe_environment(self.generator.device),
+            }
+            update, save_weights = self.progress.update, self.generator.save_weights
+            with self.log.timed("checkpoint"):
+                tensors = self.state.tensors()
+                with self._averaged():
+                    self.store.save(update, tensors, record, save_weights)
         self._saved = self.progress.update
-        if not self.ranks.first:
-            return
-        self.log.sync()
-        record = {
-            "progress": asdict(self.progress),
-            "score": self.progress.score(),
-            "rewards": self.rewards.metrics(),
-            "environment": describe_environment(self.generator.device),
-        }
-        with self.log.timed("checkpoint"):
-            tensors = self.state.tensors()
-            with self._averaged():
-                self.store.save(self.progress.update, tensors, record, self.generator.save_weights)
 
     def _save_samples(self) -> None:
         if not self.ranks.first:
