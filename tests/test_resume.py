@@ -313,6 +313,17 @@ def test_three_real_kills_change_nothing() -> None:
     assert (result["kills"], result["identical"]) == (3, True)
 
 
+def test_a_bug_is_shown_as_one_and_loses_nothing(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    monkeypatch.setattr(trainer, "assign_credit", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(resumed_config(run, ["--train.num_updates", "10"]), resume=True)
+    assert f"`cgrpo resume {run}` goes on after update 8" in caplog.text
+
+
 class TestLostRewards:
     @pytest.fixture
     def lossy(self, tmp_path: Path) -> RunConfig:

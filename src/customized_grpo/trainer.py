@@ -197,12 +197,18 @@ class Trainer:
                     self._stop_if_asked()
                     self._iterate(self.progress.rollouts)
             self._finish()
-        except (CustomizedGRPOError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-            raise self._rescued(error) from error
+        except Exception as error:
+            way_on = self._rescue()
+            if isinstance(error, CustomizedGRPOError):
+                error.args = (f"{error}; {way_on}",)
+            elif isinstance(error, OSError | MemoryError | torch.OutOfMemoryError):
+                raise ResourceError(f"{_clear(error)}; {way_on}") from error
+            else:  # a bug, in a plug or here: its traceback is wanted
+                logger.error("%s", way_on)
+            raise
 
-    def _rescued(self, error: Exception) -> CustomizedGRPOError:
-        """The error as the user sees it, after what can be saved has been."""
-        clear = error if isinstance(error, CustomizedGRPOError) else ResourceError(_clear(error))
+    def _rescue(self) -> str:
+        """Saves what can be saved; returns how to go on."""
         update = self.progress.update
         try:
             if self._whole and update and self._saved != update:
@@ -211,9 +217,8 @@ class Trainer:
         except OSError as second:
             logger.warning("update %d could not be saved: %s", update, _clear(second))
         newest = newest_checkpoint(self.log.folder)
-        where = f"goes on after update {newest.update if newest else 0}"
-        clear.args = (f"{clear}; `cgrpo resume {self.log.folder}` {where}",)
-        return clear
+        done = newest.update if newest else 0
+        return f"`cgrpo resume {self.log.folder}` goes on after update {done}"
 
     def _stop_if_asked(self) -> None:
         """All processes stop together, whichever of them a signal has reached."""

@@ -502,3 +502,14 @@ class TestSchedules:
     ) -> None:
         with pytest.raises(ValueError, match=message):
             schedule(torch.tensor([0.5]), **options)
+
+
+def test_scores_of_any_size_give_finite_advantages() -> None:
+    """A spread beyond float32's range counts as no information; sums are clipped."""
+    huge = torch.tensor([[3e38, 1.0], [-3e38, 2.0], [1e38, 3.0], [1.0, math.nan], [2.0, math.nan]])
+    advantages = group_normalize(huge, torch.tensor([0, 0, 0, 1, 1]))
+    assert advantages[:3].isfinite().all()
+    assert advantages[:3, 1].tolist() == sorted(advantages[:3, 1].tolist())
+    assert advantages[3:, 1].isnan().all()  # a group that one reward could not score at all
+    total = combine_advantages(torch.full((2, 2), 1e30), None, torch.tensor([[0.5, 0.5]]))
+    assert total.flatten().tolist() == [5.0, 5.0]

@@ -151,6 +151,10 @@ class _Faulty:
     def score(self, images: torch.Tensor, examples: list[Example]) -> torch.Tensor:
         if self.behaviour == "raises":
             raise RewardError("endpoint is down")
+        if self.behaviour == "bug":
+            return images[0, 0] @ torch.zeros(3)  # shapes do not fit
+        if self.behaviour == "memory":
+            raise MemoryError
         if self.behaviour == "wrong shape":
             return torch.zeros(len(images), 1)
         return torch.tensor([torch.inf, *[0.5] * (len(images) - 1)])
@@ -174,6 +178,22 @@ def test_infinite_scores_are_nan(many: list[Example]) -> None:
     assert column.isnan().tolist() == [True, False, False]
 
 
-def test_a_wrong_shape_is_an_error(many: list[Example]) -> None:
-    with pytest.raises(RewardError, match=r"'dinov2': must return one score per image"):
-        reward_set_with("wrong shape").score(targets(many[:3]), many[:3])
+@pytest.mark.parametrize(
+    ("behaviour", "message"),
+    [
+        ("wrong shape", "dinov2: must return one score per image, shape (3,), got (3, 1)"),
+        ("bug", "dinov2: RuntimeError: "),
+    ],
+)
+def test_what_a_broken_reward_does_is_an_error_of_its_images(
+    many: list[Example], behaviour: str, message: str
+) -> None:
+    result = reward_set_with(behaviour).score(targets(many[:3]), many[:3])
+    assert result.scores[:, 1].isnan().all()
+    (error,) = result.errors
+    assert error.startswith(message)
+
+
+def test_memory_that_has_run_out_is_no_error_of_a_reward(many: list[Example]) -> None:
+    with pytest.raises(MemoryError):
+        reward_set_with("memory").score(targets(many[:3]), many[:3])

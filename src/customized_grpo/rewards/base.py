@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config import RewardConfig
-from customized_grpo.errors import RewardError, within
+from customized_grpo.errors import ConfigError, DataError, RewardError, within
 from customized_grpo.types import Example, RewardScores
 
 
@@ -107,24 +107,34 @@ class RewardSet:
 
     @torch.no_grad()
     def score(self, images: Tensor, examples: Sequence[Example]) -> RewardScores:
-        """Scores ``[B, R]``; a reward that fails on the batch gives NaN and an entry in errors."""
+        """Scores ``[B, R]``; a reward that fails on the batch gives NaN and an entry in errors.
+
+        Whatever it raises: one that others have written must not end a run of days. Only a mistake
+        in config or data does, and memory that has run out.
+        """
         columns: list[Tensor] = []
         errors: list[str] = []
         for name, reward in zip(self.names, self._rewards, strict=True):
             try:
-                column = reward.score(images, examples).float()
-            except RewardError as error:
-                errors.append(f"{name}: {error}")
+                column = _column(reward.score(images, examples), len(images))
+            except (ConfigError, DataError, MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:
+                kind = "" if isinstance(error, RewardError) else f"{type(error).__name__}: "
+                errors.append(f"{name}: {kind}{error}")
                 column = torch.full((len(images),), torch.nan, device=images.device)
-            if column.shape != (len(images),):
-                raise RewardError(
-                    f"reward {name!r}: must return one score per image, shape ({len(images)},), "
-                    f"got {tuple(column.shape)}"
-                )
             if isinstance(reward, PartialFailures):
                 errors.extend(f"{name}: {text}" for text in reward.take_errors())
             columns.append(torch.where(column.isfinite(), column, torch.nan))
         return RewardScores(scores=torch.stack(columns, 1), names=self.names, errors=tuple(errors))
+
+
+def _column(scores: Tensor, count: int) -> Tensor:
+    if scores.shape != (count,):
+        raise RewardError(
+            f"must return one score per image, shape ({count},), got {tuple(scores.shape)}"
+        )
+    return scores.float()
 
 
 def distinct(examples: Sequence[Example]) -> tuple[list[Example], Tensor]:
