@@ -29,7 +29,7 @@ def calls(monkeypatch, tmp_path) -> list:
     calls = []
     trainer, evaluate = ModuleType("trainer"), ModuleType("evaluate")
 
-    def train(config, *, resume):
+    def train(config, *, resume, allow_changed):
         calls.append(config)
         return tmp_path / config.name
 
@@ -107,7 +107,7 @@ def test_a_mistake_gets_one_line_and_nothing_runs(capsys, calls, arguments, expe
     ],
 )
 def test_a_failing_run_gets_one_line(capsys, monkeypatch, calls, error, code, line):
-    def fail(config, *, resume):
+    def fail(config, *, resume, allow_changed):
         raise error
 
     monkeypatch.setattr(sys.modules["customized_grpo.trainer"], "train", fail)
@@ -124,7 +124,7 @@ def test_debug_adds_the_traceback(capsys):
 
 
 def test_a_bug_is_not_dressed_up_as_a_user_s_mistake(monkeypatch, calls):
-    def fail(config, *, resume):
+    def fail(config, *, resume, allow_changed):
         raise ZeroDivisionError
 
     monkeypatch.setattr(sys.modules["customized_grpo.trainer"], "train", fail)

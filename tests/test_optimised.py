@@ -16,6 +16,7 @@ from torch import Tensor
 
 from customized_grpo import policy_loss
 from customized_grpo.config import LoraSettings, LossConfig
+from customized_grpo.errors import ResourceError
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.flux1_cpu import use_stock_blocks
@@ -193,5 +194,5 @@ def test_a_micro_batch_in_the_middle_that_does_not_fit_keeps_those_before_it(cas
 
 def test_a_single_pair_that_does_not_fit_is_an_error(case: Case) -> None:
     count_rows(case.fast, fits=0)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(ResourceError, match=r"one .* pair alone does not fit the memory"):
         case.gradient(case.fast, LOSSES["pinned"], None)

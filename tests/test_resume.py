@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -21,6 +22,8 @@ import torch
 from chaos import content, small_run
 from filelock import FileLock
 from helpers import ROOT, changed
+from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -28,6 +31,8 @@ from customized_grpo import checkpoint, trainer
 from customized_grpo.checkpoint import CheckpointStore, checkpoint_folders
 from customized_grpo.cli import main
 from customized_grpo.config import RunConfig, dump_config
+from customized_grpo.data.emoji_source import EmojiSource
+from customized_grpo.data.jsonl import JsonlConfig
 from customized_grpo.errors import (
     CheckpointError,
     ConfigError,
@@ -38,7 +43,7 @@ from customized_grpo.errors import (
 from customized_grpo.evaluate import evaluate_run
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.policy_loss import policy_batch
-from customized_grpo.resume import resumed_config
+from customized_grpo.resume import check_changes, resumed_config
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.runlog import RunLog
 from customized_grpo.trainer import Trainer, train
@@ -81,6 +86,36 @@ def test_a_killed_run_goes_on_bit_by_bit(
     assert content(run) == content(straight)
     assert not list(run.rglob("*.tmp"))
     assert not list(run.rglob("*.old"))
+
+
+@pytest.mark.slow
+def test_a_finite_data_source_goes_on_bit_by_bit(tmp_path: Path, monkeypatch) -> None:
+    """Features and encodings that were kept in memory are made again, each by itself."""
+    rows = []
+    for number in range(5):
+        pixels = torch.randint(256, (64, 64, 3), generator=torch.Generator().manual_seed(number))
+        Image.fromarray(pixels.byte().numpy()).save(tmp_path / f"{number}.png")
+        prompt = " ".join(["a dog in the snow"] + ["and a fir tree"] * number)
+        rows.append(
+            json.dumps({"prompt": prompt, "subject": "dog", "references": [f"{number}.png"]})
+        )
+    for name, lines in (("train", rows), ("held", rows[:2]), ("validation", rows[2:4])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    data = JsonlConfig(
+        path=str(tmp_path / "train.jsonl"),
+        held_out=str(tmp_path / "held.jsonl"),
+        validation=str(tmp_path / "validation.jsonl"),
+    )
+    runs = []
+    for name in ("straight", "broken"):
+        config = dataclasses.replace(small(tmp_path), name=name, data=data)
+        if name == "broken":
+            with monkeypatch.context() as patch:
+                kill_at(patch, "rollout")
+                with pytest.raises(Killed):
+                    train(config)
+        runs.append(content(train(config, resume=True)))
+    assert runs[0] == runs[1]
 
 
 def kill_at(patch: pytest.MonkeyPatch, when: str) -> None:
@@ -127,6 +162,20 @@ def test_a_signal_saves_and_says_how_to_go_on(
     assert capsys.readouterr().out == f"run: {run}\n"
     done = {n: c for n, c in content(run).items() if "evaluation" not in n and "pictures" not in n}
     assert done == content(straight)
+
+
+def test_a_signal_while_the_end_is_written_is_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = RunLog.finish
+
+    def signalled(self: RunLog, updates: int) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        finish(self, updates)
+
+    monkeypatch.setattr(RunLog, "finish", signalled)
+    config = small(tmp_path, "--train.num_updates", "2", "--evaluation.validate_every", "0")
+    assert (train(config) / "finished.json").exists()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -179,9 +228,26 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
         train(config, resume=True)
 
 
+def test_a_run_that_kept_nothing_of_its_end_is_not_begun_again(tmp_path: Path) -> None:
+    flags = ("--train.save_every", "0", "--train.num_updates", "2")
+    run = train(small(tmp_path, *flags, "--evaluation.validate_every", "0"))
+    before = content(run), (run / "config.yaml").read_bytes()
+    with pytest.raises(CheckpointError, match="ended after update 2 and kept no checkpoint"):
+        train(resumed_config(run, ["--train.num_updates", "4"]), resume=True)
+    assert (content(run), (run / "config.yaml").read_bytes()) == before
+
+
+def test_a_run_is_found_by_any_name(straight: Path, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "latest").symlink_to(straight)
+    monkeypatch.chdir(straight)
+    for name in (Path("."), tmp_path / "latest", straight):
+        config = resumed_config(name)
+        assert Path(config.output_dir, config.name).resolve() == straight.resolve()
+
+
 def test_the_last_ones_and_the_best_are_kept(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=2)
-    for update, score in enumerate([0.1, 0.3, None, 0.2, 0.1], 1):
+    for update, score in enumerate([math.nan, 0.3, None, 0.2, 0.1], 1):
         tensors = {"x": torch.full((2,), float(update))}
         store.save(update, tensors, {"score": score}, lambda f: (f / "w").touch())
     store.wait()
@@ -224,11 +290,13 @@ def test_a_finished_run_can_be_made_longer(straight: Path, tmp_path: Path, caplo
 def test_a_changed_config_is_refused_where_it_is_wrong(
     straight: Path, flags: list[str], allow: bool, message: str | None
 ) -> None:
+    old, new = resumed_config(straight), resumed_config(straight, flags)
     if message is None:
-        assert resumed_config(straight, flags, allow_changed=allow).name == "run"
+        check_changes(old, new, allow_changed=allow)
     else:
         with pytest.raises(ConfigError, match=message):
-            resumed_config(straight, flags, allow_changed=allow)
+            train(new, resume=True, allow_changed=allow)
+        assert resumed_config(straight) == old  # nothing was written
 
 
 def test_train_begins_or_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -258,12 +326,25 @@ def test_one_process_at_a_time(straight: Path) -> None:
     ("error", "message"),
     [
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x"), "x: No space left on device"),
+        (SafetensorError("I/O error: No space left"), "Input/output error|I/O error"),
         (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), "the system: Too many open files"),
         (OSError(errno.EROFS, os.strerror(errno.EROFS), "x"), "x: Read-only file system"),
-        (MemoryError(), "out of memory; lower rollout.batch_size"),
+        (MemoryError(), "this machine is out of memory; lower train.micro"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+            "this machine is out of memory; lower train.micro",
+        ),
         (torch.OutOfMemoryError("CUDA out of memory."), "GPU is out of memory; lower train.micro"),
     ],
-    ids=["disk", "handles", "read-only", "memory", "GPU memory"],
+    ids=[
+        "disk",
+        "disk by safetensors",
+        "handles",
+        "read-only",
+        "memory",
+        "memory by torch",
+        "GPU memory",
+    ],
 )
 def test_what_runs_out_stops_the_run_resumably(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error, message: str
@@ -271,8 +352,8 @@ def test_what_runs_out_stops_the_run_resumably(
     run = tmp_path / "run"
     shutil.copytree(straight, run)
     config = resumed_config(run, ["--train.num_updates", "10"])
-    owner = checkpoint if isinstance(error, OSError) else trainer
-    name = "save_file" if isinstance(error, OSError) else "collect_rollout"
+    writes = isinstance(error, OSError | SafetensorError)
+    owner, name = (checkpoint, "save_file") if writes else (trainer, "collect_rollout")
 
     def failing(*args: object, **kwargs: object) -> None:
         raise error
@@ -350,6 +431,20 @@ class TestLostRewards:
         assert calls == [2, 2, 4, 4]
         assert "100% of the rollout could not be scored: judge: timed out" in caplog.text
 
+    def test_without_a_reason_stop_it_at_once(self, lossy, monkeypatch) -> None:
+        score, calls = RewardSet.score, []
+
+        def silent(self: RewardSet, images: Tensor, examples: Sequence[Example]) -> RewardScores:
+            calls.append(len(images))
+            found = score(self, images, examples)
+            kept = torch.arange(len(images))[:, None] == (0 if len(calls) == 1 else -1)
+            return dataclasses.replace(found, scores=found.scores.where(kept, torch.nan))
+
+        monkeypatch.setattr(RewardSet, "score", silent)
+        with pytest.raises(RewardError, match="75% of the rollout could not be scored: all scores"):
+            train(lossy)
+        assert calls == [2, 2]
+
     def test_stop_the_run_resumably_in_the_end(self, lossy, monkeypatch) -> None:
         with monkeypatch.context() as patch:
             self.break_rewards(patch, times=100)
@@ -368,6 +463,34 @@ def test_an_update_without_finite_gradient_is_skipped_and_diagnosed(
     assert [row["skipped_updates"] for row in rows] == [0, 1, 1, 0, 0, 0]
     assert "update 2 is skipped: not finite: gradients of" in caplog.text
     assert rows[3]["grad_norm"] > 0
+
+
+def test_a_later_update_without_valid_samples_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = RewardSet.score
+
+    def lossy(self: RewardSet, images: Tensor, examples: Sequence[Example]) -> RewardScores:
+        found, second = score(self, images, examples), examples[0] == examples[-1] == self.last
+        return dataclasses.replace(
+            found, scores=torch.full_like(found.scores, torch.nan) if second else found.scores
+        )
+
+    training = EmojiSource.training
+
+    def remembering(self: EmojiSource, number: int, count: int) -> list[Example]:
+        found = training(self, number, count)
+        RewardSet.last = found[-1]  # pyright: ignore
+        return found
+
+    monkeypatch.setattr(RewardSet, "last", None, raising=False)
+    monkeypatch.setattr(RewardSet, "score", lossy)
+    monkeypatch.setattr(EmojiSource, "training", remembering)
+    config = small(tmp_path, "--train.num_updates", "2", "--evaluation.validate_every", "0")
+    rows = [json.loads(line) for line in (train(config) / "metrics.jsonl").open()]
+    assert rows[0]["invalid_samples"] == 2
+    assert rows[0]["grad_norm"] > 0
+    assert rows[1]["grad_norm"] == 0
 
 
 @pytest.mark.slow

@@ -288,7 +288,9 @@ def test_unscorable_images_stop_the_run(
         "score",
         lambda self, images, examples: torch.full((len(images),), torch.nan),
     )
-    with pytest.raises(RewardError, match="no image of rollout 0 could be scored"):
+    with pytest.raises(
+        RewardError, match="100% of the rollout could not be scored: all scores of these"
+    ):
         train(tiny_config)
 
 

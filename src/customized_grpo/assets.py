@@ -83,7 +83,7 @@ def one_line(what: str, kind: type[CustomizedGRPOError] = ConfigError) -> Iterat
         raise
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        fix = "give another folder or hub id" if kind is ConfigError else "restore it"
+        fix = "give another folder or hub id" if kind is ConfigError else "restore or replace it"
         raise kind(f"{what}: {reason[:400]}; {fix}") from error
 
 

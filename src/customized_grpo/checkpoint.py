@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from customized_grpo.ema import Ema
 from customized_grpo.errors import CheckpointError
-from customized_grpo.files import replace_folder
+from customized_grpo.files import filled, replace_folder
 
 logger = logging.getLogger("customized_grpo")
 
@@ -50,8 +50,6 @@ class Progress:
     """Rollouts done; the next one's number, from which its data and noise are drawn."""
     skipped: int = 0
     """Updates skipped in a row, up to now."""
-    micro_batch_size: int | None = None
-    """What fits the memory, where the config's does not."""
     base: dict[str, float] = field(default_factory=dict)
     """Validation scores before the first update."""
     validation: dict[str, float] = field(default_factory=dict)
@@ -60,14 +58,14 @@ class Progress:
     """Highest score so far."""
 
     def score(self) -> float | None:
-        """Relative gain on the base of the evaluator that has gained least; None: not validated."""
+        """Relative gain on the base of the evaluator that has gained least; None: not known."""
         names = [n for n in self.base if n.split("/")[0] == "validation" and n.count("/") == 1]
         gains = [
             (self.validation[name] - self.base[name]) / abs(self.base[name])
             for name in names
             if name in self.validation and self.base[name]
         ]
-        return min(gains, default=None)
+        return min(gains) if gains and all(map(math.isfinite, gains)) else None
 
     def note_best(self) -> bool:
         """Whether there has been nothing better than now."""
@@ -196,9 +194,8 @@ class CheckpointStore:
         """
         self.wait()
         weights = self._folder / f"{_name(update)}.{WEIGHTS}"
-        shutil.rmtree(weights, ignore_errors=True)
-        weights.mkdir(parents=True)
-        save_weights(weights)
+        with filled(weights):
+            save_weights(weights)
         self._writing = self._worker.submit(self._write, update, tensors, record, weights)
 
     def wait(self) -> None:
@@ -237,14 +234,15 @@ def _score(folder: Path) -> float:
         score = json.loads((folder / _RECORD).read_text(encoding="utf-8"))["score"]
     except (OSError, ValueError, KeyError):
         return -math.inf
-    return -math.inf if score is None else score
+    return score if score is not None and math.isfinite(score) else -math.inf
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
     """All of a run, the oldest first; left-overs of an interrupted write are none."""
     folder = run / CHECKPOINTS
     found = folder.iterdir() if folder.is_dir() else ()
-    return sorted(path for path in found if path.is_dir() and path.name.isdecimal())
+    named = (path for path in found if path.is_dir() and path.name.isdecimal())
+    return sorted(named, key=lambda path: int(path.name))
 
 
 def newest_checkpoint(run: Path) -> Checkpoint | None:

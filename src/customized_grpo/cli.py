@@ -47,7 +47,8 @@ never those that what was trained depends on (generator, lora, ...).
 examples:
   cgrpo resume runs/emoji
   cgrpo resume runs/emoji --train.num_updates 400   make a finished run longer
-  cgrpo train configs/emoji.yaml --resume auto      begin, or go on: for job scripts"""
+  cgrpo train configs/emoji.yaml --resume auto      begin, or go on: for job scripts
+  (which takes --allow-changed too)"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -318,8 +319,15 @@ def _train(arguments: Sequence[str]) -> None:
             f"CONFIG must come first, got {config or 'nothing'}; write `cgrpo train CONFIG "
             "[--section.field value ...]`, for example `cgrpo train configs/emoji.yaml`"
         )
+    allow_changed, overrides = _take_flag("--allow-changed", overrides)
     resume, overrides = _take_resume(overrides)
-    _train_config(config, overrides, resume=resume)
+    if allow_changed and not resume:
+        raise ConfigError("--allow-changed has no effect without --resume auto; leave it out")
+    _train_config(config, overrides, resume=resume, allow_changed=allow_changed)
+
+
+def _take_flag(name: str, flags: Sequence[str]) -> tuple[bool, list[str]]:
+    return name in flags, [flag for flag in flags if flag != name]
 
 
 def _take_resume(flags: Sequence[str]) -> tuple[bool, list[str]]:
@@ -342,7 +350,11 @@ def _take_resume(flags: Sequence[str]) -> tuple[bool, list[str]]:
 
 
 def _train_config(
-    config_path: str | Path, overrides: Sequence[str], *, resume: bool = False
+    config_path: str | Path,
+    overrides: Sequence[str],
+    *,
+    resume: bool = False,
+    allow_changed: bool = False,
 ) -> Path:
     from customized_grpo.config import load_config
 
@@ -351,7 +363,7 @@ def _train_config(
     from customized_grpo.trainer import train
 
     _hide_loading_bars()
-    run = train(config, resume=resume)
+    run = train(config, resume=resume, allow_changed=allow_changed)
     _print_run(run)
     return run
 
@@ -374,9 +386,8 @@ def _resume(arguments: Sequence[str]) -> None:
         )
     from customized_grpo.resume import resumed_config
 
-    allow_changed = "--allow-changed" in flags
-    overrides = [flag for flag in flags if flag != "--allow-changed"]
-    config = resumed_config(Path(run), overrides, allow_changed=allow_changed)
+    allow_changed, overrides = _take_flag("--allow-changed", flags)
+    config = resumed_config(Path(run), overrides)
 
     from customized_grpo.trainer import train
 

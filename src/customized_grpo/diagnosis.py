@@ -16,6 +16,7 @@ from customized_grpo.generators.base import Conditioning
 from customized_grpo.rollout import Policy
 from customized_grpo.types import PolicyBatch
 
+REPORT = "diagnosis.json"
 _SHOWN = 3
 
 
@@ -60,7 +61,8 @@ def diagnose(
     """Looks at weights, gradients (as they are now) and batch, and computes log-probs again."""
     trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
     broken = []
-    for rows in torch.arange(len(batch.advantage)).split(micro_batch_size or len(batch.advantage)):
+    count = len(batch.advantage)  # 0 in a process whose samples are all invalid
+    for rows in torch.arange(count).split(micro_batch_size or count) if count else ():
         condition = conditioning.take(batch.sample_index[rows])
         mean, std = policy.transition(batch.latents[rows], batch.step_index[rows], condition)
         log_prob = policy.log_prob(batch.next_latents[rows], mean, std)
@@ -91,12 +93,14 @@ def dump_failure(
     batch: PolicyBatch,
     conditioning: Conditioning,
     state: dict[str, Tensor],
+    pinned: bool,
 ) -> None:
-    """Writes all that the update was computed from."""
+    """Writes all that the update was computed from; by several processes, each its own part."""
 
     def fill(target: Path) -> None:
         (target / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-        (target / "diagnosis.json").write_text(json.dumps(asdict(diagnosis)), encoding="utf-8")
+        text = json.dumps(asdict(diagnosis) | {"pinned": pinned})
+        (target / REPORT).write_text(text, encoding="utf-8")
         save_file(_fields(batch), target / "batch.safetensors")
         save_file(conditioning.tensors(), target / "conditioning.safetensors")
         save_file(state, target / "state.safetensors")
@@ -106,12 +110,13 @@ def dump_failure(
 
 def load_failure(
     folder: Path, device: torch.device
-) -> tuple[PolicyBatch, Conditioning, dict[str, Tensor]]:
-    """Batch, conditioning and training state of a dump."""
+) -> tuple[PolicyBatch, Conditioning, dict[str, Tensor], bool]:
+    """Batch, conditioning, training state of a dump, and whether the ratio was pinned."""
     batch = {n: t.to(device) for n, t in load_file(folder / "batch.safetensors").items()}
     conditioning = Conditioning.from_tensors(load_file(folder / "conditioning.safetensors"))
     return (
         PolicyBatch(**batch),
         conditioning.to(device),
         load_file(folder / "state.safetensors"),
+        json.loads((folder / REPORT).read_text(encoding="utf-8"))["pinned"],
     )

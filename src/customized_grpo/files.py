@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -20,9 +24,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Fills a temporary folder beside ``folder`` and puts it in its place."""
     temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write(temporary)
+    with filled(temporary):
+        write(temporary)
     for path in [*temporary.rglob("*"), temporary]:
         sync(path)
     if folder.exists():
@@ -34,6 +37,24 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     else:
         temporary.rename(folder)
     sync(folder.parent)
+
+
+@contextmanager
+def filled(folder: Path) -> Iterator[None]:
+    """An empty folder inside; if it cannot be filled, nothing is left of it to take up space.
+
+    Raises:
+        OSError: also where safetensors raises an error of its own, on a full disk for example.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, SafetensorError):
+            raise OSError(errno.EIO, str(error), str(folder)) from error
+        raise
 
 
 def sync(path: Path) -> None:

@@ -49,13 +49,7 @@ class Interrupts:
             raise Interrupted(self.received)
 
     def sleep(self, seconds: float) -> None:
-        """Waits, unless a signal comes.
-
-        Raises:
-            Interrupted: if one does.
-        """
+        """Waits, until a signal comes at the longest."""
         end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            self.check()
+        while (left := end - time.monotonic()) > 0 and self.received is None:
             time.sleep(min(left, _POLL_SECONDS))
-        self.check()

@@ -55,6 +55,7 @@ class Validation:
             examples = data.validation(config.evaluation.num_validation)
         self._sample = FixedSampler(generator, config, examples)
         self._examples = examples
+        self.evaluators = evaluators
         self._sets = {"validation": evaluators, "validation/reward": rewards}
 
     def metrics(self) -> dict[str, float]:
@@ -68,7 +69,7 @@ class Validation:
                 logger.warning("validation: %s", error)
             values = scores.scores.nanmean(0).tolist()
             means |= {f"{prefix}/{n}": v for n, v in zip(scores.names, values, strict=True)}
-        counts = self._sets["validation"].metrics()
+        counts = self.evaluators.metrics()
         return means | {f"evaluator/{name}": value for name, value in counts.items()}
 
 

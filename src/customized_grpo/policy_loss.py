@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from customized_grpo.config import LossConfig
 from customized_grpo.distributed import ALONE, Ranks
+from customized_grpo.errors import ResourceError
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.lora import lora_merged
 from customized_grpo.ops import clipped_surrogate, gaussian_kl, normalize_ratio
+from customized_grpo.resources import is_out_of_memory
 from customized_grpo.rollout import Policy
 from customized_grpo.types import Advantages, PolicyBatch, Rollout
 
@@ -68,6 +72,7 @@ def accumulate_gradient(
     if not config.kl_weight and ranks.any(bool(batch.advantage.any())):
         pairs = batch.advantage.nonzero()[:, 0]
     num_pairs, num_computed = (ranks.total(n) for n in (len(batch.advantage), len(pairs)))
+    pairs_loss = partial(_pairs_loss, policy, batch, conditioning, config, pinned, num_pairs)
     size, start = micro_batch_size or len(pairs), 0
     totals: dict[str, Tensor] = defaultdict(lambda: pairs.new_zeros((), dtype=torch.float32))
     parameters = [p for p in policy.generator.transformer.parameters() if p.requires_grad]
@@ -75,12 +80,15 @@ def accumulate_gradient(
         trained = [p for p in policy.generator.transformer.parameters() if p.requires_grad]
         while start < len(pairs):
             rows = pairs[start : start + size]
-            stats = _add_gradient(
-                policy, batch, conditioning, config, rows, pinned, num_pairs, trained
-            )
-            if stats is None:
+            stats = _add_gradient(partial(pairs_loss, rows), trained)
+            if stats is None and len(rows) > 1:
                 size = _halved(len(rows))
                 continue
+            if stats is None:
+                raise ResourceError(
+                    "one (sample, step) pair alone does not fit the memory; set "
+                    "generator.gradient_checkpointing, generator.quantization or smaller pictures"
+                )
             start += len(rows)
             for name, value in stats.items():
                 totals[name] += value if name == "loss" else value * (len(rows) / num_computed)
@@ -107,26 +115,19 @@ def _sum_numbers(parts: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _add_gradient(
-    policy: Policy,
-    batch: PolicyBatch,
-    conditioning: Conditioning,
-    config: LossConfig,
-    rows: Tensor,
-    pinned: bool,
-    num_pairs: int,
-    parameters: list[nn.Parameter],
+    pairs_loss: Callable[[], tuple[Tensor, dict[str, Tensor]]], parameters: list[nn.Parameter]
 ) -> dict[str, Tensor] | None:
     """All of the micro-batch's gradient, or, if it does not fit the memory, None and nothing."""
     before = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None
     try:
-        loss, stats = _pairs_loss(policy, batch, conditioning, config, rows, pinned, num_pairs)
+        loss, stats = pairs_loss()
         loss.backward()
-    except torch.OutOfMemoryError:
+    except Exception as error:
         for parameter, gradient in zip(parameters, before, strict=True):
             parameter.grad = gradient
-        if len(rows) == 1:
+        if not is_out_of_memory(error):
             raise
         return None
     for parameter, gradient in zip(parameters, before, strict=True):
@@ -150,9 +151,9 @@ def _pairs_loss(
     batch: PolicyBatch,
     conditioning: Conditioning,
     config: LossConfig,
-    rows: Tensor,
     pinned: bool,
     num_pairs: int,
+    rows: Tensor,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     latents, step_index = batch.latents[rows], batch.step_index[rows]
     condition = conditioning.take(batch.sample_index[rows])

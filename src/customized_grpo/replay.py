@@ -7,7 +7,7 @@ from pathlib import Path
 from customized_grpo.build import build_generator, make_optimizer, make_trainable
 from customized_grpo.checkpoint import TrainingState
 from customized_grpo.config import load_config
-from customized_grpo.diagnosis import Diagnosis, diagnose, load_failure
+from customized_grpo.diagnosis import REPORT, Diagnosis, diagnose, load_failure
 from customized_grpo.ema import Ema
 from customized_grpo.errors import CheckpointError
 from customized_grpo.policy_loss import accumulate_gradient
@@ -20,7 +20,7 @@ def replay(folder: Path) -> Diagnosis:
     Raises:
         CheckpointError: if the folder is no dump.
     """
-    if not (folder / "diagnosis.json").exists():
+    if not (folder / REPORT).exists():
         raise CheckpointError(
             f"DUMP: {folder} must be a folder that a run has written under failures/"
         )
@@ -28,7 +28,7 @@ def replay(folder: Path) -> Diagnosis:
     device = pick_device(config.device)
     generator = build_generator(config, device)
     make_trainable(generator, config)
-    batch, conditioning, state = load_failure(folder, device)
+    batch, conditioning, state, pinned = load_failure(folder, device)
     transformer = generator.transformer
     parameters = [p for p in transformer.parameters() if p.requires_grad]
     decay = config.train.ema_decay
@@ -40,7 +40,7 @@ def replay(folder: Path) -> Diagnosis:
         batch,
         conditioning,
         config.loss,
-        pinned=config.loss.pin_ratio,
+        pinned=pinned,
         micro_batch_size=size,
     )
     return diagnose(policy, batch, conditioning, transformer, size)

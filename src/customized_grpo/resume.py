@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from customized_grpo.checkpoint import CHECKPOINTS, checkpoint_folders
+from customized_grpo.checkpoint import CHECKPOINTS, WEIGHTS, checkpoint_folders
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.config.decoding import show, to_raw
 from customized_grpo.errors import CheckpointError, ConfigError
@@ -26,23 +26,19 @@ _FREE = (
 _FIXED = ("generator", "lora", "train.optimizer", "rollout.prompts_per_rollout")
 
 
-def resumed_config(
-    run: Path, overrides: Sequence[str] = (), *, allow_changed: bool = False
-) -> RunConfig:
+def resumed_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The config of a run folder, wherever it has been moved to, with overrides.
 
     Raises:
         CheckpointError: if the folder holds no run.
-        ConfigError: if a field has changed that must not.
+        ConfigError: if an override is wrong.
     """
+    if run.name != run.resolve().name:  # ".", or a link of another name
+        run = run.resolve()
     file = run / "config.yaml"
     if not file.exists():
         raise CheckpointError(f"RUN: {run} must be the folder of a run, config.yaml is not in it")
-    place = {"name": run.resolve().name, "output_dir": str(run.parent)}
-    old = replace(load_config(file), **place)
-    new = replace(load_config(file, overrides), **place)
-    check_changes(old, new, allow_changed=allow_changed)
-    return new
+    return replace(load_config(file, overrides), name=run.name, output_dir=str(run.parent))
 
 
 def check_changes(old: RunConfig, new: RunConfig, *, allow_changed: bool) -> None:
@@ -82,10 +78,11 @@ def _is_in(field: str, names: Sequence[str]) -> bool:
     return any(field == name or field.startswith(f"{name}.") for name in names)
 
 
-def remove_leftovers(run: Path) -> None:
-    """Deletes what an interrupted write has left in a run folder."""
-    kept = {*checkpoint_folders(run)}
-    found = [*(run / CHECKPOINTS).glob("*"), *run.rglob("*.tmp"), *run.glob("*.old")]
+def remove_leftovers(run: Path, update: int) -> None:
+    """Deletes what an interrupted write has left in a run folder that goes on after ``update``:
+    also checkpoints that come later, which are damaged, and weights of an end that is none."""
+    kept = {folder for folder in checkpoint_folders(run) if int(folder.name) <= update}
+    found = [*(run / CHECKPOINTS).glob("*"), run / WEIGHTS, *run.rglob("*.tmp"), *run.glob("*.old")]
     for path in found:
         if path in kept:
             continue

@@ -91,7 +91,7 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and not available:
         raise ConfigError("device: must be available, got 'cuda' and no GPU is visible; use 'auto'")
     if name != "cpu" and available:
-        return torch.device("cuda")
+        return torch.device("cuda", torch.cuda.current_device())  # threads may have another one
     _keep_freed_memory()
     return torch.device("cpu")
 

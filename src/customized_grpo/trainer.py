@@ -20,6 +20,7 @@ from customized_grpo.checkpoint import (
     CheckpointStore,
     Progress,
     TrainingState,
+    checkpoint_folders,
     newest_checkpoint,
 )
 from customized_grpo.config import RunConfig, explain_batch, load_config
@@ -41,6 +42,7 @@ from customized_grpo.generators.cache import CachedEncoder
 from customized_grpo.interrupts import Interrupts
 from customized_grpo.monitor import SampleGrid, Validation, rollout_metrics
 from customized_grpo.policy_loss import accumulate_gradient, policy_batch
+from customized_grpo.resources import machine_error, memory_named
 from customized_grpo.resume import check_changes, remove_leftovers
 from customized_grpo.rewards.attributes import AttributeClassifier
 from customized_grpo.rewards.base import RewardSet
@@ -76,7 +78,7 @@ def train(config: RunConfig, *, resume: bool = False, allow_changed: bool = Fals
     Raises:
         CustomizedGRPOError: with one line that names the field and the fix.
     """
-    with connected() as ranks:
+    with connected() as ranks, memory_named():
         if not ranks.first:
             logger.setLevel(logging.WARNING)
         return _train(config, ranks, resume=resume, allow_changed=allow_changed)
@@ -86,9 +88,15 @@ def _train(config: RunConfig, ranks: Ranks, *, resume: bool, allow_changed: bool
     folder = run_folder(config, resume=resume)
     if resume and holds_run(folder):
         check_changes(load_config(folder / "config.yaml"), config, allow_changed=allow_changed)
-        if finished_updates(folder) == config.train.num_updates:
+        ended = finished_updates(folder)
+        if ended == config.train.num_updates:
             logger.info("%s is finished, there is nothing to resume", folder)
             return folder
+        if ended is not None and ended not in [int(f.name) for f in checkpoint_folders(folder)]:
+            raise CheckpointError(
+                f"RUN: {folder} has ended after update {ended} and kept no checkpoint of that "
+                "(train.save_every 0), so it cannot be made longer; start another run"
+            )
     device = pick_device(config.device)
     data, generator = build_world(config, device)
     rewards = RewardSet(config.rewards, device)
@@ -104,11 +112,13 @@ def _train(config: RunConfig, ranks: Ranks, *, resume: bool, allow_changed: bool
     with lock_folder(folder) if ranks.first else nullcontext():
         if ranks.first:
             run_folder(config, resume=resume)  # another process may have been faster
-            remove_leftovers(folder)
+        checkpoint = _common_checkpoint(folder, ranks)
+        if ranks.first:
+            remove_leftovers(folder, checkpoint.update if checkpoint else 0)
         log = RunLog(folder, config, device) if ranks.first else SilentLog(folder)
         trainer = Trainer(config, data, generator, rewards, samples, validation, log, ranks)
         logger.info(explain_batch(config))
-        trainer.start(_common_checkpoint(folder, ranks))
+        trainer.start(checkpoint)
         trainer.run()
     return folder
 
@@ -158,7 +168,9 @@ class Trainer:
         self.interrupts = Interrupts()
         self.progress = Progress()
         self._saved: int | None = None  # update of the newest checkpoint
-        self._whole = True  # False between the first and the last update of a rollout
+        self._whole = True  # False from the first update of a rollout until it is used up
+        self._micro_batch_size = config.train.micro_batch_size  # halved where it does not fit
+        self._common_error: CustomizedGRPOError | None = None
 
     def start(self, checkpoint: Checkpoint | None) -> None:
         """Brings everything to where the run begins or goes on.
@@ -175,6 +187,8 @@ class Trainer:
             raise CheckpointError(f"{checkpoint.folder}: {error}") from error
         self.progress = Progress(**checkpoint.record["progress"])
         self.rewards.restore(checkpoint.record["rewards"])
+        if self.validation is not None:
+            self.validation.evaluators.restore(checkpoint.record["evaluators"])
         self._saved = self.progress.update
         self.log.rewind(update=self.progress.update, rollouts=self.progress.rollouts)
         before, now = checkpoint.record["environment"], describe_environment(self.generator.device)
@@ -189,41 +203,55 @@ class Trainer:
         Raises:
             CustomizedGRPOError: whatever stops the run; it says how to go on.
         """
-        try:
-            with self.log.progress(self.progress.update), self.interrupts:
-                if self._saved is None:
-                    self._log_start()
-                while self.progress.update < self.config.train.num_updates:
-                    self._stop_if_asked()
-                    self._iterate(self.progress.rollouts)
-            self._finish()
-        except Exception as error:
-            way_on = self._rescue()
-            if isinstance(error, CustomizedGRPOError):
-                error.args = (f"{error}; {way_on}",)
-            elif isinstance(error, OSError | MemoryError | torch.OutOfMemoryError):
-                raise ResourceError(f"{_clear(error)}; {way_on}") from error
-            else:  # a bug, in a plug or here: its traceback is wanted
-                logger.error("%s", way_on)
-            raise
+        with self.interrupts:  # also while the end is written, or what can be rescued
+            try:
+                with self.log.progress(self.progress.update):
+                    if self._saved is None:
+                        self._log_start()
+                    while self.progress.update < self.config.train.num_updates:
+                        self._stop_if_asked()
+                        self._iterate(self.progress.rollouts)
+                self._finish()
+            except Exception as error:
+                way_on, machine = self._rescue(), machine_error(error)
+                if error is self._common_error:
+                    self.ranks.wait()  # whoever ends first makes the launcher end the others
+                if isinstance(error, CustomizedGRPOError):
+                    error.args = (f"{error}; {way_on}",)
+                elif machine is not None:
+                    raise ResourceError(f"{machine}; {way_on}") from error
+                else:  # a bug, in a plug or here: its traceback is wanted
+                    logger.error("%s", way_on)
+                raise
 
     def _rescue(self) -> str:
-        """Saves what can be saved; returns how to go on."""
+        """Saves what can be saved; returns how to go on. What fails here must not hide why."""
+        resume = f"`cgrpo resume {self.log.folder}` goes on"
+        if not self.ranks.first:
+            return resume
         update = self.progress.update
         try:
             if self._whole and update and self._saved != update:
                 self._save_checkpoint()
             self.store.wait()
-        except OSError as second:
-            logger.warning("update %d could not be saved: %s", update, _clear(second))
-        newest = newest_checkpoint(self.log.folder)
-        done = newest.update if newest else 0
-        return f"`cgrpo resume {self.log.folder}` goes on after update {done}"
+        except Exception as second:
+            what = machine_error(second) or second
+            logger.warning("update %d could not be saved: %s", update, what)
+        try:
+            newest = newest_checkpoint(self.log.folder)
+        except CheckpointError as second:
+            return str(second)
+        return f"{resume} after update {newest.update if newest else 0}"
+
+    def _common(self, error: CustomizedGRPOError) -> CustomizedGRPOError:
+        """An error that all processes raise at this point."""
+        self._common_error = error
+        return error
 
     def _stop_if_asked(self) -> None:
         """All processes stop together, whichever of them a signal has reached."""
         if self.ranks.any(self.interrupts.received is not None):
-            raise Interrupted(self.interrupts.received or signal.SIGTERM)
+            raise self._common(Interrupted(self.interrupts.received or signal.SIGTERM))
 
     def _finish(self) -> None:
         if self.ranks.first:
@@ -271,9 +299,9 @@ class Trainer:
             objectives,
         )
         if not advantages.valid.any():
-            raise RewardError(
-                f"rewards: no image of rollout {number} could be scored; "
-                + ("; ".join(scores.errors) or "all scores are NaN")
+            text = "; ".join(scores.errors) or "all scores are NaN"
+            raise self._common(
+                RewardError(f"rewards: no image of rollout {number} could be scored; {text}")
             )
         log.advantages(number, advantages.per_objective, objectives)
         metrics = rollout_metrics(scores, advantages, group_ids.to(device), objectives)
@@ -283,7 +311,6 @@ class Trainer:
         for inner, groups in enumerate(self._split_groups()):
             samples = torch.isin(rollout.group_ids, groups.to(rollout.group_ids.device))
             batch = policy_batch(rollout, advantages, samples.nonzero()[:, 0])
-            self._whole = False
             with log.timed("update"):
                 stats = self._optimize(batch, conditioning, first=inner == 0)
             self.progress.update += 1
@@ -345,17 +372,21 @@ class Trainer:
             RewardError: if too much is still missing at the end.
         """
         faults = self.config.faults
-        for pause in (*faults.reward_pauses, None):
+        pauses = iter(faults.reward_pauses)
+        while True:
             lost = scores.scores.isnan().any(1)
             share = self.ranks.total(int(lost.sum())) / self.ranks.total(len(lost))
-            failing = self.ranks.any(bool(scores.errors))
-            if share <= faults.max_lost_rewards or (pause is not None and not failing):
+            if share <= faults.max_lost_rewards:
                 return scores
-            what = f"{share:.0%} of the rollout could not be scored: {'; '.join(scores.errors)}"
+            text = "; ".join(scores.errors) or "all scores of these images are NaN"
+            what = f"{share:.0%} of the rollout could not be scored: {text}"
+            failing = self.ranks.any(bool(scores.errors))  # a NaN without a reason stays one
+            pause = next(pauses, None) if failing else None
             if pause is None:
-                raise RewardError(f"rewards: {what}")
+                raise self._common(RewardError(f"rewards: {what}"))
             logger.warning("%s; trying again in %g s", what, pause)
             self.interrupts.sleep(pause)
+            self._stop_if_asked()
             rows = lost.nonzero()[:, 0]
             if not len(rows):
                 continue
@@ -365,7 +396,6 @@ class Trainer:
             filled = scores.scores.clone()
             filled[rows] = again.scores
             scores = replace(again, scores=filled)
-        raise AssertionError("the last pause is None")
 
     def _validate(self) -> dict[str, float]:
         every, last = self.config.evaluation.validate_every, self.config.train.num_updates
@@ -381,31 +411,34 @@ class Trainer:
 
     def _optimize(self, batch, conditioning, *, first: bool) -> dict[str, float]:
         train, loss = self.config.train, self.config.loss
+        pinned = loss.pin_ratio and first
         self.optimizer.zero_grad(set_to_none=True)
         stats = accumulate_gradient(
             self.policy,
             batch,
             conditioning,
             loss,
-            pinned=loss.pin_ratio and first,
-            micro_batch_size=self.progress.micro_batch_size or train.micro_batch_size,
+            pinned=pinned,
+            micro_batch_size=self._micro_batch_size,
             ranks=self.ranks,
         )
         if "micro_batch_size" in stats:
-            self.progress.micro_batch_size = int(stats["micro_batch_size"])
+            self._micro_batch_size = int(stats["micro_batch_size"])
         if not first:  # off policy by then: the ratio itself is the number to look at
-            stats.pop("mismatch")
+            stats.pop("mismatch", None)  # no sample may have been valid
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm).item()
         if not math.isfinite(norm):
-            self._skip(batch, conditioning)
+            self._skip(batch, conditioning, pinned)
+            self._whole = False
             return {**stats, "grad_norm": norm, "skipped_updates": 1.0}
         self.progress.skipped = 0
+        self._whole = False
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update()
         return {**stats, "grad_norm": norm, "skipped_updates": 0.0}
 
-    def _skip(self, batch: PolicyBatch, conditioning: Conditioning) -> None:
+    def _skip(self, batch: PolicyBatch, conditioning: Conditioning, pinned: bool) -> None:
         """Leaves the weights as they are, and says why.
 
         Raises:
@@ -413,17 +446,20 @@ class Trainer:
         """
         self.progress.skipped += 1
         update = self.progress.update + 1
-        size = self.config.train.micro_batch_size
-        report = diagnose(self.policy, batch, conditioning, self.generator.transformer, size)
+        size, transformer = self._micro_batch_size, self.generator.transformer
+        report = diagnose(self.policy, batch, conditioning, transformer, size)
         logger.warning("update %d is skipped: %s", update, report)
         if self.progress.skipped < self.config.faults.max_skipped_updates:
             return
-        folder = self.log.folder / "failures" / f"{update:06d}"
-        if self.ranks.first:
-            dump_failure(folder, self.config, report, batch, conditioning, self.state.tensors())
-        raise CheckpointError(
-            f"{self.progress.skipped} updates in a row had no finite gradient: {report}; "
-            f"`cgrpo replay {folder}` shows it again"
+        rank = "" if self.ranks.size == 1 else f"-rank{self.ranks.rank}"
+        folder = self.log.folder / "failures" / f"{update:06d}{rank}"
+        state = self.state.tensors()
+        dump_failure(folder, self.config, report, batch, conditioning, state, pinned)
+        raise self._common(
+            CheckpointError(
+                f"{self.progress.skipped} updates in a row had no finite gradient: {report}; "
+                f"`cgrpo replay {folder}` shows it again"
+            )
         )
 
     def _after_update(self) -> None:
@@ -446,6 +482,7 @@ class Trainer:
                 "progress": asdict(self.progress),
                 "score": self.progress.score(),
                 "rewards": self.rewards.metrics(),
+                "evaluators": self.validation.evaluators.metrics() if self.validation else {},
                 "environment": describe_environment(self.generator.device),
             }
             update, save_weights = self.progress.update, self.generator.save_weights
@@ -464,15 +501,3 @@ class Trainer:
     def _averaged(self) -> AbstractContextManager[None]:
         """Inside, the weights are those that are saved: their average, if there is one."""
         return nullcontext() if self.ema is None else self.ema.applied()
-
-
-def _clear(error: BaseException) -> str:
-    """One line for an error of the machine."""
-    if isinstance(error, OSError):
-        return f"{error.filename or 'the system'}: {error.strerror or error}"
-    if isinstance(error, torch.OutOfMemoryError):
-        return (
-            "the GPU is out of memory; lower train.micro_batch_size or rollout.batch_size, or set "
-            "generator.gradient_checkpointing"
-        )
-    return "out of memory; lower rollout.batch_size or train.micro_batch_size"

@@ -8,9 +8,9 @@ pictures above 1024 x 1024 pixels are reduced to that area. Colour profiles are 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
@@ -20,6 +20,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from customized_grpo.assets import one_line
 from customized_grpo.errors import DataError
 
 MIN_SIDE = 32
@@ -122,16 +123,9 @@ def upright(image: Image.Image, mode: Mode, where: str) -> Image.Image:
         return image.convert(mode)
 
 
-@contextmanager
-def _decoding(where: str) -> Iterator[None]:
+def _decoding(where: str) -> AbstractContextManager[None]:
     """One line for whatever Pillow's decoders raise on damaged bytes, which is almost anything."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{where} is not a readable picture: {reason[:200]}") from error
+    return one_line(f"{where} is not a readable picture", DataError)
 
 
 def bits_of_16(image: Image.Image, where: str) -> bool:

@@ -106,8 +106,11 @@ def lora_merged(transformer: nn.Module) -> Iterator[None]:
     """
     compiled = any(m._compiled_call_impl is not None for m in transformer.modules())
     layers = [] if compiled else [m for m in transformer.modules() if _is_merged_faster(m)]
-    merged = _merged[transformer] = [_Merged(layer) for layer in layers]
+    merged: list[_Merged] = []
+    _merged[transformer] = merged
     try:
+        for layer in layers:
+            merged.append(_Merged(layer))
         yield
     finally:
         del _merged[transformer]

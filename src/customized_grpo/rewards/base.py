@@ -10,6 +10,7 @@ from torch import Tensor
 
 from customized_grpo.config import RewardConfig
 from customized_grpo.errors import ConfigError, DataError, RewardError, within
+from customized_grpo.resources import is_out_of_memory
 from customized_grpo.types import Example, RewardScores
 
 
@@ -117,9 +118,11 @@ class RewardSet:
         for name, reward in zip(self.names, self._rewards, strict=True):
             try:
                 column = _column(reward.score(images, examples), len(images))
-            except (ConfigError, DataError, MemoryError, torch.OutOfMemoryError):
+            except (ConfigError, DataError):
                 raise
             except Exception as error:
+                if is_out_of_memory(error):
+                    raise
                 kind = "" if isinstance(error, RewardError) else f"{type(error).__name__}: "
                 errors.append(f"{name}: {kind}{error}")
                 column = torch.full((len(images),), torch.nan, device=images.device)

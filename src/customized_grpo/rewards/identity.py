@@ -175,9 +175,8 @@ class IdentityReward:
             for number, key in enumerate(row):
                 if key not in self._cache:
                     missing.setdefault(key, (example, number))
-        if missing:
-            features = self._encode_references(list(missing.values()), device)
-            self._cache.update(zip(missing, features, strict=True))
+        for key, reference in missing.items():  # alone: a batch's company would move its last bits
+            self._cache[key] = self._encode_reference(*reference, device)
         rows = [torch.stack([self._cache[key] for key in row]) for row in keys]
         for key in (key for row in keys for key in row):
             self._cache.move_to_end(key)
@@ -185,62 +184,37 @@ class IdentityReward:
             self._cache.popitem(last=False)
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=torch.nan)
 
-    def _encode_references(
-        self, wanted: Sequence[tuple[Example, int]], device: torch.device
-    ) -> Tensor:
-        """Features ``[len(wanted), 2, D]``, all of them in one batch."""
-        pictures = [example.references[number].to(device) for example, number in wanted]
-        config = self._config
-        needs_subject = config.region == "subject" or config.copy_penalty > 0
-        needs_whole = config.region == "image" or config.copy_penalty > 0
-        slots: list[tuple[int, int, Tensor]] = []
-        if needs_subject:
-            cuts = self._cut_references(wanted, pictures)
-            slots += [(i, 0, cut) for i, cut in enumerate(cuts) if cut is not None]
-        if needs_whole:
-            slots += [(i, 1, picture) for i, picture in enumerate(pictures)]
-        pixels = self._preprocess.stack([picture for *_, picture in slots] or pictures)
-        encoded = batched(self._features, pixels)
-        features = encoded.new_full((len(wanted), 2, encoded.shape[1]), torch.nan)
-        for (position, kind, _), row in zip(slots, encoded, strict=False):
-            features[position, kind] = row
-        return features
-
-    def _cut_references(
-        self, wanted: Sequence[tuple[Example, int]], pictures: Sequence[Tensor]
-    ) -> list[Tensor | None]:
-        """Subjects cut out; None where the mask is empty."""
-        cuts: list[Tensor | None] = []
-        masks = self._reference_masks(wanted, pictures)
-        for (example, number), picture, mask in zip(wanted, pictures, masks, strict=True):
-            shown = bool((mask > 0.5).any())
-            cuts.append(cut_out(picture, mask.to(picture.device)) if shown else None)
-            if not shown:
+    def _encode_reference(self, example: Example, number: int, device: torch.device) -> Tensor:
+        """Features ``[2, D]`` of subject and whole picture; NaN = unused or not there."""
+        picture, config = example.references[number].to(device), self._config
+        parts: dict[int, Tensor] = {}
+        if config.region == "subject" or config.copy_penalty > 0:
+            mask = self._reference_mask(example, number, picture).to(device)
+            if (mask > 0.5).any():
+                parts[0] = cut_out(picture, mask)
+            else:
                 logger.warning(
                     "example %r: no subject in reference %d; it is left out", example.id, number
                 )
-        return cuts
+        if config.region == "image" or config.copy_penalty > 0:
+            parts[1] = picture
+        encoded = self._features(self._preprocess.stack(list(parts.values()) or [picture]))
+        features = encoded.new_full((2, encoded.shape[1]), torch.nan)
+        for kind, row in zip(parts, encoded, strict=False):
+            features[kind] = row
+        return features
 
-    def _reference_masks(
-        self, wanted: Sequence[tuple[Example, int]], pictures: Sequence[Tensor]
-    ) -> list[Tensor]:
-        """The data's masks, or the segmenter's where the data have none."""
-        known = {
-            i: example.reference_masks[number]
-            for i, (example, number) in enumerate(wanted)
-            if example.reference_masks is not None
-        }
-        bare = [i for i in range(len(wanted)) if i not in known]
-        if bare and self._segmenter is None:
+    def _reference_mask(self, example: Example, number: int, picture: Tensor) -> Tensor:
+        """The data's mask, or the segmenter's where the data have none."""
+        if example.reference_masks is not None:
+            return example.reference_masks[number]
+        if self._segmenter is None:
             raise DataError(
-                f"example {wanted[bare[0]][0].id!r}: the subject region needs a mask for every "
-                "reference, got none; add masks to the data, or name a segmenter"
+                f"example {example.id!r}: the subject region needs a mask for every reference, got "
+                "none; add masks to the data, or name a segmenter"
             )
-        if bare and self._segmenter is not None:
-            names = [wanted[i][0].named_subject for i in bare]
-            found = self._segmenter.masks([pictures[i] for i in bare], names)
-            known |= dict(zip(bare, found, strict=True))
-        return [known[i] for i in range(len(wanted))]
+        (mask,) = self._segmenter.masks([picture], [example.named_subject])
+        return mask
 
 
 def _pool(similarities: Tensor, how: str) -> Tensor:
