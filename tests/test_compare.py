@@ -237,6 +237,15 @@ def test_fields_that_are_newer_than_a_cell_do_not_make_it_another(tmp_path: Path
     _check_same(text, config, "here")
 
 
+def test_a_cell_may_have_been_run_faster_or_slower(tmp_path: Path) -> None:
+    study = Study.load(write_study(tmp_path))
+    config = study.run_config(*study.cell("naive/seed0"))
+    _check_same(dump_config(dataclasses.replace(config, compile=True)), config, "here")
+    other = dataclasses.replace(config, train=dataclasses.replace(config.train, ema_decay=0.5))
+    with pytest.raises(ConfigError, match=r"ema_decay: 0\.5"):
+        _check_same(dump_config(other), config, "here")
+
+
 def test_cells_are_named_and_come_seed_by_seed(tmp_path: Path) -> None:
     study = Study.load(write_study(tmp_path))
     names = [f"{method.name}{seed}" for method, seed in study.config.cells()]
