@@ -123,6 +123,11 @@ def test_plain_scalars_are_yaml_1_2(text, value):
         ("steps: 12", "steps: true", ["rollout.num_steps", "got true"]),
         ("steps: 12", "steps: 12, shared_noise: yes", ["write true or false"]),
         ("steps: 12", "steps: 12, group_size: 1", ["rollout.group_size", "equal to 2, got 1"]),
+        (
+            "name: test",
+            "name: test\ncompile: true\nfsdp: true",
+            ["fsdp must be false with compile, got true"],
+        ),
         ("steps: 12", "steps: 7", ["rollout.num_trained_steps must be at most", "= 6, got 7"]),
         ("steps: 12", "steps: 12, noise_level: .nan", ["rollout.noise_level", "finite", "NaN"]),
         ("steps: 12", "steps: 12, shift: .inf", ["rollout.shift", "finite number, got Infinity"]),

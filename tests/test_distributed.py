@@ -15,6 +15,7 @@ import torch
 from chaos import content, small_run
 from safetensors.torch import load_file
 
+from customized_grpo.build import build_generator
 from customized_grpo.checkpoint import checkpoint_folders
 from customized_grpo.config import RunConfig, dump_config
 from customized_grpo.distributed import Ranks
@@ -57,26 +58,41 @@ def metrics(run: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if not k.startswith("seconds/")} for row in rows]
 
 
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    (file,) = (run / "weights").rglob("*.safetensors")
+    return load_file(file)
+
+
+def load_base(config: RunConfig) -> dict[str, torch.Tensor]:
+    return build_generator(config, torch.device("cpu")).transformer.state_dict()
+
+
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
         # two groups of 3 over 2 processes: split, and unevenly; ratios and KL are used
         ("split", "--rollout.group_size 3 --train.num_updates 6 --loss.kl_weight 0.01"),
         ("whole", "--train.inner_updates 1 --train.num_updates 5 --train.micro_batch_size 3"),
+        # with one pass more in the first process, in the rollout and in the update
+        (
+            "sharded",
+            "--rollout.group_size 3 --train.num_updates 6 --loss.kl_weight 0.01 "
+            "--train.micro_batch_size 3 --fsdp true",
+        ),
+        ("full", "--lora null --train.inner_updates 1 --train.learning_rate 1e-4 --fsdp true"),
     ],
 )
 def test_two_processes_are_one(tmp_path: Path, name: str, flags: str) -> None:
     config = small_run(tmp_path, name, 5, *flags.split())
-    one = train(config)
+    one = train(config)  # alone there is nothing to shard
     two = small_run(tmp_path, f"{name}-two", 5, *flags.split())
     out, _ = finished(torchrun(two, tmp_path))
     run = tmp_path / f"{name}-two"
     assert out == f"run: {run}\n"
-    ours, theirs = (
-        load_file(folder / "weights" / "pytorch_lora_weights.safetensors") for folder in (one, run)
-    )
-    change = max(tensor.abs().max() for key, tensor in ours.items() if "lora_B" in key)
-    assert change > 1e-4
+    ours, theirs = weights(one), weights(run)
+    base = load_base(config) if config.lora is None else {k: 0.0 for k in ours if "lora_B" in k}
+    assert max((ours[key] - start).abs().max() for key, start in base.items()) > 5e-5
+    assert ours.keys() == theirs.keys()
     for key, tensor in ours.items():
         assert torch.allclose(tensor, theirs[key], rtol=0, atol=1e-6), key
     for row, other in zip(metrics(one), metrics(run), strict=True):
@@ -86,9 +102,10 @@ def test_two_processes_are_one(tmp_path: Path, name: str, flags: str) -> None:
     ).read_text().count("\n")
 
 
-def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fsdp", ["false", "true"])
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, fsdp: str) -> None:
     straight = train(small_run(tmp_path, "straight", 8))
-    config = small_run(tmp_path, "two", 8)
+    config = small_run(tmp_path, "two", 8, "--fsdp", fsdp)
     process = torchrun(config, tmp_path)
     while len(checkpoint_folders(tmp_path / "two")) < 1 and process.poll() is None:
         time.sleep(0.1)
@@ -100,9 +117,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     run = train(config, resume=True)
     one, two = content(straight), content(run)
     assert one.keys() == two.keys()
-    ours, theirs = (
-        load_file(r / "weights" / "pytorch_lora_weights.safetensors") for r in (straight, run)
-    )
+    ours, theirs = weights(straight), weights(run)
     assert all(torch.allclose(t, theirs[key], rtol=0, atol=1e-6) for key, t in ours.items())
 
 

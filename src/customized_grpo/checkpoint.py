@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from customized_grpo.ema import Ema
 from customized_grpo.errors import CheckpointError
 from customized_grpo.files import filled, replace_folder
+from customized_grpo.sharding import split_like, whole
 
 logger = logging.getLogger("customized_grpo")
 
@@ -86,7 +87,8 @@ class TrainingState:
         self._optimizer, self._ema = optimizer, ema
 
     def tensors(self) -> dict[str, Tensor]:
-        """Copies on the CPU; of the optimizer's plain numbers too."""
+        """Copies on the CPU; of the optimizer's plain numbers too. Where the model is sharded,
+        every process has to ask."""
         found: dict[str, Tensor] = {f"policy/{n}": p for n, p in self._parameters.items()}
         for name, parameter in self._parameters.items():
             for key, value in self._optimizer.state[parameter].items():
@@ -97,7 +99,7 @@ class TrainingState:
         found["random/cpu"] = torch.get_rng_state()
         for number, state in enumerate(_cuda_random_states()):
             found[f"random/cuda{number}"] = state
-        return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in found.items()}
+        return {n: whole(t.detach()).to("cpu", copy=True).contiguous() for n, t in found.items()}
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
@@ -108,18 +110,18 @@ class TrainingState:
         """
         self._check(tensors)
         for name, parameter in self._parameters.items():
-            parameter.copy_(tensors[f"policy/{name}"])
+            parameter.copy_(split_like(tensors[f"policy/{name}"], parameter))
         states: dict[int, dict[str, Any]] = {}
-        for index, name in enumerate(self._parameters):
+        for index, (name, parameter) in enumerate(self._parameters.items()):
             prefix = f"optimizer/{name}/"
             found = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
             if found:
-                states[index] = {key: _plain(tensor) for key, tensor in found.items()}
+                states[index] = {k: _plain(split_like(t, parameter)) for k, t in found.items()}
         groups = self._optimizer.state_dict()["param_groups"]  # as the config says now
         self._optimizer.load_state_dict({"state": states, "param_groups": groups})
         if self._ema is not None:
             for name, average in zip(self._parameters, self._ema.average, strict=True):
-                average.copy_(tensors[f"ema/{name}"])
+                average.copy_(split_like(tensors[f"ema/{name}"], average))
         torch.set_rng_state(tensors["random/cpu"])
         for number in range(len(_cuda_random_states())):
             if f"random/cuda{number}" in tensors:

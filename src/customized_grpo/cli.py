@@ -245,7 +245,7 @@ def _parser() -> argparse.ArgumentParser:
         "device, device hours and cost. Counted from the config; no weights are needed, nothing is "
         "trained. The rest of CONFIG's fields can be overridden as for `cgrpo train`.",
         epilog="examples:\n  cgrpo estimate configs/flux-kontext.yaml --device h100\n"
-        "  cgrpo estimate configs/uno-paper.yaml --num-devices 64 --fsdp --price 2.5\n"
+        "  cgrpo estimate configs/uno-paper.yaml --num-devices 64 --fsdp true --price 2.5\n"
         "  cgrpo estimate configs/flux-kontext.yaml --rollout.group_size 24 --lora.rank 256\n"
         "  cgrpo estimate configs/emoji.yaml --device local --benchmark mfu.json\n"
         "the model and what it leaves out: docs/performance.md",
@@ -256,8 +256,6 @@ def _parser() -> argparse.ArgumentParser:
     estimate.add_argument("--device", default="h100", help=device + "this machine, measured now")
     number = "devices of the run (default: 1)"
     estimate.add_argument("--num-devices", type=_positive, default=1, metavar="N", help=number)
-    shard = "shard the weights over the devices, in place of a copy on each"
-    estimate.add_argument("--fsdp", action="store_true", help=shard)
     mfu = "share of the bfloat16 peak that is reached (default: 0.4, assumed)"
     estimate.add_argument("--mfu", type=float, metavar="SHARE", help=mfu)
     measured = "take the shares from here: output of `python benchmarks/mfu.py --json`"
@@ -484,7 +482,7 @@ def _estimate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     cluster = Cluster(
         device=find_device(options.device),
         num_devices=options.num_devices,
-        fsdp=options.fsdp,
+        fsdp=config.fsdp,
         rollout_mfu=rollout_mfu,
         update_mfu=update_mfu,
     )

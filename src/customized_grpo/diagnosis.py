@@ -11,9 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from customized_grpo.config import RunConfig, dump_config
+from customized_grpo.distributed import ALONE, Ranks
 from customized_grpo.files import replace_folder
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.rollout import Policy
+from customized_grpo.sharding import is_sharded, whole
 from customized_grpo.types import PolicyBatch
 
 REPORT = "diagnosis.json"
@@ -57,12 +59,16 @@ def diagnose(
     conditioning: Conditioning,
     module: nn.Module,
     micro_batch_size: int | None,
+    ranks: Ranks = ALONE,
 ) -> Diagnosis:
     """Looks at weights, gradients (as they are now) and batch, and computes log-probs again."""
     trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
     broken = []
     count = len(batch.advantage)  # 0 in a process whose samples are all invalid
-    for rows in torch.arange(count).split(micro_batch_size or count) if count else ():
+    parts = torch.arange(count).split(micro_batch_size or count) if count else ()
+    for _ in range(ranks.most(len(parts)) - len(parts) if is_sharded(module) else 0):
+        policy.idle_pass(conditioning)
+    for rows in parts:
         condition = conditioning.take(batch.sample_index[rows])
         mean, std = policy.transition(batch.latents[rows], batch.step_index[rows], condition)
         log_prob = policy.log_prob(batch.next_latents[rows], mean, std)
@@ -78,7 +84,7 @@ def diagnose(
 
 
 def _finite(tensor: Tensor) -> bool:
-    return bool(tensor.isfinite().all())
+    return bool(whole(tensor).isfinite().all())
 
 
 def _fields(batch: PolicyBatch) -> dict[str, Tensor]:

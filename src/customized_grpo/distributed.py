@@ -92,6 +92,10 @@ class Ranks:
         """Whether it is so on one of them."""
         return any(self.collect(flag))
 
+    def most(self, count: int) -> int:
+        """The largest over the ranks."""
+        return max(self.collect(count))
+
     def share(self, value: Any) -> Any:
         """The first one's value, which JSON can hold."""
         return self.collect(value if self.first else None)[0]

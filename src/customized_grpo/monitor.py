@@ -28,16 +28,17 @@ class SampleGrid:
     def __init__(self, generator: Generator, config: RunConfig, examples: list[Example]) -> None:
         self._sampler = FixedSampler(generator, config, examples)
         self._examples = examples
-        self._base = self._sample()
+        self._base = self.sample()
 
     @torch.compiler.set_stance("force_eager")  # too few pictures to compile for
-    def _sample(self) -> Tensor:
+    def sample(self) -> Tensor:
+        """Pictures ``[B, 3, H, W]`` by the generator as it is now."""
         return self._sampler()
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, now: Tensor) -> None:
         """Reference | prompt | base | now."""
         path.parent.mkdir(exist_ok=True)
-        save_grid(path, self._examples, {"base": self._base, "now": self._sample()})
+        save_grid(path, self._examples, {"base": self._base, "now": now})
 
 
 class Validation:
@@ -53,15 +54,15 @@ class Validation:
     ) -> None:
         with within("data"):
             examples = data.validation(config.evaluation.num_validation)
-        self._sample = FixedSampler(generator, config, examples)
+        self.sample = FixedSampler(generator, config, examples)
+        """Pictures ``[B, 3, H, W]`` by the generator as it is now."""
         self._examples = examples
         self.evaluators = evaluators
         self._sets = {"validation": evaluators, "validation/reward": rewards}
 
-    def metrics(self) -> dict[str, float]:
-        """Means ``validation/<evaluator>`` and ``validation/reward/<reward>`` as of now, and
+    def metrics(self, images: Tensor) -> dict[str, float]:
+        """Means ``validation/<evaluator>`` and ``validation/reward/<reward>``, and
         ``evaluator/<evaluator>/<number>`` where one has numbers of its own."""
-        images = self._sample()
         means: dict[str, float] = {}
         for prefix, models in self._sets.items():
             scores = models.score(images, self._examples)

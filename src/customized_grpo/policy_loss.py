@@ -18,6 +18,7 @@ from customized_grpo.generators.lora import lora_merged
 from customized_grpo.ops import clipped_surrogate, gaussian_kl, normalize_ratio
 from customized_grpo.resources import is_out_of_memory
 from customized_grpo.rollout import Policy
+from customized_grpo.sharding import is_sharded
 from customized_grpo.types import Advantages, PolicyBatch, Rollout
 
 logger = logging.getLogger("customized_grpo")
@@ -75,27 +76,47 @@ def accumulate_gradient(
     pairs_loss = partial(_pairs_loss, policy, batch, conditioning, config, pinned, num_pairs)
     size, start = micro_batch_size or len(pairs), 0
     totals: dict[str, Tensor] = defaultdict(lambda: pairs.new_zeros((), dtype=torch.float32))
-    parameters = [p for p in policy.generator.transformer.parameters() if p.requires_grad]
-    with lora_merged(policy.generator.transformer):
-        trained = [p for p in policy.generator.transformer.parameters() if p.requires_grad]
+    transformer = policy.generator.transformer
+    parameters = [p for p in transformer.parameters() if p.requires_grad]
+    sharded = is_sharded(transformer)
+    scale = ranks.size if sharded else 1  # of sharded gradients the mean over the ranks is left
+    passes = -(-len(pairs) // max(size, 1))
+    idle = ranks.most(passes) - passes if sharded else 0
+    with lora_merged(transformer):
+        trained = [p for p in transformer.parameters() if p.requires_grad]
         while start < len(pairs):
             rows = pairs[start : start + size]
-            stats = _add_gradient(partial(pairs_loss, rows), trained)
-            if stats is None and len(rows) > 1:
+            stats = _add_gradient(partial(pairs_loss, rows), trained, scale)
+            if stats is None and len(rows) > 1 and not sharded:
                 size = _halved(len(rows))
                 continue
             if stats is None:
                 raise ResourceError(
                     "one (sample, step) pair alone does not fit the memory; set "
                     "generator.gradient_checkpointing, generator.quantization or smaller pictures"
+                    if len(rows) == 1
+                    else f"a micro-batch of {len(rows)} pairs does not fit the memory, and with "
+                    "fsdp it is not halved; lower train.micro_batch_size"
                 )
             start += len(rows)
             for name, value in stats.items():
                 totals[name] += value if name == "loss" else value * (len(rows) / num_computed)
-    _sum_gradients(parameters, ranks)
+        for _ in range(idle):
+            _idle(policy, conditioning, config)
+    if not sharded:
+        _sum_gradients(parameters, ranks)
     values = torch.stack(list(totals.values())).tolist() if totals else []  # waits for the device
     fitted = {} if size == (micro_batch_size or len(pairs)) else {"micro_batch_size": float(size)}
     return _sum_numbers(ranks.collect(dict(zip(totals, values, strict=True)))) | fitted
+
+
+def _idle(policy: Policy, conditioning: Conditioning, config: LossConfig) -> None:
+    """The passes of a micro-batch whose gradient is 0, while other ranks have one more."""
+    nothing = policy.idle_pass(conditioning).sum() * 0
+    if config.kl_weight:
+        with torch.no_grad():
+            policy.idle_pass(conditioning)
+    nothing.backward()
 
 
 def _sum_gradients(parameters: list[nn.Parameter], ranks: Ranks) -> None:
@@ -115,7 +136,9 @@ def _sum_numbers(parts: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _add_gradient(
-    pairs_loss: Callable[[], tuple[Tensor, dict[str, Tensor]]], parameters: list[nn.Parameter]
+    pairs_loss: Callable[[], tuple[Tensor, dict[str, Tensor]]],
+    parameters: list[nn.Parameter],
+    scale: int,
 ) -> dict[str, Tensor] | None:
     """All of the micro-batch's gradient, or, if it does not fit the memory, None and nothing."""
     before = [parameter.grad for parameter in parameters]
@@ -123,7 +146,7 @@ def _add_gradient(
         parameter.grad = None
     try:
         loss, stats = pairs_loss()
-        loss.backward()
+        (loss * scale).backward()
     except Exception as error:
         for parameter, gradient in zip(parameters, before, strict=True):
             parameter.grad = gradient

@@ -18,7 +18,7 @@ logger = logging.getLogger("customized_grpo")
 
 # Fields that decide where and how long a run goes, not what it computes.
 _FREE = (
-    "name", "output_dir", "device", "compile", "cache", "rollout.batch_size",
+    "name", "output_dir", "device", "compile", "fsdp", "cache", "rollout.batch_size",
     "train.num_updates", "train.micro_batch_size", "train.sample_every", "train.save_every",
     "train.keep_checkpoints", "faults",
 )  # fmt: skip

@@ -75,6 +75,12 @@ class Policy:
         velocity = self.velocity(latents, index, conditioning)
         return latents - (self.sigmas[step] - self.sigmas[step + 1]) * velocity
 
+    def idle_pass(self, conditioning: Conditioning) -> Tensor:
+        """A pass that keeps other processes company, where they share a sharded transformer."""
+        latents = self.generator.noise(1, torch.Generator())
+        first = torch.zeros(1, dtype=torch.int64, device=latents.device)
+        return self.velocity(latents, first, conditioning.take(first))
+
     def decode(self, latents: Tensor) -> Tensor:
         """Images ``[B, 3, H, W]`` float32 in [0, 1]."""
         with torch.autocast(latents.device.type, torch.bfloat16, enabled=self.autocast):
@@ -141,6 +147,16 @@ class Share:
     """Of the whole rollout."""
     rows: Tensor
     """``[b]`` int64, ascending, of the whole rollout's ``[B]``, where groups follow each other."""
+    num_passes: int = 0
+    """Passes through the transformer to take at least; what the samples do not need is idle."""
+
+
+def count_passes(config: RolloutConfig, num_groups: int, num_samples: int) -> int:
+    """Passes through the transformer that ``collect_rollout`` needs."""
+    size = config.batch_size or num_samples
+    shared = noisy_steps(config).start if config.shared_noise else 0
+    alone = config.num_steps - shared
+    return shared * -(-num_groups // size) + alone * -(-num_samples // size)
 
 
 @torch.no_grad()
@@ -196,6 +212,9 @@ def collect_rollout(
             parts.append(part)
             if on_images is not None:
                 on_images(part[-1], group_ids[rows])
+        needed = count_passes(config, len(groups), len(mine))
+        for _ in range(needed, share.num_passes if share else 0):
+            policy.idle_pass(conditioning)
     latents, next_latents, means, log_probs, images = (
         torch.cat(part) for part in zip(*parts, strict=True)
     )

@@ -47,7 +47,13 @@ from customized_grpo.resume import check_changes, remove_leftovers
 from customized_grpo.rewards.attributes import AttributeClassifier
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.rewards.scoring_queue import ScoringQueue
-from customized_grpo.rollout import Share, collect_rollout, make_policy, pick_device
+from customized_grpo.rollout import (
+    Share,
+    collect_rollout,
+    count_passes,
+    make_policy,
+    pick_device,
+)
 from customized_grpo.runlog import (
     RunLog,
     SilentLog,
@@ -57,6 +63,7 @@ from customized_grpo.runlog import (
     lock_folder,
     run_folder,
 )
+from customized_grpo.sharding import gathered, is_sharded, shard, whole
 from customized_grpo.types import Example, PolicyBatch, RewardScores, Rollout
 
 logger = logging.getLogger("customized_grpo")
@@ -105,6 +112,8 @@ def _train(config: RunConfig, ranks: Ranks, *, resume: bool, allow_changed: bool
         AttributeClassifier.load(config.evaluation.classifier, device)
     torch.manual_seed(config.seed)
     make_trainable(generator, config)
+    if config.fsdp and ranks.size > 1:
+        shard(generator.transformer, device, ranks.size)
     samples = SampleGrid(generator, config, data.held_out(_NUM_SAMPLES))
     every = config.evaluation.validate_every
     validation = Validation(generator, config, data, rewards, evaluators) if every else None
@@ -213,8 +222,9 @@ class Trainer:
                         self._iterate(self.progress.rollouts)
                 self._finish()
             except Exception as error:
-                way_on, machine = self._rescue(), machine_error(error)
-                if error is self._common_error:
+                common = error is self._common_error
+                way_on, machine = self._rescue(common), machine_error(error)
+                if common:
                     self.ranks.wait()  # whoever ends first makes the launcher end the others
                 if isinstance(error, CustomizedGRPOError):
                     error.args = (f"{error}; {way_on}",)
@@ -224,14 +234,15 @@ class Trainer:
                     logger.error("%s", way_on)
                 raise
 
-    def _rescue(self) -> str:
+    def _rescue(self, common: bool) -> str:
         """Saves what can be saved; returns how to go on. What fails here must not hide why."""
         resume = f"`cgrpo resume {self.log.folder}` goes on"
-        if not self.ranks.first:
+        if not self._takes_part:
             return resume
         update = self.progress.update
         try:
-            if self._whole and update and self._saved != update:
+            possible = common or not self._sharded  # parts of the others are needed
+            if self._whole and update and self._saved != update and possible:
                 self._save_checkpoint()
             self.store.wait()
         except Exception as second:
@@ -254,8 +265,8 @@ class Trainer:
             raise self._common(Interrupted(self.interrupts.received or signal.SIGTERM))
 
     def _finish(self) -> None:
-        if self.ranks.first:
-            with self._averaged():
+        with self._averaged(), gathered(self.generator.transformer, here=self.ranks.first):
+            if self.ranks.first:
                 replace_folder(self.log.folder / WEIGHTS, self.generator.save_weights)
         self._save_samples()
         if self._saved != self.progress.update and self.config.train.save_every:
@@ -285,7 +296,7 @@ class Trainer:
         with log.timed("data"):
             prompts = self.data.training(number, config.rollout.prompts_per_rollout)
             per_prompt = self.encode([prompts[group] for group in my_groups.tolist()])
-        share = Share(num_groups=len(prompts), rows=mine)
+        share = Share(num_groups=len(prompts), rows=mine, num_passes=self._passes(shares))
         rollout, scores = self._sample_and_score(prompts, per_prompt, random, share, shares)
         for error in scores.errors:
             logger.warning("rollout %d: %s", number, error)
@@ -321,6 +332,13 @@ class Trainer:
         self.progress.rollouts += 1
         self._whole = True
         self._after_rollout()
+
+    def _passes(self, shares: Sequence[Tensor]) -> int:
+        """Passes of the process that has the most to sample."""
+        rollout = self.config.rollout
+        groups = [len((share // rollout.group_size).unique()) for share in shares]
+        counts = zip(groups, map(len, shares), strict=True)
+        return max(count_passes(rollout, *count) for count in counts) if self._sharded else 0
 
     def _rows(self, groups: Tensor) -> Tensor:
         """The samples of some groups, among those of the whole rollout."""
@@ -403,7 +421,11 @@ class Trainer:
         if self.validation is None or (update % every and update != last):
             return {}
         with self.log.timed("validation"), self._averaged():
-            return self.ranks.share(self.validation.metrics() if self.ranks.first else None)
+            images = self.validation.sample() if self._takes_part else None
+        metrics = (
+            self.validation.metrics(images) if images is not None and self.ranks.first else None
+        )
+        return self.ranks.share(metrics)
 
     def _split_groups(self) -> tuple[Tensor, ...]:
         count = self.config.rollout.prompts_per_rollout
@@ -426,7 +448,7 @@ class Trainer:
             self._micro_batch_size = int(stats["micro_batch_size"])
         if not first:  # off policy by then: the ratio itself is the number to look at
             stats.pop("mismatch", None)  # no sample may have been valid
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm).item()
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm)).item()
         if not math.isfinite(norm):
             self._skip(batch, conditioning, pinned)
             self._whole = False
@@ -447,7 +469,7 @@ class Trainer:
         self.progress.skipped += 1
         update = self.progress.update + 1
         size, transformer = self._micro_batch_size, self.generator.transformer
-        report = diagnose(self.policy, batch, conditioning, transformer, size)
+        report = diagnose(self.policy, batch, conditioning, transformer, size, self.ranks)
         logger.warning("update %d is skipped: %s", update, report)
         if self.progress.skipped < self.config.faults.max_skipped_updates:
             return
@@ -476,27 +498,40 @@ class Trainer:
             self._save_checkpoint()
 
     def _save_checkpoint(self) -> None:
-        if self.ranks.first:
-            self.log.sync()
-            record = {
-                "progress": asdict(self.progress),
-                "score": self.progress.score(),
-                "rewards": self.rewards.metrics(),
-                "evaluators": self.validation.evaluators.metrics() if self.validation else {},
-                "environment": describe_environment(self.generator.device),
-            }
-            update, save_weights = self.progress.update, self.generator.save_weights
-            with self.log.timed("checkpoint"):
-                tensors = self.state.tensors()
-                with self._averaged():
-                    self.store.save(update, tensors, record, save_weights)
+        with self.log.timed("checkpoint"):
+            tensors = self.state.tensors() if self._takes_part else {}
+            with self._averaged(), gathered(self.generator.transformer, here=self.ranks.first):
+                if self.ranks.first:
+                    self._write_checkpoint(tensors)
         self._saved = self.progress.update
 
+    def _write_checkpoint(self, tensors: dict[str, Tensor]) -> None:
+        self.log.sync()
+        record = {
+            "progress": asdict(self.progress),
+            "score": self.progress.score(),
+            "rewards": self.rewards.metrics(),
+            "evaluators": self.validation.evaluators.metrics() if self.validation else {},
+            "environment": describe_environment(self.generator.device),
+        }
+        self.store.save(self.progress.update, tensors, record, self.generator.save_weights)
+
     def _save_samples(self) -> None:
-        if not self.ranks.first:
+        if not self._takes_part:
             return
         with self._averaged():
-            self.samples.save(self.log.folder / "samples" / f"{self.progress.update:06d}.png")
+            now = self.samples.sample()
+        if self.ranks.first:
+            self.samples.save(self.log.folder / "samples" / f"{self.progress.update:06d}.png", now)
+
+    @property
+    def _sharded(self) -> bool:
+        return is_sharded(self.generator.transformer)
+
+    @property
+    def _takes_part(self) -> bool:
+        """In what the first process needs; others have to if they hold parts of the weights."""
+        return self.ranks.first or self._sharded
 
     def _averaged(self) -> AbstractContextManager[None]:
         """Inside, the weights are those that are saved: their average, if there is one."""

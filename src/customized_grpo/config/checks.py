@@ -42,6 +42,14 @@ def conflicts(config: RunConfig) -> Iterator[str]:
             f"{MOST_AT_ONCE // rollout.prompts_per_rollout}, got {rollout.group_size}; all "
             f"{images:,} images of a rollout are in memory"
         )
+    quantization = getattr(config.generator, "quantization", None)
+    for name, value in (
+        ("train.optimizer", train.optimizer),
+        ("compile", config.compile),
+        ("generator.quantization", quantization),
+    ):
+        if config.fsdp and value not in ("adamw", False, None):
+            yield f"fsdp must be false with {name}, got {show(value)} there; it cannot be sharded"
     if rollout.prompts_per_rollout % train.inner_updates:
         yield (
             "train.inner_updates must divide rollout.prompts_per_rollout = "

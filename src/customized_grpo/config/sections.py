@@ -445,6 +445,10 @@ class RunConfig:
     """torch.compile the transformer's blocks for rollout and update: pays in long runs, after about
     a minute of compilation; on a CPU it needs a C++ compiler."""
 
+    fsdp: bool = False
+    """Shard the transformer over the processes of torchrun (FSDP2), for models that do not fit one
+    GPU: less memory, more communication. Alone, a process has nothing to share."""
+
     data: DataPlug
     """Where references and prompts come from."""
 

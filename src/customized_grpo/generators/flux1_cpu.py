@@ -2,6 +2,9 @@
 
 What is computed is what diffusers' blocks compute, but for the last one, whose text and reference
 tokens nobody reads: it computes the target's.
+
+What goes into a linear layer is contiguous: without gradients torch copies the weights once per
+sample otherwise.
 """
 
 from __future__ import annotations
@@ -90,7 +93,7 @@ def _joint_attention(
     value = torch.cat([attn.add_v_proj(text), attn.to_v(image)], 1)
     seen = _attend(query, key, value)
     seen_text, seen_image = seen.split([text.shape[1], image.shape[1]], 1)
-    return attn.to_out[0](seen_image), attn.to_add_out(seen_text)
+    return attn.to_out[0](seen_image.contiguous()), attn.to_add_out(seen_text.contiguous())
 
 
 def _single_block(
@@ -112,7 +115,8 @@ def _single_block(
     value = attn.to_v(normed)
     if num_targets is not None:
         wanted = slice(num_texts, num_texts + num_targets)
-        tokens, normed, rotation = tokens[:, wanted], normed[:, wanted], rotation[wanted]
+        tokens, rotation = tokens[:, wanted], rotation[wanted]
+        normed = normed[:, wanted].contiguous()
     weights, eps = [attn.norm_q.weight], attn.norm_q.eps
     query = rotated_heads([attn.to_q(normed)], weights, rotation, eps, attn.head_dim**-0.5)
     wide = torch.cat([_attend(query, key, value), gelu(block.proj_mlp(normed))], 2)

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from customized_grpo.assets import check_finite, one_line
 from customized_grpo.config import LoraSettings
@@ -130,6 +131,8 @@ def _is_merged_faster(module: Any) -> bool:
         return False
     base, (name, *others) = module.base_layer, module.active_adapters
     if type(base) is not nn.Linear or others or base.weight.dtype.itemsize < 4:
+        return False
+    if isinstance(base.weight, DTensor):  # sharded
         return False
     if not torch.is_grad_enabled():
         return True
