@@ -48,19 +48,26 @@ def measure(config: RunConfig, repeats: int) -> dict[str, float]:
 
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
-    updates = (repeats + 1) * config.train.inner_updates
     with tempfile.TemporaryDirectory() as folder:
-        run = train(
-            replace(
-                config,
-                name="benchmark",
-                output_dir=folder,
-                evaluators=(),
-                evaluation=replace(config.evaluation, validate_every=0, classifier=None),
-                train=replace(config.train, num_updates=updates, sample_every=0, save_every=0),
-            )
-        )
-        lines = (run / "metrics.jsonl").read_text().splitlines()
+        return logged(train(shortened(config, repeats, folder)), config)
+
+
+def shortened(config: RunConfig, repeats: int, folder: str) -> RunConfig:
+    """A warm-up and ``repeats`` iterations of nothing but training, as run ``benchmark``."""
+    updates = (repeats + 1) * config.train.inner_updates
+    return replace(
+        config,
+        name="benchmark",
+        output_dir=folder,
+        evaluators=(),
+        evaluation=replace(config.evaluation, validate_every=0, classifier=None),
+        train=replace(config.train, num_updates=updates, sample_every=0, save_every=0),
+    )
+
+
+def logged(run: Path, config: RunConfig) -> dict[str, float]:
+    """Median seconds of a run's stages."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
     return medians([json.loads(line) for line in lines], config.train.inner_updates)
 
 

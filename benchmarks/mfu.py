@@ -5,8 +5,9 @@
 MFU = useful FLOPs / seconds / the fastest bfloat16 matrix product measured in the same run. FLOPs
 are counted: of the rollout with its adapters merged, of the update without anything computed twice,
 of the transformer as this device computes it (on a CPU FLUX.1's last block leaves out the tokens
-that nobody reads), of everything else by `customized_grpo.estimate`. The naive structure does the same work: batch 1 in the rollout, one
-(sample, step) pair per backward, rewards one image at a time; same config, same trained pairs.
+that nobody reads), of everything else by `customized_grpo.estimate`. The naive structure does the
+same work: batch 1 in the rollout, one (sample, step) pair per backward, rewards one image at a
+time; same config, same trained pairs.
 """
 
 from __future__ import annotations

@@ -10,9 +10,10 @@ from types import ModuleType
 
 import pytest
 import torch
+from chaos import small_run
 from helpers import ROOT
 
-from customized_grpo.config import load_config
+from customized_grpo.config import dump_config, load_config
 
 
 @pytest.fixture
@@ -48,6 +49,22 @@ def test_predictions_are_relative_to_the_reference_point(benchmark) -> None:
     point = ({**seconds, "update": 6.0, "iteration": 10.0}, {**flops, "update": 30.0})
     ratios = benchmark("scaling").compare(point, base)
     assert ratios == {"rollout": 1.0, "update": 2.0, "all": 1.6}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], ["--fsdp"]])
+def test_processes_ends_with_a_ratio(
+    benchmark, tmp_path: Path, monkeypatch, capsys, flags: list[str]
+) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text(dump_config(small_run(tmp_path, "small", 4)))
+    words = ["processes.py", "--config", str(file), "--repeats", "1", "--json", *flags]
+    monkeypatch.setattr(sys, "argv", words)
+    benchmark("processes").main()
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    seconds = result["one_seconds"]["iteration"], result["seconds"]["iteration"]
+    assert result["throughput_ratio"] == seconds[0] / seconds[1] > 0
+    assert (result["processes"], result["fsdp"]) == (2, bool(flags))
 
 
 def test_points_of_the_curves_are_configs(benchmark) -> None:
