@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# A process per core, at most 4, of one thread each: more threads than cores are slower than one.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: help demo test check fuzz
 .DEFAULT_GOAL := help
@@ -14,14 +16,14 @@ demo: $(VENV)/.stamp-demo  ## train the embedded generator on this machine, then
 	$(BIN)/cgrpo demo
 
 test: $(VENV)/.stamp-dev  ## run the tests, but for the slow ones
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 check: $(VENV)/.stamp-dev  ## what CI runs: lint, format, types, layering, all tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	$(PYTEST)
 
 fuzz: $(VENV)/.stamp-dev  ## damaged configs, data, pictures and checkpoints by the thousand
 	CGRPO_FUZZ=full $(BIN)/pytest tests/fuzz
