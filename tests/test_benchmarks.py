@@ -100,3 +100,21 @@ def test_mfu_ends_with_its_numbers(
     naive = result["naive_seconds"]["iteration"]
     assert result["speedup_vs_naive"] == naive / seconds["iteration"]
     assert result["peak_memory_bytes"] > 1e8
+
+
+@pytest.mark.slow
+def test_evaluation_ends_with_its_numbers(
+    benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation = benchmark("evaluation")
+    monkeypatch.setattr(evaluation, "PHOTOS", 1)
+    result = evaluation.measure(tmp_path, 30, 8, "cpu")
+    assert (result["outputs"], result["pictures"]) == (30, 30 + 30)
+    whole, alone = result["pictures_per_second"], result["encoder_pictures_per_second"]
+    assert result["share_of_encoder_rate"] == pytest.approx(whole / alone)
+    assert result["encoder_mfu"] * result["share_of_encoder_rate"] == pytest.approx(result["mfu"])
+    tokens, width, layers = 197, 384, 12  # products of weights, and of queries, keys and values
+    per_layer = 2 * tokens * width * 12 * width + 4 * tokens**2 * width
+    patches = 2 * 196 * 768 * width
+    assert result["flops_per_picture"] == pytest.approx(layers * per_layer + patches, rel=1e-3)
+    assert (tmp_path / "evaluation" / "benchmark.json").exists()

@@ -35,7 +35,9 @@ def calls(monkeypatch, tmp_path) -> list:
 
     def evaluate_run(run, split, num_examples):
         calls.append((run, split, num_examples))
-        return SimpleNamespace(picture=run / "grid.png", table=lambda: "base tuned")
+        return SimpleNamespace(
+            picture=run / "grid.png", table=lambda: "base tuned", to_json=lambda: "{}\n"
+        )
 
     trainer.train, evaluate.evaluate_run = train, evaluate_run  # pyright: ignore
     monkeypatch.setitem(sys.modules, "customized_grpo.trainer", trainer)
@@ -64,6 +66,29 @@ def test_evaluate_opens_with_the_picture(capsys, calls):
     assert main(["evaluate", "runs/x", "--split", "validation", "--num-examples", "9"]) == 0
     assert calls == [(Path("runs/x"), "held_out", None), (Path("runs/x"), "validation", 9)]
     assert capsys.readouterr().out == "picture: runs/x/grid.png\nbase tuned\n" * 2
+    assert main(["evaluate", "runs/x", "--json"]) == 0
+    assert capsys.readouterr().out == "{}\n"
+
+
+def test_evaluate_takes_a_benchmark(capsys) -> None:
+    emoji = str(ROOT / "configs" / "benchmarks" / "emoji.yaml")
+    small = ["--benchmark.num_examples", "4", "--sampling.num_steps", "2", "--name", "small"]
+    assert main(["evaluate", emoji, *small]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("# small on emoji\n")
+    assert out.endswith("gallery: evaluations/small/gallery.html\n")
+    assert main(["evaluate", emoji, *small, "--json"]) == 0
+    out = capsys.readouterr().out
+    assert out == Path("evaluations/small/benchmark.json").read_text()
+    assert json.loads(out)["complete"] is True
+
+
+def test_evaluate_help_of_a_benchmark_shows_its_fields(capsys) -> None:
+    assert main(["evaluate", str(ROOT / "configs" / "benchmarks" / "emoji.yaml"), "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "--sampling.num_steps = 6" in out
+    assert "Pictures per prompt" in out
+    assert "--metrics.0.path" in out
 
 
 def test_demo_trains_the_shipped_config_and_evaluates(capsys, calls, tmp_path):
@@ -86,7 +111,10 @@ def test_demo_trains_the_shipped_config_and_evaluates(capsys, calls, tmp_path):
         (["train", "run.yaml", "--train.betas", "[0.9, 0.99]"], "write its items with spaces"),
         (["train", "nothing.yaml", "--help"], "nothing.yaml': No such file"),
         (["trane", "run.yaml"], "invalid choice: 'trane'"),
-        (["evaluate"], "RUN"),
+        (["evaluate"], "TARGET"),
+        (["evaluate", "runs/x", "--seed", "3"], "--seed has no effect on a run"),
+        (["evaluate", "bench.yaml", "--split", "validation"], "--split has no effect on a bench"),
+        (["evaluate", "bench.yaml"], "TARGET must be a readable YAML file, got 'bench.yaml'"),
         (["demo", "--updates", "many"], "--updates"),
         (["demo", "--updates", "0"], "train.num_updates must be greater than 0"),
         ([], "COMMAND"),

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from customized_grpo.errors import ConfigError, CustomizedGRPOError, Interrupted
 
@@ -30,6 +30,7 @@ examples:
   cgrpo train --help                                      all fields, with their defaults
   cgrpo resume runs/emoji                                 go on with a run that was stopped
   cgrpo evaluate runs/emoji                               base against tuned, held-out subjects
+  cgrpo evaluate configs/benchmarks/dreambench.yaml       any model's pictures, on DreamBench
   cgrpo report runs/emoji                                 curves, tables and pictures in one page
   cgrpo compare configs/studies/proof.yaml                many methods and seeds, and their report
   cgrpo estimate configs/flux-kontext.yaml --num-devices 8  seconds, memory and cost of a run
@@ -60,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] in (["train"], ["resume"]):  # flags are fields of the config
             command = partial(_train if arguments[0] == "train" else _resume, arguments[1:])
+        elif path := _asks_for_fields(arguments):
+            command = partial(_print_benchmark_fields, path)
         else:
             options, overrides = _parse(arguments)
             command = partial(options.run, options, *overrides)
@@ -156,25 +159,34 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser(
         "evaluate",
-        help="compare base and tuned on held-out subjects",
-        description="Compare base and tuned of a run on held-out subjects, by its evaluators.",
+        help="compare base and tuned of a run, or any model on a benchmark",
+        description="Compare base and tuned of a run on held-out subjects, by its evaluators; or "
+        "evaluate a model, or anyone's pictures, on a benchmark (YAML file; any of its fields can "
+        "be overridden, --section.field value).",
         epilog="examples:\n  cgrpo evaluate runs/emoji\n"
-        "  cgrpo evaluate runs/emoji --split validation   to choose between recipes",
+        "  cgrpo evaluate runs/emoji --split validation   to choose between recipes\n"
+        "  cgrpo evaluate configs/benchmarks/emoji.yaml --name mine --lora runs/mine/weights\n"
+        "  cgrpo evaluate configs/benchmarks/dreambench.yaml --name other --images pictures "
+        "--generator null --sampling '{}'\n"
+        "  torchrun --nproc_per_node 8 -m customized_grpo evaluate "
+        "configs/benchmarks/dreambench.yaml\n"
+        "metrics, rules and the form of the manifest: docs/evaluation.md",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    evaluate.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run")
+    target = "folder of a run, or YAML file of a benchmark"
+    evaluate.add_argument("target", metavar="TARGET", type=Path, help=target)
     evaluate.add_argument(
         "--split",
         choices=("held_out", "validation"),
-        default="held_out",
-        help="examples to use; validation ones for tuning a recipe (default: held_out)",
+        help="of a run: validation examples are for tuning a recipe (default: held_out)",
     )
     evaluate.add_argument(
         "--num-examples",
         type=int,
         metavar="N",
-        help="examples to use; the standard error falls with their root (default: the run's)",
+        help="of a run: the standard error falls with their root (default: the run's)",
     )
+    evaluate.add_argument("--json", action="store_true", help="print JSON, no tables")
     evaluate.set_defaults(run=_evaluate)
 
     compare = commands.add_parser(
@@ -295,7 +307,7 @@ def _parser() -> argparse.ArgumentParser:
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[list[str]]]:
     """Options, and what is left of the arguments for commands that override a config's fields."""
     parser = _parser()
-    if arguments[:1] != ["estimate"]:
+    if arguments[:1] not in (["estimate"], ["evaluate"]):
         return parser.parse_args(arguments), []
     options, overrides = parser.parse_known_args(arguments)
     return options, [overrides]
@@ -408,19 +420,77 @@ def _data(options: argparse.Namespace) -> None:
     print(f"picture: {options.out}")
 
 
-def _evaluate(options: argparse.Namespace) -> None:
-    _evaluate_run(options.run_folder, options.split, options.num_examples)
+def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    if _is_benchmark(options.target):
+        _evaluate_benchmark(options, overrides)
+        return
+    if overrides:
+        raise ConfigError(
+            f"{overrides[0]} has no effect on a run, which is evaluated as its config says; see "
+            "`cgrpo evaluate --help`"
+        )
+    split = options.split or "held_out"
+    _evaluate_run(options.target, split, options.num_examples, as_json=options.json)
+
+
+def _is_benchmark(target: str | Path) -> bool:
+    return Path(target).suffix in (".yaml", ".yml")
+
+
+def _asks_for_fields(arguments: Sequence[str]) -> str | None:
+    """The file of `cgrpo evaluate FILE.yaml --help`, which argparse would not look at."""
+    if arguments[:1] != ["evaluate"] or not {"-h", "--help"} & set(arguments):
+        return None
+    return next((word for word in arguments[1:] if _is_benchmark(word)), None)
+
+
+def _print_benchmark_fields(path: str) -> None:
+    from customized_grpo.config import load_benchmark
+
+    print("usage: cgrpo evaluate TARGET [--section.field value ...] [--json]\n")
+    print(f"fields, with the values of {path}:")
+    print("\n".join(_field_lines(load_benchmark(path))))
+
+
+def _evaluate_benchmark(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from customized_grpo.config import load_benchmark
+
+    for flag in ("split", "num_examples"):
+        if getattr(options, flag) is not None:
+            name = flag.replace("_", "-")
+            raise ConfigError(f"--{name} has no effect on a benchmark; leave it out")
+    config = load_benchmark(options.target, overrides)
+
+    from customized_grpo.benchmark.run import evaluate_benchmark
+    from customized_grpo.benchmark.tables import markdown
+    from customized_grpo.distributed import connected
+
+    _hide_loading_bars()
+    with connected() as ranks:
+        outcome = evaluate_benchmark(config, ranks)
+    if outcome is None:  # the first process prints
+        return
+    if options.json:
+        print(outcome.to_json(), end="")
+        return
+    print(markdown(outcome))
+    print(f"gallery: {Path(config.output_dir) / config.name / 'gallery.html'}")
 
 
 def _evaluate_run(
     run: Path,
     split: Literal["held_out", "validation"] = "held_out",
     num_examples: int | None = None,
+    *,
+    as_json: bool = False,
 ) -> None:
     from customized_grpo.evaluate import evaluate_run
 
     _hide_loading_bars()
     report = evaluate_run(run, split, num_examples)
+    if as_json:
+        print(report.to_json(), end="")
+        return
     print(f"picture: {report.picture}")
     print(report.table())
 
@@ -550,18 +620,8 @@ def _shipped_config(name: str) -> Path:
 
 def _train_help(config_path: str | None) -> str:
     """All fields with their docs: of a config file with its values, or with the defaults."""
-    from dataclasses import MISSING, is_dataclass
+    from customized_grpo.config import RunConfig, load_config
 
-    from customized_grpo import registry
-    from customized_grpo.config import RunConfig, list_fields, load_config
-    from customized_grpo.config.decoding import show, to_raw
-
-    groups = {
-        "data": registry.DATA,
-        "generator": registry.GENERATORS,
-        "rewards": registry.REWARDS,
-        "evaluators": registry.REWARDS,
-    }
     lines = [
         "usage: cgrpo train CONFIG [--section.field value ...]",
         "",
@@ -575,7 +635,28 @@ def _train_help(config_path: str | None) -> str:
         if config_path
         else "fields, with their defaults (`cgrpo train CONFIG --help`: also the plugs' fields):",
     ]
-    for info in list_fields(load_config(config_path) if config_path else RunConfig):
+    return "\n".join(
+        [*lines, *_field_lines(load_config(config_path) if config_path else RunConfig)]
+    )
+
+
+def _field_lines(config: Any) -> list[str]:
+    """Fields of a config, or of a class of configs, with their docs."""
+    from dataclasses import MISSING, is_dataclass
+
+    from customized_grpo import registry
+    from customized_grpo.config import list_fields
+    from customized_grpo.config.decoding import show, to_raw
+
+    groups = {
+        "data": registry.DATA,
+        "generator": registry.GENERATORS,
+        "rewards": registry.REWARDS,
+        "evaluators": registry.REWARDS,
+        "metrics": registry.REWARDS,
+    }
+    lines: list[str] = []
+    for info in list_fields(config):
         if info.is_section and (is_dataclass(info.value) or info.path in groups):
             types = groups.get(info.path)
             plugs = f" Types: {', '.join(registry.plug_types(types))}." if types else ""
@@ -584,4 +665,4 @@ def _train_help(config_path: str | None) -> str:
         value = "" if info.value is MISSING else f" = {show(to_raw(info.value))}"
         lines.append(f"  --{info.path}{value}  ({info.type})")
         lines += textwrap.wrap(info.doc, 92, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return "\n".join(lines)
+    return lines

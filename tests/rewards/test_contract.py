@@ -16,6 +16,7 @@ from customized_grpo.errors import ConfigError
 from customized_grpo.rewards.base import ImageEmbedder, Reward, RewardSet
 from customized_grpo.rewards.clip_image import ClipImageConfig
 from customized_grpo.rewards.clip_text import ClipTextConfig
+from customized_grpo.rewards.dino import DinoConfig
 from customized_grpo.rewards.dinov2 import Dinov2Config
 from customized_grpo.rewards.dinov3 import Dinov3Config
 from customized_grpo.rewards.hpsv2 import Hpsv2Config
@@ -59,6 +60,7 @@ EVERYTHING = {
     "copy_penalty": 0.5,
 }
 BUILDS: dict[str, Build] = {
+    "dino": identity(DinoConfig, tiny_models.save_dino),
     "dinov2": identity(Dinov2Config, tiny_models.save_dinov2),
     "dinov2-everything": identity(Dinov2Config, tiny_models.save_dinov2, **EVERYTHING),
     "dinov3-subject": identity(Dinov3Config, tiny_models.save_dinov3, region="subject"),

@@ -52,6 +52,24 @@ def targets(examples: list[Example]) -> Tensor:
     return torch.stack([e.target for e in examples if e.target is not None])
 
 
+def test_features_for_evaluations_are_those_of_the_score(tmp_path: Path) -> None:
+    """Cut out on both sides; by the segmenter where there is no mask."""
+    (example,) = EmojiSource(seed=0).held_out(1)
+    picture, words = example.references[0], example.subject
+    images = torch.rand(3, 3, 48, 40, generator=torch.Generator().manual_seed(1))
+    segmenter = tiny_models.save_clipseg(tmp_path)
+    options = {"region": "subject", "output_region": "subject", "segmenter": segmenter}
+    reward = dino(**options)
+    for masks in (example.reference_masks, None):
+        example = dataclasses.replace(example, reference_masks=masks)
+        outputs = reward.embed_outputs(list(images), [words] * 3)
+        photo = reward.embed_photos([picture], [masks and masks[0]], [words])
+        expected = reward.score(images, [example] * 3)
+        torch.testing.assert_close(outputs @ photo[0], expected, atol=1e-6, rtol=0)
+    empty = torch.zeros_like(picture[:1])
+    assert reward.embed_photos([picture], [empty], [words]).isnan().all()
+
+
 def merged(*examples: Example, masks: bool = True) -> Example:
     """One example with the references of several."""
     return Example(

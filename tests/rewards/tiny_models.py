@@ -32,7 +32,9 @@ from transformers import (
     SiglipConfig,
     SiglipImageProcessorPil,
     SiglipModel,
+    ViTConfig,
     ViTImageProcessorPil,
+    ViTModel,
 )
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -88,6 +90,14 @@ def save_clip(folder: Path, hidden_act: str = "quick_gelu") -> str:
     )
     model = CLIPModel(CLIPConfig(**_clip_towers(hidden_act)))
     return _save(folder, model, clip_tokenizer(), processor)
+
+
+def save_dino(folder: Path) -> str:
+    """Of 224 px and without a pooler, as published; so is the processor's file, which is not
+    DINO's own preprocessing."""
+    config = ViTConfig(**TOWER, image_size=224, patch_size=32)
+    processor = ViTImageProcessorPil(size={"height": 224, "width": 224}, resample=2)
+    return _save(folder, ViTModel(config, add_pooling_layer=False), processor)
 
 
 def save_dinov2(folder: Path) -> str:

@@ -10,6 +10,14 @@ from typing import Any
 
 import yaml
 
+from customized_grpo.config.benchmark import (
+    BenchmarkConfig,
+    DreamBenchSet,
+    EmojiSet,
+    JsonlSet,
+    SamplingConfig,
+    benchmark_conflicts,
+)
 from customized_grpo.config.checks import conflicts, explain_batch
 from customized_grpo.config.decoding import decode, show, to_raw
 from customized_grpo.config.overrides import FieldInfo, apply_overrides, list_fields
@@ -42,15 +50,19 @@ from customized_grpo.registry import nearest, one_of
 __all__ = [
     "DEFAULT_GAMMA",
     "AdvantageConfig",
+    "BenchmarkConfig",
     "CacheConfig",
     "ConstantSchedule",
     "CosineSchedule",
     "CustomSchedule",
     "DataConfig",
+    "DreamBenchSet",
+    "EmojiSet",
     "EvaluationConfig",
     "FaultConfig",
     "FieldInfo",
     "GeneratorConfig",
+    "JsonlSet",
     "LinearSchedule",
     "LoraSettings",
     "LossConfig",
@@ -58,6 +70,7 @@ __all__ = [
     "RewardConfig",
     "RolloutConfig",
     "RunConfig",
+    "SamplingConfig",
     "ScheduleConfig",
     "StudyConfig",
     "TdwSchedule",
@@ -67,6 +80,7 @@ __all__ = [
     "explain_batch",
     "first_difference",
     "list_fields",
+    "load_benchmark",
     "load_config",
     "load_study",
     "read_config",
@@ -131,6 +145,20 @@ def _as_mapping(text: str, source: str) -> dict[str, Any]:
             f"{source}: the file must be a mapping of sections, got {show(raw)}; see configs/"
         )
     return raw
+
+
+def load_benchmark(path: str | Path, overrides: Sequence[str] = ()) -> BenchmarkConfig:
+    """Reads a benchmark's YAML file, applies overrides as `load_config` does, checks everything.
+
+    Raises:
+        ConfigError: naming the file or flag, the field, what it must be, what it is and the fix.
+    """
+    source = str(path)
+    config = decode(read_mapping(source, "TARGET"), source, BenchmarkConfig)
+    config = apply_overrides(config, overrides)
+    for conflict in benchmark_conflicts(config):
+        raise ConfigError(f"{source}{' with overrides' if overrides else ''}: {conflict}")
+    return config
 
 
 def load_study(path: str | Path) -> tuple[StudyConfig, dict[str, RunConfig]]:

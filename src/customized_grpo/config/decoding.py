@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from customized_grpo import registry
-from customized_grpo.config.sections import STRICT, RunConfig, ScheduleConfig, load_plug
+from customized_grpo.config.sections import STRICT, RunConfig, load_plug
 from customized_grpo.errors import ConfigError
 
 T = TypeVar("T")
@@ -89,7 +89,11 @@ def _explain(error: ValidationError, raw: Any, root: type) -> str:
     path = _path_in(raw, details[0]["loc"])
     section = _dataclass_at(path[:-1], raw, root)
     siblings = {f.name: f for f in fields(section)} if section else {}
-    what = _requirement(details[0], str(path[-1]) if path else "", siblings)
+    name = str(path[-1]) if path else ""
+    if details[0]["type"].startswith("union_tag"):
+        what = _wrong_tag(details[0], get_type_hints(section)[name])
+    else:
+        what = _requirement(details[0], name, siblings)
     return ".".join(map(str, path)) + what
 
 
@@ -103,11 +107,6 @@ def _requirement(detail: Any, name: str, siblings: Mapping[str, Any]) -> str:
     if kind == "unexpected_keyword_argument":
         fix = registry.nearest(name, siblings) or f"use {registry.one_of(siblings)}"
         return f" must be a known field, got {show(name)}; {fix}"
-    if kind.startswith("union_tag"):
-        types = [type_tag(option) for option in members(ScheduleConfig)]
-        tag = context.get("tag", "")
-        fix = registry.nearest(tag, types) or "write `type: ...`"
-        return f".type must be {registry.one_of(types)}, got {tag or 'nothing'}; {fix}"
     if kind == "value_error":
         return f": {detail['msg'].removeprefix('Value error, ')}"
     message = re.sub(r"^(Input|Tuple|List|String|Value) should", "must", detail["msg"])
@@ -122,6 +121,13 @@ def _requirement(detail: Any, name: str, siblings: Mapping[str, Any]) -> str:
     if kind == "literal_error":
         fix = registry.nearest(str(value), re.findall(r"'(.+?)'", context["expected"])) or fix
     return f" {message}, got {show(value)}; {fix}"
+
+
+def _wrong_tag(detail: Any, union: Any) -> str:
+    types = [type_tag(option) for option in members(union)]
+    tag = detail.get("ctx", {}).get("tag", "")
+    fix = registry.nearest(tag, types) or "write `type: ...`"
+    return f".type must be {registry.one_of(types)}, got {tag or 'nothing'}; {fix}"
 
 
 def _path_in(raw: Any, loc: tuple[Any, ...]) -> list[Any]:

@@ -10,13 +10,15 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from io import StringIO
 from itertools import pairwise
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from customized_grpo import registry
 from customized_grpo.config.decoding import decode, default_of, members, show, to_raw
 from customized_grpo.config.sections import RunConfig
 from customized_grpo.config.yaml_text import parse_yaml
 from customized_grpo.errors import ConfigError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +86,7 @@ def _field_docs(cls: type) -> dict[str, str]:
     return docs
 
 
-def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+def apply_overrides(config: T, overrides: Sequence[str]) -> T:
     """Applies `--section.field value ...` tokens in order, see `load_config`.
 
     Raises:
@@ -94,11 +96,16 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         known = {_canonical(f"--{info.path}"): info for info in list_fields(config)}
         info = known.get(_canonical(flag))
         if info is None:
-            fix = registry.nearest(flag, known) or "see `cgrpo train CONFIG --help`"
+            fix = registry.nearest(flag, known) or _where_fields_are(type(config))
             raise ConfigError(f"override must be a field of the config, got {_line([flag])}; {fix}")
         change = _replace_section if info.is_section else _replace_field
         config = change(config, info, values)
     return config
+
+
+def _where_fields_are(cls: type) -> str:
+    command = "train" if cls is RunConfig else "evaluate"
+    return f"see `cgrpo {command} CONFIG --help`"
 
 
 def _line(words: Sequence[str]) -> str:
@@ -124,16 +131,16 @@ def _split_flags(overrides: Sequence[str]) -> list[tuple[str, list[str]]]:
     return flags
 
 
-def _replace_section(config: RunConfig, info: FieldInfo, values: list[str]) -> RunConfig:
+def _replace_section(config: T, info: FieldInfo, values: list[str]) -> T:
     raw = node = to_raw(config)
     *parents, name = info.path.split(".")
     for part in parents:
         node = node[int(part)] if isinstance(node, list) else node[part]
     node[name] = parse_yaml(" ".join(values), f"--{info.path}")
-    return decode(raw, "command line")
+    return decode(raw, "command line", type(config))
 
 
-def _replace_field(config: RunConfig, info: FieldInfo, values: list[str]) -> RunConfig:
+def _replace_field(config: T, info: FieldInfo, values: list[str]) -> T:
     import tyro
 
     if info.path.endswith(".type"):
@@ -146,7 +153,7 @@ def _replace_field(config: RunConfig, info: FieldInfo, values: list[str]) -> Run
         # tyro frames its messages; an error here is one line.
         with redirect_stderr(StringIO()), redirect_stdout(StringIO()):
             changed = tyro.cli(
-                RunConfig,
+                type(config),
                 default=config,
                 args=[f"--{info.path}", *values],
                 config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
@@ -162,7 +169,7 @@ def _replace_field(config: RunConfig, info: FieldInfo, values: list[str]) -> Run
         raise ConfigError(
             f"--{info.path} must be one {info.type}, got {_line(values) or 'nothing'}; {fix}"
         ) from None
-    return decode(to_raw(changed), "command line")
+    return decode(to_raw(changed), "command line", type(config))
 
 
 @cache

@@ -20,7 +20,7 @@ from customized_grpo.data.texts import read_text
 from customized_grpo.errors import ConfigError, DataError
 
 PROMPTS = "prompts_and_classes.txt"
-_LIVE_CLASSES = frozenset({"cat", "dog"})  # the file has prompts for live subjects, no list of them
+LIVE_CLASSES = frozenset({"cat", "dog"})  # the file has prompts for live subjects, no list of them
 
 # Two animals, a toy and three things; of a teapot no other is left to train on.
 HELD_OUT = ("backpack_dog", "cat2", "dog8", "grey_sloth_plushie", "shiny_sneaker", "teapot")
@@ -70,7 +70,7 @@ def read_subjects(root: Path) -> list[Subject]:
             f"{file}: must have lines 'subject,class' and two lists of prompts, got {len(classes)} "
             f"and {[len(t) for t in templates.values()]}; restore it from the dataset"
         )
-    return [_subject(root, name, kind, templates[kind in _LIVE_CLASSES]) for name, kind in classes]
+    return [_subject(root, name, kind, templates[kind in LIVE_CLASSES]) for name, kind in classes]
 
 
 def _templates(part: str) -> tuple[str, ...]:

@@ -101,6 +101,7 @@ _VIT_H = _towers(
 _DINO = {"patch_size": 14, "image_size": 224}  # 518 in its config, 224 in its preprocessing
 
 REWARDS: dict[str, Component] = {
+    "facebook/dino-vits16": ("ViTModel", _tower(384, 1536, 12, 6, patch_size=16, image_size=224)),
     "facebook/dinov2-base": ("Dinov2Model", _DINO),
     "facebook/dinov2-large": (
         "Dinov2Model",

@@ -139,7 +139,7 @@ def count_rewards(rewards: Sequence[RewardConfig], references: int) -> RewardCou
 def _checkpoint(config: Any) -> str | None:
     """Where the shape of a reward's model stands; None for those that run elsewhere."""
     fields = {"hpsv2": "clip", "pickscore": "processor", "hpsv3": "base"}
-    counted = ("clip-image", "clip-text", "dinov2", "dinov3", "siglip2")
+    counted = ("clip-image", "clip-text", "dino", "dinov2", "dinov3", "siglip2")
     if config.type in fields:
         return getattr(config, fields[config.type])
     return config.path if config.type in counted else None

@@ -1,7 +1,7 @@
 """Identity: is it the same subject, and is it more than a copy of the picture?
 
-One implementation for every image encoder; ``dinov2``, ``dinov3`` and ``clip-image`` differ in
-theirs only. Axes: B images, U different examples, R references, D features.
+One implementation for every image encoder; ``dino``, ``dinov2``, ``dinov3`` and ``clip-image``
+differ in theirs only. Axes: B images, U different examples, R references, D features.
 """
 
 from __future__ import annotations
@@ -112,14 +112,19 @@ class IdentityReward:
         model_class: Any,
         features: Callable[[Any, Tensor], Tensor],
         device: torch.device,
+        preprocess: Preprocessing | None = None,
+        unused: str = "",
     ) -> IdentityReward:
         """With the encoder ``features(model, pixels) -> [B, D]``.
+
+        ``preprocess`` None: as the checkpoint's preprocessor_config.json says. ``unused``: weights
+        under this name may be missing.
 
         Raises:
             ConfigError: if a checkpoint is missing or of another kind.
         """
-        model = load_model(model_class, config.path, device)
-        preprocess = Preprocessing.from_pretrained(config.path)
+        model = load_model(model_class, config.path, device, unused=unused)
+        preprocess = preprocess or Preprocessing.from_pretrained(config.path)
         segmenter = config.segmenter and Segmenter.load(config.segmenter, device)
         reward = cls(lambda pixels: features(model, pixels), preprocess, config, segmenter or None)
         with one_line(f"path: {config.path!r} does not work"):
@@ -151,6 +156,46 @@ class IdentityReward:
     def embed(self, images: Tensor) -> Tensor:
         """See ImageEmbedder."""
         return batched(lambda some: self._features(self._preprocess(some)), images)
+
+    @torch.no_grad()
+    def embed_outputs(self, images: Sequence[Tensor], subjects: Sequence[str]) -> Tensor:
+        """Unit features ``[B, D]`` of pictures ``[3, H, W]`` of any sizes in ``output_region``.
+
+        ``subjects`` are the words that a segmenter looks for.
+        """
+        if self._config.output_region == "subject" and self._segmenter is not None:
+            masks = self._segmenter.masks(images, subjects)
+            images = [
+                cut_out(image, mask) if mask.any() else image
+                for image, mask in zip(images, masks, strict=True)
+            ]
+        return batched(self._features, self._preprocess.stack(images))
+
+    @torch.no_grad()
+    def embed_photos(
+        self, photos: Sequence[Tensor], masks: Sequence[Tensor | None], subjects: Sequence[str]
+    ) -> Tensor:
+        """Unit features ``[B, D]`` of photos ``[3, H, W]`` in ``region``; NaN = no subject found.
+
+        Raises:
+            DataError: if a subject is to be cut out and neither mask nor segmenter is there.
+        """
+        if self._config.region == "image":
+            return batched(self._features, self._preprocess.stack(photos))
+        found: list[Tensor] = []
+        for photo, mask, words in zip(photos, masks, subjects, strict=True):
+            if mask is None:
+                if self._segmenter is None:
+                    raise DataError(
+                        f"photos of {words!r}: the subject region needs a mask for every photo, "
+                        "got none; add masks to the data, or name a segmenter"
+                    )
+                (mask,) = self._segmenter.masks([photo], [words])
+            mask = mask.to(photo.device)
+            found.append(
+                cut_out(photo, mask) if (mask > 0.5).any() else torch.full_like(photo, torch.nan)
+            )
+        return batched(self._features, self._preprocess.stack(found))
 
     def _features(self, pixels: Tensor) -> Tensor:
         return F.normalize(self._encode(pixels).float(), dim=-1)

@@ -16,7 +16,9 @@ from customized_grpo.errors import ConfigError
 _shared: WeakValueDictionary[tuple[type, str, torch.device], Any] = WeakValueDictionary()
 
 
-def load_model(cls: Any, path: str, device: torch.device, field: str = "path") -> Any:
+def load_model(
+    cls: Any, path: str, device: torch.device, field: str = "path", unused: str = ""
+) -> Any:
     """A transformers model in float32, for inference only.
 
     Rewards that name the same checkpoint share one copy of it.
@@ -26,6 +28,7 @@ def load_model(cls: Any, path: str, device: torch.device, field: str = "path") -
         path: folder, hub id or ``embedded:NAME``.
         device: where the weights go.
         field: of the config, for the message.
+        unused: how the names of weights begin that may be missing; '' = none may.
 
     Raises:
         ConfigError: if there is no such checkpoint, or it is of another kind.
@@ -38,7 +41,8 @@ def load_model(cls: Any, path: str, device: torch.device, field: str = "path") -
             model, info = cls.from_pretrained(
                 folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
-        if missing := sorted(info["missing_keys"]):
+        missing = sorted(info["missing_keys"])
+        if missing := [key for key in missing if not (unused and key.startswith(unused))]:
             raise ConfigError(
                 f"{field}: {path!r} must hold all weights of a {cls.__name__}, got none for "
                 f"{missing[0]!r} ({len(missing)} missing); give a checkpoint of that class"

@@ -1,0 +1,1 @@
+"""Benchmarks: fixed subjects, photos and prompts, and what is measured of anyone's pictures."""

@@ -1,0 +1,88 @@
+"""One HTML page of pictures chosen by a fixed rule: the worst, the median and the best."""
+
+from __future__ import annotations
+
+import base64
+import html
+from io import BytesIO
+
+from PIL import Image
+from torch import Tensor
+
+from customized_grpo.benchmark.items import BenchmarkSet, Photo
+from customized_grpo.benchmark.manifest import Outputs
+from customized_grpo.benchmark.outcome import Outcome
+from customized_grpo.benchmark.tables import partial_note
+from customized_grpo.types import crop_and_resize
+
+_SHOWN = 6  # of each kind
+_SIDE = 192
+_STYLE = """\
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1300px; padding: 0 1em }
+figure { display: inline-block; margin: 0 1em 1em 0; vertical-align: top; width: 392px }
+figcaption { font-size: 13px; overflow-wrap: anywhere }
+img { border-radius: 4px; margin-right: 4px }
+.partial { background: #fdd; padding: .5em 1em }
+"""
+
+
+def gallery(outcome: Outcome, wanted: BenchmarkSet, outputs: Outputs) -> str:
+    """The page: pictures in the order of each objective's leading number."""
+    parts = [f"<h1>{html.escape(outcome.name)} on {html.escape(outcome.type)}</h1>"]
+    if outcome.missing:
+        parts.append(
+            f'<p class="partial">{html.escape(partial_note(outcome).replace("*", ""))}</p>'
+        )
+    parts.append(
+        "<p>On the left the reference, on the right the picture. By rule: pictures in the order of "
+        f"one number, equal ones in the benchmark's order; the first, the middle and the last "
+        f"{_SHOWN}.</p>"
+    )
+    for objective, name in outcome.leading.items():
+        parts.append(f"<h2>{html.escape(objective)}: {html.escape(name)}</h2>")
+        for heading, rows in chosen(outcome.columns[name]).items():
+            figures = "\n".join(_figure(outcome, wanted, outputs, row) for row in rows)
+            parts.append(f"<h3>{heading}</h3>\n{figures}")
+    title = html.escape(outcome.name)
+    head = f'<meta charset="utf-8"><title>{title}</title><style>\n{_STYLE}</style>'
+    return (
+        f"<!doctype html>\n<html><head>{head}</head><body>\n"
+        + "\n".join(parts)
+        + "</body></html>\n"
+    )
+
+
+def chosen(column: Tensor) -> dict[str, list[int]]:
+    """Rows of the worst, the median and the best by one number; those without it are left out."""
+    values = column.tolist()
+    order = sorted(
+        (row for row, value in enumerate(values) if value == value), key=lambda row: values[row]
+    )
+    count = min(_SHOWN, len(order))
+    middle = (len(order) - count) // 2
+    return {
+        "worst": order[:count],
+        "median": order[middle : middle + count],
+        "best": order[len(order) - count :][::-1],
+    }
+
+
+def _figure(outcome: Outcome, wanted: BenchmarkSet, outputs: Outputs, row: int) -> str:
+    item = outcome.items[row]
+    pictures = _img(wanted.references(item)[0]) + _img(outputs.photos[row])
+    numbers = ", ".join(
+        f"{name} {column[row].item():.3f}"
+        for name, column in outcome.columns.items()
+        if not column[row].isnan()
+    )
+    text = f"<b>{html.escape(item.prompt)}</b><br>{html.escape(item.describe())}<br>{numbers}"
+    return f"<figure>{pictures}<figcaption>{text}</figcaption></figure>"
+
+
+def _img(photo: Photo) -> str:
+    pixels = crop_and_resize(photo.picture.load(), _SIDE, _SIDE)
+    array = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    buffer = BytesIO()
+    Image.fromarray(array).save(buffer, format="JPEG", quality=85)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img width="{_SIDE}" src="data:image/jpeg;base64,{data}" alt="">'

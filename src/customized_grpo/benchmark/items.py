@@ -1,0 +1,143 @@
+"""What a benchmark asks for: its subjects with their photos, and one item per picture."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from customized_grpo.data.listed import Loadable
+from customized_grpo.data.templates import PLACEHOLDER
+
+LIVE, OBJECT = "live", "object"
+CONTEXT, PROPERTY, ACCESSORY = "context", "property", "accessory"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Photo:
+    """A picture that something is measured of: a photo of a subject, or an output."""
+
+    name: str
+    picture: Loadable
+    digest: str
+    """SHA-256 of its content, of the mask's too."""
+    mask: Loadable | None = None
+    """White where the subject is."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchSubject:
+    """A subject and all real photos of it."""
+
+    name: str
+    words: str
+    """What it is called in prompts."""
+    kind: str
+    """live or object; '' where the benchmark does not say."""
+    photos: tuple[Photo, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Item:
+    """One picture that is asked for."""
+
+    subject: str
+    prompt_index: int
+    """Position in the subject's list of prompts."""
+    prompt: str
+    kind: str
+    category: str
+    """context, property, accessory, or what the benchmark calls it; '' = not known."""
+    references: tuple[str, ...]
+    """Names of the photos that the picture is conditioned on."""
+    index: int
+    """Number among the pictures of this prompt."""
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells it from every other item."""
+        return (self.subject, self.prompt_index, self.references, self.index)
+
+    def describe(self) -> str:
+        """``dog, prompt 3, reference 00.jpg, index 0``."""
+        references = " + ".join(self.references)
+        where = f"prompt {self.prompt_index}, reference {references}, index {self.index}"
+        return f"{self.subject}, {where}"
+
+    def noise_seed(self, seed: int) -> int:
+        """Of the noise the picture is sampled from; depends on subject, prompt and index only."""
+        text = json.dumps([seed, self.subject, self.prompt_index, self.index])
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkSet:
+    """All of it; the order of the items is the order of every list of numbers."""
+
+    type: str
+    subjects: Mapping[str, BenchSubject]
+    items: tuple[Item, ...]
+    rules: Mapping[str, str] = field(default_factory=dict)
+    """How references, categories and prompts were chosen, in words."""
+
+    @cached_property
+    def photos(self) -> tuple[Photo, ...]:
+        """Of all subjects, in their order."""
+        return tuple(photo for subject in self.subjects.values() for photo in subject.photos)
+
+    @cached_property
+    def rows(self) -> dict[tuple[str, str], int]:
+        """(subject, name of the photo) -> place in ``photos``."""
+        names = [(s.name, photo.name) for s in self.subjects.values() for photo in s.photos]
+        return {name: row for row, name in enumerate(names)}
+
+    def subject_rows(self, subject: str) -> list[int]:
+        """Places of a subject's photos in ``photos``."""
+        return [self.rows[subject, photo.name] for photo in self.subjects[subject].photos]
+
+    def reference_rows(self, item: Item) -> list[int]:
+        """Places of the photos an item is conditioned on."""
+        return [self.rows[item.subject, name] for name in item.references]
+
+    def references(self, item: Item) -> tuple[Photo, ...]:
+        """The photos an item is conditioned on."""
+        return tuple(self.photos[row] for row in self.reference_rows(item))
+
+    @cached_property
+    def digest(self) -> str:
+        """Of everything that is asked for and compared with: evaluations agree if it is equal."""
+        content = {
+            "photos": [[*name, self.photos[row].digest] for name, row in self.rows.items()],
+            "items": [[*item.key, item.prompt] for item in self.items],
+        }
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def counts(self) -> dict[str, int]:
+        """Subjects, photos, prompts and pictures."""
+        prompts = {(item.subject, item.prompt_index) for item in self.items}
+        return {
+            "subjects": len(self.subjects),
+            "photos": len(self.photos),
+            "prompts": len(prompts),
+            "images": len(self.items),
+        }
+
+
+def category_of(template: str) -> str:
+    """Category of one of DreamBench's templates, read off its words.
+
+    A word between the article and the subject is a property ("a red {subject}"); wearing something
+    or an outfit is an accessory; everything else says where the subject is: a context.
+    """
+    if not re.match(rf"^an? {re.escape(PLACEHOLDER)}", template):
+        return PROPERTY
+    return ACCESSORY if re.search(r"\b(wearing|outfit)\b", template) else CONTEXT
+
+
+def first_by_name(photos: Sequence[Photo]) -> str:
+    """The photo a subject is shown by unless something else is asked for."""
+    return min(photo.name for photo in photos)
