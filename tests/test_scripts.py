@@ -11,11 +11,13 @@ from types import ModuleType
 
 import pytest
 import torch
+from chaos import small_run
 from helpers import ROOT
 from torch import nn
 from transformers import CLIPTokenizer
 
 from customized_grpo.assets import resolve_checkpoint
+from customized_grpo.config import dump_config
 from customized_grpo.data.emoji import all_words
 from customized_grpo.data.emoji_source import EmojiSource
 from customized_grpo.generators.flux_kontext import FluxKontextConfig
@@ -132,3 +134,30 @@ def test_classifier_script_writes_a_model_the_judge_loads(tmp_path: Path) -> Non
     hits = classifier.hits(torch.stack([e.references[0] for e in examples]), examples)
     assert set(hits) <= {f"attribute/{name}" for name in examples[0].attributes}
     assert hits["attribute/scene"].isfinite().all()
+
+
+def test_the_signal_is_what_rollouts_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    measure = importlib.import_module("step_gradients").norm_and_signal
+    norm, signal = measure(torch.tensor([[3.0, 1.0], [3.0, -1.0]]))
+    assert (norm.item(), signal.item()) == pytest.approx((10**0.5, 8**0.5))
+    assert measure(torch.tensor([[3.0, 4.0], [3.0, -4.0]]))[1] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [("noise_attribution", ["--num_examples", 2]), ("step_gradients", ["--num_rollouts", 2])],
+)
+def test_investigations_print_a_row_per_noisy_step(
+    script: str, flags: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    config = tmp_path / "small.yaml"
+    config.write_text(dump_config(small_run(tmp_path, "small", 4)))
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.setattr(sys, "argv", [script, str(config), *map(str, flags)])
+    importlib.import_module(script).main()
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    steps = [row for row in rows if row and row[0] in ("0", "1")]
+    assert len(steps) == 2  # of three, the last has no noise
+    assert all(float(value) >= 0 for row in steps for value in row)
