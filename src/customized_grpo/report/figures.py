@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import statistics
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO, StringIO
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _PALETTE = ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C00", "#7F3C8D",
             "#666666", "#11A579")  # fmt: skip
 _MARKERS = "osD^vP*Xph"
+_CLOSE = 5  # times the methods' median distance from the base; who is farther off is not drawn
 
 
 @contextmanager
@@ -92,7 +94,7 @@ def plane(results: Results) -> Figure | None:
                 )
         axes.set_xlabel("prompt")
         axes.set_ylabel("identity")
-    shown = [known[name] for name in (BASE, TRUTH) if name in known]
+    shown: dict[str, tuple[float, float]] = {}
     for method, style in _styles(results).items():
         x, y = (
             results.over_seeds(method, str(yardstick.evaluator(o))) for o in ("prompt", "identity")
@@ -101,12 +103,21 @@ def plane(results: Results) -> Figure | None:
             continue
         far.scatter(x.mean, y.mean, s=16, color=style["color"], marker=style["marker"], zorder=2)
         near.errorbar(x.mean, y.mean, xerr=_bar(x), yerr=_bar(y), ms=7, capsize=2, lw=1, **style)
-        shown.append((x.mean, y.mean))
-    for values, limit in zip(zip(*shown, strict=True), (near.set_xlim, near.set_ylim), strict=True):
+        shown[method] = (x.mean, y.mean)
+    anchors = [known[name] for name in (BASE, TRUTH) if name in known]
+    centre = known.get(BASE, next(iter(known.values())))
+    outside: set[str] = set()
+    for axis in (0, 1):
+        outside |= _far_off({m: abs(point[axis] - centre[axis]) for m, point in shown.items()})
+    inside = [*anchors, *(point for method, point in shown.items() if method not in outside)]
+    for values, limit in zip(
+        zip(*inside, strict=True), (near.set_xlim, near.set_ylim), strict=True
+    ):
         margin = 0.18 * (max(values) - min(values)) + 1e-4
         limit(min(values) - margin, max(values) + margin)
     far.set_title("with all anchors")
     near.set_title("close up, 95 % intervals over seeds")
+    _note_outside(near, results, outside)
     _legend_below(figure, near)
     return figure
 
@@ -121,20 +132,54 @@ def learning_curves(results: Results) -> Figure | None:
     figure, panels = _subplots(1, len(drawn), (4.8 * len(drawn), 3.8))
     for axes, (objective, name) in zip(panels, drawn.items(), strict=True):
         reward = f"validation/reward/{yardstick.reward(objective)}"
+        gains: dict[str, Tensor] = {}
         for method, style in _styles(results).items():
             curves = [c.curve for c in results.of(method).values() if name in c.curve]
             if curves:
-                updates = curves[0]["update"]
-                _band(axes, updates, [_gains(curve[name]) for curve in curves], style)
-                rewarded = [_gains(curve[reward]) for curve in curves if reward in curve]
-                if rewarded:
-                    mean = torch.tensor(rewarded).mean(0).tolist()
-                    axes.plot(updates, mean, lw=0.9, ls="--", color=style["color"])
+                gains[method] = _curve(axes, curves, name, reward, style)
+        outside = _far_off({method: mean.abs().max().item() for method, mean in gains.items()})
+        if outside:
+            inside = torch.cat([mean for method, mean in gains.items() if method not in outside])
+            low, high = inside.min().item(), inside.max().item()
+            axes.set_ylim(low - 0.3 * (high - low), high + 0.3 * (high - low))
+            _note_outside(axes, results, outside)
         axes.axhline(0, color="#444444", lw=0.8)
         axes.set_title(f"{objective}, gain on validation examples")
         axes.set_xlabel("update")
     _legend_below(figure, panels[0])
     return figure
+
+
+def _curve(
+    axes: Axes, curves: Sequence[dict[str, list[float]]], name: str, reward: str, style: dict
+) -> Tensor:
+    """Draws a method's curves; returns all that was drawn, without the band."""
+    updates = curves[0]["update"]
+    of_seeds = [_gains(curve[name]) for curve in curves]
+    _band(axes, updates, of_seeds, style)
+    mean = torch.tensor(of_seeds).mean(0)
+    rewarded = [_gains(curve[reward]) for curve in curves if reward in curve]
+    if not rewarded:
+        return mean
+    dashed = torch.tensor(rewarded).mean(0)
+    axes.plot(updates, dashed.tolist(), lw=0.9, ls="--", color=style["color"])
+    return torch.cat([mean, dashed])
+
+
+def _far_off(distances: Mapping[str, float]) -> set[str]:
+    """Methods so far from the base that the others could not be told apart beside them."""
+    if not distances:
+        return set()
+    limit = _CLOSE * statistics.median(distances.values())
+    return {method for method, distance in distances.items() if distance > limit}
+
+
+def _note_outside(axes: Axes, results: Results, methods: Collection[str]) -> None:
+    names = ", ".join(results.labels[method] for method in results.methods if method in methods)
+    if names:
+        axes.text(
+            0.02, 0.02, f"goes beyond this picture: {names}", transform=axes.transAxes, fontsize=8
+        )
 
 
 def _gains(values: Sequence[float]) -> list[float]:
