@@ -188,7 +188,15 @@ def test_plugs_may_lie_beside_the_config(tmp_path, calls):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["version"], ["evaluate", "-h"], ["serve-reward", "-h"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["version"],
+        ["evaluate", "-h"],
+        ["serve-reward", "-h"],
+        ["generate", "-h"],
+        ["export", "-h"],
+    ],
 )
 def test_help_and_version_import_nothing_heavy(arguments):
     code = f"""

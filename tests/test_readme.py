@@ -49,12 +49,12 @@ def test_cgrpo_commands_and_the_lora_snippet(
     monkeypatch.chdir(tmp_path)
     for name in ("configs", "docs"):
         (tmp_path / name).symlink_to(ROOT / name)
+    Image.new("RGB", (80, 80), "gold").save(tmp_path / "reference.png")
     for words in commands("cgrpo"):
         small = {"train": SMALL, "resume": ["--train.num_updates", "2"]}.get(words[0], [])
         assert main([*words, *(small if "--help" not in words else [])]) == 0, words
     assert "tuned - base" in capsys.readouterr().out
     assert (tmp_path / "page" / "report.html").exists()
-    Image.new("RGB", (80, 80), "gold").save(tmp_path / "reference.png")
     (snippet,) = (block for block in blocks("python") if "load_lora_weights" in block)
     names: dict = {}
     exec(snippet, names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,6 +51,13 @@ def make_trainable(generator: Generator, config: RunConfig) -> None:
             )
         use_stock_blocks(transformer)
         transformer.compile_repeated_blocks(dynamic=False)
+
+
+def load_trained(generator: Generator, config: RunConfig, weights: Path) -> None:
+    """Puts what a run has trained into its generator."""
+    generator.load_weights(weights)
+    if config.mixed_precision == "bf16":
+        trust_autocast(generator.transformer)
 
 
 def make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from customized_grpo.commands import add_export, add_generate, hide_loading_bars, positive
 from customized_grpo.errors import ConfigError, CustomizedGRPOError, Interrupted
 
 _ABOUT = """\
@@ -31,6 +32,8 @@ examples:
   cgrpo resume runs/emoji                                 go on with a run that was stopped
   cgrpo evaluate runs/emoji                               base against tuned, held-out subjects
   cgrpo evaluate configs/benchmarks/dreambench.yaml       any model's pictures, on DreamBench
+  cgrpo generate runs/emoji --file prompts.jsonl          your own prompts, base beside tuned
+  cgrpo export runs/emoji --to hub-folder --out my-lora   a LoRA with its model card
   cgrpo report runs/emoji                                 curves, tables and pictures in one page
   cgrpo compare configs/studies/proof.yaml                many methods and seeds, and their report
   cgrpo estimate configs/flux-kontext.yaml --num-devices 8  seconds, memory and cost of a run
@@ -95,16 +98,6 @@ def _set_up_output() -> None:
     warnings.filterwarnings("ignore", message=".*could be decompression bomb")
     # torch says once that bfloat16 autocast cannot fuse an RMSNorm with float32 weights.
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
-
-
-def _hide_loading_bars() -> None:
-    """The libraries draw a bar per checkpoint part, worth seeing on a terminal only."""
-    if not sys.stderr.isatty():
-        import diffusers
-        import transformers
-
-        diffusers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.disable_progress_bar()
 
 
 def _one_line(error: Exception) -> str:
@@ -189,6 +182,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print JSON, no tables")
     evaluate.set_defaults(run=_evaluate)
 
+    add_generate(commands)
+    add_export(commands)
+
     compare = commands.add_parser(
         "compare",
         help="run a study: methods x seeds, and put the results together",
@@ -202,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("study", metavar="STUDY", type=Path, help="YAML file of a study")
     compare.add_argument(
         "--jobs",
-        type=_positive,
+        type=positive,
         default=None,
         metavar="N",
         help="runs at a time, each with its share of the cores (default: one per core, on a GPU 1)",
@@ -267,15 +263,15 @@ def _parser() -> argparse.ArgumentParser:
     device = "a100-80gb, h100 (default), h200, b200, l40s, rtx4090, cpu (one core), or local: "
     estimate.add_argument("--device", default="h100", help=device + "this machine, measured now")
     number = "devices of the run (default: 1)"
-    estimate.add_argument("--num-devices", type=_positive, default=1, metavar="N", help=number)
+    estimate.add_argument("--num-devices", type=positive, default=1, metavar="N", help=number)
     mfu = "share of the bfloat16 peak that is reached (default: 0.4, assumed)"
     estimate.add_argument("--mfu", type=float, metavar="SHARE", help=mfu)
     measured = "take the shares from here: output of `python benchmarks/mfu.py --json`"
     estimate.add_argument("--benchmark", type=Path, metavar="FILE", help=measured)
     references = "square reference pictures per prompt (default: 1)"
-    estimate.add_argument("--references", type=_positive, default=1, metavar="N", help=references)
+    estimate.add_argument("--references", type=positive, default=1, metavar="N", help=references)
     text = "tokens of a prompt (default: what the generator pads to)"
-    estimate.add_argument("--text-tokens", type=_positive, metavar="N", help=text)
+    estimate.add_argument("--text-tokens", type=positive, metavar="N", help=text)
     estimate.add_argument("--price", type=float, help="of one device for one hour, for the cost")
     estimate.add_argument("--json", action="store_true", help="one line of JSON, no tables")
     estimate.set_defaults(run=_estimate)
@@ -372,7 +368,7 @@ def _train_config(
 
     from customized_grpo.trainer import train
 
-    _hide_loading_bars()
+    hide_loading_bars()
     run = train(config, resume=resume, allow_changed=allow_changed)
     _print_run(run)
     return run
@@ -401,14 +397,14 @@ def _resume(arguments: Sequence[str]) -> None:
 
     from customized_grpo.trainer import train
 
-    _hide_loading_bars()
+    hide_loading_bars()
     _print_run(train(config, resume=True, allow_changed=allow_changed))
 
 
 def _replay(options: argparse.Namespace) -> None:
     from customized_grpo.replay import replay
 
-    _hide_loading_bars()
+    hide_loading_bars()
     print(replay(options.dump))
 
 
@@ -465,7 +461,7 @@ def _evaluate_benchmark(options: argparse.Namespace, overrides: Sequence[str]) -
     from customized_grpo.benchmark.tables import markdown
     from customized_grpo.distributed import connected
 
-    _hide_loading_bars()
+    hide_loading_bars()
     with connected() as ranks:
         outcome = evaluate_benchmark(config, ranks)
     if outcome is None:  # the first process prints
@@ -486,7 +482,7 @@ def _evaluate_run(
 ) -> None:
     from customized_grpo.evaluate import evaluate_run
 
-    _hide_loading_bars()
+    hide_loading_bars()
     report = evaluate_run(run, split, num_examples)
     if as_json:
         print(report.to_json(), end="")
@@ -499,7 +495,7 @@ def _compare(options: argparse.Namespace) -> None:
     from customized_grpo.compare import Study, compare, run_cell
 
     study = Study.load(options.study, options.results)
-    _hide_loading_bars()
+    hide_loading_bars()
     if options.cell is not None:
         for flag in ("jobs", "results"):
             if getattr(options, flag) is not None:
@@ -590,12 +586,6 @@ def _default_jobs() -> int:
     import torch
 
     return 1 if torch.cuda.is_available() else os.cpu_count() or 1
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
-    return int(text)
 
 
 def _demo(options: argparse.Namespace) -> None:

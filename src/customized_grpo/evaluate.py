@@ -8,13 +8,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from customized_grpo.build import build_world
+from customized_grpo.build import build_world, load_trained
 from customized_grpo.checkpoint import trained_weights
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.errors import CheckpointError, ConfigError, within
 from customized_grpo.files import write_atomic
 from customized_grpo.generators.cache import CachedEncoder
-from customized_grpo.generators.lora import trust_autocast
 from customized_grpo.judge import Judge
 from customized_grpo.measures import standard_error
 from customized_grpo.report.grid import save_grid, save_strip
@@ -172,9 +171,7 @@ class Evaluation:
 
     def load(self, weights: Path) -> None:
         """Puts trained weights into the generator."""
-        self.generator.load_weights(weights)
-        if self.config.mixed_precision == "bf16":
-            trust_autocast(self.generator.transformer)
+        load_trained(self.generator, self.config, weights)
 
     def judge_generator(self) -> Judgement:
         """The generator as it is now."""

@@ -306,7 +306,8 @@ class FixedSampler:
     """Deterministic (Euler) images of the same examples from the same noise whenever it is called.
 
     ``variant`` numbers the noises: other variants are other pictures for the same prompts.
-    ``encode`` takes the place of the generator's own, such as a cached one.
+    ``encode`` takes the place of the generator's own, such as a cached one, and ``noise``
+    ``[len(examples), *L]`` that of the config's.
     """
 
     def __init__(
@@ -316,11 +317,14 @@ class FixedSampler:
         examples: Sequence[Example],
         variant: int = 0,
         encode: Callable[[Sequence[Example]], Conditioning] | None = None,
+        noise: Tensor | None = None,
     ) -> None:
         self.examples = tuple(examples)
         self._policy = make_policy(generator, config, config.evaluation.num_steps)
-        seed = config.evaluation.seed + _VARIANT_STRIDE * variant
-        self._noise = generator.noise(len(examples), torch.Generator().manual_seed(seed))
+        if noise is None:
+            seed = config.evaluation.seed + _VARIANT_STRIDE * variant
+            noise = generator.noise(len(examples), torch.Generator().manual_seed(seed))
+        self._noise = noise
         self._batch_size = config.evaluation.batch_size
         rows: dict[object, list[int]] = defaultdict(list)
         for row, example in enumerate(examples):

@@ -151,14 +151,7 @@ class ListedSource:
         return [self._example(entry) for entry in self.splits.validation[:count]]
 
     def _example(self, entry: Entry) -> Example:
-        masks = entry.masks
-        return replace(
-            _outline(entry),
-            references=tuple(self._cache.load(picture) for picture in entry.references),
-            reference_masks=None
-            if masks is None
-            else tuple(self._cache.load(picture) for picture in masks),
-        )
+        return complete(entry, self._cache)
 
 
 class _Outlines(Sequence[Example]):
@@ -173,10 +166,21 @@ class _Outlines(Sequence[Example]):
     def __getitem__(self, index):
         if isinstance(index, slice):
             return _Outlines(self._entries[index])
-        return _outline(self._entries[index])
+        return outline(self._entries[index])
 
 
-def _outline(entry: Entry) -> Example:
+def complete(entry: Entry, cache: PictureCache) -> Example:
+    """The example with its pictures."""
+    masks = entry.masks
+    return replace(
+        outline(entry),
+        references=tuple(cache.load(picture) for picture in entry.references),
+        reference_masks=None if masks is None else tuple(cache.load(p) for p in masks),
+    )
+
+
+def outline(entry: Entry) -> Example:
+    """The example with pictures on the meta device: shapes without pixels."""
     masks = entry.masks
     return Example(
         id=entry.id,

@@ -16,7 +16,7 @@ from customized_grpo.assets import check_finite, one_line
 from customized_grpo.config import LoraSettings
 from customized_grpo.errors import CheckpointError, ConfigError
 
-_METADATA = "lora_adapter_metadata"  # where diffusers keeps rank and alpha
+LORA_METADATA = "lora_adapter_metadata"  # where diffusers keeps rank and alpha
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
@@ -60,8 +60,8 @@ def load_lora(pipeline: Any, folder: Path) -> None:
         state = load_file(file)
         check_finite(state, str(file), CheckpointError)
         with safe_open(file, "pt") as opened:
-            if _METADATA not in (opened.metadata() or {}):
-                raise ValueError(f"{_METADATA} is missing, without which alpha is not known")
+            if LORA_METADATA not in (opened.metadata() or {}):
+                raise ValueError(f"{LORA_METADATA} is missing, without which alpha is not known")
         pipeline.load_lora_weights(str(folder), weight_name=LORA_FILE, use_safetensors=True)
         # Loaded onto a bfloat16 base, they keep the precision they were trained in.
         for name, parameter in transformer.named_parameters():
@@ -91,6 +91,16 @@ def trust_autocast(transformer: nn.Module) -> None:
             for parameter in module.parameters():
                 if not parameter.requires_grad:
                     parameter.data = parameter.data.bfloat16()
+
+
+def set_strength(transformer: nn.Module, strength: float) -> None:
+    """How much of every adapter is added: 0 = the base, 1 = as it was trained."""
+    from peft.tuners.lora import LoraLayer
+
+    for module in transformer.modules():
+        if isinstance(module, LoraLayer):
+            for name in module.active_adapters:
+                module.set_scale(name, strength)
 
 
 _merged: WeakKeyDictionary[nn.Module, list[_Merged]] = WeakKeyDictionary()

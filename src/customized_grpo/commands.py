@@ -1,0 +1,161 @@
+"""The commands that use what was trained; heavy modules are imported by the one that needs them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from customized_grpo.errors import ConfigError
+
+
+def hide_loading_bars() -> None:
+    """The libraries draw a bar per checkpoint part, worth seeing on a terminal only."""
+    if not sys.stderr.isatty():
+        import diffusers
+        import transformers
+
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
+
+
+def positive(text: str) -> int:
+    """A type of an argument."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2^32 - 1, got {text!r}")
+    return int(text)
+
+
+def add_generate(commands: Any) -> None:
+    """Parser of `cgrpo generate`."""
+    parser = commands.add_parser(
+        "generate",
+        help="pictures of your own prompts and references, base and tuned side by side",
+        description="Make pictures of prompts and reference pictures, by the base and by what a "
+        "run has trained, from the same noise. Writes PNGs that say how they were made, and a "
+        "contact sheet. A picture depends on its seed, prompt and references alone.",
+        epilog="examples:\n"
+        '  cgrpo generate runs/emoji --prompt "a fox on the beach" --reference fox.png --count 4\n'
+        "  cgrpo generate runs/emoji --file prompts.jsonl --seeds 3 7 --strength 0.7 --out mine\n"
+        "  cgrpo generate configs/emoji.yaml --lora my-lora --no-base --file prompts.jsonl\n"
+        "what the options do: docs/using.md",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("target", metavar="TARGET", type=Path, help="folder of a run, or a config")
+    text = "what to show; may be repeated: every prompt is drawn with all references"
+    parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help=text)
+    picture = "picture of the subject; may be repeated, where the generator takes several"
+    parser.add_argument(
+        "--reference", action="append", default=[], type=Path, metavar="FILE", help=picture
+    )
+    rows = 'instead of these: JSONL, rows {"prompt": ..., "references": ["a.png"]}'
+    parser.add_argument("--file", type=Path, metavar="JSONL", help=rows)
+    seeds = "one picture of every prompt for each (default: 0)"
+    parser.add_argument("--seeds", type=_seed, nargs="+", default=[0], metavar="N", help=seeds)
+    count = "so many seeds, counted up from the one given"
+    parser.add_argument("--count", type=positive, metavar="N", help=count)
+    lora = "folder of trained weights, where TARGET is a config"
+    parser.add_argument("--lora", type=Path, metavar="DIR", help=lora)
+    strength = "of the LoRA: 0 = the base, 1 = as it was trained (default)"
+    parser.add_argument("--strength", type=float, metavar="X", help=strength)
+    size = "pictures made together (default: evaluation.batch_size of the config)"
+    parser.add_argument("--batch-size", type=positive, metavar="N", help=size)
+    out = "new folder (default: generated, generated-2, ...)"
+    parser.add_argument("--out", type=Path, metavar="DIR", help=out)
+    parser.add_argument(
+        "--metadata",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="prompt, seed, run and versions as text in the PNGs (default: yes)",
+    )
+    parser.add_argument(
+        "--base",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="by the base too, for comparison (default: yes)",
+    )
+    parser.set_defaults(run=_generate)
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from customized_grpo.generate import Task, find_model, generate, read_prompts
+
+    model = find_model(options.target, options.lora)
+    entries = read_prompts(options.prompt, options.reference, options.file)
+    seeds = _seeds(options.seeds, options.count)
+    tasks = [Task(entry=entry, seed=seed) for entry in entries for seed in seeds]
+    out = options.out or _free_folder("generated")
+    hide_loading_bars()
+    sheets = generate(
+        model,
+        tasks,
+        out,
+        base=options.base,
+        strength=options.strength,
+        batch_size=options.batch_size,
+        metadata=options.metadata,
+    )
+    print(f"pictures: {out}")
+    for sheet in sheets:
+        print(f"contact sheet: {sheet}")
+
+
+def _seeds(seeds: list[int], count: int | None) -> list[int]:
+    if count is None:
+        return list(dict.fromkeys(seeds))
+    if len(seeds) > 1:
+        raise ConfigError(f"--count must be left out with several --seeds, got {count}")
+    return [seeds[0] + i for i in range(count)]
+
+
+def _free_folder(name: str) -> Path:
+    """The name, numbered if there is one already."""
+    numbered = (name, *(f"{name}-{i}" for i in range(2, 10_000)))
+    return next(Path(n) for n in numbered if not Path(n).exists())
+
+
+def add_export(commands: Any) -> None:
+    """Parser of `cgrpo export`."""
+    parser = commands.add_parser(
+        "export",
+        help="what a run has trained, in the formats that others load",
+        description="Write what a run has trained into a new folder: hub-folder, the weights in "
+        "diffusers format with a model card, ready to be uploaded; comfyui, one LoRA file for "
+        "ComfyUI (FLUX family); merged, the whole pipeline with the LoRA fused, for "
+        "from_pretrained.",
+        epilog="examples:\n  cgrpo export runs/emoji --to hub-folder --out my-lora\n"
+        "  cgrpo export runs/emoji --to comfyui --out ComfyUI/models/loras/mine\n"
+        "  cgrpo export runs/emoji --to merged --out my-model\n"
+        "what is in the folders, and what was tested: docs/using.md",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run")
+    parser.add_argument("--to", choices=("hub-folder", "comfyui", "merged"), required=True)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder")
+    license = "of the weights, in the model card of hub-folder (default: other)"
+    parser.add_argument("--license", metavar="ID", help=license)
+    picture = "leave pictures, which show references, out of the model card"
+    parser.add_argument("--no-picture", action="store_true", help=picture)
+    parser.set_defaults(run=_export)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from customized_grpo.export.folders import export_run
+
+    if options.to != "hub-folder":
+        for flag, value in (("license", options.license), ("no-picture", options.no_picture)):
+            if value:
+                raise ConfigError(f"--{flag} has no effect with --to {options.to}; leave it out")
+    hide_loading_bars()
+    license = options.license or "other"
+    export_run(options.run_folder, options.to, options.out, license, not options.no_picture)
+    print(f"exported: {options.out}")
+    for path in sorted(options.out.iterdir()):
+        print(f"  {path.name}{'/' if path.is_dir() else ''}")

@@ -1,0 +1,1 @@
+"""What a run has trained, in the formats that others load."""

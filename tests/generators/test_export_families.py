@@ -1,0 +1,105 @@
+"""Exports of every generator family: the stock pipeline computes what the run computes."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES, HEIGHT, STEPS, WIDTH, Family, denoise, run_config
+from made_runs import make_run
+from PIL import Image
+from safetensors.torch import load_file
+from toy_world import blocks
+
+from customized_grpo.cli import main
+from customized_grpo.errors import ConfigError
+from customized_grpo.export.folders import export_run
+from customized_grpo.generators.flux2_klein import Flux2KleinGenerator
+
+_NAMES = ("flux-kontext", "uno", "flux2-klein", "flux2-klein-base", "qwen-image-edit-plus")
+_CHOSEN = [family for family in FAMILIES if family.name in _NAMES]
+
+
+@pytest.fixture(params=_CHOSEN, ids=lambda family: family.name)
+def family(request: pytest.FixtureRequest) -> Family:
+    return request.param
+
+
+@pytest.fixture
+def run(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    family.build(Path("base"))
+    if family.name == "qwen-image-edit-plus":  # as a published checkpoint has it
+        index = json.loads(Path("base/model_index.json").read_text())
+        index["processor"] = ["transformers", "Qwen2VLProcessor"]
+        Path("base/model_index.json").write_text(json.dumps(index))
+    return make_run(run_config(family, "base", Path("runs")))
+
+
+def test_merged_and_plain_diffusers_make_the_latents_of_the_run(family: Family, run: Path) -> None:
+    export_run(run, "merged", Path("merged"))
+    generator = family.config("base").build(torch.device("cpu"))
+    noise, task = generator.noise(1, torch.Generator().manual_seed(3)), blocks()
+    base = denoise(generator, generator.encode([task]), noise)
+    generator.load_weights(run / "weights")
+    ours = denoise(generator, generator.encode([task]), noise)
+    assert (ours - base).abs().max() > 1e-3
+    theirs = family.latents(family.load("merged"), task, noise, STEPS)
+    unpacked = generator.unpack(ours) if isinstance(generator, Flux2KleinGenerator) else ours
+    torch.testing.assert_close(unpacked, theirs, atol=1e-5, rtol=0)
+    if family.name == "qwen-image-edit-plus":
+        index = json.loads(Path("merged/model_index.json").read_text())
+        assert index["processor"] == ["transformers", "Qwen2VLProcessor"]
+        assert sorted(p.name for p in Path("merged/processor").iterdir()) == sorted(
+            p.name for p in Path("base/processor").iterdir()
+        )
+
+
+def test_the_card_loads_it_or_says_what_does(family: Family, run: Path) -> None:
+    export_run(run, "hub-folder", Path("mine"))
+    card = Path("mine/README.md").read_text()
+    pixels = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
+    Image.fromarray(pixels).save("reference.png")
+    words = ["--prompt", "a picture of it on the beach", "--reference", "reference.png"]
+    if family.name != "uno":
+        assert "load_lora_weights('mine')" in card
+    if family.name == "uno":
+        assert "No stock pipeline takes references" in card
+        assert "```python" not in card
+    elif family.name == "qwen-image-edit-plus":  # its processor needs torchvision
+        assert "true_cfg_scale=1.0," in card
+        assert "diffusers #14194" in card
+    else:
+        (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
+        if family.name.startswith("flux2"):  # whose pipeline draws patches, in another order
+            seed = torch.Generator().manual_seed(0)
+            ours = family.config("base").build(torch.device("cpu")).noise(1, seed)
+            patches = ours.transpose(1, 2).unflatten(2, (HEIGHT // 16, WIDTH // 16))
+            code = code.replace("generator=torch.Generator().manual_seed(0)", "latents=patches")
+            exec(code, {"patches": patches})
+        else:
+            exec(code, {})
+        assert main(["generate", str(run), *words, "--out", "ours"]) == 0
+        theirs, ours = (
+            np.asarray(Image.open(path)).astype(int)
+            for path in (Path("picture.png"), next(Path("ours").glob("*-tuned.png")))
+        )
+        assert np.abs(theirs - ours).max() <= 1
+
+
+def test_comfyui_is_for_the_flux_family(family: Family, run: Path) -> None:
+    if family.name == "qwen-image-edit-plus":
+        with pytest.raises(ConfigError, match="must be one of flux-kontext, flux2-klein, uno"):
+            export_run(run, "comfyui", Path("loras"))
+        return
+    export_run(run, "comfyui", Path("loras"))
+    tensors = load_file(Path("loras/tiny.safetensors"))
+    plain = load_file(run / "weights" / "pytorch_lora_weights.safetensors")
+    assert {name: value for name, value in tensors.items() if ".alpha" in name} == {
+        name.replace(".lora_A.weight", ".alpha"): torch.tensor(8.0)
+        for name in plain
+        if "lora_A" in name
+    }
+    assert all(torch.equal(tensors[name], plain[name]) for name in plain)
