@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import itertools
 import json
+import logging
 import math
 import os
 import re
@@ -48,6 +49,11 @@ from customized_grpo.rewards.base import RewardSet
 from customized_grpo.runlog import RunLog
 from customized_grpo.trainer import Trainer, train
 from customized_grpo.types import Example, RewardScores
+
+
+@pytest.fixture(autouse=True)
+def _say_everything(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="customized_grpo")  # whatever ran before
 
 
 class Killed(BaseException):

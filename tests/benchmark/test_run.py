@@ -320,6 +320,26 @@ def test_a_first_letter_bug_is_caught(tmp_path: Path) -> None:
     close(found.columns["first-letter"], found.columns["clip-text"].tolist())
 
 
+def test_equal_pictures_neither_dominate_nor_collapse(tmp_path: Path) -> None:
+    wanted = own_set(tmp_path)
+    dino = {"type": "dinov2", "objective": "identity"}
+    dino["path"] = tiny_models.save_dinov2(tmp_path / "dino")
+    clip = {"type": "clip-text", "objective": "prompt"}
+    clip["path"] = tiny_models.save_clip(tmp_path / "clip")
+    write_outputs(tmp_path / "outputs", wanted, lambda i: smooth(5 * i.prompt_index))
+    evaluate(tmp_path, [dino, clip], name="base")
+    folder = str(tmp_path / "evaluations" / "base")
+    again = evaluate(tmp_path, [dino, clip], name="again", baseline=folder)
+    assert {name: column.sum().item() for name, column in again.joint.items()} == {
+        "joint/domination": 0.0,
+        "joint/collapse": 0.0,
+    }
+    # Without one of the leading metrics on both sides there is no such rate.
+    evaluate(tmp_path, [dino], name="identity")
+    folder = str(tmp_path / "evaluations" / "identity")
+    assert evaluate(tmp_path, [dino, clip], name="half", baseline=folder).joint == {}
+
+
 def test_the_baseline_is_paired_picture_by_picture(tmp_path: Path) -> None:
     wanted = own_set(tmp_path)
     metrics = [

@@ -98,13 +98,17 @@ class Outcome:
 
     @cached_property
     def joint(self) -> dict[str, Tensor]:
-        """Joint domination and collapse against the baseline, per picture; NaN without a pair."""
+        """Joint domination and collapse against the baseline, per picture; NaN without a pair.
+
+        {} where the baseline lacks a leading metric.
+        """
         if self.paired is None or self.baseline is None:
             return {}
-        names = [name for name in self.leading.values() if name in self.paired[0]]
-        found = joint_columns(
-            {n: self.paired[0][n] for n in names}, {n: self.paired[1][n] for n in names}
-        )
+        names = list(self.leading.values())
+        if any(name not in self.paired[0] for name in names):
+            return {}
+        own = {name: _as_written(self.paired[0][name]) for name in names}  # as the baseline's are
+        found = joint_columns(own, {name: self.paired[1][name] for name in names})
         rows = [n for n, item in enumerate(self.items) if item.key in self.baseline.rows]
         whole = {}
         for name, values in found.items():
@@ -314,6 +318,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return _rounded(value) if isinstance(value, float) else value
+
+
+def _as_written(column: Tensor) -> Tensor:
+    """The numbers that the file holds."""
+    values = [_rounded(value) for value in column.tolist()]
+    return torch.tensor([math.nan if v is None else v for v in values], dtype=torch.float64)
 
 
 def _rounded(value: float | None) -> float | None:
