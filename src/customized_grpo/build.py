@@ -53,10 +53,10 @@ def make_trainable(generator: Generator, config: RunConfig) -> None:
         transformer.compile_repeated_blocks(dynamic=False)
 
 
-def load_trained(generator: Generator, config: RunConfig, weights: Path) -> None:
+def load_trained(generator: Generator, weights: Path, mixed_precision: str) -> None:
     """Puts what a run has trained into its generator."""
     generator.load_weights(weights)
-    if config.mixed_precision == "bf16":
+    if mixed_precision == "bf16":
         trust_autocast(generator.transformer)
 
 

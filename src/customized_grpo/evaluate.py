@@ -171,7 +171,7 @@ class Evaluation:
 
     def load(self, weights: Path) -> None:
         """Puts trained weights into the generator."""
-        load_trained(self.generator, self.config, weights)
+        load_trained(self.generator, weights, self.config.mixed_precision)
 
     def judge_generator(self) -> Judgement:
         """The generator as it is now."""

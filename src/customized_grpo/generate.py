@@ -6,7 +6,6 @@ that it is the same in any batch, up to the rounding of the device.
 
 from __future__ import annotations
 
-import io
 import math
 import re
 import sys
@@ -19,7 +18,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from customized_grpo.build import build_generator, load_trained
@@ -29,18 +27,22 @@ from customized_grpo.data.images import File, Picture, check_pictures
 from customized_grpo.data.jsonl import read_entries
 from customized_grpo.data.listed import Entry, PictureCache, complete, outline
 from customized_grpo.data.texts import check_text
-from customized_grpo.errors import CheckpointError, ConfigError, ResourceError
+from customized_grpo.errors import CheckpointError, ConfigError
 from customized_grpo.files import write_atomic
 from customized_grpo.generators.base import Generator
 from customized_grpo.generators.cache import CachedEncoder
 from customized_grpo.generators.lora import LORA_FILE, set_strength
-from customized_grpo.report.grid import save_grid
-from customized_grpo.resources import is_out_of_memory
+from customized_grpo.report.grid import png, save_grid
+from customized_grpo.resources import memory_named
 from customized_grpo.results import BASE
 from customized_grpo.rollout import FixedSampler, pick_device
 
 TUNED = "tuned"
 _SHEET_ROWS = 25
+_SMALLER = (
+    "--batch-size, or set generator.offload, generator.dtype or generator.quantization in the "
+    "config"
+)
 _PACKAGES = ("customized-grpo", "torch", "diffusers", "transformers", "peft")
 
 
@@ -154,10 +156,10 @@ def generate(
         generator.check(outline(task.entry))
     out.mkdir(parents=True, exist_ok=True)
     painter = _Painter(generator, model, out, batch_size, 1.0 if strength is None else strength)
-    with _bar(len(tasks) * len(columns)) as bar, _memory_named():
+    with _bar(len(tasks) * len(columns)) as bar, memory_named(_SMALLER):
         for column in columns:
             if column == TUNED and model.weights is not None:
-                load_trained(generator, model.config, model.weights)
+                load_trained(generator, model.weights, model.config.mixed_precision)
                 if model.is_lora:
                     set_strength(generator.transformer, painter.strength)
             for done in painter.paint(tasks, column, metadata):
@@ -202,7 +204,7 @@ class _Painter:
             for place, image in enumerate(self._sample(batch)):
                 task = batch[place]
                 path = self._out / task.file_name(first + place + 1, column)
-                _write_png(path, image, self._story(task, column) if metadata else {})
+                write_atomic(path, png(image, self._story(task, column) if metadata else None))
             yield len(batch)
 
     def _sample(self, batch: Sequence[Task]) -> Tensor:
@@ -232,16 +234,6 @@ class _Painter:
         }
         is_lora = column == TUNED and self._model.is_lora
         return story | ({"strength": f"{self.strength:g}"} if is_lora else {})
-
-
-def _write_png(path: Path, image: Tensor, texts: dict[str, str]) -> None:
-    info = PngInfo()
-    for key, text in texts.items():
-        info.add_itxt(key, text)
-    pixels = (image.float().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
-    content = io.BytesIO()
-    Image.fromarray(pixels.numpy()).save(content, format="PNG", pnginfo=info)
-    write_atomic(path, content.getvalue())
 
 
 def _write_sheets(tasks: Sequence[Task], columns: Sequence[str], out: Path) -> list[Path]:
@@ -284,16 +276,3 @@ def _bar(total: int) -> Iterator[Any]:
     with Progress(*parts, console=console, disable=not sys.stderr.isatty()) as bar:
         bar.add_task("pictures", total=total)
         yield bar
-
-
-@contextmanager
-def _memory_named() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ResourceError(
-            "memory has run out while pictures were made; lower --batch-size, or set "
-            "generator.offload, generator.dtype or generator.quantization in the config"
-        ) from error

@@ -20,22 +20,25 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _HOST_MEMORY)
 
 
-def machine_error(error: BaseException) -> str | None:
-    """One line for an error of the machine, None for any other."""
+_SMALLER = (
+    "train.micro_batch_size, rollout.batch_size or evaluation.batch_size, or set "
+    "generator.gradient_checkpointing"
+)
+
+
+def machine_error(error: BaseException, smaller: str = _SMALLER) -> str | None:
+    """One line for an error of the machine, None for any other; ``smaller``: what to lower."""
     if is_out_of_memory(error):
         where = "the GPU" if isinstance(error, torch.OutOfMemoryError) else "this machine"
-        return (
-            f"{where} is out of memory; lower train.micro_batch_size, rollout.batch_size or "
-            "evaluation.batch_size, or set generator.gradient_checkpointing"
-        )
+        return f"{where} is out of memory; lower {smaller}"
     if isinstance(error, OSError):
         return f"{error.filename or 'the system'}: {error.strerror or error}"
     return None
 
 
 @contextmanager
-def memory_named() -> Iterator[None]:
-    """Turns memory that runs out inside into one line.
+def memory_named(smaller: str = _SMALLER) -> Iterator[None]:
+    """Turns memory that runs out inside into one line, which names what to lower.
 
     Raises:
         ResourceError: if it does.
@@ -45,4 +48,4 @@ def memory_named() -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise ResourceError(machine_error(error)) from error
+        raise ResourceError(machine_error(error, smaller)) from error

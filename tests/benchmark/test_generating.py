@@ -11,6 +11,7 @@ import torch
 from helpers import ROOT
 from worlds import config_of
 
+from customized_grpo.benchmark import generate
 from customized_grpo.benchmark.outcome import Outcome
 from customized_grpo.benchmark.run import evaluate_benchmark
 from customized_grpo.config import LoraSettings, load_benchmark
@@ -73,6 +74,26 @@ def test_one_folder_holds_one_recipe(tmp_path: Path) -> None:
     for change in ({"sampling": {"num_steps": 3, "batch_size": 2}}, {"num_images": 2}):
         with pytest.raises(ConfigError, match=r"name: .*got those of another recipe; choose"):
             evaluate(tmp_path, **change)
+
+
+def test_a_download_does_not_make_it_another_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub id has no commit before its first use."""
+    known, build = [], FluxKontextConfig.build
+
+    def download(self: FluxKontextConfig, device: torch.device) -> Any:
+        known.append("commit abc")
+        return build(self, device)
+
+    monkeypatch.setattr(FluxKontextConfig, "build", download)
+    monkeypatch.setattr(generate, "path_revision", lambda _: known[-1] if known else None)
+    evaluate(tmp_path)
+    before = pictures(tmp_path)
+    evaluate(tmp_path)  # nothing to sample
+    (tmp_path / "evaluations" / "test" / "images" / next(iter(before))).unlink()
+    evaluate(tmp_path)
+    assert pictures(tmp_path) == before
 
 
 def test_a_lora_is_sampled_and_paired_with_the_base(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ def test_pictures_come_in_the_order_of_the_items(folder: Path, wanted: Benchmark
         ({"prompt": "a sks dog on the beach"}, r"prompt: must be 'a dog on the beach', got"),
         ({"file": "../prompts.png"}, r"jsonl:1: file: must stay in the folder"),
         ({"file": "pictures/nowhere.png"}, r"nowhere\.png is not a readable picture"),
+        ({"file": "pictures/0001.png"}, r"jsonl:2: file: must be a picture of its own, got the"),
         ({"file": "pictures"}, r"pictures must be a file, got a folder"),
         ({"prompt_index": "0"}, r"prompt_index: must be a whole number from 0, got '0'"),
         ({"prompt_index": 1, "prompt": "a red dog"}, r"rex, prompt 1, .*: is there twice"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -150,6 +151,17 @@ def test_anchors_equal_loops() -> None:
             for name, value in columns.items():
                 number = found[anchor][name][n].item()
                 assert number == pytest.approx(value, abs=1e-9, nan_ok=True), (anchor, name, n)
+
+
+def test_of_several_references_a_random_subject_too_takes_the_most_similar() -> None:
+    wanted = bench({"a": 3, "b": 2})
+    item = replace(wanted.items[0], references=("0", "1"))
+    photos = unit(5)
+    similarity = photos.double() @ photos.double().T
+    found = identity_anchors(photos, wanted, [item])[RANDOM]["reference"].item()
+    assert found == pytest.approx(similarity[3:, :2].max(1).values.mean().item(), abs=1e-9)
+    found = identity_anchors(photos, wanted, [item], "mean")[RANDOM]["reference"].item()
+    assert found == pytest.approx(similarity[3:, :2].mean().item(), abs=1e-9)
 
 
 def test_the_interval_is_numpy_s_bootstrap_over_subjects() -> None:

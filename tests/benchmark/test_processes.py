@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,15 @@ def config(tmp_path: Path) -> dict:
     }
 
 
+def kill(process: subprocess.Popen[str], when: Callable[[], bool]) -> None:
+    """In the middle: it has not ended by itself."""
+    while process.poll() is None and not when():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+
+
 def test_any_number_of_processes_gives_the_same_bytes(tmp_path: Path, config: dict) -> None:
     alone = finished(start(tmp_path / "alone", config, None), tmp_path / "alone")
     for processes in (1, 2, 3):
@@ -89,13 +99,8 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path, config: dict) -> None:
     config = config | {"metrics": [*METRICS, SLOW]}
     straight = finished(start(tmp_path / "straight", config, None), tmp_path / "straight")
     folder = tmp_path / "killed"
-    process = start(folder, config, None)
     cache = folder / "evaluations" / "test" / "cache"
-    while process.poll() is None and len(list(cache.glob("*.safetensors"))) < 8:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL
+    kill(start(folder, config, None), lambda: len(list(cache.glob("*.safetensors"))) >= 8)
     done = {file: file.stat().st_mtime_ns for file in cache.glob("*.safetensors")}
     assert len(done) >= 8
     assert not (folder / "evaluations" / "test" / "benchmark.json").exists()
@@ -115,13 +120,8 @@ def test_sampling_too(tmp_path: Path, config: dict) -> None:
     }
     straight = finished(start(tmp_path / "straight", config, None), tmp_path / "straight")
     folder = tmp_path / "killed"
-    process = start(folder, config, None)
     images = folder / "evaluations" / "test" / "images"
-    while process.poll() is None and len(list(images.rglob("*.png"))) < 5:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL
+    kill(start(folder, config, None), lambda: len(list(images.rglob("*.png"))) >= 5)
     assert 5 <= len(list(images.rglob("*.png"))) < 20
     assert not (images / "manifest.jsonl").exists()
     assert finished(start(folder, config, 2), folder) == straight

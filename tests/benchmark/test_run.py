@@ -400,6 +400,50 @@ def test_the_baseline_is_paired_picture_by_picture(tmp_path: Path) -> None:
         evaluate(tmp_path, metrics, name="other", baseline=str(tmp_path))
 
 
+def test_a_result_whose_pictures_are_lost_is_none(tmp_path: Path) -> None:
+    wanted = own_set(tmp_path)
+    folder = write_outputs(tmp_path / "outputs", wanted, lambda i: smooth(i.prompt_index))
+    evaluate(tmp_path, [EMOJI_DINO])
+    results = tmp_path / "evaluations" / "test"
+    before = (results / "benchmark.json").read_bytes()
+    with pytest.raises(ConfigError, match="baseline: must be another evaluation than this one"):
+        evaluate(tmp_path, [EMOJI_DINO], baseline=str(results))
+    with pytest.raises(DataError, match="cannot be read"):
+        evaluate(tmp_path, [EMOJI_DINO], benchmark={"type": "jsonl", "path": "nowhere.jsonl"})
+    assert (results / "benchmark.json").read_bytes() == before  # a slip costs nothing
+    lost = (folder / "pictures" / "0004.png").rename(tmp_path / "lost.png")
+    with pytest.raises(DataError, match="1 of 9 pictures are missing"):
+        evaluate(tmp_path, [EMOJI_DINO])
+    assert not (results / "benchmark.json").exists()
+    lost.rename(folder / "pictures" / "0004.png")
+    evaluate(tmp_path, [EMOJI_DINO])
+    assert (results / "benchmark.json").read_bytes() == before
+
+
+def test_a_photo_without_a_subject_ends_it(tmp_path: Path) -> None:
+    wanted = own_set(tmp_path)
+    write_outputs(tmp_path / "outputs", wanted, lambda i: smooth(i.prompt_index))
+    for name in ("rex/0", "rex/1", "rex/2", "mug/0", "mug/1", "bob/0"):
+        mask = torch.zeros(3, 40, 48)
+        mask[:, 10:30, 10:30] = float(name != "mug/1")
+        write_png(tmp_path / f"{name}.mask.png", mask)
+    metric = EMOJI_DINO | {"region": "subject"}
+    with pytest.raises(RewardError, match=r"dinov2: mug/1\.png .*no subject is found"):
+        evaluate(tmp_path, [metric])
+    assert not (tmp_path / "evaluations" / "test" / "benchmark.json").exists()
+
+
+def test_a_part_is_scored_under_the_same_other_prompts(tmp_path: Path) -> None:
+    wanted = own_set(tmp_path)
+    folder = write_outputs(tmp_path / "outputs", wanted, lambda i: smooth(i.prompt_index))
+    column = "clip-text/specific"
+    whole = evaluate(tmp_path, [EMOJI_CLIP]).columns[column]
+    lines = (folder / "manifest.jsonl").read_text().splitlines(keepends=True)
+    (folder / "manifest.jsonl").write_text("".join(lines[:1] + lines[2:]))
+    part = evaluate(tmp_path, [EMOJI_CLIP], name="part", allow_partial=True).columns[column]
+    close(part, whole[[0, *range(2, 9)]].tolist())
+
+
 def test_a_partial_evaluation_says_so_everywhere(tmp_path: Path) -> None:
     wanted = own_set(tmp_path)
     folder = write_outputs(tmp_path / "outputs", wanted, lambda i: smooth(i.prompt_index))

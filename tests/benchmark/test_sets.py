@@ -109,6 +109,10 @@ ROW = {"subject": "rex", "prompt": "a dog", "references": ["rex/0.png"]}
             {**ROW, "class": "cat"},
             r"class: must be the same on all lines of 'rex'.*'cat' and 'dog'",
         ),
+        (
+            {"subject": "rex", "prompt": "x", "references": ["./rex/0.png"]},
+            r"references: must be written plainly, got '\./rex/0\.png'; write 'rex/0\.png'",
+        ),
     ],
 )
 def test_mistakes_in_a_file_are_named(tmp_path: Path, row: dict, message: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.benchmark.items import BenchmarkSet, Item
-from customized_grpo.benchmark.metrics import identity_columns
+from customized_grpo.benchmark.metrics import Rows, identity_columns
 
 ORACLE, COPY, RANDOM = "real photos (oracle)", "copy of the reference", "random other subject"
 
@@ -49,40 +49,34 @@ def _per_item(
     return {name: torch.stack([value[name] for value in values]) for name in values[0]}
 
 
-def _average(columns: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Expectation over the pictures that an anchor may draw; NaN if there is none."""
-    nothing = torch.tensor(torch.nan, dtype=torch.float64)
-    return {
-        name: torch.stack([column[name][0] for column in columns]).nanmean() if columns else nothing
-        for name in ("reference", "photos", "copy")
-    }
+def _expected(
+    similarity: Tensor, drawn: list[int], references: list[int], photos: Rows, pool: str
+) -> dict[str, Tensor]:
+    """Mean over the photos that an anchor may draw, each held against ``photos`` of its own; NaN
+    if there is none."""
+    if not drawn:
+        nothing = torch.tensor(torch.nan, dtype=torch.float64)
+        return dict.fromkeys(("reference", "photos", "copy"), nothing)
+    columns = identity_columns(similarity[drawn], [references] * len(drawn), photos, pool)
+    return {name: column.nanmean() for name, column in columns.items()}
 
 
 def _oracle(
     similarity: Tensor, references: list[int], photos: list[int], pool: str
 ) -> dict[str, Tensor]:
     drawn = [photo for photo in photos if photo not in references]
-    return _average(
-        [
-            identity_columns(
-                similarity[[photo]], [references], [[p for p in photos if p != photo]], pool
-            )
-            for photo in drawn
-        ]
-    )
+    others = [[other for other in photos if other != photo] for photo in drawn]
+    return _expected(similarity, drawn, references, others, pool)
 
 
 def _copy(
     similarity: Tensor, references: list[int], photos: list[int], pool: str
 ) -> dict[str, Tensor]:
-    return _average([identity_columns(similarity[references[:1]], [references], [photos], pool)])
+    return _expected(similarity, references[:1], references, [photos], pool)
 
 
 def _random(
     similarity: Tensor, references: list[int], photos: list[int], pool: str
 ) -> dict[str, Tensor]:
-    others = sorted(set(range(len(similarity))) - set(photos))
-    if not others:
-        return _average([])
-    mean = similarity[others].nanmean(0, keepdim=True)  # of similarities, not of features
-    return _average([identity_columns(mean, [references], [photos], "mean")])
+    drawn = sorted(set(range(len(similarity))) - set(photos))
+    return _expected(similarity, drawn, references, [photos] * len(drawn), pool)

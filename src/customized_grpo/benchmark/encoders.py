@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from customized_grpo.rewards.identity import IdentityConfig, IdentityReward
 from customized_grpo.types import Example
 
 _CHECKPOINTS = ("base", "clip", "instruction", "path", "processor", "segmenter")  # of any reward
+
+_MEASURING = 1  # to be raised when the code here, or of a reward, gives other numbers
 
 IDENTITY, PROMPT = "identity", "prompt"
 
@@ -75,17 +78,40 @@ class Metric:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def outputs(self, images: Sequence[Tensor], requests: Sequence[Request]) -> Tensor:
-        """Features ``[B, D]`` of outputs."""
+        """Features ``[B, D]`` of outputs.
+
+        Raises:
+            RewardError: if one has none: a part of them is no evaluation.
+        """
         assert isinstance(self._model, IdentityReward)
         moved = [image.to(self._device) for image in images]
-        return self._model.embed_outputs(moved, [r.words for r in requests])
+        features = self._model.embed_outputs(moved, [r.words for r in requests])
+        self._check_finite(features, requests, "its features are NaN; mend the model or picture")
+        return features
 
     def photos(self, images: Sequence[Tensor], requests: Sequence[Request]) -> Tensor:
-        """Features ``[B, D]`` of photos; NaN where the subject is not found."""
+        """Features ``[B, D]`` of photos.
+
+        Raises:
+            RewardError: if the subject is not found in one.
+        """
         assert isinstance(self._model, IdentityReward)
         masks = [None if r.photo.mask is None else r.photo.mask.load() for r in requests]
         moved = [image.to(self._device) for image in images]
-        return self._model.embed_photos(moved, masks, [r.words for r in requests])
+        features = self._model.embed_photos(moved, masks, [r.words for r in requests])
+        self._check_finite(
+            features, requests, "no subject is found in this photo; put NAME.mask.png beside it"
+        )
+        return features
+
+    def _check_finite(self, numbers: Tensor, requests: Sequence[Request], why: str) -> None:
+        whole = numbers.isfinite().flatten(1).all(1) if numbers.dim() > 1 else numbers.isfinite()
+        if not whole.all():
+            request = requests[int(whole.int().argmin())]
+            raise RewardError(
+                f"{self.label}: {request.photo.name} could not be scored ({request.words}): {why} "
+                "and start again, what is measured is kept"
+            )
 
     def scores(self, images: Sequence[Tensor], requests: Sequence[Request]) -> Tensor:
         """Scores ``[B]``.
@@ -99,14 +125,9 @@ class Metric:
             rows = [row for row, other in enumerate(shapes) if other == shape]
             batch = torch.stack([images[row] for row in rows]).to(self._device)
             scores[rows] = self._score(batch, [self._example(requests[row]) for row in rows])
-        if not scores.isfinite().all():
-            first = requests[int(scores.isfinite().int().argmin())].photo.name
-            model = self._model
-            why = model.take_errors() if isinstance(model, PartialFailures) else ()
-            raise RewardError(
-                f"{self.label}: {first} could not be scored: {'; '.join(why) or 'it is NaN'}; mend "
-                "that and start again, what is measured is kept"
-            )
+        model = self._model
+        why = model.take_errors() if isinstance(model, PartialFailures) else ()
+        self._check_finite(scores, requests, f"{'; '.join(why) or 'it is NaN'}; mend that")
         return scores
 
     @torch.no_grad()
@@ -146,6 +167,7 @@ def output_request(item: Item, photo: Photo, wanted: BenchmarkSet) -> Request:
 
 def identity_of(config: RewardConfig, device: torch.device) -> dict[str, Any]:
     """What a model's numbers depend on: its config, the files of its checkpoints, the software."""
+    from PIL import __version__ as pillow_version
     from transformers import __version__ as transformers_version
 
     raw = {k: v for k, v in to_raw(config).items() if k not in ("name", "objective", "weight")}
@@ -157,7 +179,13 @@ def identity_of(config: RewardConfig, device: torch.device) -> dict[str, Any]:
             if name in _CHECKPOINTS and isinstance(value, str)
             if (found := path_revision(value)) is not None
         },
-        "software": {"torch": torch.__version__, "transformers": transformers_version},
+        "software": {
+            "torch": torch.__version__,
+            "transformers": transformers_version,
+            "pillow": pillow_version,
+            "customized-grpo": version("customized-grpo"),
+            "measuring": _MEASURING,
+        },
         "device": device.type,
     }
 

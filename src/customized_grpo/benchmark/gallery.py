@@ -6,13 +6,13 @@ import base64
 import html
 from io import BytesIO
 
-from PIL import Image
 from torch import Tensor
 
 from customized_grpo.benchmark.items import BenchmarkSet, Photo
 from customized_grpo.benchmark.manifest import Outputs
 from customized_grpo.benchmark.outcome import Outcome
 from customized_grpo.benchmark.tables import partial_note
+from customized_grpo.report.grid import to_pil
 from customized_grpo.types import crop_and_resize
 
 _SHOWN = 6  # of each kind
@@ -81,8 +81,7 @@ def _figure(outcome: Outcome, wanted: BenchmarkSet, outputs: Outputs, row: int) 
 
 def _img(photo: Photo) -> str:
     pixels = crop_and_resize(photo.picture.load(), _SIDE, _SIDE)
-    array = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     buffer = BytesIO()
-    Image.fromarray(array).save(buffer, format="JPEG", quality=85)
+    to_pil(pixels).save(buffer, format="JPEG", quality=85)
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img width="{_SIDE}" src="data:image/jpeg;base64,{data}" alt="">'

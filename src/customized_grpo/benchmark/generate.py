@@ -9,18 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from customized_grpo.benchmark.encoders import path_revision
 from customized_grpo.benchmark.items import BenchmarkSet, Item
 from customized_grpo.benchmark.manifest import MANIFEST, write_manifest
 from customized_grpo.buckets import layout
+from customized_grpo.build import load_trained
 from customized_grpo.config import BenchmarkConfig, GeneratorConfig
 from customized_grpo.config.decoding import to_raw
 from customized_grpo.data.listed import PictureCache
@@ -28,11 +27,12 @@ from customized_grpo.distributed import Ranks
 from customized_grpo.errors import CheckpointError, ConfigError, within
 from customized_grpo.files import write_atomic
 from customized_grpo.generators.base import Generator
-from customized_grpo.generators.lora import trust_autocast
+from customized_grpo.report.grid import png
 from customized_grpo.rollout import Policy, sample_images
 from customized_grpo.types import Example
 
 _RECIPE = "recipe.json"
+_CHECKPOINTS = ("path", "uno_lora")  # of any generator
 
 
 def generate(
@@ -46,23 +46,30 @@ def generate(
     """
     assert config.generator is not None
     files = [_file(wanted, item) for item in wanted.items]
-    _keep_recipe(config, wanted, folder, ranks)
     batches = _batches(wanted, config.sampling.batch_size)
     mine = [
         batch
         for batch in batches[ranks.rank :: ranks.size]
         if not all((folder / files[row]).exists() for row in batch)
     ]
-    if mine:
-        sampler = _Sampler(config, config.generator, wanted, device)
+    sampler = _Sampler(config, config.generator, wanted, device) if mine else None
+    _keep_recipe(config, wanted, folder, ranks)  # which names what was downloaded just now
+    if sampler is not None:
         for batch in mine:
             images = sampler([wanted.items[row] for row in batch])
             for row, image in zip(batch, images, strict=True):
-                _write_png(folder / files[row], image)
+                _write_new(folder / files[row], image)
     ranks.wait()
     if ranks.first:
         write_atomic(folder / MANIFEST, write_manifest(wanted.items, files))
     ranks.wait()
+
+
+def _write_new(file: Path, image: Tensor) -> None:
+    """A picture that is there stays."""
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, png(image))
 
 
 def _file(wanted: BenchmarkSet, item: Item) -> str:
@@ -106,7 +113,9 @@ def _recipe(config: BenchmarkConfig, wanted: BenchmarkSet) -> dict[str, Any]:
     return {
         "set": wanted.digest,
         "generator": generator,
-        "checkpoint": path_revision(generator.get("path", "")),
+        "checkpoints": {
+            name: path_revision(generator[name]) for name in _CHECKPOINTS if generator.get(name)
+        },
         "lora": config.lora and path_revision(config.lora),
         "sampling": to_raw(config.sampling),
     }
@@ -127,9 +136,7 @@ class _Sampler:
             self._generator: Generator = generator.build(device)
         self._wanted, self._cache, self._seed = wanted, PictureCache(), sampling.seed
         if config.lora is not None:
-            self._load(Path(config.lora))
-        if config.lora is not None and sampling.mixed_precision == "bf16":
-            trust_autocast(self._generator.transformer)
+            self._load(Path(config.lora), sampling.mixed_precision)
         self._policy = Policy(
             generator=self._generator,
             sigmas=self._generator.sigmas(sampling.num_steps, sampling.shift).to(device),
@@ -138,13 +145,13 @@ class _Sampler:
             autocast=sampling.mixed_precision == "bf16",
         )
 
-    def _load(self, weights: Path) -> None:
+    def _load(self, weights: Path, mixed_precision: str) -> None:
         if not weights.is_dir():
             raise CheckpointError(
                 f"lora: must be a folder of trained weights, got {str(weights)!r}; it is "
                 "runs/NAME/weights of a run"
             )
-        self._generator.load_weights(weights)
+        load_trained(self._generator, weights, mixed_precision)
 
     @torch.no_grad()
     def __call__(self, items: Sequence[Item]) -> Tensor:
@@ -168,14 +175,3 @@ class _Sampler:
             ),
             subject=self._wanted.subjects[item.subject].words,
         )
-
-
-def _write_png(file: Path, image: Tensor) -> None:
-    """In 8 bits; a picture that is there stays."""
-    if file.exists():
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    pixels = (image.float().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
-    buffer = BytesIO()
-    Image.fromarray(pixels.numpy()).save(buffer, format="PNG")
-    write_atomic(file, buffer.getvalue())

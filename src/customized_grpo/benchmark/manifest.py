@@ -98,6 +98,7 @@ def _read_files(folder: Path, wanted: BenchmarkSet) -> dict[tuple[Any, ...], Pat
     """Key of an item -> its file."""
     items = {item.key: item for item in wanted.items}
     files: dict[tuple[Any, ...], Path] = {}
+    lines: dict[Path, str] = {}
     surplus: list[str] = []
     manifest = folder / MANIFEST
     for number, line in enumerate(read_text(manifest).split("\n"), start=1):
@@ -115,6 +116,11 @@ def _read_files(folder: Path, wanted: BenchmarkSet) -> dict[tuple[Any, ...], Pat
             raise DataError(
                 f"{where}: prompt: must be {items[key].prompt!r}, got {short(prompt)}; sample with "
                 "the benchmark's prompts (the unique token is left out)"
+            )
+        elif (first := lines.setdefault(file, where)) != where:
+            raise DataError(
+                f"{where}: file: must be a picture of its own, got the one of {first}; name the "
+                "picture of this line"
             )
         else:
             files[key] = file

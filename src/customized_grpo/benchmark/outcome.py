@@ -241,12 +241,17 @@ class Baseline:
     columns: dict[str, Tensor] = field(repr=False)
 
     @classmethod
-    def read(cls, folder: Path) -> Baseline:
-        """Reads ``benchmark.json`` of a folder.
+    def read(cls, folder: Path, own: Path) -> Baseline:
+        """Reads ``benchmark.json`` of a folder, which is not to be the ``own`` one.
 
         Raises:
             ConfigError: if it is missing or is something else.
         """
+        if folder.resolve() == own.resolve():
+            raise ConfigError(
+                f"baseline: must be another evaluation than this one, got {str(folder)!r}; choose "
+                "another name"
+            )
         file = folder / JSON
         try:
             content = json.loads(file.read_text(encoding="utf-8"))

@@ -44,8 +44,11 @@ def evaluate_benchmark(config: BenchmarkConfig, ranks: Ranks = ALONE) -> Outcome
     device = pick_device(config.device)
     folder = Path(config.output_dir) / config.name
     folder.mkdir(parents=True, exist_ok=True)
-    baseline = None if config.baseline is None else Baseline.read(Path(config.baseline))
+    baseline = None if config.baseline is None else Baseline.read(Path(config.baseline), folder)
     wanted = build_set(config.benchmark, config.num_images)
+    ranks.wait()  # all have read the baseline and the config's files
+    if ranks.first:
+        _forget(folder)
     if config.generator is not None:
         generate(config, wanted, folder / "images", device, ranks)
     pictures = folder / "images" if config.images is None else Path(config.images)
@@ -55,8 +58,6 @@ def evaluate_benchmark(config: BenchmarkConfig, ranks: Ranks = ALONE) -> Outcome
     if baseline is not None:
         baseline.check(wanted.digest, encoders, config.allow_partial)
     store = FeatureStore(Path(config.cache or folder / "cache"), config.batch_size)
-    if ranks.first:
-        _forget(folder)
     work = [_Work.of(metric, wanted, outputs) for metric in metrics]
     for name in ("photos", "outputs", "copies"):  # each about the same pictures
         store.fill([task for w in work for task in getattr(w, name)], ranks)
@@ -75,7 +76,10 @@ def evaluate_benchmark(config: BenchmarkConfig, ranks: Ranks = ALONE) -> Outcome
 
 
 def _forget(folder: Path) -> None:
-    """Results of an earlier evaluation are not to be taken for those of one that has failed."""
+    """Results of an earlier evaluation are not to be taken for those of one that has failed.
+
+    What they were made of is kept, so that they come back as soon as nothing is missing.
+    """
     for name in (JSON, TABLES, GALLERY):
         (folder / name).unlink(missing_ok=True)
 
@@ -110,7 +114,9 @@ class _Work:
         copies = [output_request(i, wanted.references(i)[0], wanted) for i in copied.values()]
         scored = [requests]
         if metric.objective == PROMPT:
-            other = other_prompts([(item.subject, item.prompt) for item in outputs.items])
+            asked = [(item.subject, item.prompt) for item in wanted.items]  # missing ones too
+            others = dict(zip(asked, other_prompts(asked), strict=True))
+            other = [others[item.subject, item.prompt] for item in outputs.items]
             scored.append(
                 [
                     Request(photo=r.photo, words=r.words, prompt=p, references=r.references)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from customized_grpo.benchmark.items import (
     first_by_name,
 )
 from customized_grpo.config import DreamBenchSet, EmojiSet, JsonlSet
-from customized_grpo.data.dreambench import LIVE_CLASSES, PROMPTS, read_subjects
+from customized_grpo.data.dreambench import LIVE_CLASSES, read_subjects
 from customized_grpo.data.emoji_source import EmojiConfig
 from customized_grpo.data.images import File, check_pictures
 from customized_grpo.data.photos import Subject, mask_of
@@ -36,7 +37,7 @@ from customized_grpo.data.texts import (
     read_text,
     short,
 )
-from customized_grpo.errors import ConfigError, DataError
+from customized_grpo.errors import ConfigError, DataError, within
 from customized_grpo.registry import nearest, one_of
 
 _VIEWS = 3  # plain pictures of an emoji besides the references of its examples
@@ -58,14 +59,9 @@ def build_set(config: DreamBenchSet | EmojiSet | JsonlSet, num_images: int) -> B
 
 
 def _dreambench(config: DreamBenchSet, num_images: int) -> BenchmarkSet:
-    root = Path(config.path)
-    if not (root / PROMPTS).is_file():
-        raise ConfigError(
-            f"benchmark.path: must be a folder with {PROMPTS}, got {config.path!r}; it is the "
-            "folder 'dataset' of github.com/google/dreambooth"
-        )
-    read = read_subjects(root)
-    checked = read_photos([photo for subject in read for photo in subject.photos], str(root))
+    with within("benchmark"):
+        read = read_subjects(config.path)
+    checked = read_photos([photo for subject in read for photo in subject.photos], config.path)
     subjects = {subject.name: _subject(subject, checked) for subject in read}
     chosen = _references(config.reference, subjects)
     items = (
@@ -319,6 +315,10 @@ def _jsonl_subjects(
         subject = row["subject"].strip()
         for key in ("references", "photos"):
             for name in row.get(key, ()):
+                if (plain := posixpath.normpath(name)) != name:  # two names would be two photos
+                    raise DataError(
+                        f"{where}: {key}: must be written plainly, got {name!r}; write {plain!r}"
+                    )
                 file = inside(f"{where}: {key}", root, name)
                 names.setdefault(subject, {}).setdefault(name, file)
         said = words.setdefault(subject, {})

@@ -40,25 +40,25 @@ class DreamBenchConfig(DataConfig):
 
     def build(self, seed: int) -> ListedSource:
         """Reads the prompts and checks every photo."""
-        root = Path(self.path)
-        if not (root / PROMPTS).is_file():
-            raise ConfigError(
-                f"path: must be a folder with {PROMPTS}, got {self.path!r}; it is the folder "
-                "'dataset' of github.com/google/dreambooth"
-            )
-        subjects = read_subjects(root)
+        subjects = read_subjects(self.path)
         check_names("held_out", self.held_out, [subject.name for subject in subjects])
         splits = split_photos(subjects, self.held_out, self.num_references)
         return ListedSource(splits, seed, f"restore {PROMPTS}: a fifth of the prompts is for it")
 
 
-def read_subjects(root: Path) -> list[Subject]:
+def read_subjects(path: str) -> list[Subject]:
     """All subjects of the dataset with the prompts for their class.
 
     Raises:
+        ConfigError: if it is not the folder.
         DataError: if the prompts file is not of the published form, or a subject has no photos.
     """
-    file = root / PROMPTS
+    root, file = Path(path), Path(path) / PROMPTS
+    if not file.is_file():
+        raise ConfigError(
+            f"path: must be a folder with {PROMPTS}, got {path!r}; it is the folder 'dataset' of "
+            "github.com/google/dreambooth"
+        )
     text = read_text(file)
     head, _, tail = text.partition("Object Prompts")
     objects, _, live = tail.partition("Live Subject Prompts")

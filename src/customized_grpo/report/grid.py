@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from customized_grpo.types import Example
@@ -51,10 +53,8 @@ def save_grid(
 def save_strip(path: Path, images: Tensor) -> None:
     """Writes images ``[N, 3, H, W]`` in [0, 1] side by side, pixel for pixel, as a PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = (images.float().cpu().clamp(0, 1) * 255).round().byte()
-    strip = torch.cat(list(pixels), -1).permute(1, 2, 0).numpy()
     temporary = path.with_name(path.name + ".tmp")
-    Image.fromarray(strip).save(temporary, format="PNG", optimize=True)
+    to_pil(torch.cat(list(images), -1)).save(temporary, format="PNG", optimize=True)
     os.replace(temporary, path)
 
 
@@ -68,5 +68,20 @@ def _thumbnail(image: Tensor) -> Image.Image:
         resized = F.interpolate(
             image[None].float().cpu(), size, mode="bicubic", antialias=True, align_corners=False
         )[0]
-    pixels = (resized.clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
+    return to_pil(resized)
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """An image ``[3, H, W]`` in [0, 1] in 8 bits."""
+    pixels = (image.float().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
     return Image.fromarray(pixels.numpy())
+
+
+def png(image: Tensor, texts: Mapping[str, str] | None = None) -> bytes:
+    """A PNG of an image ``[3, H, W]`` in [0, 1], with texts in it."""
+    info = PngInfo()
+    for key, text in (texts or {}).items():
+        info.add_itxt(key, text)
+    buffer = BytesIO()
+    to_pil(image).save(buffer, format="PNG", pnginfo=info)
+    return buffer.getvalue()
