@@ -19,9 +19,10 @@ _SHOWN = 6  # of each kind
 _SIDE = 192
 _STYLE = """\
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1300px; padding: 0 1em }
-figure { display: inline-block; margin: 0 1em 1em 0; vertical-align: top; width: 392px }
+figure { display: inline-block; margin: 0 1em 1em 0; vertical-align: top;
+  width: 392px; max-width: 100% }
 figcaption { font-size: 13px; overflow-wrap: anywhere }
-img { border-radius: 4px; margin-right: 4px }
+img { border-radius: 4px; margin-right: 1%; max-width: 49% }
 .partial { background: #fdd; padding: .5em 1em }
 """
 
@@ -44,7 +45,8 @@ def gallery(outcome: Outcome, wanted: BenchmarkSet, outputs: Outputs) -> str:
             figures = "\n".join(_figure(outcome, wanted, outputs, row) for row in rows)
             parts.append(f"<h3>{heading}</h3>\n{figures}")
     title = html.escape(outcome.name)
-    head = f'<meta charset="utf-8"><title>{title}</title><style>\n{_STYLE}</style>'
+    phone = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    head = f'<meta charset="utf-8">{phone}<title>{title}</title><style>\n{_STYLE}</style>'
     return (
         f"<!doctype html>\n<html><head>{head}</head><body>\n"
         + "\n".join(parts)
@@ -69,7 +71,8 @@ def chosen(column: Tensor) -> dict[str, list[int]]:
 
 def _figure(outcome: Outcome, wanted: BenchmarkSet, outputs: Outputs, row: int) -> str:
     item = outcome.items[row]
-    pictures = _img(wanted.references(item)[0]) + _img(outputs.photos[row])
+    reference = _img(wanted.references(item)[0], "reference")
+    pictures = reference + _img(outputs.photos[row], "picture")
     numbers = ", ".join(
         f"{name} {column[row].item():.3f}"
         for name, column in outcome.columns.items()
@@ -79,9 +82,9 @@ def _figure(outcome: Outcome, wanted: BenchmarkSet, outputs: Outputs, row: int) 
     return f"<figure>{pictures}<figcaption>{text}</figcaption></figure>"
 
 
-def _img(photo: Photo) -> str:
+def _img(photo: Photo, what: str) -> str:
     pixels = crop_and_resize(photo.picture.load(), _SIDE, _SIDE)
     buffer = BytesIO()
     to_pil(pixels).save(buffer, format="JPEG", quality=85)
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img width="{_SIDE}" src="data:image/jpeg;base64,{data}" alt="">'
+    return f'<img width="{_SIDE}" src="data:image/jpeg;base64,{data}" alt="{what}">'
