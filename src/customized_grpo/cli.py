@@ -15,7 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from customized_grpo.commands import add_export, add_generate, hide_loading_bars, positive
+from customized_grpo.commands import export, generate
+from customized_grpo.commands.shared import hide_loading_bars, positive
 from customized_grpo.errors import ConfigError, CustomizedGRPOError, Interrupted
 
 _ABOUT = """\
@@ -182,8 +183,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print JSON, no tables")
     evaluate.set_defaults(run=_evaluate)
 
-    add_generate(commands)
-    add_export(commands)
+    generate.add(commands)
+    export.add(commands)
 
     compare = commands.add_parser(
         "compare",

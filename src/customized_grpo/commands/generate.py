@@ -1,40 +1,17 @@
-"""The commands that use what was trained; heavy modules are imported by the one that needs them."""
+"""`cgrpo generate`."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
+from customized_grpo.commands.shared import hide_loading_bars, positive
 from customized_grpo.errors import ConfigError
 
 
-def hide_loading_bars() -> None:
-    """The libraries draw a bar per checkpoint part, worth seeing on a terminal only."""
-    if not sys.stderr.isatty():
-        import diffusers
-        import transformers
-
-        diffusers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.disable_progress_bar()
-
-
-def positive(text: str) -> int:
-    """A type of an argument."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
-    return int(text)
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2^32 - 1, got {text!r}")
-    return int(text)
-
-
-def add_generate(commands: Any) -> None:
-    """Parser of `cgrpo generate`."""
+def add(commands: Any) -> None:
+    """Adds the parser."""
     parser = commands.add_parser(
         "generate",
         help="pictures of your own prompts and references, base and tuned side by side",
@@ -121,41 +98,7 @@ def _free_folder(name: str) -> Path:
     return next(Path(n) for n in numbered if not Path(n).exists())
 
 
-def add_export(commands: Any) -> None:
-    """Parser of `cgrpo export`."""
-    parser = commands.add_parser(
-        "export",
-        help="what a run has trained, in the formats that others load",
-        description="Write what a run has trained into a new folder: hub-folder, the weights in "
-        "diffusers format with a model card, ready to be uploaded; comfyui, one LoRA file for "
-        "ComfyUI (FLUX family); merged, the whole pipeline with the LoRA fused, for "
-        "from_pretrained.",
-        epilog="examples:\n  cgrpo export runs/emoji --to hub-folder --out my-lora\n"
-        "  cgrpo export runs/emoji --to comfyui --out ComfyUI/models/loras/mine\n"
-        "  cgrpo export runs/emoji --to merged --out my-model\n"
-        "what is in the folders, and what was tested: docs/using.md",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run")
-    parser.add_argument("--to", choices=("hub-folder", "comfyui", "merged"), required=True)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder")
-    license = "of the weights, in the model card of hub-folder (default: other)"
-    parser.add_argument("--license", metavar="ID", help=license)
-    picture = "leave pictures, which show references, out of the model card"
-    parser.add_argument("--no-picture", action="store_true", help=picture)
-    parser.set_defaults(run=_export)
-
-
-def _export(options: argparse.Namespace) -> None:
-    from customized_grpo.export.folders import export_run
-
-    if options.to != "hub-folder":
-        for flag, value in (("license", options.license), ("no-picture", options.no_picture)):
-            if value:
-                raise ConfigError(f"--{flag} has no effect with --to {options.to}; leave it out")
-    hide_loading_bars()
-    license = options.license or "other"
-    export_run(options.run_folder, options.to, options.out, license, not options.no_picture)
-    print(f"exported: {options.out}")
-    for path in sorted(options.out.iterdir()):
-        print(f"  {path.name}{'/' if path.is_dir() else ''}")
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2^32 - 1, got {text!r}")
+    return int(text)

@@ -1,0 +1,1 @@
+"""A command a module: its arguments and what it prints. Heavy modules are imported when it runs."""
