@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from customized_grpo.commands import export, generate
+from customized_grpo.commands import completion, export, generate
 from customized_grpo.commands.shared import hide_loading_bars, positive
 from customized_grpo.errors import ConfigError, CustomizedGRPOError, Interrupted
 
@@ -41,6 +41,16 @@ examples:
   cgrpo serve-reward rewards.yaml --port 8100             rewards for runs on other machines
 """
 
+_EXIT_CODES = """\
+
+exit codes:
+  0        done
+  1        a defect, with its traceback
+  2        an error that you can mend, in one line
+  130      stopped by Ctrl-C
+  128 + N  stopped by signal N, for example 143 by SIGTERM; a run has made a checkpoint
+"""
+
 _RESUME_HELP = """\
 usage: cgrpo resume RUN [--allow-changed] [--section.field value ...]
 
@@ -57,8 +67,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `cgrpo`; returns the exit code: 0, 2 for an error the user can mend, 128 + the number of
-    a signal."""
+    """Runs `cgrpo`; returns the exit code, as `_EXIT_CODES` has it."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -116,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="cgrpo",
         description=_ABOUT,
-        epilog=_EXAMPLES,
+        epilog=_EXAMPLES + _EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -295,6 +304,8 @@ def _parser() -> argparse.ArgumentParser:
     token = "environment variable with the token that clients have to send"
     serve.add_argument("--token-env", metavar="NAME", help=token)
     serve.set_defaults(run=_serve_reward)
+
+    completion.add(commands, parser)
 
     show_version = commands.add_parser("version", help="print the version")
     show_version.set_defaults(run=lambda options: print(_version()))
