@@ -173,13 +173,13 @@ def _backward(output: Tensor) -> None:
 
 def lora_targets(model: nn.Module) -> list[str]:
     """Names of the attention projections that LoRA adapts unless a config says otherwise."""
-    from customized_grpo.generators.flux2_klein import _LORA_TARGETS
+    from customized_grpo.generators.flux2_klein import LORA_TARGETS
     from customized_grpo.generators.pipeline import PipelineGenerator
 
     if type(model).__name__ != "Flux2Transformer2DModel":
         return list(PipelineGenerator.lora_targets)
     linear = (name for name, part in model.named_modules() if isinstance(part, nn.Linear))
-    return [name for name in linear if _LORA_TARGETS.search(f".{name}")]
+    return [name for name in linear if LORA_TARGETS.search(f".{name}")]
 
 
 def transformer_inputs(model: Any, tokens: Tokens, dtype: torch.dtype) -> dict[str, Any]:

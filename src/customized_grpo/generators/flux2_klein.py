@@ -23,7 +23,7 @@ from customized_grpo.generators.pipeline import (
 from customized_grpo.types import Example
 
 _NATIVE_SIZE = 1024
-_LORA_TARGETS = re.compile(
+LORA_TARGETS = re.compile(
     r"\.attn\.(to_[qkv]|add_[qkv]_proj|to_add_out|to_out\.0|to_qkv_mlp_proj)$"
     r"|single_transformer_blocks\.\d+\.attn\.to_out$"
 )
@@ -61,7 +61,7 @@ class Flux2KleinGenerator(PipelineGenerator):
         self.lora_targets = tuple(
             name
             for name, module in self.transformer.named_modules()
-            if isinstance(module, nn.Linear) and _LORA_TARGETS.search(f".{name}")
+            if isinstance(module, nn.Linear) and LORA_TARGETS.search(f".{name}")
         )
         self._guidance = self._check_guidance(config.guidance_scale)
         self._text_layers = config.text_layers
