@@ -177,6 +177,10 @@ def test_a_bad_file_gets_one_line(load, old, new, expected):
         ("{schedule: {type: custom, target: a.b}}", "advantage.schedule.target must match"),
         ("{schedule: {type: custom, target: 'nowhere:f'}}", "schedule.target must be importable"),
         ("{shaping: synergy_only, schedule: {type: cosine}}", "no weighted sum to schedule"),
+        ("{shaping: custom}", "advantage.shaping_target must be given"),
+        ("{shaping_target: 'tiny_plugs:YAML'}", "advantage.shaping_target must be given"),
+        ("{shaping: custom, shaping_target: 'nowhere:f'}", "shaping_target must be importable"),
+        ("{shaping: custom, shaping_target: 'tiny_plugs:YAML'}", "must name a customized_grpo.ops"),
         ("{extra_weights: {quality: 0.2}}", "advantage.extra_weights must name exactly"),
     ],
 )
@@ -307,7 +311,7 @@ def test_names_and_defaults_are_those_of_ops():
     hints = {f.name: f for f in fields(AdvantageConfig)}
     assert hints["shaping"].default == "sars"
     shapings = inspect.get_annotations(AdvantageConfig, eval_str=True)["shaping"]
-    assert set(get_args(shapings)) == set(ops.SHAPINGS)
+    assert set(get_args(shapings)) == {*ops.SHAPINGS, "custom"}
     dynamics = inspect.get_annotations(RolloutConfig, eval_str=True)["dynamics"]
     assert {*get_args(dynamics), "ode"} == set(get_args(ops.Dynamics))
     for schedule in get_args(get_args(ScheduleConfig)[0]):

@@ -95,7 +95,7 @@ def assign_credit(
     """Scores ``[B, R]`` -> advantages of all T steps of the schedule ``sigmas`` ``[T + 1]``."""
     per_objective = objective_advantages(scores, group_ids, rewards, objectives)
     per_step = shape_advantages(
-        config.shaping,
+        config.find_shaping(),
         per_objective,
         objective_weights(sigmas[:-1], config, objectives),
         gamma=DEFAULT_GAMMA if config.gamma is None else config.gamma,

@@ -1,6 +1,7 @@
 """What the fields of a configuration demand of each other, and what its numbers mean."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from customized_grpo import registry
 from customized_grpo.config.decoding import show, to_raw
@@ -87,7 +88,17 @@ def conflicts(config: RunConfig) -> Iterator[str]:
 
 def _advantage_conflicts(advantage: AdvantageConfig, objectives: set[str]) -> Iterator[str]:
     shaping, schedule = advantage.shaping, advantage.schedule
-    has_bonus = shaping not in ("linear", "gdpo")
+    if (shaping == "custom") != (advantage.shaping_target is not None):
+        yield (
+            "advantage.shaping_target must be given for shaping custom, and for no other, got "
+            f"{show(advantage.shaping_target)} for {shaping}; set both, or neither"
+        )
+        return
+    try:
+        has_bonus, has_sum = _parts(advantage.find_shaping())
+    except ConfigError as error:
+        yield str(error)
+        return
     if advantage.gamma is not None and not has_bonus:
         yield (
             f"advantage.gamma must be null for shaping {shaping}, got {advantage.gamma}; it has no "
@@ -106,9 +117,9 @@ def _advantage_conflicts(advantage: AdvantageConfig, objectives: set[str]) -> It
             registry.import_object(schedule.target, "advantage.schedule.target")
         except ConfigError as error:
             yield str(error)
-    if shaping == "synergy_only" and schedule != TdwSchedule():
+    if not has_sum and schedule != TdwSchedule():
         yield (
-            "advantage.schedule must be left out for shaping synergy_only, got "
+            f"advantage.schedule must be left out for shaping {shaping}, got "
             f"{show(to_raw(schedule))}; there is no weighted sum to schedule"
         )
     missing = {"identity", "prompt"} - objectives
@@ -137,6 +148,13 @@ def _advantage_conflicts(advantage: AdvantageConfig, objectives: set[str]) -> It
             f"advantage.extra_weights must sum to less than 1, got {total:g}; identity and prompt "
             "share the rest"
         )
+
+
+def _parts(shaping: Any) -> tuple[bool, bool]:
+    """Whether a shaping has a bonus, and whether it has a weighted sum."""
+    if isinstance(shaping, str):
+        return shaping not in ("linear", "gdpo"), shaping != "synergy_only"
+    return shaping.bonus is not None, shaping.weighted_sum
 
 
 def explain_batch(config: RunConfig) -> str:

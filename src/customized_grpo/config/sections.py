@@ -38,6 +38,7 @@ OpenUnitInterval = Annotated[float, Field(gt=0, lt=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 DEFAULT_GAMMA = 0.4  # of the bonus; the released recipe, arXiv:2510.18263
 
+ImportPath = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -275,7 +276,7 @@ class CustomSchedule:
     type: Literal["custom"] = "custom"
     """Your own function."""
 
-    target: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
+    target: ImportPath
     """Its import path, `package.module:function`."""
 
 
@@ -290,12 +291,15 @@ class AdvantageConfig:
     """How the objectives' advantages become one number per sample and step."""
 
     shaping: Literal[
-        "sars", "linear", "min", "max", "harmonic", "product", "synergy_only", "gdpo"
+        "sars", "linear", "min", "max", "harmonic", "product", "synergy_only", "gdpo", "custom"
     ] = "sars"
-    """Bonus on top of the weighted sum: the paper's SARS or one of its ablations."""
+    """Bonus on top of the weighted sum: the paper's SARS, one of its ablations, or your own."""
+
+    shaping_target: ImportPath | None = None
+    """Of shaping custom: the import path, `package.module:NAME`, of an `ops.Shaping`."""
 
     gamma: PositiveFloat | None = None
-    """Strength of the bonus; null = the released recipe's 0.4. Not for linear and gdpo."""
+    """Strength of the bonus; null = the released recipe's 0.4. Not where there is no bonus."""
 
     center: bool = False
     """Subtract the group's mean bonus, which is below 0 (paper: false)."""
@@ -308,6 +312,24 @@ class AdvantageConfig:
 
     extra_weights: dict[str, PositiveFloat] = field(default_factory=dict)
     """Constant weights of objectives besides identity and prompt, which share what is left of 1."""
+
+    def find_shaping(self) -> Any:
+        """What `ops.shape_advantages` takes: the name of a built-in shaping, or your own.
+
+        Raises:
+            ConfigError: if there is no `Shaping` under `shaping_target`.
+        """
+        if self.shaping_target is None:
+            return self.shaping
+        from customized_grpo.ops import Shaping
+
+        found = registry.import_object(self.shaping_target, "advantage.shaping_target")
+        if not isinstance(found, Shaping):
+            raise ConfigError(
+                "advantage.shaping_target must name a customized_grpo.ops.Shaping, got "
+                f"{self.shaping_target!r} = {found!r}; write NAME = Shaping(bonus=...)"
+            )
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

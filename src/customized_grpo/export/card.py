@@ -80,6 +80,7 @@ def _results(run: TrainedRun) -> str:
 def _training(run: TrainedRun) -> str:
     config = run.config
     rollout, train, lora = config.rollout, config.train, config.lora
+    advantage = config.advantage
     rewards = ", ".join(
         f"{reward.objective}: {reward.type} {getattr(reward, 'path', '')}".strip()
         for reward in config.rewards
@@ -95,7 +96,8 @@ def _training(run: TrainedRun) -> str:
         "rollout": f"{rollout.prompts_per_rollout} prompts x {rollout.group_size} pictures, "
         f"{rollout.num_steps} steps, {rollout.num_trained_steps} of them trained",
         "rewards": rewards,
-        "advantage": f"{config.advantage.shaping}, schedule {config.advantage.schedule.type}",
+        "advantage": f"{advantage.shaping_target or advantage.shaping}, schedule "
+        f"{advantage.schedule.type}",
         "data": str(config.data.type),
         "seed": str(config.seed),
     }

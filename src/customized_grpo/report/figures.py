@@ -28,7 +28,8 @@ _CLOSE = 5  # times the methods' median distance from the base; who is farther o
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def house_style() -> Iterator[None]:
+    """What all figures of this project have in common, while they are drawn and saved."""
     import matplotlib as mpl
 
     settings: Any = {
@@ -55,7 +56,7 @@ def figures(results: Results) -> dict[str, Figure]:
         "shares": shares,
         "quality": quality,
     }
-    with _style():
+    with house_style():
         drawn = {name: draw(results) for name, draw in made.items()}
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
@@ -63,7 +64,7 @@ def figures(results: Results) -> dict[str, Figure]:
 def to_svg(figure: Figure) -> str:
     """SVG element without prolog, the same bytes for the same figure."""
     buffer = StringIO()
-    with _style():
+    with house_style():
         figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
@@ -72,7 +73,7 @@ def to_svg(figure: Figure) -> str:
 def to_png(figure: Figure) -> bytes:
     """PNG at 150 dpi."""
     buffer = BytesIO()
-    with _style():
+    with house_style():
         figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")
     return buffer.getvalue()
 
@@ -227,7 +228,7 @@ def _advantages_and_bonus(cell: Cell) -> tuple[Tensor, Tensor] | None:
     ).T.contiguous()
     settings = config.advantage
     bonus = shaping_bonus(
-        settings.shaping,
+        settings.find_shaping(),
         advantages,
         gamma=DEFAULT_GAMMA if settings.gamma is None else settings.gamma,
         center=settings.center,
