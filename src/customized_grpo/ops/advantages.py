@@ -56,6 +56,13 @@ def group_normalize(
     Raises:
         ValueError: if a score is infinite, or `group_ids` does not have one label per row of
             `scores`.
+
+    Example:
+        An image that cannot be scored and a group without differences:
+
+        >>> scores = torch.tensor([[0.2], [0.6], [float("nan")], [9.0], [9.0]])
+        >>> group_normalize(scores, torch.tensor([0, 0, 0, 1, 1])).T
+        tensor([[-0.7071,  0.7071,     nan,  0.0000,  0.0000]])
     """
     _check_group_ids(group_ids, scores)
     scores_BR = scores.float()
@@ -99,6 +106,12 @@ def synergy_bonus(
 
     Raises:
         ValueError: if N < 2, `gamma` is negative, or `center` is set without `group_ids`.
+
+    Example:
+        Good at both, conflicted, bad at both:
+
+        >>> synergy_bonus(torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]]), gamma=0.4)
+        tensor([ 0.3046, -0.3046, -0.3046])
     """
     return shaping_bonus("sars", advantages, gamma=gamma, center=center, group_ids=group_ids)
 
@@ -125,6 +138,13 @@ def combine_advantages(
 
     Raises:
         ValueError: if `weights` does not have one column per objective, or `clip` is not positive.
+
+    Example:
+        A good identity and a bad prompt, at a step for the prompt and at one for the identity:
+
+        >>> weights = torch.tensor([[0.3, 0.7], [0.7, 0.3]])
+        >>> combine_advantages(torch.tensor([[1.0, -1.0]]), None, weights)
+        tensor([[-0.4000,  0.4000]])
     """
     return _bounded(_weighted_total(per_objective, synergy, weights), per_objective, clip)
 
@@ -173,6 +193,10 @@ def shaping_bonus(
     Raises:
         ValueError: if the shaping is unknown, `gamma` is negative, the bonus needs two objectives
             and gets one, or `center` is set without `group_ids` or for a shaping without a bonus.
+
+    Example:
+        >>> shaping_bonus("min", torch.tensor([[2.0, -1.0], [2.0, 1.0]]), gamma=0.5)
+        tensor([-0.5000,  0.5000])
     """
     bonus = _resolve(shaping).bonus
     if not gamma >= 0:
@@ -235,6 +259,15 @@ def shape_advantages(
 
     Raises:
         ValueError: as `shaping_bonus` and `combine_advantages`.
+
+    Example:
+        Good at both and conflicted, without and with the bonus of the paper:
+
+        >>> advantages, half = torch.tensor([[1.0, 1.0], [1.0, -1.0]]), torch.tensor([[0.5, 0.5]])
+        >>> shape_advantages("linear", advantages, half).T
+        tensor([[1., 0.]])
+        >>> shape_advantages("sars", advantages, half).T
+        tensor([[ 1.3046, -0.3046]])
     """
     recipe = _resolve(shaping)
     bonus_B = shaping_bonus(shaping, advantages, gamma=gamma, center=center, group_ids=group_ids)
@@ -286,6 +319,15 @@ def tdw_weights(
     Raises:
         ValueError: if a sigma or a weight is outside [0, 1], the sigmas are in half precision, or
             start > end.
+
+    Example:
+        Steps 0, 10, 20 and 24 of the paper's 25:
+
+        >>> tdw_weights(shifted_sigmas(25, shift=3.0)[[0, 10, 20, 24]])
+        tensor([[0.3000, 0.7000],
+                [0.5000, 0.5000],
+                [0.6999, 0.3001],
+                [0.5000, 0.5000]])
     """
     _check_fractions(high=high, low=low, final=final)
     if start > end:
@@ -314,6 +356,11 @@ def constant_weights(
 
     Raises:
         ValueError: if a sigma or `prompt` is outside [0, 1], or the sigmas are in half precision.
+
+    Example:
+        >>> constant_weights(torch.tensor([1.0, 0.5]), prompt=0.6)
+        tensor([[0.4000, 0.6000],
+                [0.4000, 0.6000]])
     """
     _check_fractions(prompt=prompt)
     return _weight_columns(torch.full_like(_trajectory_progress(sigmas), prompt))
@@ -338,6 +385,14 @@ def linear_weights(
 
     Raises:
         ValueError: if a sigma or a weight is outside [0, 1], or the sigmas are in half precision.
+
+    Example:
+        At the start, half way (on the clock of the paper's schedule) and at the end:
+
+        >>> linear_weights(torch.tensor([1.0, 0.75, 0.0]))
+        tensor([[0.3000, 0.7000],
+                [0.5000, 0.5000],
+                [0.7000, 0.3000]])
     """
     _check_fractions(high=high, low=low)
     return _weight_columns(high + (low - high) * _trajectory_progress(sigmas))
@@ -362,6 +417,14 @@ def cosine_weights(
 
     Raises:
         ValueError: if a sigma or a weight is outside [0, 1], or the sigmas are in half precision.
+
+    Example:
+        At the start, after a quarter and half way:
+
+        >>> cosine_weights(torch.tensor([1.0, 0.9, 0.75]))
+        tensor([[0.3000, 0.7000],
+                [0.3586, 0.6414],
+                [0.5000, 0.5000]])
     """
     _check_fractions(high=high, low=low)
     eased = 0.5 * (1.0 - torch.cos(math.pi * _trajectory_progress(sigmas)))

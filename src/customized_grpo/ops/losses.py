@@ -33,13 +33,21 @@ def clipped_surrogate(
             averages gradients, divide it by the world size.)
 
     Returns:
-        The 0-d loss, and detached 0-d statistics of the given pairs: `ratio_mean`, `ratio_abs_dev`
-        (mean |r - 1|, the mismatch metric before the first update) and `clip_fraction` (share of
-        pairs whose gradient the clip cuts: A > 0 with r > 1 + c, or A < 0 with r < 1 - c).
+        The 0-d loss, and as detached 0-d statistics of the given pairs `ratio_mean`,
+        `ratio_abs_dev` (mean `|r - 1|`, the mismatch before the first update) and `clip_fraction`
+        (share of pairs whose gradient the clip cuts: A > 0 and r > 1 + c, or A < 0 and r < 1 - c).
 
     Raises:
         ValueError: if the three shapes differ, a log-probability is in half precision, `clip_range`
             is not in (0, 1), or `denominator` is not positive.
+
+    Example:
+        Two good samples: the policy has moved to the first far enough, so it is cut.
+
+        >>> log_prob, advantage = torch.tensor([0.01, -0.01]), torch.tensor([1.0, 1.0])
+        >>> loss, stats = clipped_surrogate(log_prob, torch.zeros(2), advantage)
+        >>> stats["clip_fraction"]
+        tensor(0.5000)
     """
     _check_pairs(log_prob, old_log_prob, advantage)
     if not 0 < clip_range < 1:
@@ -97,6 +105,15 @@ def normalize_ratio(
     Raises:
         ValueError: if shapes differ, a log-probability or `std` is in half precision, or as
             `gaussian_kl` for `std`.
+
+    Example:
+        >>> old_mean, std = torch.zeros(1, 2), 0.5
+        >>> mean, sample = old_mean + 0.1, old_mean + std
+        >>> log_prob, old = (gaussian_log_prob(sample, m, std) for m in (mean, old_mean))
+        >>> log_prob - old
+        tensor([0.1800])
+        >>> normalize_ratio(log_prob, old, mean, old_mean, std)
+        tensor([0.1000])
     """
     _check_pairs(log_prob, old_log_prob)
     per_sample_std = std.flatten() if isinstance(std, Tensor) and std.ndim else std

@@ -40,6 +40,12 @@ def shifted_sigmas(num_steps: int, shift: Real = 1.0) -> Float32[Tensor, " {num_
 
     Raises:
         ValueError: if `num_steps` < 1 or `shift` <= 0.
+
+    Example:
+        >>> shifted_sigmas(4)
+        tensor([1.0000, 0.7500, 0.5000, 0.2500, 0.0000])
+        >>> shifted_sigmas(4, shift=3.0)
+        tensor([1.0000, 0.9000, 0.7500, 0.5000, 0.0000])
     """
     if num_steps < 1:
         raise ValueError(
@@ -100,6 +106,13 @@ def sde_moments(
             a sigma of the wrong shape or in half precision, `flow` at `sigma = 1` without a valid
             `sigma_max`, and, where this needs no accelerator synchronisation, `sigma <= sigma_next`
             or a sigma outside [0, 1].
+
+    Example:
+        >>> velocity, latents = torch.ones(1, 2), torch.zeros(1, 2)
+        >>> sde_moments(velocity, latents, 0.5, 0.25, dynamics="ode", noise_level=0)
+        (tensor([[-0.2500, -0.2500]]), tensor(0.))
+        >>> sde_moments(velocity, latents, 0.5, 0.25, dynamics="dance", noise_level=0.4)
+        (tensor([[-0.2700, -0.2700]]), tensor(0.2000))
     """
     _check_kernel(dynamics, noise_level)
     x, v = latents.float(), velocity.float()
@@ -171,6 +184,14 @@ def gaussian_log_prob(
         ValueError: if `sample` and `mean` differ in shape, if `std` has a wrong shape or is in half
             precision, and, where this needs no accelerator synchronisation, if `std` is not
             positive (an `ode` step).
+
+    Example:
+        A mean over dimensions: the size of the picture does not matter.
+
+        >>> gaussian_log_prob(torch.zeros(1, 4), torch.zeros(1, 4), std=1.0)
+        tensor([-0.9189])
+        >>> gaussian_log_prob(torch.zeros(1, 400), torch.zeros(1, 400), std=1.0)
+        tensor([-0.9189])
     """
     _check_same_shape("sample", sample, "mean", mean)
     scale = _positive_std(std, mean)
@@ -195,6 +216,10 @@ def cps_log_prob(
 
     Raises:
         ValueError: if `sample` and `mean` differ in shape.
+
+    Example:
+        >>> cps_log_prob(torch.tensor([[1.0, 0.0]]), torch.zeros(1, 2))
+        tensor([-0.5000])
     """
     _check_same_shape("sample", sample, "mean", mean)
     return _mean_over_dims(-((sample.float() - mean.float()) ** 2))
@@ -223,6 +248,10 @@ def gaussian_kl(
         ValueError: if the means differ in shape, if `std` has a wrong shape or is in half
             precision, and, where this needs no accelerator synchronisation, if `std` is not
             positive.
+
+    Example:
+        >>> gaussian_kl(torch.ones(1, 2), torch.zeros(1, 2), std=0.5)
+        tensor([2.])
     """
     _check_same_shape("mean", mean, "reference_mean", reference_mean)
     scale = _positive_std(std, mean)
