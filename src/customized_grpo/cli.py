@@ -13,11 +13,20 @@ from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from customized_grpo.commands import completion, export, generate
-from customized_grpo.commands.shared import hide_loading_bars, positive
+from customized_grpo.commands import completion, export, generate, init
+from customized_grpo.commands.shared import (
+    after_training,
+    export_words,
+    hide_loading_bars,
+    next_step,
+    positive,
+)
 from customized_grpo.errors import ConfigError, CustomizedGRPOError, Interrupted
+
+if TYPE_CHECKING:
+    from customized_grpo.config import RunConfig
 
 _ABOUT = """\
 Customized-GRPO: reinforcement learning for subject-driven image generation.
@@ -27,6 +36,7 @@ Teaches a generator to keep the subject of a reference picture and to do what th
 _EXAMPLES = """\
 examples:
   cgrpo demo                                              teach the embedded generator on a CPU
+  cgrpo init my-dog --photos photos --class dog           your own photos: prompts and a config
   cgrpo train configs/emoji.yaml --train.num_updates 100  train; any field can be overridden
   cgrpo data configs/emoji.yaml                           what will be trained on, as a picture
   cgrpo train --help                                      all fields, with their defaults
@@ -133,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="print a traceback with an error")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
+    init.add(commands)
     commands.add_parser("train", help="train a generator as a config says")
     commands.add_parser("resume", help="go on with a run that was stopped")
 
@@ -373,6 +384,7 @@ def _train_config(
     *,
     resume: bool = False,
     allow_changed: bool = False,
+    lead_on: bool = True,
 ) -> Path:
     from customized_grpo.config import load_config
 
@@ -382,13 +394,15 @@ def _train_config(
 
     hide_loading_bars()
     run = train(config, resume=resume, allow_changed=allow_changed)
-    _print_run(run)
+    _print_run(config, run, lead_on=lead_on)
     return run
 
 
-def _print_run(run: Path) -> None:
+def _print_run(config: RunConfig, run: Path, *, lead_on: bool = True) -> None:
     if os.environ.get("RANK", "0") == "0":  # of several processes that torchrun has started
         print(f"run: {run}")
+        if lead_on:
+            next_step(*after_training(config, run))
 
 
 def _resume(arguments: Sequence[str]) -> None:
@@ -410,7 +424,7 @@ def _resume(arguments: Sequence[str]) -> None:
     from customized_grpo.trainer import train
 
     hide_loading_bars()
-    _print_run(train(config, resume=True, allow_changed=allow_changed))
+    _print_run(config, train(config, resume=True, allow_changed=allow_changed))
 
 
 def _replay(options: argparse.Namespace) -> None:
@@ -426,6 +440,7 @@ def _data(options: argparse.Namespace) -> None:
 
     print(show_data(load_config(options.config), options.out))
     print(f"picture: {options.out}")
+    next_step("train", options.config)
 
 
 def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -501,6 +516,7 @@ def _evaluate_run(
         return
     print(f"picture: {report.picture}")
     print(report.table())
+    next_step(*export_words(run))
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -601,23 +617,18 @@ def _default_jobs() -> int:
 
 
 def _demo(options: argparse.Namespace) -> None:
+    from customized_grpo.config.shipped import shipped_config
+
     overrides = ["--name", _free_name(f"demo-seed{options.seed}"), "--seed", str(options.seed)]
     if options.updates is not None:
         overrides += ["--train.num_updates", str(options.updates)]
-    _evaluate_run(_train_config(_shipped_config("emoji.yaml"), overrides))
+    _evaluate_run(_train_config(shipped_config("emoji.yaml"), overrides, lead_on=False))
 
 
 def _free_name(name: str) -> str:
     """The name, numbered if runs/ has it already: a demo can be repeated."""
     numbered = (name, *(f"{name}-{i}" for i in range(2, 1000)))
     return next(n for n in numbered if not Path("runs", n).exists())
-
-
-def _shipped_config(name: str) -> Path:
-    """Configs lie inside an installed package, and at the top of a source checkout."""
-    package = Path(__file__).parent
-    installed = package / "configs" / name
-    return installed if installed.exists() else package.parents[1] / "configs" / name
 
 
 def _train_help(config_path: str | None) -> str:

@@ -25,6 +25,7 @@ EXECUTED = {
     ("docs/extending.md", "yaml"): "test_docs_extending.py",
     ("docs/in_your_trainer.md", "python"): "test_docs_method.py",
     ("docs/index.md", "bash"): "docs_site/test_tutorial.py",
+    ("docs/own_subject.md", "bash"): "test_own_subject.py",
     ("docs/reference/config.md", "bash"): "docs_site/test_tutorial.py",
     ("docs/reliability.md", "bash"): "docs_site/test_tutorial.py",
     ("docs/remote_rewards.md", "bash"): "test_docs_remote.py",

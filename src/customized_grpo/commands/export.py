@@ -6,8 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from customized_grpo.commands.shared import hide_loading_bars
+from customized_grpo.commands.shared import hide_loading_bars, hint
 from customized_grpo.errors import ConfigError
+
+_NEXT = {
+    "hub-folder": "{}/README.md shows how to load it; `hf upload` publishes the folder",
+    "comfyui": "put the file in {} where ComfyUI's Load LoRA looks, models/loras",
+    "merged": "DiffusionPipeline.from_pretrained({!r}) loads it",
+}
 
 
 def add(commands: Any) -> None:
@@ -48,3 +54,4 @@ def _export(options: argparse.Namespace) -> None:
     print(f"exported: {options.out}")
     for path in sorted(options.out.iterdir()):
         print(f"  {path.name}{'/' if path.is_dir() else ''}")
+    hint(_NEXT[options.to].format(str(options.out)))

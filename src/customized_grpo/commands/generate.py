@@ -6,7 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from customized_grpo.commands.shared import hide_loading_bars, positive
+from customized_grpo.commands.shared import (
+    after_pictures,
+    hide_loading_bars,
+    next_step,
+    positive,
+    seed,
+)
 from customized_grpo.errors import ConfigError
 
 
@@ -35,7 +41,7 @@ def add(commands: Any) -> None:
     rows = 'instead of these: JSONL, rows {"prompt": ..., "references": ["a.png"]}'
     parser.add_argument("--file", type=Path, metavar="JSONL", help=rows)
     seeds = "one picture of every prompt for each (default: 0)"
-    parser.add_argument("--seeds", type=_seed, nargs="+", default=[0], metavar="N", help=seeds)
+    parser.add_argument("--seeds", type=seed, nargs="+", default=[0], metavar="N", help=seeds)
     count = "so many seeds, counted up from the one given"
     parser.add_argument("--count", type=positive, metavar="N", help=count)
     lora = "folder of trained weights, where TARGET is a config"
@@ -82,6 +88,8 @@ def _generate(options: argparse.Namespace) -> None:
     print(f"pictures: {out}")
     for sheet in sheets:
         print(f"contact sheet: {sheet}")
+    if options.target.is_dir():
+        next_step(*after_pictures(model.config, options.target))
 
 
 def _seeds(seeds: list[int], count: int | None) -> list[int]:
@@ -96,9 +104,3 @@ def _free_folder(name: str) -> Path:
     """The name, numbered if there is one already."""
     numbered = (name, *(f"{name}-{i}" for i in range(2, 10_000)))
     return next(Path(n) for n in numbered if not Path(n).exists())
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2^32 - 1, got {text!r}")
-    return int(text)

@@ -144,6 +144,23 @@ def _class_nouns() -> list[tuple[str, str]]:
     return candidates
 
 
+def known_noun(words: str) -> str | None:
+    """What the emoji world calls a thing: a noun of its own, or that of an emoji so named.
+
+    Looked up word by word, the last one first: it says most ("plush bear"). None: not known.
+    """
+    parts = words.lower().split()[::-1]
+    nouns = {noun for _, noun in _CLASS_RUNS if noun}
+    candidates = _class_nouns()
+    for word in parts:
+        if word in nouns:
+            return word
+        named = (noun for name, noun in candidates if word in name.replace("-", "_").split("_"))
+        if (noun := next(named, None)) is not None:
+            return noun
+    return None
+
+
 @cache
 def load_catalog(size: int) -> tuple[tuple[Subject, ...], torch.Tensor]:
     """All subjects and their glyphs ``[num_subjects, 4, size, size]``, near-duplicates left out.

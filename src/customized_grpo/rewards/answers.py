@@ -29,7 +29,7 @@ def points(text: Any) -> float:
     """
     if not isinstance(text, str):
         raise BadAnswer(f"the answer must be text, got {type(text).__name__}")
-    found = [value["score"] for value in _objects(text) if "score" in value]
+    found = [value["score"] for value in json_objects(text) if "score" in value]
     if not found:
         raise BadAnswer(f"the answer has no JSON object with a score: {_short(text)}")
     score = found[-1]
@@ -42,7 +42,7 @@ def points(text: Any) -> float:
     return value
 
 
-def _objects(text: str) -> list[dict[str, Any]]:
+def json_objects(text: str) -> list[dict[str, Any]]:
     """The JSON objects in a text: a model may think aloud before, or put them in a code fence."""
     objects: list[dict[str, Any]] = []
     decoder, place = json.JSONDecoder(), text.find("{")
