@@ -11,9 +11,9 @@ import pytest
 from helpers import ROOT
 from PIL import Image
 
-from customized_grpo import cli, trainer
+from customized_grpo import trainer
 from customized_grpo.cli import main
-from customized_grpo.config import RunConfig, dump_config, load_config
+from customized_grpo.config import RunConfig, dump_config, load_config, shipped
 
 SMALL = [
     "--rollout.prompts_per_rollout", "1",
@@ -46,7 +46,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     small = tmp_path / "small.yaml"
     small.write_text(dump_config(load_config("configs/emoji.yaml", SMALL)))
-    monkeypatch.setattr(cli, "_shipped_config", lambda name: small)
+    monkeypatch.setattr(shipped, "shipped_config", lambda name: small)
     return tmp_path
 
 
