@@ -196,6 +196,7 @@ def test_plugs_may_lie_beside_the_config(tmp_path, calls):
         ["serve-reward", "-h"],
         ["generate", "-h"],
         ["export", "-h"],
+        ["doctor", "-h"],
     ],
 )
 def test_help_and_version_import_nothing_heavy(arguments):

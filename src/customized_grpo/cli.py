@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from customized_grpo.commands import completion, export, generate, init
+from customized_grpo.commands import completion, doctor, export, generate, init
 from customized_grpo.commands.shared import (
     after_training,
     export_words,
@@ -48,6 +48,7 @@ examples:
   cgrpo report runs/emoji                                 curves, tables and pictures in one page
   cgrpo compare configs/studies/proof.yaml                many methods and seeds, and their report
   cgrpo estimate configs/flux-kontext.yaml --num-devices 8  seconds, memory and cost of a run
+  cgrpo doctor configs/flux-kontext.yaml                  is everything there that a run needs?
   cgrpo serve-reward rewards.yaml --port 8100             rewards for runs on other machines
 """
 
@@ -55,7 +56,7 @@ _EXIT_CODES = """\
 
 exit codes:
   0        done
-  1        a defect, with its traceback
+  1        a defect, with its traceback; of `cgrpo doctor`: it has found a problem
   2        an error that you can mend, in one line
   130      stopped by Ctrl-C
   128 + N  stopped by signal N, for example 143 by SIGTERM; a run has made a checkpoint
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Plugs by import path may lie beside the config, as modules do for `python -m`.
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
-        command()
+        return command() or 0
     except Interrupted as interrupted:
         print(f"cgrpo: {_one_line(interrupted)}", file=sys.stderr)
         return 128 + interrupted.received
@@ -105,7 +106,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("cgrpo: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def _set_up_output() -> None:
@@ -203,6 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print JSON, no tables")
     evaluate.set_defaults(run=_evaluate)
 
+    doctor.add(commands)
     generate.add(commands)
     export.add(commands)
 
@@ -326,7 +327,7 @@ def _parser() -> argparse.ArgumentParser:
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[list[str]]]:
     """Options, and what is left of the arguments for commands that override a config's fields."""
     parser = _parser()
-    if arguments[:1] not in (["estimate"], ["evaluate"]):
+    if arguments[:1] not in (["doctor"], ["estimate"], ["evaluate"]):
         return parser.parse_args(arguments), []
     options, overrides = parser.parse_known_args(arguments)
     return options, [overrides]

@@ -76,7 +76,7 @@ def load_pipeline(config: PipelineConfig, pipeline_class: Any, **components: Any
     folder, dtype = resolve_checkpoint(config.path), getattr(torch, config.dtype)
     components = {**_text_encoders(pipeline_class, folder, dtype), **components}
     if config.quantization is not None:
-        components["quantization_config"] = _quantization(config.quantization)
+        components["quantization_config"] = quantization_config(config.quantization)
     pipeline = pipeline_class.from_pretrained(
         folder, dtype=dtype, use_safetensors=True, **components
     )
@@ -105,7 +105,12 @@ def _text_encoders(pipeline_class: Any, folder: str, dtype: torch.dtype) -> dict
     return encoders
 
 
-def _quantization(kind: str) -> Any:
+def quantization_config(kind: str) -> Any:
+    """diffusers' settings of a ``quantization``.
+
+    Raises:
+        ConfigError: if its package or a GPU that it needs is missing.
+    """
     from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig, TorchAoConfig
 
     try:

@@ -29,10 +29,11 @@ def show_data(config: RunConfig, picture: Path) -> str:
     }
     picture.parent.mkdir(parents=True, exist_ok=True)
     save_grid(picture, batch, further)
-    return "\n".join([*_counts(source), "first batch:", *(f"  {e.prompt}" for e in batch)])
+    return "\n".join([*count_lines(source), "first batch:", *(f"  {e.prompt}" for e in batch)])
 
 
-def _counts(source: DataSource) -> list[str]:
+def count_lines(source: DataSource) -> list[str]:
+    """How many examples of what shapes a source has."""
     if not isinstance(source, ListedSource):
         examples = source.listed()
         return [f"examples: {len(examples)}" if examples else "examples: without end"]

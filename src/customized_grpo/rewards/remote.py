@@ -78,6 +78,12 @@ class RemoteRewardConfig(RewardConfig):
             RewardError: if none answers.
             ConfigError: if one does not have the reward, or takes smaller batches.
         """
+        reward = self.connect()
+        reward.check()
+        return reward
+
+    def connect(self) -> RemoteReward:
+        """The same, before anybody was asked."""
         import httpx2
 
         client = httpx2.Client(limits=httpx2.Limits(max_connections=None))
@@ -86,9 +92,7 @@ class RemoteRewardConfig(RewardConfig):
             timeout=self.timeout,
             secret=read_secret("token_env", self.token_env),
         )
-        reward = RemoteReward(self, endpoint, Backoff(retries=self.retries))
-        reward.check()
-        return reward
+        return RemoteReward(self, endpoint, Backoff(retries=self.retries))
 
 
 class _Replica:
@@ -126,13 +130,21 @@ class RemoteReward:
             RewardError: if none answers.
             ConfigError: if one answers and cannot serve it.
         """
-        with ThreadPoolExecutor(len(self._replicas)) as pool:
-            problems = list(pool.map(self._check_one, self._replicas))
-        texts = [text for text in problems if text is not None]
-        if len(texts) == len(problems):
+        texts = self.silent_replicas()
+        if len(texts) == len(self._replicas):
             raise RewardError(f"urls: no replica answers: {'; '.join(texts)}; start one")
         for text in texts:
             logger.warning("reward %s: not there yet: %s", self._config.label, text)
+
+    def silent_replicas(self) -> list[str]:
+        """Asks every replica, as ``check``; those that do not answer, and why.
+
+        Raises:
+            ConfigError: as ``check``.
+        """
+        with ThreadPoolExecutor(len(self._replicas)) as pool:
+            problems = list(pool.map(self._check_one, self._replicas))
+        return [text for text in problems if text is not None]
 
     def _check_one(self, replica: _Replica) -> str | None:
         try:

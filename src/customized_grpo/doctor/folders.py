@@ -1,0 +1,111 @@
+"""Whether a folder of weights is complete, by names and headers: no weights are loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal["pipeline", "model", "lora", "texts"]
+"""A diffusers pipeline, a transformers model, a LoRA, or config and tokenizer without weights."""
+
+WANTED: dict[Kind, str] = {
+    "pipeline": "model_index.json with folders of safetensors",
+    "model": "model.safetensors",
+    "lora": "*.safetensors",
+    "texts": "tokenizer_config.json",
+}
+"""What makes a checkpoint of each kind."""
+
+_WHOLE = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+_INDEX = "*.safetensors.index.json"
+_POINTER = b"version https://git-lfs"
+
+
+def gaps(folder: Path, kind: Kind, file: str | None = None) -> list[str]:
+    """What is missing or damaged, by its name in the folder; [] = it is complete.
+
+    Args:
+        folder: of the checkpoint.
+        kind: what it should hold.
+        file: of the weights, where their name is not the usual one.
+    """
+    if file is not None:
+        return list(_damages(folder, [file]))
+    found = {"pipeline": _pipeline, "model": _model, "lora": _lora, "texts": _texts}[kind](folder)
+    return list(found)
+
+
+def first_file(kind: Kind, file: str | None = None) -> str:
+    """A file that every checkpoint of the kind has."""
+    names = {"pipeline": "model_index.json", "lora": "pytorch_lora_weights.safetensors"}
+    return file or names.get(kind, "config.json")
+
+
+def _pipeline(folder: Path) -> Iterator[str]:
+    index = folder / "model_index.json"
+    if not index.is_file():
+        yield "model_index.json is missing"
+        return
+    parts = {n: e for n, e in _read(index).items() if isinstance(e, list) and e[:1] != [None]}
+    for name in parts:
+        part = folder / name
+        if not part.is_dir() or not any(part.iterdir()):
+            yield f"{name}/ is missing"
+        elif name.startswith(("transformer", "vae", "text_encoder")):
+            yield from (f"{name}/{gap}" for gap in _model(part))
+
+
+def _model(folder: Path) -> Iterator[str]:
+    if not (folder / "config.json").is_file():
+        yield "config.json is missing"
+    shards = [name for index in folder.glob(_INDEX) for name in _read(index)["weight_map"].values()]
+    whole = [name for name in _WHOLE if (folder / name).is_file()]
+    if shards or whole:
+        yield from _damages(folder, sorted({*shards, *whole}))
+    elif any(folder.glob("*.safetensors")):
+        yield f"{_INDEX} is missing, which says what is in which file"
+    elif pickles := sorted(folder.glob("*.bin")):
+        yield f"model.safetensors is missing; {pickles[0].name} is a pickle, which is never loaded"
+    else:
+        yield "model.safetensors is missing"
+
+
+def _lora(folder: Path) -> Iterator[str]:
+    names = [path.name for path in folder.glob("*.safetensors")]
+    yield from _damages(folder, names) if names else ["*.safetensors is missing"]
+
+
+def _texts(folder: Path) -> Iterator[str]:
+    for name in ("config.json", "tokenizer_config.json"):
+        if not (folder / name).is_file():
+            yield f"{name} is missing"
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _damages(folder: Path, names: list[str]) -> Iterator[str]:
+    for name in names:
+        if text := damage(folder / name):
+            yield f"{name} {text}"
+
+
+def damage(file: Path) -> str | None:
+    """What is wrong with a file of weights, by its header and length; None: nothing."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(len(_POINTER))
+        if not head or head == _POINTER:
+            return "is a Git LFS pointer, not the weights" if head else "is empty"
+        if file.suffix == ".safetensors":
+            safe_open(file, "np")
+    except FileNotFoundError:
+        return "is missing"
+    except (OSError, SafetensorError) as error:
+        return f"is damaged ({' '.join(str(error).split())})"
+    return None
