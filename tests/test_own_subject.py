@@ -9,40 +9,17 @@ import pytest
 import torch
 from data.pictures import DREAMBENCH, on_the_dataset
 from helpers import ROOT
-from PIL import Image
+from six_photos import SMALL, take_photos
 
 from customized_grpo.cli import main
 from customized_grpo.commands.shared import after_training
 from customized_grpo.config import load_config
-from customized_grpo.data.emoji import EmojiWorld, sample_attributes
-from customized_grpo.report.grid import to_pil
 
 PAGE = (ROOT / "docs" / "own_subject.md").read_text(encoding="utf-8")
-SMALL = [
-    "--rollout.prompts_per_rollout", "2",
-    "--rollout.group_size", "3",
-    "--rollout.num_steps", "3",
-    "--rollout.num_trained_steps", "1",
-    "--train.num_updates", "2",
-    "--evaluation.num_examples", "4",
-]  # fmt: skip
 
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", PAGE, re.S)
-
-
-def take_photos(folder: Path, count: int) -> None:
-    """A drawn dog in painted places, at four times their size."""
-    world = EmojiWorld("train")
-    dog = next(i for i, subject in enumerate(world.subjects) if subject.name == "dog")
-    random = torch.Generator().manual_seed(0)
-    wanted = sample_attributes(count, random)
-    pictures, _ = world.render(torch.full((count,), dog), wanted, random)
-    folder.mkdir()
-    for name, pixels in zip(("front", "garden", "sofa", "x", "y", "z"), pictures, strict=False):
-        picture = to_pil(pixels).resize((256, 256), Image.Resampling.BICUBIC)
-        picture.save(folder / f"{name}.png")
 
 
 @pytest.fixture

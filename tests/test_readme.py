@@ -1,6 +1,5 @@
 """Every command and snippet of the README does what it says."""
 
-import json
 import re
 import shlex
 import subprocess
@@ -8,53 +7,45 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from helpers import ROOT
-from PIL import Image
+from six_photos import SMALL, take_photos
 
 from customized_grpo.cli import main
-from customized_grpo.config import load_config
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SMALL = [
-    "--rollout.prompts_per_rollout", "1",
-    "--rollout.group_size", "2",
-    "--rollout.num_steps", "3",
-    "--rollout.num_trained_steps", "1",
-    "--train.num_updates", "1",
-    "--train.inner_updates", "1",
-    "--evaluation.num_examples", "4",
-]  # fmt: skip
 
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.S)
 
 
+def lines() -> list[list[str]]:
+    """Words of the commands."""
+    text = [line for block in blocks("bash") for line in block.splitlines()]
+    return [words for words in (shlex.split(line, comments=True) for line in text) if words]
+
+
 def commands(program: str) -> list[list[str]]:
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
-    words = [shlex.split(line, comments=True) for line in lines]
-    return [w[1:] for w in words if w and Path(w[0]).name == program]
+    return [words[1:] for words in lines() if words[0] == program]
 
 
 def test_make_targets_exist() -> None:
     assert commands("make") == [["demo"], ["test"]]
+    assert {words[0] for words in lines()} == {"make", "source", "cgrpo"}
     for target in commands("make"):
         subprocess.run(["make", "-n", *target], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_cgrpo_commands_and_the_lora_snippet(
+@pytest.mark.slow
+def test_the_way_from_photos_to_a_lora(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("configs", "docs"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    Image.new("RGB", (80, 80), "gold").save(tmp_path / "reference.png")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    take_photos(tmp_path / "photos", 6)
     for words in commands("cgrpo"):
-        small = {"train": SMALL, "resume": ["--train.num_updates", "2"]}.get(words[0], [])
-        assert main([*words, *(small if "--help" not in words else [])]) == 0, words
+        assert main([*words, *(SMALL if words[0] == "train" else [])]) == 0, words
     assert "tuned - base" in capsys.readouterr().out
-    assert (tmp_path / "page" / "report.html").exists()
     (snippet,) = (block for block in blocks("python") if "load_lora_weights" in block)
     names: dict = {}
     exec(snippet, names)
@@ -67,16 +58,6 @@ def test_ops_snippet() -> None:
     names: dict = {}
     exec(snippet, names)
     assert names["total"].shape == torch.Size([24, 25])
-
-
-def test_own_pictures_snippets_are_a_valid_config(tmp_path: Path) -> None:
-    (example,) = blocks("json")
-    assert set(json.loads(example)) == {"prompt", "references", "masks", "subject"}
-    (sections,) = blocks("yaml")
-    config = yaml.safe_load((ROOT / "configs" / "emoji.yaml").read_text())
-    path = tmp_path / "own.yaml"
-    path.write_text(yaml.safe_dump(config | yaml.safe_load(sections)))
-    assert load_config(path).generator.path == "black-forest-labs/FLUX.1-Kontext-dev"
 
 
 def test_links_and_pictures_exist() -> None:

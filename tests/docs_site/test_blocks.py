@@ -16,7 +16,6 @@ FENCE = re.compile(r"^```(python|bash|yaml)\b[^\n]*\n(.*?)^```$", re.M | re.S)
 EXECUTED = {
     ("README.md", "bash"): "test_readme.py",
     ("README.md", "python"): "test_readme.py",
-    ("README.md", "yaml"): "test_readme.py",
     ("docs/choosing.md", "python"): "test_docs_method.py",
     ("docs/data.md", "yaml"): "data/test_data_docs.py",
     ("docs/evaluation.md", "bash"): "test_docs_evaluation.py",

@@ -1,0 +1,40 @@
+"""`cgrpo demo`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from customized_grpo.commands.evaluate import judge
+from customized_grpo.commands.train import train_config
+
+
+def add(commands: Any) -> None:
+    """Adds the parser."""
+    parser = commands.add_parser(
+        "demo",
+        help="teach the embedded generator on this machine, then evaluate it",
+        description="Train configs/emoji.yaml on this machine, then compare base and tuned.",
+        epilog="example:\n  cgrpo demo --updates 20 --seed 1\n"
+        "for any other field of the config: cgrpo train configs/emoji.yaml --section.field value",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--updates", type=int, help="optimizer steps, an even number (default: 80)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the run (default: 0)")
+    parser.set_defaults(run=_demo)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from customized_grpo.config.shipped import shipped_config
+
+    overrides = ["--name", _free_name(f"demo-seed{options.seed}"), "--seed", str(options.seed)]
+    if options.updates is not None:
+        overrides += ["--train.num_updates", str(options.updates)]
+    judge(train_config(shipped_config("emoji.yaml"), overrides, lead_on=False))
+
+
+def _free_name(name: str) -> str:
+    """The name, numbered if runs/ has it already: a demo can be repeated."""
+    numbered = (name, *(f"{name}-{i}" for i in range(2, 1000)))
+    return next(n for n in numbered if not Path("runs", n).exists())

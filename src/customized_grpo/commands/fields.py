@@ -1,0 +1,34 @@
+"""The fields of a config, for `--help`."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+
+def field_lines(config: Any) -> list[str]:
+    """Fields of a config, or of a class of configs, with their docs."""
+    from dataclasses import MISSING, is_dataclass
+
+    from customized_grpo import registry
+    from customized_grpo.config import list_fields
+    from customized_grpo.config.decoding import show, to_raw
+
+    groups = {
+        "data": registry.DATA,
+        "generator": registry.GENERATORS,
+        "rewards": registry.REWARDS,
+        "evaluators": registry.REWARDS,
+        "metrics": registry.REWARDS,
+    }
+    lines: list[str] = []
+    for info in list_fields(config):
+        if info.is_section and (is_dataclass(info.value) or info.path in groups):
+            types = groups.get(info.path)
+            plugs = f" Types: {', '.join(registry.plug_types(types))}." if types else ""
+            lines += ["", f"{info.path}: {info.doc}{plugs}"]
+            continue
+        value = "" if info.value is MISSING else f" = {show(to_raw(info.value))}"
+        lines.append(f"  --{info.path}{value}  ({info.type})")
+        lines += textwrap.wrap(info.doc, 92, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return lines
