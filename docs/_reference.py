@@ -21,6 +21,7 @@ from customized_grpo.generators.base import Conditioning, Generator
 from customized_grpo.ops import advantages, losses, sde
 from customized_grpo.rewards import base as rewards
 from customized_grpo.serve.config import ServeConfig
+from customized_grpo.sinks import base as sinks
 
 _FILES: dict[str, type] = {
     "A run: `cgrpo train CONFIG`": config.RunConfig,
@@ -32,11 +33,13 @@ _GROUPS = {
     "Data sources": registry.DATA,
     "Generators": registry.GENERATORS,
     "Rewards and evaluators": registry.REWARDS,
+    "Sinks": registry.SINKS,
 }
 _PLUG_POINTS = (
     *(config.DataConfig, DataSource, config.GeneratorConfig, Generator, Conditioning),
     *(config.RewardConfig, rewards.Reward, rewards.ImageEmbedder, rewards.RewardMetrics),
     *(rewards.PartialFailures, rewards.Budgeted),
+    *(config.SinkConfig, sinks.Sink, sinks.RunInfo),
 )
 
 

@@ -197,6 +197,7 @@ def test_plugs_may_lie_beside_the_config(tmp_path, calls):
         ["generate", "-h"],
         ["export", "-h"],
         ["doctor", "-h"],
+        ["watch", "-h"],
     ],
 )
 def test_help_and_version_import_nothing_heavy(arguments):

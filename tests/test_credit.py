@@ -20,6 +20,7 @@ from customized_grpo.errors import ConfigError
 from customized_grpo.ops import group_normalize, shifted_sigmas, synergy_bonus, tdw_weights
 from customized_grpo.rewards.clip_text import ClipTextConfig
 from customized_grpo.rewards.dinov2 import Dinov2Config
+from customized_grpo.types import Advantages
 
 IDENTITY = Dinov2Config(path="x", objective="identity")
 PROMPT = ClipTextConfig(path="x", objective="prompt")
@@ -120,3 +121,12 @@ def test_share_statistics_count_signs() -> None:
     assert shares["share/conflicted"] == 0.5
     assert shares["share/both_positive"] == shares["share/both_negative"] == 0.25
     assert share_statistics(result, ("identity", "quality")) == {}
+
+
+def test_share_statistics_tell_which_objective_is_met() -> None:
+    rows = torch.tensor([[1.0, -1.0], [1.0, -1.0], [-1.0, 1.0], [1.0, 1.0], [0.0, 1.0]])
+    result = Advantages(per_objective=rows, per_step=rows, valid=torch.ones(5, dtype=torch.bool))
+    shares = share_statistics(result, NAMES)
+    assert shares["share/identity_only"] == pytest.approx(0.4)
+    assert shares["share/prompt_only"] == pytest.approx(0.2)
+    assert shares["share/conflicted"] == pytest.approx(0.6)

@@ -9,13 +9,14 @@ import pytest
 from tiny_plugs import TinyReward
 
 from customized_grpo import registry
-from customized_grpo.config import DataConfig, GeneratorConfig, RewardConfig
+from customized_grpo.config import DataConfig, GeneratorConfig, RewardConfig, SinkConfig
 from customized_grpo.errors import ConfigError
 
 BASES = {
     registry.GENERATORS: GeneratorConfig,
     registry.REWARDS: RewardConfig,
     registry.DATA: DataConfig,
+    registry.SINKS: SinkConfig,
 }
 
 

@@ -32,11 +32,11 @@ from torch import Tensor, nn
 from customized_grpo.ema import Ema
 from customized_grpo.errors import CheckpointError
 from customized_grpo.files import filled, replace_folder
+from customized_grpo.run_files import CHECKPOINTS, checkpoint_folders
 from customized_grpo.sharding import split_like, whole
 
 logger = logging.getLogger("customized_grpo")
 
-CHECKPOINTS = "checkpoints"
 WEIGHTS = "weights"
 _TENSORS, _RECORD, _MANIFEST = "state.safetensors", "state.json", "manifest.json"
 
@@ -237,14 +237,6 @@ def _score(folder: Path) -> float:
     except (OSError, ValueError, KeyError):
         return -math.inf
     return score if score is not None and math.isfinite(score) else -math.inf
-
-
-def checkpoint_folders(run: Path) -> list[Path]:
-    """All of a run, the oldest first; left-overs of an interrupted write are none."""
-    folder = run / CHECKPOINTS
-    found = folder.iterdir() if folder.is_dir() else ()
-    named = (path for path in found if path.is_dir() and path.name.isdecimal())
-    return sorted(named, key=lambda path: int(path.name))
 
 
 def newest_checkpoint(run: Path) -> Checkpoint | None:

@@ -25,10 +25,12 @@ from customized_grpo.commands import (
     export,
     generate,
     init,
+    playground,
     replay,
     report,
     serve_reward,
     train,
+    watch,
 )
 from customized_grpo.errors import ConfigError, CustomizedGRPOError, Interrupted
 
@@ -45,10 +47,12 @@ examples:
   cgrpo data configs/emoji.yaml                           what will be trained on, as a picture
   cgrpo train --help                                      all fields, with their defaults
   cgrpo resume runs/emoji                                 go on with a run that was stopped
+  cgrpo watch runs/emoji                                  how a run is going, live
   cgrpo evaluate runs/emoji                               base against tuned, held-out subjects
   cgrpo evaluate configs/benchmarks/dreambench.yaml       any model's pictures, on DreamBench
   cgrpo generate runs/emoji --file prompts.jsonl          your own prompts, base beside tuned
   cgrpo export runs/emoji --to hub-folder --out my-lora   a LoRA with its model card
+  cgrpo playground runs/emoji                             a page to try it on
   cgrpo report runs/emoji                                 curves, tables and pictures in one page
   cgrpo compare configs/studies/proof.yaml                many methods and seeds, and their report
   cgrpo estimate configs/flux-kontext.yaml --num-devices 8  seconds, memory and cost of a run
@@ -138,9 +142,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     parts = (
-        init, train, replay, data, evaluate, doctor, generate, export, compare, report, demo,
-        estimate, serve_reward,
-    )  # fmt: skip
+        *(init, train, watch, evaluate, generate, playground, export, report),
+        *(data, doctor, estimate, compare, demo, replay, serve_reward),
+    )
     for part in parts:
         part.add(commands)
     completion.add(commands, parser)

@@ -37,7 +37,7 @@ from customized_grpo.evaluate import (
 from customized_grpo.files import write_atomic
 from customized_grpo.report.grid import save_strip
 from customized_grpo.results import BASE, Cell, Results, Yardstick, read_cell
-from customized_grpo.runlog import FINISHED
+from customized_grpo.run_files import FINISHED
 from customized_grpo.trainer import train
 
 logger = logging.getLogger("customized_grpo")
@@ -229,7 +229,8 @@ def _check_folder(folder: Path, wanted: RunConfig) -> None:
 
 def _check_same(text: str, wanted: RunConfig, where: str) -> None:
     found = read_config(text, where)  # fields that are newer than the run have their defaults
-    found = replace(found, device=wanted.device, compile=wanted.compile)  # how fast, not what
+    # How fast, and who is told; not what.
+    found = replace(found, device=wanted.device, compile=wanted.compile, sinks=wanted.sinks)
     if found == wanted:
         return
     lines = zip(dump_config(found).splitlines(), dump_config(wanted).splitlines(), strict=False)

@@ -116,6 +116,8 @@ def share_statistics(advantages: Advantages, objectives: Sequence[str]) -> dict[
     identity, prompt = (rows[:, objectives.index(name)] for name in ("identity", "prompt"))
     return {
         "share/conflicted": (identity * prompt < 0).float().mean().item(),
+        "share/identity_only": ((identity > 0) & (prompt < 0)).float().mean().item(),
+        "share/prompt_only": ((identity < 0) & (prompt > 0)).float().mean().item(),
         "share/both_positive": ((identity > 0) & (prompt > 0)).float().mean().item(),
         "share/both_negative": ((identity < 0) & (prompt < 0)).float().mean().item(),
     }

@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from customized_grpo.checkpoint import CHECKPOINTS, WEIGHTS, checkpoint_folders
+from customized_grpo.checkpoint import WEIGHTS
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.config.decoding import show, to_raw
 from customized_grpo.errors import CheckpointError, ConfigError
+from customized_grpo.run_files import CHECKPOINTS, checkpoint_folders
 
 logger = logging.getLogger("customized_grpo")
 
@@ -20,7 +21,7 @@ logger = logging.getLogger("customized_grpo")
 _FREE = (
     "name", "output_dir", "device", "compile", "fsdp", "cache", "rollout.batch_size",
     "train.num_updates", "train.micro_batch_size", "train.sample_every", "train.save_every",
-    "train.keep_checkpoints", "faults",
+    "train.keep_checkpoints", "faults", "sinks",
 )  # fmt: skip
 # Fields without which a checkpoint means nothing.
 _FIXED = ("generator", "lora", "train.optimizer", "rollout.prompts_per_rollout")

@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,12 @@ from torch import Tensor
 from customized_grpo.config import RunConfig, dump_config
 from customized_grpo.errors import CheckpointError, ConfigError
 from customized_grpo.files import sync, write_atomic
+from customized_grpo.run_files import CONFIG, FINISHED, METRICS, holds_run
+from customized_grpo.sinks.feed import Feed, describe_run
 
 logger = logging.getLogger("customized_grpo")
 
-FINISHED = "finished.json"
-_LOCK = ".lock"
-_METRICS, _ADVANTAGES = "metrics.jsonl", "advantages.jsonl"
+_LOCK, _ADVANTAGES = ".lock", "advantages.jsonl"
 
 
 def run_folder(config: RunConfig, *, resume: bool = False) -> Path:
@@ -45,17 +45,6 @@ def run_folder(config: RunConfig, *, resume: bool = False) -> Path:
             f"name: {folder} already holds {what}; choose another --name or remove the folder{hint}"
         )
     return folder
-
-
-def holds_run(folder: Path) -> bool:
-    """Whether a run was begun there."""
-    return (folder / "config.yaml").exists()
-
-
-def finished_updates(folder: Path) -> int | None:
-    """Updates of the finished run in a folder; None: it is not finished."""
-    file = folder / FINISHED
-    return json.loads(file.read_text(encoding="utf-8"))["updates"] if file.exists() else None
 
 
 @contextmanager
@@ -100,9 +89,11 @@ class RunLog:
 
     def __init__(self, folder: Path, config: RunConfig, device: torch.device) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / "config.yaml", dump_config(config))
+        write_atomic(folder / CONFIG, dump_config(config))
         write_atomic(folder / "environment.json", json.dumps(describe_environment(device)) + "\n")
         self.folder = folder
+        self._config = config
+        self._feeds: list[Feed] = []
         self._total = config.train.num_updates
         self._progress: Any = None
         self._rewards = ""
@@ -122,10 +113,26 @@ class RunLog:
         seconds = {f"seconds/{name}": round(value, 4) for name, value in self._seconds.items()}
         self._seconds = {}
         row = {"update": update, **values, **seconds}
-        with (self.folder / _METRICS).open("a", encoding="utf-8") as file:
+        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        for feed in self._feeds:
+            feed.row(row)
         if update:
             self._show(update, values)
+
+    def picture(self, update: int, file: Path) -> None:
+        """Tells of a sample picture that has been written."""
+        for feed in self._feeds:
+            feed.picture(update, file)
+
+    @contextmanager
+    def feeding(self) -> Iterator[None]:
+        """Inside, the sinks get what is logged, and first what they have missed."""
+        with ExitStack() as stack:
+            run = describe_run(self._config, self.folder)
+            self._feeds = [stack.enter_context(Feed(sink, run)) for sink in self._config.sinks]
+            yield
+        self._feeds = []
 
     def rewind(self, *, update: int, rollouts: int) -> None:
         """Drops rows after ``update`` and of rollouts from number ``rollouts`` on: they come again.
@@ -133,12 +140,12 @@ class RunLog:
         A line that was cut off while it was written goes too.
         """
         (self.folder / FINISHED).unlink(missing_ok=True)
-        _keep_rows(self.folder / _METRICS, lambda row: row["update"] <= update)
+        _keep_rows(self.folder / METRICS, lambda row: row["update"] <= update)
         _keep_rows(self.folder / _ADVANTAGES, lambda row: row["rollout"] < rollouts)
 
     def sync(self) -> None:
         """Waits until all rows are on the disk."""
-        for name in (_METRICS, _ADVANTAGES):
+        for name in (METRICS, _ADVANTAGES):
             if (self.folder / name).exists():
                 sync(self.folder / name)
 
@@ -230,6 +237,10 @@ class SilentLog(RunLog):
 
     def advantages(self, rollout: int, advantages: Tensor, objectives: Sequence[str]) -> None:
         """Nothing."""
+
+    def feeding(self) -> AbstractContextManager[None]:
+        """Nothing."""
+        return nullcontext()
 
     def rewind(self, *, update: int, rollouts: int) -> None:
         """Nothing."""

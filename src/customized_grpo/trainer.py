@@ -20,7 +20,6 @@ from customized_grpo.checkpoint import (
     CheckpointStore,
     Progress,
     TrainingState,
-    checkpoint_folders,
     newest_checkpoint,
 )
 from customized_grpo.config import RunConfig, explain_batch, load_config
@@ -54,16 +53,16 @@ from customized_grpo.rollout import (
     make_policy,
     pick_device,
 )
+from customized_grpo.run_files import SAMPLES, checkpoint_folders, finished_updates, holds_run
 from customized_grpo.runlog import (
     RunLog,
     SilentLog,
     describe_environment,
-    finished_updates,
-    holds_run,
     lock_folder,
     run_folder,
 )
 from customized_grpo.sharding import gathered, is_sharded, shard, whole
+from customized_grpo.sinks.base import check_sinks
 from customized_grpo.types import Example, PolicyBatch, RewardScores, Rollout
 
 logger = logging.getLogger("customized_grpo")
@@ -110,6 +109,7 @@ def _train(config: RunConfig, ranks: Ranks, *, resume: bool, allow_changed: bool
     evaluators = RewardSet(config.evaluators, device, "evaluators")
     if config.evaluation.classifier is not None:  # used after training; a mistake shows before
         AttributeClassifier.load(config.evaluation.classifier, device)
+    check_sinks(config.sinks)
     torch.manual_seed(config.seed)
     make_trainable(generator, config)
     if config.fsdp and ranks.size > 1:
@@ -212,7 +212,8 @@ class Trainer:
         Raises:
             CustomizedGRPOError: whatever stops the run; it says how to go on.
         """
-        with self.interrupts:  # also while the end is written, or what can be rescued
+        # Also while the end is written, or what can be rescued.
+        with self.interrupts, self.log.feeding():
             try:
                 with self.log.progress(self.progress.update):
                     if self._saved is None:
@@ -522,7 +523,9 @@ class Trainer:
         with self._averaged():
             now = self.samples.sample()
         if self.ranks.first:
-            self.samples.save(self.log.folder / "samples" / f"{self.progress.update:06d}.png", now)
+            file = self.log.folder / SAMPLES / f"{self.progress.update:06d}.png"
+            self.samples.save(file, now)
+            self.log.picture(self.progress.update, file)
 
     @property
     def _sharded(self) -> bool:

@@ -35,6 +35,9 @@ EXECUTED = {
     ("docs/tutorial.md", "bash"): "docs_site/test_tutorial.py",
     ("docs/tutorial.md", "python"): "docs_site/test_tutorial.py",
     ("docs/using.md", "bash"): "test_using.py",
+    ("docs/watching.md", "bash"): "watch/test_watching_doc.py",
+    ("docs/watching.md", "python"): "watch/test_watching_doc.py",
+    ("docs/watching.md", "yaml"): "watch/test_watching_doc.py",
 }
 # Tests that pick blocks by what is in them: a further one would pass them by.
 PICKED = {
@@ -54,6 +57,7 @@ EXCUSED = {
     ("docs/performance.md", "cgrpo estimate"): "measures for minutes; tests/test_benchmarks.py and "
     "tests/estimate run these programs on less",
     ("docs/reliability.md", "#SBATCH"): "a cluster; the exit codes are tested in test_resume.py",
+    ("docs/watching.md", "until"): "needs jq; what it reads: tests/watch/test_watch_command.py",
 }
 
 

@@ -26,6 +26,7 @@ from customized_grpo.doctor.machine import Machine, Place
 from customized_grpo.estimate.workload import Workload
 from customized_grpo.rewards.hpsv3 import Hpsv3Config
 from customized_grpo.runlog import RunLog
+from customized_grpo.sinks.wandb import WandbConfig
 
 RAM = Place(name="RAM", total=10**10, free=10**10, is_gpu=False)
 HERE = Machine(ram=RAM)
@@ -67,6 +68,21 @@ def test_an_extra_that_the_config_needs(
     finding = settings(changed(tiny_config, **{section: fields}))[section]
     assert finding.status == "problem"
     assert finding.fix == f"pip install 'customized-grpo[{extra}]'"
+
+
+def test_a_sink_without_its_key(
+    tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("wandb")
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    config = dataclasses.replace(tiny_config, sinks=(WandbConfig(),))
+    finding = settings(config)["sinks.0"]
+    assert "WANDB_API_KEY, got nothing" in finding.found
+    assert finding.fix == "export it, or WANDB_MODE=offline"
+    monkeypatch.setenv("WANDB_API_KEY", "key")
+    assert settings(config) == {}
 
 
 def test_a_reward_s_text_that_is_missing(tiny_config: RunConfig) -> None:

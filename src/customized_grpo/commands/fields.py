@@ -20,6 +20,7 @@ def field_lines(config: Any) -> list[str]:
         "rewards": registry.REWARDS,
         "evaluators": registry.REWARDS,
         "metrics": registry.REWARDS,
+        "sinks": registry.SINKS,
     }
     lines: list[str] = []
     for info in list_fields(config):

@@ -39,6 +39,7 @@ from customized_grpo.config.sections import (
     RolloutConfig,
     RunConfig,
     ScheduleConfig,
+    SinkConfig,
     TdwSchedule,
     TrainConfig,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "RunConfig",
     "SamplingConfig",
     "ScheduleConfig",
+    "SinkConfig",
     "StudyConfig",
     "TdwSchedule",
     "TrainConfig",

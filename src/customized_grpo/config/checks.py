@@ -83,6 +83,10 @@ def conflicts(config: RunConfig) -> Iterator[str]:
         for i, label in enumerate(labels):
             if label in labels[:i]:
                 yield f"{section}.{i}.name must be unique, got {label!r} twice; name one of them"
+    types = [sink.type for sink in config.sinks]
+    for i, type_ in enumerate(types):
+        if type_ in types[:i]:
+            yield f"sinks.{i}.type must be unique, got {type_!r} twice; remove one of them"
     yield from _advantage_conflicts(config.advantage, {r.objective for r in config.rewards})
 
 

@@ -100,6 +100,32 @@ class DataConfig(ABC):
         """Opens the data source; heavy imports belong inside. Arguments: see `data`."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SinkConfig(ABC):
+    """Base of the config of every sink, which gets the log of a run besides the run folder."""
+
+    group: ClassVar[str] = registry.SINKS
+
+    type: str
+    """Which sink: a declared type, or an import path `package.module:Class`."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Before training: makes sure that the sink can be opened.
+
+        Raises:
+            ConfigError: if a package or a key is missing.
+        """
+
+    def starts_over(self) -> bool:
+        """Whether a run that is resumed has to send everything again, as a new whole."""
+        return False
+
+    @abstractmethod
+    def build(self, *args: Any, **kwargs: Any) -> Any:
+        """Opens the sink, on a thread of its own: it may take its time. Arguments: see `sinks`."""
+
+
 def _decode_plug(base: Any, raw: Any) -> Any:
     """Decodes a plug section by its `type`; errors keep their place in the file."""
     if not isinstance(raw, dict):
@@ -145,6 +171,7 @@ def _plug_of(base: type) -> PlainValidator:
 GeneratorPlug = Annotated[GeneratorConfig, _plug_of(GeneratorConfig)]
 RewardPlug = Annotated[RewardConfig, _plug_of(RewardConfig)]
 DataPlug = Annotated[DataConfig, _plug_of(DataConfig)]
+SinkPlug = Annotated[SinkConfig, _plug_of(SinkConfig)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -506,3 +533,6 @@ class RunConfig:
 
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Base against tuned on held-out examples."""
+
+    sinks: tuple[SinkPlug, ...] = ()
+    """Where numbers and sample pictures go besides the run folder, while the run goes on."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from customized_grpo.assets import one_line
 from customized_grpo.build import make_optimizer
-from customized_grpo.checkpoint import checkpoint_folders, newest_checkpoint
+from customized_grpo.checkpoint import newest_checkpoint
 from customized_grpo.config import RunConfig
 from customized_grpo.data.base import DataSource
 from customized_grpo.data.subjects200k import Subjects200KConfig
@@ -22,7 +22,8 @@ from customized_grpo.generators.pipeline import PipelineConfig, quantization_con
 from customized_grpo.report.data import count_lines
 from customized_grpo.rewards.hpsv3 import Hpsv3Config, read_instruction
 from customized_grpo.rollout import pick_device
-from customized_grpo.runlog import finished_updates, holds_run, lock_folder, run_folder
+from customized_grpo.run_files import checkpoint_folders, finished_updates, holds_run
+from customized_grpo.runlog import lock_folder, run_folder
 
 _PROBE_BYTES = 2**20
 
@@ -42,6 +43,8 @@ def settings(config: RunConfig, machine: Machine) -> Iterator[Finding]:
                 fix = "write it as docs/rewards.md says"
                 check, read = f"{section}.{number}", lambda path=path: read_instruction(path)
                 yield from (replace(f, fix=fix) for f in _refused(check, read))
+    for number, sink in enumerate(config.sinks):
+        yield from _refused(f"sinks.{number}", sink.check)
     place = machine.place(config.device)
     half = "bfloat16" if getattr(generator, "dtype", None) == "bfloat16" else config.mixed_precision
     if half in ("bfloat16", "bf16") and not place.bf16:

@@ -1,0 +1,84 @@
+"""What lies in a run folder, for those who only look; nothing heavy is imported."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+CONFIG, METRICS, FINISHED = "config.yaml", "metrics.jsonl", "finished.json"
+CHECKPOINTS, SAMPLES, FAILURES = "checkpoints", "samples", "failures"
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run was begun there."""
+    return (folder / CONFIG).exists()
+
+
+def finished_updates(folder: Path) -> int | None:
+    """Updates of the finished run in a folder; None: it is not finished."""
+    try:
+        return json.loads((folder / FINISHED).read_text(encoding="utf-8"))["updates"]
+    except FileNotFoundError:
+        return None
+
+
+def checkpoint_folders(run: Path) -> list[Path]:
+    """All of a run, the oldest first; left-overs of an interrupted write are none."""
+    folder = run / CHECKPOINTS
+    found = folder.iterdir() if folder.is_dir() else ()
+    named = (path for path in found if path.is_dir() and path.name.isdecimal())
+    return sorted(named, key=lambda path: int(path.name))
+
+
+class MetricsReader:
+    """The rows of a ``metrics.jsonl`` that grows meanwhile, perhaps on another machine.
+
+    A line counts when it is whole. Rows that come again, after a resume, replace the former ones.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.written: float | None = None
+        """When the file was last changed, by the clock of whoever did it."""
+        self._file = run / METRICS
+        self._inode, self._end = -1, 0
+
+    def read(self) -> bool:
+        """Takes in what is new; returns whether there was anything.
+
+        Raises:
+            OSError: if there is a file that cannot be read.
+        """
+        try:
+            with self._file.open("rb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_ino != self._inode or status.st_size < self._end:
+                    self.rows, self._inode, self._end = [], status.st_ino, 0
+                file.seek(self._end)
+                text = file.read()
+        except FileNotFoundError:
+            self.rows, self.written, self._inode, self._end = [], None, -1, 0
+            return False
+        except OSError as error:
+            if error.errno != errno.ESTALE:  # replaced on a network file system just now
+                raise
+            return False
+        text = text[: text.rfind(b"\n") + 1]
+        self._end += len(text)
+        for line in text.splitlines():
+            self._add(line)
+        changed, self.written = status.st_mtime != self.written, status.st_mtime
+        return changed
+
+    def _add(self, line: bytes) -> None:
+        try:
+            row = json.loads(line)
+            update = row["update"]
+        except (ValueError, TypeError, KeyError):  # cut off by a crash, then written after
+            return
+        while self.rows and self.rows[-1]["update"] >= update:
+            self.rows.pop()
+        self.rows.append(row)

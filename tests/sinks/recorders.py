@@ -1,0 +1,96 @@
+"""Sinks for tests, by import path: one that writes down what it gets, and some that fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from customized_grpo.config import SinkConfig
+from customized_grpo.sinks.base import RunInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecorderConfig(SinkConfig):
+    type: Literal["recorder"] = "recorder"  # pyright: ignore
+    file: str
+    again: bool = False
+
+    def check(self) -> None:
+        pass
+
+    def starts_over(self) -> bool:
+        return self.again
+
+    def build(self, run: RunInfo) -> Recorder:
+        return Recorder(Path(self.file), run)
+
+
+class Recorder:
+    def __init__(self, file: Path, run: RunInfo) -> None:
+        self._file = file
+        self._write("open", run.first, id=run.id, name=run.name, config=run.config)
+
+    def _write(self, what: str, update: int, **values: Any) -> None:
+        with self._file.open("a") as file:
+            line = {"what": what, "update": update, "pid": os.getpid(), **values}
+            file.write(json.dumps(line) + "\n")
+
+    def metrics(self, update: int, values: dict[str, float]) -> None:
+        self._write("metrics", update, values=values)
+
+    def picture(self, update: int, file: Path) -> None:
+        self._write("picture", update, bytes=len(file.read_bytes()))
+
+    def close(self, failed: bool) -> None:
+        self._write("close", -1, failed=failed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailingConfig(SinkConfig):
+    type: Literal["failing"] = "failing"  # pyright: ignore
+    opens: bool
+    """Whether it fails as soon as it is opened, or in every call later."""
+    api_key: str = "k3y-in-the-config"
+
+    def check(self) -> None:
+        pass
+
+    def build(self, run: RunInfo) -> Failing:
+        if not self.opens:
+            raise OSError(f"no route to {os.environ.get('SINK_TOKEN')}")
+        return Failing()
+
+
+class Failing:
+    def metrics(self, update: int, values: dict[str, float]) -> None:
+        raise ConnectionError(f"no\nroute to {os.environ.get('SINK_TOKEN')}")
+
+    picture = close = metrics  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HangingConfig(SinkConfig):
+    type: Literal["hanging"] = "hanging"  # pyright: ignore
+
+    def check(self) -> None:
+        pass
+
+    def build(self, run: RunInfo) -> Hanging:
+        return Hanging()
+
+
+class Hanging:
+    released = threading.Event()
+
+    def metrics(self, update: int, values: dict[str, float]) -> None:
+        self.released.wait()
+
+    def picture(self, update: int, file: Path) -> None:
+        pass
+
+    def close(self, failed: bool) -> None:
+        pass
