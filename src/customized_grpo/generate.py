@@ -36,6 +36,7 @@ from customized_grpo.report.grid import png, save_grid
 from customized_grpo.resources import memory_named
 from customized_grpo.results import BASE
 from customized_grpo.rollout import FixedSampler, pick_device
+from customized_grpo.types import Example
 
 TUNED = "tuned"
 _SHEET_ROWS = 25
@@ -167,6 +168,23 @@ def generate(
     return _write_sheets(tasks, columns, out)
 
 
+def seeded_sampler(
+    generator: Generator,
+    config: RunConfig,
+    examples: Sequence[Example],
+    seeds: Sequence[int],
+    encode: CachedEncoder,
+) -> FixedSampler:
+    """Draws every example from the noise of its own seed."""
+    noise = [generator.noise(1, torch.Generator().manual_seed(seed)) for seed in seeds]
+    return FixedSampler(generator, config, examples, encode=encode, noise=torch.cat(noise))
+
+
+def num_steps(config: RunConfig) -> int:
+    """Denoising steps of a picture."""
+    return config.evaluation.num_steps or config.rollout.num_steps
+
+
 def _check(model: Model, columns: Sequence[str], strength: float | None, out: Path) -> None:
     if not columns:
         raise ConfigError("--no-base must be left out where TARGET has no weights; add --lora")
@@ -208,14 +226,9 @@ class _Painter:
             yield len(batch)
 
     def _sample(self, batch: Sequence[Task]) -> Tensor:
-        noise = [
-            self._generator.noise(1, torch.Generator().manual_seed(task.seed)) for task in batch
-        ]
         examples = [complete(task.entry, self._pictures) for task in batch]
-        sampler = FixedSampler(
-            self._generator, self._config, examples, encode=self._encode, noise=torch.cat(noise)
-        )
-        return sampler()
+        seeds = [task.seed for task in batch]
+        return seeded_sampler(self._generator, self._config, examples, seeds, self._encode)()
 
     def _story(self, task: Task, column: str) -> dict[str, str]:
         """How the picture was made; of paths the last part only."""
@@ -229,7 +242,7 @@ class _Painter:
             "model": column,
             "generator": f"{generator.type} {getattr(generator, 'path', '')}".strip(),
             "references": ", ".join(reference.path.name for reference in references),
-            "num_steps": str(config.evaluation.num_steps or config.rollout.num_steps),
+            "num_steps": str(num_steps(config)),
             "software": ", ".join(f"{name} {version(name)}" for name in _PACKAGES),
         }
         is_lora = column == TUNED and self._model.is_lora

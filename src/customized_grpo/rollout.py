@@ -231,13 +231,20 @@ def collect_rollout(
 
 
 def _euler_steps(
-    policy: Policy, conditioning: Conditioning, latents: Tensor, steps: range, size: int
+    policy: Policy,
+    conditioning: Conditioning,
+    latents: Tensor,
+    steps: range,
+    size: int,
+    on_step: Callable[[], None] | None = None,
 ) -> Tensor:
     """Latents ``[B, *L]`` after deterministic steps, ``size`` samples at a time."""
     parts = []
     for rows in torch.arange(len(latents), device=latents.device).split(size):
         part, condition = latents[rows], conditioning.take(rows)
         for step in steps:
+            if on_step is not None:
+                on_step()
             part = policy.euler(part, step, condition)
         parts.append(part)
     return torch.cat(parts)
@@ -293,12 +300,19 @@ def _denoise(
 
 @torch.no_grad()
 def sample_images(
-    policy: Policy, conditioning: Conditioning, noise: Tensor, batch_size: int
+    policy: Policy,
+    conditioning: Conditioning,
+    noise: Tensor,
+    batch_size: int,
+    on_step: Callable[[], None] | None = None,
 ) -> Tensor:
-    """Deterministic (Euler) images ``[B, 3, H, W]`` from noise ``[B, *L]``."""
+    """Deterministic (Euler) images ``[B, 3, H, W]`` from noise ``[B, *L]``.
+
+    ``on_step`` is called before every denoising step of a batch; what it raises ends the sampling.
+    """
     steps = range(policy.num_steps)
     with lora_merged(policy.generator.transformer):
-        latents = _euler_steps(policy, conditioning, noise, steps, batch_size)
+        latents = _euler_steps(policy, conditioning, noise, steps, batch_size, on_step)
     return torch.cat([policy.decode(part) for part in latents.split(batch_size)])
 
 
@@ -332,11 +346,12 @@ class FixedSampler:
         encode = encode or generator.encode
         self._parts = [(p, encode([examples[i] for i in p])) for p in rows.values()]
 
-    def __call__(self) -> Tensor:
-        """Images ``[len(examples), 3, H, W]`` of the generator as it is now."""
+    def __call__(self, on_step: Callable[[], None] | None = None) -> Tensor:
+        """Images ``[len(examples), 3, H, W]`` of the generator as it is now; ``on_step``: see
+        ``sample_images``."""
         order = torch.tensor([row for rows, _ in self._parts for row in rows])
         images = [
-            sample_images(self._policy, conditioning, self._noise[rows], self._batch_size)
+            sample_images(self._policy, conditioning, self._noise[rows], self._batch_size, on_step)
             for rows, conditioning in self._parts
         ]
         return torch.cat(images)[order.argsort()]

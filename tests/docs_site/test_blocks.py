@@ -25,6 +25,7 @@ EXECUTED = {
     ("docs/in_your_trainer.md", "python"): "test_docs_method.py",
     ("docs/index.md", "bash"): "docs_site/test_tutorial.py",
     ("docs/own_subject.md", "bash"): "test_own_subject.py",
+    ("docs/playground.md", "bash"): "playground/test_playground_command.py",
     ("docs/reference/config.md", "bash"): "docs_site/test_tutorial.py",
     ("docs/reliability.md", "bash"): "docs_site/test_tutorial.py",
     ("docs/remote_rewards.md", "bash"): "test_docs_remote.py",

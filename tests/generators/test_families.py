@@ -16,7 +16,7 @@ from customized_grpo.config import LoraSettings
 from customized_grpo.errors import DataError
 from customized_grpo.generators.base import Conditioning, Generator
 from customized_grpo.generators.flux2_klein import Flux2KleinGenerator
-from customized_grpo.generators.lora import attach_lora
+from customized_grpo.generators.lora import attach_lora, detach_lora
 from customized_grpo.trainer import train
 from customized_grpo.types import Example
 
@@ -109,6 +109,28 @@ def test_saved_lora_loads_in_the_stock_pipeline(
     stock = family.load(checkpoint)
     stock.load_lora_weights(str(tmp_path))
     compare(generator, tuned, family.latents(stock, task, noise, STEPS))
+
+
+def test_loras_take_turns(generator: Generator, tmp_path: Path) -> None:
+    """Whatever was loaded before, a LoRA and the base compute what they compute alone."""
+    conditioning = generator.encode([blocks()])
+    noise = generator.noise(1, torch.Generator().manual_seed(6))
+    alone = {"base": denoise(generator, conditioning, noise)}
+    attach_lora(generator.transformer, LoraSettings(rank=4, alpha=8), generator.lora_targets)
+    for name, std in (("weak", 0.02), ("strong", 0.05)):
+        with torch.no_grad():
+            for parameter_name, parameter in generator.transformer.named_parameters():
+                if "lora_B" in parameter_name:
+                    parameter.normal_(std=std)
+        alone[name] = denoise(generator, conditioning, noise)
+        generator.save_weights(tmp_path / name)
+    for name in ("weak", "strong", "weak"):
+        detach_lora(generator.transformer)
+        assert torch.equal(denoise(generator, conditioning, noise), alone["base"])
+        generator.load_weights(tmp_path / name)
+        assert torch.equal(denoise(generator, conditioning, noise), alone[name])
+        with generator.base_policy():
+            assert torch.equal(denoise(generator, conditioning, noise), alone["base"])
 
 
 def test_full_weights_round_trip(family: Family, checkpoint: str, tmp_path: Path) -> None:

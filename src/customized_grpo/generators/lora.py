@@ -103,6 +103,12 @@ def set_strength(transformer: nn.Module, strength: float) -> None:
                 module.set_scale(name, strength)
 
 
+def detach_lora(transformer: nn.Module) -> None:
+    """The transformer as it was before ``load_lora``, ready for another one."""
+    if getattr(transformer, "peft_config", None):
+        transformer.unload_lora()  # pyright: ignore
+
+
 _merged: WeakKeyDictionary[nn.Module, list[_Merged]] = WeakKeyDictionary()
 
 
