@@ -103,13 +103,13 @@ def _train(config: RunConfig, ranks: Ranks, *, resume: bool, allow_changed: bool
                 f"RUN: {folder} has ended after update {ended} and kept no checkpoint of that "
                 "(train.save_every 0), so it cannot be made longer; start another run"
             )
+    check_sinks(config.sinks)
     device = pick_device(config.device)
     data, generator = build_world(config, device)
     rewards = RewardSet(config.rewards, device)
     evaluators = RewardSet(config.evaluators, device, "evaluators")
     if config.evaluation.classifier is not None:  # used after training; a mistake shows before
         AttributeClassifier.load(config.evaluation.classifier, device)
-    check_sinks(config.sinks)
     torch.manual_seed(config.seed)
     make_trainable(generator, config)
     if config.fsdp and ranks.size > 1:
