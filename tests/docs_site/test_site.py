@@ -155,7 +155,7 @@ def test_exit_codes_are_those_of_the_page(
         if raised is not None:
             raise raised
 
-    monkeypatch.setattr(cli, "_data", command)
+    monkeypatch.setattr(cli.data, "_data", command)
     if code == 1:  # Python's own code for what nobody catches
         with pytest.raises(RuntimeError):
             cli.main(["data", "x.yaml"])
