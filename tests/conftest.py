@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,13 @@ from customized_grpo.data.emoji_source import EmojiSource
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.flux_kontext import FluxKontextConfig
 from customized_grpo.types import Example
+
+
+@pytest.fixture(autouse=True)
+def quiet_log() -> Iterator[None]:
+    """`cgrpo` sets the level of the log, which would stay for the tests that come after."""
+    yield
+    logging.getLogger("customized_grpo").setLevel(logging.NOTSET)
 
 
 @pytest.fixture

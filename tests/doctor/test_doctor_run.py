@@ -113,7 +113,8 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
     if os.geteuid():
         yield folder
         return
-    above = {path: path.stat().st_mode for path in (tmp_path, *tmp_path.parents[:2])}
+    above = {path: path.stat().st_mode for path in (tmp_path, *tmp_path.parents)}
+    above = {path: mode for path, mode in above.items() if not mode & 0o001}
     for path in above:  # pytest's own, which others may not enter
         path.chmod(0o711)
     os.seteuid(NOBODY)

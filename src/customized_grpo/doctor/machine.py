@@ -180,6 +180,6 @@ def free_space(folder: Path) -> int:
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or the first above it that is there."""
+    """The folder, or the first above it that is there and may be looked at."""
     folder = folder.expanduser().absolute()
-    return next(path for path in (folder, *folder.parents) if path.exists())
+    return next(path for path in (folder, *folder.parents) if os.path.exists(path))
