@@ -40,10 +40,7 @@ from customized_grpo.types import Example
 
 TUNED = "tuned"
 _SHEET_ROWS = 25
-_SMALLER = (
-    "--batch-size, or set generator.offload, generator.dtype or generator.quantization in the "
-    "config"
-)
+LESS_MEMORY = "set generator.offload, generator.dtype or generator.quantization in the config"
 _PACKAGES = ("customized-grpo", "torch", "diffusers", "transformers", "peft")
 
 
@@ -157,7 +154,7 @@ def generate(
         generator.check(outline(task.entry))
     out.mkdir(parents=True, exist_ok=True)
     painter = _Painter(generator, model, out, batch_size, 1.0 if strength is None else strength)
-    with _bar(len(tasks) * len(columns)) as bar, memory_named(_SMALLER):
+    with _bar(len(tasks) * len(columns)) as bar, memory_named(f"--batch-size, or {LESS_MEMORY}"):
         for column in columns:
             if column == TUNED and model.weights is not None:
                 load_trained(generator, model.weights, model.config.mixed_precision)

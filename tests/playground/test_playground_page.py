@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -183,7 +184,13 @@ def test_base_and_tuned_are_those_of_generate(
     assert answer.locator("svg .here").count() == 1
 
 
-def test_the_slider_draws_by_checkpoints(page: Any, folder: Path) -> None:
+def test_the_slider_draws_by_checkpoints(
+    page: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from customized_grpo.playground import page as module
+
+    read = Mock(side_effect=module._read)
+    monkeypatch.setattr(module, "_read", read)
     ask(page, folder)
     says(page, "Done")
     answer, pictures = page.locator("#answer"), [shown(page, "tuned")]
@@ -197,6 +204,14 @@ def test_the_slider_draws_by_checkpoints(page: Any, folder: Path) -> None:
         np.testing.assert_array_equal(shown(page, "base"), base)
     end, late, early = (np.abs(p.astype(int) - base.astype(int)).mean() for p in pictures)
     assert early < end < late  # as their LoRAs are: 0.4, 1 and 1.6 times as large
+    assert read.call_count == 3  # an upload is decoded once for a picture
+
+
+def test_the_slider_waits_for_an_upload_that_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    from customized_grpo.playground import page as module
+
+    monkeypatch.setattr(module, "_read", Mock(side_effect=OSError))
+    assert list(module.Page._browse(Mock(), Mock())) == []
 
 
 def test_the_slider_takes_the_place_of_what_is_drawn(

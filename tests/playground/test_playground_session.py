@@ -19,12 +19,16 @@ from PIL import Image
 from playground_tools import SECONDS, Gate, add_checkpoint, quick_config
 
 from customized_grpo.cli import main
+from customized_grpo.config import CacheConfig, dump_config
 from customized_grpo.data.jsonl import JsonlConfig
 from customized_grpo.errors import CheckpointError, DataError, ResourceError, RewardError
 from customized_grpo.generators.lora import LORA_FILE
+from customized_grpo.playground import markup
 from customized_grpo.playground import session as session_module
 from customized_grpo.playground.request import Outcome, Request, read_request
 from customized_grpo.playground.session import Cancelled, Job, Session
+from customized_grpo.rewards.remote import RemoteRewardConfig
+from customized_grpo.rewards.vlm_judge import VlmJudgeConfig
 
 FOX = "a golden fox on the beach"
 PICTURE = Path("a.png")
@@ -139,19 +143,64 @@ def test_the_checkpoint_of_the_last_update_is_the_end(session: Session, copied: 
     assert len(session.trained()) == 2
 
 
+def test_a_checkpoint_that_is_deleted_while_it_is_listed_is_left_out(
+    session: Session, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty, folder = (add_checkpoint(copied, update, 1.0) for update in (1, 2))
+    (empty / LORA_FILE).unlink()  # the first that goes
+    exists = Path.exists
+
+    def delete_after(path: Path) -> bool:
+        found = exists(path)
+        if path == folder / LORA_FILE:
+            shutil.rmtree(folder.parent)
+        return found
+
+    monkeypatch.setattr(Path, "exists", delete_after)
+    assert [trained.label for trained in session.trained()] == ["at the end of training"]
+    assert not folder.is_dir()
+
+
+def test_a_loaded_checkpoint_has_a_strength_when_the_run_has_deleted_it(
+    session: Session, copied: Path
+) -> None:
+    folder = add_checkpoint(copied, 1, 2.0)
+    requests = [ask(session, strength=strength, place=0) for strength in (1.0, 0.0)]
+    full = draw(session, requests[0])
+    shutil.rmtree(folder.parent)
+    none = draw(session, requests[1])
+    assert full.tuned is not None
+    assert none.tuned is not None
+    base = pixels(none.base.image)
+    assert (pixels(full.tuned.image) != base).any()
+    assert (pixels(none.tuned.image) == base).all()
+    assert "strength 0" in markup.answer(none, session.objectives)
+
+
+def test_a_folder_whose_weights_are_gone_is_named(copied: Path) -> None:
+    (copied / "weights" / LORA_FILE).unlink()
+    with pytest.raises(CheckpointError, match=f"must hold {LORA_FILE} or a transformer"):
+        Session(copied)
+
+
 @pytest.mark.slow
 def test_all_weights_are_trained(tmp_path: Path) -> None:
     full = make_run(quick_config(tmp_path), lora=False)
     session = Session(full)
     outcomes = [draw(session, ask(session, seed)) for seed in (3, 4)]
     assert not session.is_lora
+    base, tuned = (generator.pipeline for generator in (session._base, session._tuned))  # pyright: ignore
+    shared = [name for name, part in base.components.items() if part is getattr(tuned, name)]
+    assert base.components.keys() - shared == {"transformer"}
     session.close()
+    assert_same(outcomes[0], generated(full, "--seeds", 3))
     assert_same(outcomes[1], generated(full, "--seeds", 4))
 
 
 def test_a_config_has_the_base_only() -> None:
     session = Session(ROOT / "configs" / "emoji.yaml")
     assert session.trained() == ()
+    assert not session.is_lora
     (example,) = session.examples(1)
     request = Request(example=example, seed=0, trained=None, strength=1.0)
     outcome = draw(session, request)
@@ -211,6 +260,28 @@ def test_what_cannot_be_scored_is_shown_and_tried_again(
     assert math.isfinite(outcome.change["identity"])
     assert math.isfinite(draw(session, ask(session)).change["prompt"])
     assert len(calls) == 3  # the tuned picture was not drawn and scored again
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RewardError("the judge is out"), "the judge is out"),
+        (torch.OutOfMemoryError(), r"out of memory; lower generator.height"),
+    ],
+)
+def test_without_scores_there_is_a_picture(
+    session: Session, monkeypatch: pytest.MonkeyPatch, error: Exception, expected: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(session._rewards, "score", fail)
+        failed = draw(session, ask(session))
+    assert all(map(math.isnan, failed.base.scores.values()))
+    assert expected in failed.base.errors[0]
+    again = draw(session, ask(session))
+    assert (pixels(failed.base.image) == pixels(again.base.image)).all()
 
 
 def test_a_subject_that_a_reward_cannot_do_without_is_named(
@@ -303,9 +374,8 @@ def test_damaged_weights_are_named_and_the_next_are_drawn(session: Session, copi
 
 def test_rewritten_weights_are_read_again(session: Session, copied: Path) -> None:
     first = draw(session, ask(session))
-    again = add_checkpoint(copied, 1, 3.0)
-    shutil.rmtree(copied / "weights")
-    again.rename(copied / "weights")
+    other = add_checkpoint(copied, 1, 3.0) / LORA_FILE
+    (copied / "weights" / LORA_FILE).write_bytes(other.read_bytes())
     second = draw(session, ask(session))
     assert second.tuned is not None
     assert first.tuned is not None
@@ -341,6 +411,35 @@ def test_without_data_there_are_no_examples(
     monkeypatch.setattr(session, "_model", model)
     assert session.examples(4) == []
     assert "no examples on the page" in caplog.text
+
+
+def test_an_upload_is_encoded_into_no_folder(run: Path, tmp_path: Path) -> None:
+    config = quick_config(tmp_path, cache=CacheConfig(folder=str(tmp_path / "encoded")))
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    session = Session(tmp_path / "config.yaml")
+    draw(session, ask(session))
+    session.close()
+    assert not (tmp_path / "encoded").exists()
+
+
+def test_who_gets_the_pictures_is_said(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert session.receivers == {}
+    assert "sent" not in markup.heading(session)
+    urls = ("http://gpu2:8100", "http://gpu3:8100/", "http://gpu2:8100/other")
+    remote = RemoteRewardConfig(objective="identity", urls=urls, reward="dino", name="<far>")
+    judge = VlmJudgeConfig(
+        objective="prompt", base_url="https://api.example.com/v1", model="m", criterion="prompt"
+    )
+    config = dataclasses.replace(session.config, rewards=(*session.config.rewards, remote, judge))
+    monkeypatch.setattr(session, "_model", dataclasses.replace(session._model, config=config))
+    assert session.receivers == {
+        "<far>": ("gpu2:8100", "gpu3:8100"),
+        "vlm-judge": ("api.example.com",),
+    }
+    assert (
+        "sent to gpu2:8100, gpu3:8100 (&lt;far&gt;); api.example.com (vlm-judge)."
+        in markup.heading(session)
+    )
 
 
 @pytest.mark.slow

@@ -19,7 +19,14 @@ _BASE_ONLY = (
 def heading(session: Session) -> str:
     """Whose pictures these are."""
     shown = "base and tuned, from the same noise" if session.trained() else _BASE_ONLY
-    return f"<h1>{escape(session.config.name)}</h1><p>{shown}</p>"
+    return f"<h1>{escape(session.config.name)}</h1><p>{shown}</p>{_receivers(session)}"
+
+
+def _receivers(session: Session) -> str:
+    """Where pictures go, if anywhere."""
+    found = [f"{', '.join(hosts)} ({reward})" for reward, hosts in session.receivers.items()]
+    text = f"To be scored, pictures and prompts are sent to {'; '.join(found)}."
+    return f"<p>{escape(text)}</p>" if found else ""
 
 
 def error(text: str) -> str:

@@ -172,7 +172,7 @@ class Page:
             step=0.05,
             label="LoRA strength",
             info="0 is the base, 1 as it was trained",
-            visible=bool(trained) and session.is_lora,
+            visible=session.is_lora,
             buttons=[],
             elem_id="strength",
         )
@@ -231,27 +231,36 @@ class Page:
         self.blocks.unload(self._leave)
 
     def _draw(self, request: gr.Request, *asked: Any) -> Iterator[Changes]:
-        """Puts a request into the queue and shows how far it is, then what came out."""
+        """Draws what is asked for, or says what is wrong with it."""
+        try:
+            wanted = _read(*asked)
+        except (CustomizedGRPOError, OSError) as error:
+            yield {self._status: markup.error(str(error))}
+            return
+        yield from self._follow(wanted, request.session_hash or "")
+
+    def _browse(self, request: gr.Request, *asked: Any) -> Iterator[Changes]:
+        """Draws by other weights what is asked for, in place of what was asked for before."""
         owner = request.session_hash or ""
         try:
-            job = self._session.submit(_read(*asked), owner)
-        except (CustomizedGRPOError, OSError) as error:
+            wanted = _read(*asked)
+        except (CustomizedGRPOError, OSError):
+            return  # nothing to draw yet
+        for job in self._session.jobs(owner):
+            if job.request.example.id == wanted.example.id:
+                job.cancel()
+        yield from self._follow(wanted, owner)
+
+    def _follow(self, wanted: Request, owner: str) -> Iterator[Changes]:
+        """Puts a request into the queue and shows how far it is, then what came out."""
+        try:
+            job = self._session.submit(wanted, owner)
+        except CustomizedGRPOError as error:
             yield {self._status: markup.error(str(error))}
             return
         while not job.wait(_POLL_SECONDS):
             yield {self._status: markup.progress(self._session, self._session.jobs(owner))}
         yield self._ended(job)
-
-    def _browse(self, request: gr.Request, *asked: Any) -> Iterator[Changes]:
-        """Draws by other weights what is asked for, in place of what was asked for before."""
-        try:
-            wanted = _read(*asked)
-        except CustomizedGRPOError:
-            return  # nothing to draw yet
-        for job in self._session.jobs(request.session_hash or ""):
-            if job.request.example.id == wanted.example.id:
-                job.cancel()
-        yield from self._draw(request, *asked)
 
     def _ended(self, job: Job) -> Changes:
         try:

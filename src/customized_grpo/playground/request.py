@@ -31,13 +31,10 @@ class Trained:
     label: str
     """Says when."""
     folder: Path
-    stamp: int
-    """Another one where the folder's content is another."""
-
-    @property
-    def is_lora(self) -> bool:
-        """Whether its strength can be chosen."""
-        return (self.folder / LORA_FILE).exists()
+    is_lora: bool
+    """Whether its strength can be chosen; known also when a run under way has deleted it."""
+    stamp: tuple[tuple[int, int], ...]
+    """When each file was last written, and its size: other weights have another one."""
 
 
 def list_trained(target: Path, model: Model) -> tuple[Trained, ...]:
@@ -52,11 +49,20 @@ def list_trained(target: Path, model: Model) -> tuple[Trained, ...]:
         if (end := target / WEIGHTS).is_dir():
             found.pop(f"after update {model.config.train.num_updates}", None)
             found["at the end of training"] = end
-    return tuple(
-        Trained(label=label, folder=folder, stamp=folder.stat().st_mtime_ns)
-        for label, folder in found.items()
-        if folder.is_dir()
-    )
+    listed = (_listed(label, folder) for label, folder in found.items())
+    return tuple(trained for trained in listed if trained is not None)
+
+
+def _listed(label: str, folder: Path) -> Trained | None:
+    """None where there are no weights, or no more: a run under way deletes its old ones."""
+    lora = folder / LORA_FILE
+    is_lora = lora.exists()
+    files = [lora] if is_lora else sorted((folder / "transformer").glob("*.safetensors"))
+    try:
+        stamp = tuple((found.st_mtime_ns, found.st_size) for found in map(Path.stat, files))
+    except FileNotFoundError:
+        return None
+    return Trained(label=label, folder=folder, is_lora=is_lora, stamp=stamp) if stamp else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

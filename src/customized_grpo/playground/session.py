@@ -5,6 +5,8 @@ Knows nothing of the page. Its methods may be called from any thread.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import logging
 import math
 import threading
@@ -13,22 +15,26 @@ from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
 
 from customized_grpo.build import build_generator, load_trained
-from customized_grpo.config import RunConfig
-from customized_grpo.errors import ConfigError, CustomizedGRPOError, DataError, ResourceError
-from customized_grpo.generate import TUNED, find_model, num_steps, seeded_sampler
+from customized_grpo.config import RewardConfig, RunConfig
+from customized_grpo.errors import CheckpointError, CustomizedGRPOError, ResourceError
+from customized_grpo.generate import LESS_MEMORY, TUNED, find_model, num_steps, seeded_sampler
 from customized_grpo.generators.base import Generator
 from customized_grpo.generators.cache import CachedEncoder
-from customized_grpo.generators.lora import detach_lora, set_strength
+from customized_grpo.generators.lora import LORA_FILE, detach_lora, set_strength
+from customized_grpo.generators.pipeline import PipelineGenerator
 from customized_grpo.playground.request import Drawn, Outcome, Request, Trained, list_trained
 from customized_grpo.report.grid import to_pil
 from customized_grpo.resources import memory_named
 from customized_grpo.results import BASE
 from customized_grpo.rewards.base import RewardSet
+from customized_grpo.rewards.remote import RemoteRewardConfig
+from customized_grpo.rewards.vlm_judge import VlmJudgeConfig
 from customized_grpo.rollout import pick_device
 from customized_grpo.types import Example
 
@@ -36,10 +42,7 @@ logger = logging.getLogger("customized_grpo")
 
 MOST_JOBS = 16
 _KEPT_PICTURES = 64
-_SMALLER = (
-    "generator.height and generator.width, or set generator.offload, generator.dtype or "
-    "generator.quantization in the config"
-)
+_SMALLER = f"generator.height and generator.width, or {LESS_MEMORY}"
 
 
 class Cancelled(Exception):
@@ -107,22 +110,31 @@ class Job:
 class Session:
     """A generator, its trained weights, the run's reward models, and the queue in front of them.
 
-    Base and LoRA share a transformer. Where all of its weights were trained, a second one is
-    loaded beside the base.
+    Base and LoRA share a transformer. Where all of its weights were trained, there is a second one
+    beside the base.
 
     Raises:
         CheckpointError: if TARGET is a folder without weights.
         ConfigError: if generator or rewards cannot be built.
+        RewardError: if a remote one does not answer.
     """
 
     def __init__(self, target: Path, lora: Path | None = None) -> None:
         self._target, self._model = target, find_model(target, lora)
-        config = self._model.config
+        config, weights, trained = self._model.config, self._model.weights, self.trained()
+        if weights is not None and not trained:
+            raise CheckpointError(
+                f"{weights}: must hold {LORA_FILE} or a transformer, neither is there; restore it"
+            )
+        self.is_lora = bool(trained) and trained[-1].is_lora
+        """Whether the weights are a LoRA, whose strength can be chosen."""
         device = pick_device(config.device)
         self._base: Generator = build_generator(config, device)
-        self._tuned = self._base if self.is_lora else build_generator(config, device)
+        is_full = bool(trained) and not self.is_lora
+        self._tuned = _beside(self._base, config) if is_full else self._base
         self._loaded: Trained | None = None
-        self._encode = CachedEncoder(self._base, config.generator, config.cache)
+        in_memory = dataclasses.replace(config.cache, folder=None)  # uploads are not to stay
+        self._encode = CachedEncoder(self._base, config.generator, in_memory)
         self._rewards = RewardSet(config.rewards, device)
         self._kept: OrderedDict[Hashable, Drawn] = OrderedDict()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="playground")
@@ -135,14 +147,15 @@ class Session:
         return self._model.config
 
     @property
-    def is_lora(self) -> bool:
-        """Whether what was trained, if anything, is a LoRA, whose strength can be chosen."""
-        return self._model.weights is None or self._model.is_lora
-
-    @property
     def objectives(self) -> Mapping[str, str]:
         """Reward -> objective, in the order of the config."""
         return {config.label: config.objective for config in self.config.rewards}
+
+    @property
+    def receivers(self) -> Mapping[str, tuple[str, ...]]:
+        """Reward -> hosts that pictures and prompts are sent to; of those that send any."""
+        hosts = {config.label: _hosts(config) for config in self.config.rewards}
+        return {reward: found for reward, found in hosts.items() if found}
 
     @property
     def wants_subject(self) -> bool:
@@ -266,8 +279,9 @@ class Session:
     def _score(self, image: Tensor, example: Example) -> tuple[dict[str, float], tuple[str, ...]]:
         """Reward -> score, and what went wrong: a picture is shown without scores too."""
         try:
-            scored = self._rewards.score(image[None], [example])
-        except (ConfigError, DataError) as error:
+            with memory_named(_SMALLER):
+                scored = self._rewards.score(image[None], [example])
+        except CustomizedGRPOError as error:
             return dict.fromkeys(self._rewards.names, math.nan), (str(error),)
         return dict(zip(scored.names, scored.scores[0].tolist(), strict=True)), scored.errors
 
@@ -279,3 +293,22 @@ class Session:
             gains = [c.weight * (tuned[c.label] - base[c.label]) for c in rewards]
             changes[objective] = sum(gains) / sum(c.weight for c in rewards)
         return changes
+
+
+def _beside(generator: Generator, config: RunConfig) -> Generator:
+    """The same with a transformer of its own; a stock pipeline's other models are shared."""
+    if not isinstance(generator, PipelineGenerator):
+        return build_generator(config, generator.device)
+    parts = generator.pipeline.components
+    shared = {id(part): part for name, part in parts.items() if name != "transformer"}
+    return copy.deepcopy(generator, shared)
+
+
+def _hosts(config: RewardConfig) -> tuple[str, ...]:
+    """That a reward sends pictures and prompts to."""
+    urls: tuple[str, ...] = ()
+    if isinstance(config, RemoteRewardConfig):
+        urls = config.urls
+    elif isinstance(config, VlmJudgeConfig):
+        urls = (config.base_url,)
+    return tuple(dict.fromkeys(urlsplit(url).netloc for url in urls))
