@@ -1,6 +1,9 @@
 """The command: what it prints, what it calls, and how it fails."""
 
+import io
 import json
+import logging
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +13,10 @@ import pytest
 from helpers import ROOT
 from tiny_plugs import YAML
 
+from customized_grpo import compare
 from customized_grpo.cli import main
 from customized_grpo.errors import RewardError
+from customized_grpo.report import page, tables
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +75,42 @@ def test_evaluate_opens_with_the_picture(capsys, calls):
     assert capsys.readouterr().out == "{}\n"
 
 
+def test_a_name_that_the_terminal_cannot_write(monkeypatch, calls) -> None:
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert main(["evaluate", "runs/\u7167"]) == 0
+    stdout.flush()
+    assert stdout.buffer.getvalue().startswith(b"picture: runs/\\u7167/grid.png\n")
+
+
+def test_what_libraries_say_at_their_import_is_for_those_who_ask(monkeypatch) -> None:
+    pytest.importorskip("torchao")
+    monkeypatch.delenv("TORCH_LOGS", raising=False)
+    code = "from customized_grpo.cli import main; main(['version']); import torchao, bitsandbytes"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stderr == ""
+    logging.getLogger("torchao").setLevel(logging.NOTSET)
+    monkeypatch.setenv("TORCH_LOGS", "recompiles")
+    assert main(["version"]) == 0
+    assert logging.getLogger("torchao").level == logging.NOTSET
+
+
+def test_commands_in_reports_can_be_pasted(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(page, "write_report", lambda results, folder, command, pictures: command)
+    monkeypatch.setattr(page, "run_pictures", lambda runs: {})
+    monkeypatch.setattr(page, "study_pictures", lambda results, folder: {})
+    monkeypatch.setattr(tables, "markdown", lambda results: "")
+    monkeypatch.setattr(compare, "results_of_runs", lambda runs: None)
+    monkeypatch.setattr(compare, "compare", lambda study, jobs: None)
+    monkeypatch.setattr(compare.Study, "load", lambda *paths: SimpleNamespace(results=Path()))
+    for words in (
+        ["report", "my runs/a", "b", "--out", "my page"],
+        ["compare", "my study.yaml", "--results", "my results"],
+    ):
+        assert main(words) == 0
+        assert capsys.readouterr().out.strip() == f"report: {shlex.join(['cgrpo', *words])}"
+
+
 def test_evaluate_takes_a_benchmark(capsys) -> None:
     emoji = str(ROOT / "configs" / "benchmarks" / "emoji.yaml")
     small = ["--benchmark.num_examples", "4", "--sampling.num_steps", "2", "--name", "small"]
@@ -115,6 +156,11 @@ def test_demo_trains_the_shipped_config_and_evaluates(capsys, calls, tmp_path):
         (["evaluate", "runs/x", "--seed", "3"], "--seed has no effect on a run"),
         (["evaluate", "bench.yaml", "--split", "validation"], "--split has no effect on a bench"),
         (["evaluate", "bench.yaml"], "TARGET must be a readable YAML file, got 'bench.yaml'"),
+        (["doctor", "--train.num_updates", "100", "run.yaml"], "CONFIG must come first, got --tra"),
+        (["estimate", "--train.num_updates", "9", "run.yaml"], "write `cgrpo estimate CONFIG [--"),
+        (["evaluate", "--json", "--name", "x", "b.yaml"], "CONFIG must come first, got --name"),
+        (["estimate", "--price", "2", "run.yaml", "--sed", "1"], "did you mean '--seed'?"),
+        (["replay", "runs/x", "--hel"], "unrecognized arguments: --hel"),
         (["demo", "--updates", "many"], "--updates"),
         (["demo", "--updates", "0"], "train.num_updates must be greater than 0"),
         ([], "COMMAND"),

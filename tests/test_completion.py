@@ -44,6 +44,7 @@ def test_commands_options_choices_and_fields(complete) -> None:
 def test_files(complete) -> None:
     assert complete("train", "ru") == ["run.yaml"]
     assert complete("generate", "ru") == ["run.yaml"]
+    assert complete("serve-reward", "ru") == ["run.yaml"]
 
 
 def test_other_shells_and_unknown_ones(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import signal
@@ -12,7 +13,8 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from customized_grpo.commands import (
     compare,
@@ -108,10 +110,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _set_up_output() -> None:
     """Shows this package's log lines; of the libraries', errors only, unless the user asks."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what it cannot encode
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("customized_grpo").setLevel(logging.INFO)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    if "TORCH_LOGS" not in os.environ:  # at their import: kernels of other hardware, deprecations
+        for name in ("torch.utils._pytree", "torchao", "bitsandbytes"):
+            logging.getLogger(name).setLevel(logging.ERROR)
     # Pillow warns of what data/images.py refuses with an error.
     warnings.filterwarnings("ignore", message=".*could be decompression bomb")
     # torch says once that bfloat16 autocast cannot fuse an RMSNorm with float32 weights.
@@ -125,6 +132,9 @@ def _one_line(error: Exception) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)  # that of a subcommand as well
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see `{self.prog} --help`")
 
@@ -135,7 +145,6 @@ def _parser() -> argparse.ArgumentParser:
         description=_ABOUT,
         epilog=_EXAMPLES + _EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=_version())
     parser.add_argument("--debug", action="store_true", help="print a traceback with an error")
@@ -159,6 +168,13 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[list[str]
     if arguments[:1] not in (["doctor"], ["estimate"], ["evaluate"]):
         return parser.parse_args(arguments), []
     options, overrides = parser.parse_known_args(arguments)
+    flag = next((word for word in overrides if word.startswith("-")), None)
+    # The value of an unknown flag before it would be taken for the config.
+    if flag and options.target not in map(Path, arguments[1 : arguments.index(flag)]):
+        raise ConfigError(
+            f"CONFIG must come first, got {flag}; write `cgrpo {arguments[0]} CONFIG "
+            f"[--section.field value ...]`, see `cgrpo {arguments[0]} --help`"
+        )
     return options, [overrides]
 
 

@@ -8,8 +8,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers import ROOT
 from made_runs import make_run
 from rich.console import Console
@@ -87,7 +89,7 @@ def test_mistakes_in_the_config(config: Path, capsys: pytest.CaptureFixture[str]
     [
         (["nothing.yaml"], "CONFIG must be a YAML file or the folder of a run"),
         (["."], "CONFIG must be a YAML file or the folder of a run"),
-        (["--seed=3"], "CONFIG must be given with --seed=3"),
+        (["--seed=3"], "CONFIG must come first, got --seed=3"),
     ],
 )
 def test_wrong_usage(
@@ -95,6 +97,31 @@ def test_wrong_usage(
 ) -> None:
     assert main(["doctor", *arguments]) == 2
     assert expected in capsys.readouterr().err
+
+
+def test_a_gpu_that_is_busy(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def memory(number: int) -> tuple[int, int]:
+        if number == 0:
+            raise RuntimeError("CUDA error: devices are busy\nCompile with TORCH_USE_CUDA_DSA")
+        return 80 * 10**9, 80 * 10**9
+
+    card = SimpleNamespace(name="Card", major=9)
+    for name, value in (
+        ("is_available", lambda: True),
+        ("device_count", lambda: 2),
+        ("get_device_properties", lambda number: card),
+        ("mem_get_info", memory),
+    ):
+        monkeypatch.setattr(torch.cuda, name, value)
+    found = findings(capsys, "run.yaml", "--sed", "3")
+    assert found["gpu 0"]["status"] == "problem"
+    assert found["gpu 0"]["found"] == "it cannot be used: CUDA error: devices are busy"
+    assert "nvidia-smi" in found["gpu 0"]["fix"]
+    assert "CUDA_VISIBLE_DEVICES" in found["gpu 0"]["fix"]
+    assert found["gpu 1"]["status"] == "ok"
+    assert found["gpu 1"]["found"].startswith("Card, 80.0 GB")
 
 
 @pytest.mark.slow

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub import constants
+from safetensors.torch import save_file
 from servers import Reply, Request, scripted_server
 
 from customized_grpo.assets import resolve_checkpoint
@@ -67,10 +69,16 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 def download(cache: Path, name: str) -> Path:
     """As the hub's client leaves a whole checkpoint."""
+    folder = snapshot(cache)
+    shutil.copytree(resolve_checkpoint(f"embedded:{name}"), folder)
+    return folder
+
+
+def snapshot(cache: Path) -> Path:
+    """Where the hub's client would look for REPO."""
     folder = cache / "models--owner--model"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text("abc")
-    shutil.copytree(resolve_checkpoint(f"embedded:{name}"), folder / "snapshots" / "abc")
     return folder / "snapshots" / "abc"
 
 
@@ -93,6 +101,21 @@ def test_half_in_the_cache(cache: Path) -> None:
     (folder / "config.json").write_text("{}")
     (folder / f"{WEIGHTS}.index.json").write_text("{")
     assert "cannot be read" in look().found
+
+
+def test_a_lora_in_the_cache(server: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = snapshot(cache)
+    folder.mkdir(parents=True)
+    save_file({"a": torch.zeros(1)}, folder / "dit_lora.safetensors")
+    assert look("lora").found == "owner/model is in the cache"
+    assert look("lora").status == "ok"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    finding = look("lora")  # diffusers refuses its id: no weight_name is given
+    assert finding.status == "problem"
+    assert "with HF_HUB_OFFLINE a LoRA is taken from a path only" in finding.found
+    assert finding.fix == f"--generator.path {folder}"
+    (folder / "dit_lora.safetensors").unlink()
+    assert "owner/model in the cache: *.safetensors is missing" in look("lora").found
 
 
 def test_offline(cache: Path) -> None:
@@ -178,7 +201,23 @@ def test_a_token_is_never_shown(server: Hub, monkeypatch: pytest.MonkeyPatch) ->
     assert TOKEN not in json.dumps([str(finding) for finding in shown])
 
 
+def test_a_password_of_a_mirror_is_never_shown(
+    server: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", constants.ENDPOINT.replace("//", "//me:s3cret@"))
+    server.gated, server.access = "manual", False
+    shown = [look()]
+    for server.status in (401, 403, 404, 500):
+        shown.append(look())
+    for password in ("s3cret", "s3/cr@t"):
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://me:{password}@127.0.0.1:9")
+        shown.append(look())
+        assert "http://127.0.0.1:9 cannot be reached" in shown[-1].found
+    assert {finding.status for finding in shown} == {"problem"}
+    assert "me:s3" not in json.dumps([str(finding) for finding in shown])
+
+
 def test_nothing_is_downloaded(server: Hub, cache: Path) -> None:
     look("pipeline")
     assert not cache.exists()
-    assert hub._cached(REPO, "model", None) is None
+    assert hub._snapshot(REPO) is None

@@ -12,7 +12,15 @@ import torch
 
 from customized_grpo.doctor import machine as machines
 from customized_grpo.doctor.findings import Finding
-from customized_grpo.doctor.machine import Machine, Place, container_limit, disk, hardware, look
+from customized_grpo.doctor.machine import (
+    Machine,
+    Place,
+    container_memory,
+    disk,
+    hardware,
+    look,
+    process_cores,
+)
 
 RAM = Place(name="RAM", total=10**10, free=10**10, is_gpu=False)
 
@@ -45,7 +53,7 @@ def test_this_machine() -> None:
 
 def test_more_threads_than_cores() -> None:
     before = torch.get_num_threads()
-    cores = len(os.sched_getaffinity(0))
+    cores = process_cores()
     try:
         torch.set_num_threads(cores)
         assert found(Machine(ram=RAM))["cpu"].status == "ok"
@@ -101,17 +109,54 @@ def test_a_driver_that_hangs_or_fails_is_none(nvidia_smi: Path) -> None:
     assert machines.driver_lines() == []
 
 
-def test_the_limit_of_a_container(tmp_path: Path) -> None:
+@pytest.fixture
+def container(tmp_path: Path) -> tuple[Path, Path]:
+    """Control groups with limits, and the file that says in which this process is."""
     own, groups = tmp_path / "cgroup", tmp_path / "groups"
-    (groups / "job" / "step").mkdir(parents=True)
-    (groups / "memory.max").write_text("max\n")
-    (groups / "job" / "memory.max").write_text("4000\n")
-    (groups / "job" / "step" / "memory.max").write_text("5000\n")
+    files = {
+        "memory.max": "max",
+        "job/memory.max": "4000",
+        "job/memory.current": "900",
+        "job/memory.stat": "anon 100\nfile 800\ninactive_file 600",
+        "job/cpu.max": "15000 10000",
+        "job/step/memory.max": "5000",
+        "job/step/memory.current": "2000",
+        "job/step/cpu.max": "max 100000",
+    }
+    for name, text in files.items():
+        (groups / name).parent.mkdir(parents=True, exist_ok=True)
+        (groups / name).write_text(f"{text}\n")
     own.write_text("4:memory:/other\n0::/job/step\n")
-    assert container_limit(groups, own) == 4000
+    return groups, own
+
+
+def test_the_memory_of_a_container(container: tuple[Path, Path], tmp_path: Path) -> None:
+    groups, own = container
+    assert container_memory(groups, own) == (4000, 3000)  # of the step, what it uses is more
+    (groups / "job" / "memory.current").write_text("2600\n")
+    assert container_memory(groups, own) == (4000, 2000)  # of the job, without 600 of 2600
+    (groups / "job" / "memory.current").write_text("9000\n")
+    assert container_memory(groups, own) == (4000, 0)
     own.write_text("0::/\n")
-    assert container_limit(groups, own) > 2**60
-    assert container_limit(groups, tmp_path / "nothing") > 2**60
+    assert min(container_memory(groups, own)) > 2**60
+    assert min(container_memory(groups, tmp_path / "nothing")) > 2**60
+
+
+def test_this_machine_s_memory_is_that_of_its_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machines, "container_memory", lambda: (4000, 3000))
+    assert (look().ram.total, look().ram.free) == (4000, 3000)
+
+
+def test_the_cores_of_a_container(
+    container: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups, own = container
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    assert process_cores(groups, own) == 2
+    (groups / "job" / "step" / "cpu.max").write_text("1000 100000\n")
+    assert process_cores(groups, own) == 1
+    own.write_text("0::/\n")
+    assert process_cores(groups, own) == 8
 
 
 def test_disks(tmp_path: Path) -> None:

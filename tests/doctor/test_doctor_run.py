@@ -186,13 +186,14 @@ def begin(config: RunConfig) -> Path:
     return folder
 
 
-def test_a_name_that_is_taken(tiny_config: RunConfig) -> None:
+def test_a_name_that_is_taken(tiny_config: RunConfig, tmp_path: Path) -> None:
+    tiny_config = dataclasses.replace(tiny_config, output_dir=str(tmp_path / "my runs"))
     assert state(tiny_config)["name"].status == "ok"
     folder = begin(tiny_config)
     finding = state(tiny_config)["name"]
     assert finding.status == "problem"
     assert finding.found == f"{folder} already holds a run"
-    assert f"`cgrpo resume {folder}`" in finding.fix
+    assert f"`cgrpo resume '{folder}'`" in finding.fix
     (folder / "config.yaml").unlink()
     finding = state(tiny_config)["name"]
     assert "something else" in finding.found

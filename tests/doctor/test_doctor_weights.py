@@ -13,6 +13,7 @@ from helpers import changed
 from safetensors.torch import save_file
 from tiny_plugs import YAML
 
+from customized_grpo import assets
 from customized_grpo.assets import resolve_checkpoint
 from customized_grpo.config import RunConfig, read_config
 from customized_grpo.doctor.findings import Finding
@@ -117,11 +118,27 @@ def test_damage_is_named(config: RunConfig, tmp_path: Path, damage, text: str) -
     assert {other.status for other in findings.values()} == {"ok"}
 
 
+def test_damage_of_a_model_that_comes_with_the_package(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(assets._ROOT, tmp_path / "assets")
+    monkeypatch.setattr(assets, "_ROOT", tmp_path / "assets")
+    pointer(tmp_path / "assets" / "generator")
+    config = changed(config, generator={"path": "embedded:generator"})
+    finding = found(config)["generator.path"]
+    assert finding.status == "problem"
+    assert finding.fix.startswith("reinstall it: pip install --force-reinstall")
+
+
 def test_damage_of_a_reward_s_model(config: RunConfig, tmp_path: Path) -> None:
-    (tmp_path / "clip" / "model.safetensors").write_bytes(b"")
+    folder = (tmp_path / "clip").rename(tmp_path / "my clip")
+    reward = dataclasses.replace(config.rewards[0], path=str(folder))
+    config = dataclasses.replace(config, rewards=(reward,))
+    (folder / "model.safetensors").write_bytes(b"")
     finding = found(config)["rewards.0.path"]
     assert finding.status == "problem"
     assert "model.safetensors is empty" in finding.found
+    assert finding.fix.endswith(f" --local-dir '{folder}'")
 
 
 def test_second_checkpoints_and_files_of_another_name(config: RunConfig, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,8 @@ def _compare(options: argparse.Namespace) -> None:
 
     check_extra()
     results = compare(study, options.jobs or _default_jobs())
-    command = f"cgrpo compare {options.study}"
-    command += f" --results {options.results}" if options.results else ""
+    flags = ["--results", str(options.results)] if options.results else []
+    command = shlex.join(["cgrpo", "compare", str(options.study), *flags])
     page = write_report(results, study.results, command, study_pictures(results, study.results))
     print(markdown(results))
     print(f"report: {page}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from customized_grpo.commands.evaluate import judge
+from customized_grpo.commands.shared import free_path
 from customized_grpo.commands.train import train_config
 
 
@@ -28,13 +29,8 @@ def add(commands: Any) -> None:
 def _demo(options: argparse.Namespace) -> None:
     from customized_grpo.config.shipped import shipped_config
 
-    overrides = ["--name", _free_name(f"demo-seed{options.seed}"), "--seed", str(options.seed)]
+    name = free_path(Path("runs", f"demo-seed{options.seed}")).name  # a demo can be repeated
+    overrides = ["--name", name, "--seed", str(options.seed)]
     if options.updates is not None:
         overrides += ["--train.num_updates", str(options.updates)]
     judge(train_config(shipped_config("emoji.yaml"), overrides, lead_on=False))
-
-
-def _free_name(name: str) -> str:
-    """The name, numbered if runs/ has it already: a demo can be repeated."""
-    numbered = (name, *(f"{name}-{i}" for i in range(2, 1000)))
-    return next(n for n in numbered if not Path("runs", n).exists())

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from customized_grpo.errors import ConfigError
-
 
 def add(commands: Any) -> None:
     """Adds the parser."""
@@ -49,8 +47,6 @@ def _doing() -> Iterator[Callable[[str], None]]:
 
 
 def _doctor(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    if options.target is None and overrides:
-        raise ConfigError(f"CONFIG must be given with {overrides[0]}, got nothing")
     from rich.console import Console
 
     from customized_grpo.doctor.examine import examine

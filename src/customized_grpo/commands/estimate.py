@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
         "the model and what it leaves out: docs/performance.md",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", metavar="CONFIG", type=Path, help="YAML file of a run")
+    parser.add_argument("target", metavar="CONFIG", type=Path, help="YAML file of a run")
     device = "a100-80gb, h100 (default), h200, b200, l40s, rtx4090, cpu (one core), or local: "
     parser.add_argument("--device", default="h100", help=device + "this machine, measured now")
     number = "devices of the run (default: 1)"
@@ -46,7 +46,7 @@ def add(commands: Any) -> None:
 def _estimate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from customized_grpo.config import load_config
 
-    config = load_config(options.config, overrides)
+    config = load_config(options.target, overrides)
 
     from rich.console import Console
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from customized_grpo.commands.shared import (
     after_pictures,
+    free_path,
     hide_loading_bars,
     next_step,
     positive,
@@ -74,7 +75,7 @@ def _generate(options: argparse.Namespace) -> None:
     entries = read_prompts(options.prompt, options.reference, options.file)
     seeds = _seeds(options.seeds, options.count)
     tasks = [Task(entry=entry, seed=seed) for entry in entries for seed in seeds]
-    out = options.out or _free_folder("generated")
+    out = options.out or free_path(Path("generated"))
     hide_loading_bars()
     sheets = generate(
         model,
@@ -98,9 +99,3 @@ def _seeds(seeds: list[int], count: int | None) -> list[int]:
     if len(seeds) > 1:
         raise ConfigError(f"--count must be left out with several --seeds, got {count}")
     return [seeds[0] + i for i in range(count)]
-
-
-def _free_folder(name: str) -> Path:
-    """The name, numbered if there is one already."""
-    numbered = (name, *(f"{name}-{i}" for i in range(2, 10_000)))
-    return next(Path(n) for n in numbered if not Path(n).exists())

@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from customized_grpo.commands.shared import positive, seed
 from customized_grpo.errors import ConfigError
+from customized_grpo.init.models import MODELS
 
 if TYPE_CHECKING:
     from customized_grpo.init.llm import Writer
     from customized_grpo.init.photos import Remark
     from customized_grpo.init.project import Project
-
-_MODELS = (
-    "embedded", "flux2-klein", "flux-kontext", "flux-kontext-24gb", "qwen-image-edit-plus", "uno",
-)  # fmt: skip
 
 
 def add(commands: Any) -> None:
@@ -44,7 +41,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--class", dest="words", metavar="WORDS", required=True, help=words)
     parser.add_argument(
         "--model",
-        choices=_MODELS,
+        choices=MODELS,
         help="what to train (default: what fits --gpu-memory or this machine's GPU; without one, "
         "embedded: a small model to try everything with on a CPU)",
     )
@@ -103,7 +100,7 @@ def _init(options: argparse.Namespace) -> None:
     project.write()
     remarks = [*project.album.remarks, *remarks_on_prompts(project)]
     if options.json:
-        print(json.dumps(_content(project, remarks), ensure_ascii=False))
+        print(json.dumps(_content(project, remarks)))
     else:
         _print(project, remarks)
 

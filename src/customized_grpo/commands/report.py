@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,6 @@ def _report(options: argparse.Namespace) -> None:
         pictures = study_pictures(results, runs[0])
     else:
         results, pictures = results_of_runs(runs), run_pictures(runs)
-    command = " ".join(["cgrpo report", *map(str, runs)])
-    command += f" --out {options.out}" if options.out else ""
+    flags = ["--out", str(options.out)] if options.out else []
+    command = shlex.join(["cgrpo", "report", *map(str, runs), *flags])
     print(f"report: {write_report(results, folder, command, pictures)}")

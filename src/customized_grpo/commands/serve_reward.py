@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from customized_grpo.errors import ConfigError
@@ -19,7 +20,8 @@ def add(commands: Any) -> None:
         "  cgrpo serve-reward --reward '{type: clip-text, path: openai/clip-vit-large-patch14}'",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", metavar="CONFIG", nargs="?", help="YAML file of a server")
+    file = "YAML file of a server"
+    parser.add_argument("config", metavar="CONFIG", type=Path, nargs="?", help=file)
     reward = "a reward instead of a CONFIG; may be repeated"
     parser.add_argument("--reward", action="append", metavar="YAML", help=reward)
     parser.add_argument("--host", help="address to listen on (default: the config's, 127.0.0.1)")
@@ -44,9 +46,9 @@ def _serve_reward(options: argparse.Namespace) -> None:
     if options.config is None:
         raw = {"rewards": [parse_yaml(text, "--reward") for text in options.reward]}
     else:
-        raw = read_mapping(options.config, "CONFIG")
+        raw = read_mapping(str(options.config), "CONFIG")
     flags = {name: getattr(options, name) for name in ("host", "port", "device", "token_env")}
     raw |= {name: value for name, value in flags.items() if value is not None}
-    config = read_serve_config(raw, options.config or "serve-reward")
+    config = read_serve_config(raw, str(options.config or "serve-reward"))
     names = ", ".join(reward.label for reward in config.rewards)
     serve(config, lambda url: print(f"serving {names} at {url}", flush=True))

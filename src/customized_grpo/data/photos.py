@@ -16,7 +16,7 @@ from customized_grpo.errors import DataError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
 MASK = ".mask.png"
-SHARE = 5  # one in so many templates or subjects is held out
+SHARE = 5  # one in so many templates, subjects or prompts is held out
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

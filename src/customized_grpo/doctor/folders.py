@@ -37,12 +37,6 @@ def gaps(folder: Path, kind: Kind, file: str | None = None) -> list[str]:
     return list(found)
 
 
-def first_file(kind: Kind, file: str | None = None) -> str:
-    """A file that every checkpoint of the kind has."""
-    names = {"pipeline": "model_index.json", "lora": "pytorch_lora_weights.safetensors"}
-    return file or names.get(kind, "config.json")
-
-
 def _pipeline(folder: Path) -> Iterator[str]:
     index = folder / "model_index.json"
     if not index.is_file():

@@ -6,6 +6,7 @@ Only names and sizes are asked for; nothing is downloaded, and a token is never 
 from __future__ import annotations
 
 import re
+import shlex
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,11 @@ def on_hub(field: str, repo: str, kind: folders.Kind, file: str | None = None) -
     """A finding for a hub id ``owner/name``."""
     from huggingface_hub import constants
 
-    gaps = _cached(repo, kind, file)
+    snapshot = _snapshot(repo)
+    gaps = None if snapshot is None else _gaps(snapshot, kind, file)
+    if gaps == [] and kind == "lora" and constants.is_offline_mode():  # diffusers asks for its name
+        found = f"{repo} is in the cache, but with HF_HUB_OFFLINE a LoRA is taken from a path only"
+        return problem(field, found, f"--{field} {shlex.quote(str(snapshot))}")
     if gaps == []:
         return ok(field, f"{repo} is in the cache")
     state = f"{repo} is not in the cache" if gaps is None else f"{repo} in the cache: {gaps[0]}"
@@ -31,18 +36,24 @@ def on_hub(field: str, repo: str, kind: folders.Kind, file: str | None = None) -
     return _remote(field, repo, kind, file, state)
 
 
-def _cached(repo: str, kind: folders.Kind, file: str | None) -> list[str] | None:
-    """What is missing in the cache; None: everything."""
-    from huggingface_hub import constants, try_to_load_from_cache
+def _snapshot(repo: str) -> Path | None:
+    """Folder of what is in the cache; None: nothing."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    first, cache = folders.first_file(kind, file), constants.HF_HUB_CACHE
-    path = try_to_load_from_cache(repo, first, cache_dir=cache)
-    if not isinstance(path, str):
+    cache = constants.HF_HUB_CACHE
+    try:  # no file is asked for, so one that is missing is no error
+        folder = snapshot_download(repo, cache_dir=cache, local_files_only=True, allow_patterns=[])
+    except LocalEntryNotFoundError:
         return None
+    return Path(folder)
+
+
+def _gaps(snapshot: Path, kind: folders.Kind, file: str | None) -> list[str]:
     try:
-        return folders.gaps(Path(path).parent, kind, file)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        return [f"{first} cannot be read: {error!r}"]
+        return folders.gaps(snapshot, kind, file)
+    except (OSError, ValueError, KeyError, AttributeError) as error:  # of a damaged JSON file
+        return [f"it cannot be read: {error!r}"]
 
 
 def _remote(field: str, repo: str, kind: folders.Kind, file: str | None, state: str) -> Finding:
@@ -50,26 +61,27 @@ def _remote(field: str, repo: str, kind: folders.Kind, file: str | None, state: 
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
-    api, page = HfApi(endpoint=constants.ENDPOINT), f"{constants.ENDPOINT}/{repo}"
+    api = HfApi(endpoint=constants.ENDPOINT)
+    shown = re.sub("//.*@", "//", constants.ENDPOINT)  # a mirror's may hold a password
     if error := _connection_error(constants.ENDPOINT):
         fix = f"check network and proxy, or on a machine with network: hf download {repo}"
-        return problem(field, f"{state}, {constants.ENDPOINT} cannot be reached ({error})", fix)
+        return problem(field, f"{state}, {shown} cannot be reached ({error})", fix)
     try:
         about = api.model_info(repo, files_metadata=True, timeout=_SECONDS)
         if about.gated:
             api.auth_check(repo)
     except GatedRepoError:
-        return problem(field, f"{state}; it is gated, {_token_state()}", _licence(page))
+        found = f"{state}; it is gated, {_token_state()}"
+        return problem(field, found, _licence(f"{shown}/{repo}"))
     except RepositoryNotFoundError:
         fix = "correct the id; for a private one, `hf auth login` or export HF_TOKEN"
         return problem(field, f"{state}; the hub has none, or it is private", fix)
     except HfHubHTTPError as error:
         code = error.response.status_code
         fix = "renew the token: `hf auth login`" if code in (401, 403) else "try again later"
-        return problem(field, f"{state}; {constants.ENDPOINT} answers HTTP {code}", fix)
+        return problem(field, f"{state}; {shown} answers HTTP {code}", fix)
     except (httpx2.RequestError, OSError) as error:
-        text = f"{state}; {constants.ENDPOINT}: {type(error).__name__}"
-        return problem(field, text, "try again")
+        return problem(field, f"{state}; {shown}: {type(error).__name__}", "try again")
     return _download(field, about.siblings or [], kind, file, state)
 
 
@@ -81,7 +93,7 @@ def _connection_error(endpoint: str) -> str | None:
 
     try:
         get_session().head(endpoint, timeout=_SECONDS)
-    except httpx2.RequestError as error:
+    except (httpx2.RequestError, httpx2.InvalidURL) as error:
         return type(error).__name__
     return None
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
 from customized_grpo.doctor.findings import Finding, gigabytes, ok, problem, warning
 
+_GROUPS = Path("/sys/fs/cgroup")
+_OWN_GROUP = Path("/proc/self/cgroup")
+_NO_LIMIT = 2**63
 _LOW_DISK = 5e9  # bytes; a LoRA run of a 12-billion model keeps some GB of checkpoints
 
 
@@ -35,6 +40,9 @@ class Machine:
 
     ram: Place
     gpus: tuple[Place, ...] = ()
+    """Those that answer."""
+    broken: Mapping[int, str] = field(default_factory=dict)
+    """What CUDA says of the others, by their number."""
 
     def place(self, device: str) -> Place:
         """That of a single process on a config's ``device``."""
@@ -45,8 +53,14 @@ def look() -> Machine:
     """This machine."""
     import torch
 
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return Machine(ram=_ram(), gpus=tuple(_gpu(number) for number in range(count)))
+    gpus: list[Place] = []
+    broken: dict[int, str] = {}
+    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        try:
+            gpus.append(_gpu(number))
+        except Exception as error:  # a GPU that is busy or broken: torch has many types for it
+            broken[number] = (str(error).splitlines() or [type(error).__name__])[0]
+    return Machine(ram=_ram(), gpus=tuple(gpus), broken=broken)
 
 
 def _gpu(number: int) -> Place:
@@ -60,30 +74,47 @@ def _gpu(number: int) -> Place:
 def _ram() -> Place:
     import torch
 
-    memory, limit = psutil.virtual_memory(), container_limit()
+    memory = psutil.virtual_memory()
+    limit, room = container_memory()
     units = torch.cpu.get_capabilities()
     return Place(
         name="RAM",
         total=min(memory.total, limit),
-        free=min(memory.available, limit),
+        free=min(memory.available, room),
         is_gpu=False,
         bf16=any(units.get(name) for name in ("amx_tile", "avx512_bf16", "bf16")),
     )
 
 
-def container_limit(
-    groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
-) -> int:
-    """Bytes that a container or a batch system allows this process (cgroup v2); else no limit."""
+def container_memory(groups: Path = _GROUPS, own: Path = _OWN_GROUP) -> tuple[int, int]:
+    """Bytes that a container or a batch system allows (cgroup v2), and what is left of them."""
+    limit = room = _NO_LIMIT
+    for group in _groups(groups, own):
+        if (text := _read(group / "memory.max")).isdecimal():
+            limit = min(limit, int(text))
+            room = min(room, int(text) - _in_use(group))
+    return limit, max(0, room)
+
+
+def _groups(groups: Path, own: Path) -> list[Path]:
+    """The control group of this process and those around it, each of which may have limits."""
+    lines = (line[3:] for line in _read(own).splitlines() if line.startswith("0::"))
+    inside = groups / next(lines, "").strip("/")
+    return [folder for folder in (inside, *inside.parents) if folder.is_relative_to(groups)]
+
+
+def _in_use(group: Path) -> int:
+    """Without cached files that the kernel drops when it needs room."""
+    stat = dict(line.split() for line in _read(group / "memory.stat").splitlines())
+    return int(_read(group / "memory.current") or 0) - int(stat.get("inactive_file", 0))
+
+
+def _read(file: Path) -> str:
+    """'' where the kernel has no such file."""
     try:
-        lines = own.read_text(encoding="utf-8").splitlines()
+        return file.read_text(encoding="utf-8").strip()
     except OSError:
-        return 2**63
-    inside = next((line[3:].strip("/") for line in lines if line.startswith("0::")), "")
-    folders = [groups / inside, *(groups / inside).parents]
-    files = [folder / "memory.max" for folder in folders if folder.is_relative_to(groups)]
-    texts = [file.read_text(encoding="utf-8").strip() for file in files if file.is_file()]
-    return min((int(text) for text in texts if text.isdecimal()), default=2**63)
+        return ""
 
 
 def hardware(machine: Machine) -> Iterator[Finding]:
@@ -91,7 +122,7 @@ def hardware(machine: Machine) -> Iterator[Finding]:
     yield _cpu(machine.ram)
     ram = machine.ram
     yield ok("ram", f"{gigabytes(ram.total)}, {gigabytes(ram.free)} of it available")
-    yield from _gpus(machine) if machine.gpus else _no_gpu()
+    yield from _gpus(machine) if machine.gpus or machine.broken else _no_gpu()
 
 
 def _cpu(ram: Place) -> Finding:
@@ -105,11 +136,17 @@ def _cpu(ram: Place) -> Finding:
     return ok("cpu", found)
 
 
-def process_cores() -> int:
+def process_cores(groups: Path = _GROUPS, own: Path = _OWN_GROUP) -> int:
     """Those this process may use: fewer than there are in containers and batch jobs."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    for group in _groups(groups, own):
+        quota, _, period = _read(group / "cpu.max").partition(" ")
+        if quota.isdecimal():  # microseconds in each period, of all cores together
+            cores = min(cores, math.ceil(int(quota) / int(period)))
+    return cores
 
 
 def _gpus(machine: Machine) -> Iterator[Finding]:
@@ -117,7 +154,11 @@ def _gpus(machine: Machine) -> Iterator[Finding]:
 
     driver = (driver_lines() or ["unknown"])[0].split(", ")[-1]
     software = f"driver {driver}, CUDA {torch.version.cuda}"
-    for number, gpu in enumerate(machine.gpus):
+    for number, error in machine.broken.items():
+        fix = "end what uses it (nvidia-smi lists it), or choose others by CUDA_VISIBLE_DEVICES"
+        yield problem(f"gpu {number}", f"it cannot be used: {error}", fix)
+    numbers = (number for number in itertools.count() if number not in machine.broken)
+    for number, gpu in zip(numbers, machine.gpus, strict=False):
         check, found = f"gpu {number}", f"{gpu.name}, {gigabytes(gpu.total)}, {software}"
         if not gpu.bf16:
             fix = "mixed_precision: no and generator.dtype: float32, or a newer GPU"

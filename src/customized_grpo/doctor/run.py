@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -115,7 +116,8 @@ def state(config: RunConfig, *, resumes: bool) -> Iterator[Finding]:
         run_folder(config)
     except ConfigError as error:
         fix = "choose another --name or remove the folder"
-        fix += f", or go on: `cgrpo resume {folder}`" if holds_run(folder) else ""
+        resume = shlex.join(["cgrpo", "resume", str(folder)])
+        fix += f", or go on: `{resume}`" if holds_run(folder) else ""
         yield problem("name", str(error).removeprefix("name: ").split(";")[0], fix)
     else:
         yield ok("name", f"{folder} is free")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -85,7 +86,10 @@ def _weights(checkpoint: Checkpoint) -> Finding:
 
 
 def _local(checkpoint: Checkpoint, folder: Path, file: str | None) -> Finding:
-    fix = f"restore it, or download it again: hf download OWNER/NAME --local-dir {folder}"
+    fix = "restore it, or download it again: hf download OWNER/NAME --local-dir "
+    fix += shlex.quote(str(folder))
+    if checkpoint.path.startswith("embedded:"):
+        fix = "reinstall it: pip install --force-reinstall --no-deps customized-grpo"
     try:
         gaps = folders.gaps(folder, checkpoint.kind, file)
     except (OSError, ValueError, KeyError, AttributeError) as error:  # of a damaged JSON file

@@ -15,6 +15,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from customized_grpo.assets import resolve_checkpoint
+from customized_grpo.data.photos import SHARE
 from customized_grpo.data.splits import scattered
 from customized_grpo.data.texts import read_text
 from customized_grpo.errors import ConfigError, DataError
@@ -23,7 +24,6 @@ from customized_grpo.init import grammar
 KINDS = ("context", "property", "accessory")
 OWN = "own"
 FEWEST, MOST = 15, 600
-SHARE = 5  # one prompt in so many is held out
 PLACEHOLDER = "{class}"
 _LONGEST = 400  # characters; the text encoders cut off what is longer
 
