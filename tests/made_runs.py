@@ -17,6 +17,7 @@ def make_run(config: RunConfig, scale: float = 0.02, lora: bool = True) -> Path:
     config = dataclasses.replace(config, lora=settings if lora else None)
     run = Path(config.output_dir, config.name)
     run.mkdir(parents=True)
+    (run / "environment.json").write_text("{}\n")
     (run / "config.yaml").write_text(dump_config(config))
     generator = build_generator(config, torch.device("cpu"))
     with torch.random.fork_rng():

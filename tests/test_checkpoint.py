@@ -8,7 +8,7 @@ from customized_grpo.checkpoint import Progress, TrainingState
 from customized_grpo.config import TrainConfig
 from customized_grpo.ema import Ema
 from customized_grpo.errors import CheckpointError
-from customized_grpo.files import replace_folder, write_atomic
+from customized_grpo.files import replace_folder, write_atomic, write_folder
 
 
 def fill(text: str):
@@ -34,6 +34,33 @@ def test_a_failed_write_leaves_the_old_folder(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="disk full"):
         replace_folder(target, broken)
     assert (target / "file").read_text() == "one"
+
+
+def test_a_new_folder_takes_nothing_from_what_lies_beside_it(tmp_path: Path) -> None:
+    for name in ("mine.tmp", "mine.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "theirs").touch()
+    (tmp_path / "mine").mkdir()  # empty: its place is taken
+    before = {path.name for path in tmp_path.iterdir()}
+    write_folder(tmp_path / "mine", fill("one"))
+    assert (tmp_path / "mine" / "file").read_text() == "one"
+    with pytest.raises(OSError, match="not empty"):
+        write_folder(tmp_path / "mine", fill("two"))
+    assert (tmp_path / "mine" / "file").read_text() == "one"
+    assert {path.name for path in tmp_path.iterdir()} == before
+    assert len(list(tmp_path.glob("mine.*/theirs"))) == 2
+    other = tmp_path / "other"
+    other.mkdir()
+    assert (tmp_path / "mine").stat().st_mode == other.stat().st_mode
+
+
+def test_a_link_leads_to_where_a_new_folder_is_written(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("there/deeper")
+    write_folder(tmp_path / "link", fill("one"))
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there" / "deeper" / "file").read_text() == "one"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "there"]
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["deeper"]
 
 
 def test_text_is_replaced_whole(tmp_path: Path) -> None:

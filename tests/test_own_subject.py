@@ -90,6 +90,8 @@ def test_what_comes_after_training_depends_on_the_data(here: Path) -> None:
     assert after_training(load_config(emoji), Path("run")) == ("evaluate", Path("run"))
     bare = load_config(emoji, ["--evaluators", "[]", "--evaluation.classifier", "null"])
     assert after_training(bare, Path("run"))[:2] == ("export", Path("run"))
+    Path("run-lora").mkdir()
+    assert after_training(bare, Path("run"))[-2:] == ("--out", Path("run-lora-2"))
     own = load_config(emoji, ["--data", "{type: folder, path: photos}"])
     command, run, _, prompt, _, reference, *_ = after_training(own, Path("run"))
     assert (command, run) == ("generate", Path("run"))

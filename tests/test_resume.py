@@ -44,9 +44,9 @@ from customized_grpo.errors import (
 from customized_grpo.evaluate import evaluate_run
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.policy_loss import policy_batch
-from customized_grpo.resume import check_changes, resumed_config
+from customized_grpo.resume import check_changes, remove_leftovers, resumed_config
 from customized_grpo.rewards.base import RewardSet
-from customized_grpo.runlog import RunLog
+from customized_grpo.runlog import RunLog, run_folder
 from customized_grpo.trainer import Trainer, train
 from customized_grpo.types import Example, RewardScores
 
@@ -316,6 +316,66 @@ def test_train_begins_or_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture) 
     assert "already holds a run" in capsys.readouterr().err
     assert main(["resume", str(tmp_path / "nothing")]) == 2
     assert "config.yaml is not in it" in capsys.readouterr().err
+
+
+def test_the_folder_of_a_project_is_no_run(
+    straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("# mine\n" + dump_config(small(tmp_path / "runs")))
+    before = sorted(tmp_path.rglob("*"))
+    for command in ("resume", "doctor", "watch"):
+        assert main([command, str(tmp_path)]) == 2
+        assert f"begin: `cgrpo train {config}`" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+    shutil.copytree(straight, tmp_path / "runs" / "first")
+    for command in ("resume", "doctor", "watch"):
+        assert main([command, str(tmp_path)]) == 2
+        assert f"it is a project, write {tmp_path / 'runs' / 'first'}" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path)]) == 2
+    assert f"write {tmp_path / 'runs' / 'first'}" in capsys.readouterr().err
+    assert config.read_text().startswith("# mine")
+    here = dataclasses.replace(small(tmp_path.parent), name=tmp_path.name)
+    with pytest.raises(ConfigError, match="already holds something else"):
+        train(here, resume=True)
+
+
+def test_leftovers_are_removed_where_a_run_leaves_them(tmp_path: Path) -> None:
+    gone = [
+        "config.yaml.7.tmp", "weights.tmp/a", "weights.old/a", "checkpoints/000002.tmp/a",
+        "checkpoints/000002.weights/a", "samples/000002.png.tmp", "failures/000002.tmp/a",
+        "sinks/wandb.json.7.tmp", "pictures/test/base.png.tmp",
+    ]  # fmt: skip
+    kept = ["samples/000002.png", "mine/notes.tmp", "runs/other/checkpoints/000002.tmp/a"]
+    for name in (*gone, *kept):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path, 0)
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert files == set(kept)
+
+
+def test_a_run_that_was_killed_before_it_began_can_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = small(tmp_path), tmp_path / "run"
+
+    def killed(*_: object) -> str:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("customized_grpo.runlog.dump_config", killed)
+        with pytest.raises(Killed):
+            RunLog(run, config, torch.device("cpu"))
+    (run / "config.yaml.7.tmp").touch()
+    (run / ".lock").touch()
+    assert run_folder(config) == run_folder(config, resume=True) == run
+    RunLog(run, config, torch.device("cpu"))
+    assert run_folder(config, resume=True) == run
+    with pytest.raises(CheckpointError, match=r"there are none yet$"):
+        checkpoint.trained_weights(run)
+    with pytest.raises(ConfigError, match="already holds a run"):
+        run_folder(config)
 
 
 def test_one_process_at_a_time(straight: Path) -> None:

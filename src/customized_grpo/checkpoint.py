@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from customized_grpo.ema import Ema
 from customized_grpo.errors import CheckpointError
 from customized_grpo.files import filled, replace_folder
-from customized_grpo.run_files import CHECKPOINTS, checkpoint_folders
+from customized_grpo.run_files import CHECKPOINTS, checkpoint_folders, hint_at_run
 from customized_grpo.sharding import split_like, whole
 
 logger = logging.getLogger("customized_grpo")
@@ -274,6 +274,7 @@ def trained_weights(run: Path) -> Path:
     if newest is None:
         raise CheckpointError(
             f"RUN: {run} must be the folder of a run that has written weights, there are none yet"
+            f"{hint_at_run(run)}"
         )
     logger.info("%s is not finished: taking the weights after update %d", run, newest.update)
     return newest.folder / WEIGHTS

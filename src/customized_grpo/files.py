@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,12 +23,12 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Fills a temporary folder beside ``folder`` and puts it in its place."""
+    """Fills a temporary folder beside ``folder`` and puts it in its place.
+
+    For folders inside a run, where NAME.tmp and NAME.old are left-overs, which a resume removes.
+    """
     temporary = folder.with_name(folder.name + ".tmp")
-    with filled(temporary):
-        write(temporary)
-    for path in [*temporary.rglob("*"), temporary]:
-        sync(path)
+    _fill(temporary, write)
     if folder.exists():
         old = folder.with_name(folder.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
@@ -37,6 +38,31 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     else:
         temporary.rename(folder)
     sync(folder.parent)
+
+
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Fills a temporary folder and puts it where ``folder`` is missing or empty.
+
+    For folders that users name: whatever lies beside them is theirs. A link leads to where it is
+    written.
+
+    Raises:
+        OSError: also if something is in the folder.
+    """
+    folder = Path(os.path.realpath(folder))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".cgrpo-", dir=folder.parent) as aside:
+        temporary = Path(aside, folder.name)
+        _fill(temporary, write)
+        temporary.rename(folder)  # which takes the place of an empty folder
+    sync(folder.parent)
+
+
+def _fill(folder: Path, write: Callable[[Path], None]) -> None:
+    with filled(folder):
+        write(folder)
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
 
 
 @contextmanager

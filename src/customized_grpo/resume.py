@@ -12,8 +12,15 @@ from typing import Any
 from customized_grpo.checkpoint import WEIGHTS
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.config.decoding import show, to_raw
-from customized_grpo.errors import CheckpointError, ConfigError
-from customized_grpo.run_files import CHECKPOINTS, checkpoint_folders
+from customized_grpo.errors import ConfigError
+from customized_grpo.run_files import (
+    CHECKPOINTS,
+    CONFIG,
+    FAILURES,
+    SAMPLES,
+    check_run,
+    checkpoint_folders,
+)
 
 logger = logging.getLogger("customized_grpo")
 
@@ -26,20 +33,24 @@ _FREE = (
 # Fields without which a checkpoint means nothing.
 _FIXED = ("generator", "lora", "train.optimizer", "rollout.prompts_per_rollout")
 
+# What an interrupted write leaves. Nothing deeper: other things may lie in the folder of a run.
+_TEMPORARY = (
+    "*.tmp", "*.old", f"{SAMPLES}/*.tmp", f"{FAILURES}/*.tmp", f"{FAILURES}/*.old",
+    "sinks/*.tmp", "pictures/*/*.tmp",
+)  # fmt: skip
+
 
 def resumed_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The config of a run folder, wherever it has been moved to, with overrides.
 
     Raises:
-        CheckpointError: if the folder holds no run.
+        CheckpointError: if the folder holds no run; a project's is none.
         ConfigError: if an override is wrong.
     """
     if run.name != run.resolve().name:  # ".", or a link of another name
         run = run.resolve()
-    file = run / "config.yaml"
-    if not file.exists():
-        raise CheckpointError(f"RUN: {run} must be the folder of a run, config.yaml is not in it")
-    return replace(load_config(file, overrides), name=run.name, output_dir=str(run.parent))
+    check_run(run)
+    return replace(load_config(run / CONFIG, overrides), name=run.name, output_dir=str(run.parent))
 
 
 def check_changes(old: RunConfig, new: RunConfig, *, allow_changed: bool) -> None:
@@ -83,8 +94,8 @@ def remove_leftovers(run: Path, update: int) -> None:
     """Deletes what an interrupted write has left in a run folder that goes on after ``update``:
     also checkpoints that come later, which are damaged, and weights of an end that is none."""
     kept = {folder for folder in checkpoint_folders(run) if int(folder.name) <= update}
-    found = [*(run / CHECKPOINTS).glob("*"), run / WEIGHTS, *run.rglob("*.tmp"), *run.glob("*.old")]
-    for path in found:
+    temporary = (path for pattern in _TEMPORARY for path in run.glob(pattern))
+    for path in [*(run / CHECKPOINTS).glob("*"), run / WEIGHTS, *temporary]:
         if path in kept:
             continue
         if path.is_dir():

@@ -5,16 +5,41 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
-CONFIG, METRICS, FINISHED = "config.yaml", "metrics.jsonl", "finished.json"
+from customized_grpo.errors import CheckpointError
+
+CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
+METRICS, FINISHED = "metrics.jsonl", "finished.json"
 CHECKPOINTS, SAMPLES, FAILURES = "checkpoints", "samples", "failures"
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether a run was begun there."""
-    return (folder / CONFIG).exists()
+    """Whether a run was begun there; a project has a config too, and no environment."""
+    return (folder / CONFIG).exists() and (folder / ENVIRONMENT).exists()
+
+
+def check_run(folder: Path) -> None:
+    """Raises a CheckpointError that leads on if no run was begun in a folder."""
+    if not holds_run(folder):
+        missing = ENVIRONMENT if (folder / CONFIG).exists() else CONFIG
+        raise CheckpointError(
+            f"RUN: {folder} must be the folder of a run, {missing} is not in it"
+            f"{hint_at_run(folder)}"
+        )
+
+
+def hint_at_run(folder: Path) -> str:
+    """Ends an error about a folder, where it is a project's that was taken for a run."""
+    config = folder / CONFIG
+    if holds_run(folder) or not config.exists():
+        return ""
+    runs = [path for path in sorted((folder / "runs").glob("*")) if holds_run(path)]
+    if runs:
+        return f"; it is a project, write {runs[-1]}"
+    return f"; begin: `cgrpo train {shlex.quote(str(config))}`"
 
 
 def finished_updates(folder: Path) -> int | None:

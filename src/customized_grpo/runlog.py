@@ -21,12 +21,13 @@ from torch import Tensor
 from customized_grpo.config import RunConfig, dump_config
 from customized_grpo.errors import CheckpointError, ConfigError
 from customized_grpo.files import sync, write_atomic
-from customized_grpo.run_files import CONFIG, FINISHED, METRICS, holds_run
+from customized_grpo.run_files import CONFIG, ENVIRONMENT, FINISHED, METRICS, holds_run
 from customized_grpo.sinks.feed import Feed, describe_run
 
 logger = logging.getLogger("customized_grpo")
 
 _LOCK, _ADVANTAGES = ".lock", "advantages.jsonl"
+_BEGINNING = (_LOCK, ENVIRONMENT, f"{CONFIG}.")  # all there is before a run counts as begun
 
 
 def run_folder(config: RunConfig, *, resume: bool = False) -> Path:
@@ -38,13 +39,13 @@ def run_folder(config: RunConfig, *, resume: bool = False) -> Path:
     folder = Path(config.output_dir) / config.name
     if not folder.exists() or (resume and holds_run(folder)):
         return folder
-    if not folder.is_dir() or any(path.name != _LOCK for path in folder.iterdir()):
-        what = "a run" if holds_run(folder) else "something else"
-        hint = ", or go on with it: `cgrpo resume`" if holds_run(folder) else ""
-        raise ConfigError(
-            f"name: {folder} already holds {what}; choose another --name or remove the folder{hint}"
-        )
-    return folder
+    if folder.is_dir() and all(path.name.startswith(_BEGINNING) for path in folder.iterdir()):
+        return folder
+    what = "a run" if holds_run(folder) else "something else"
+    hint = ", or go on with it: `cgrpo resume`" if holds_run(folder) else ""
+    raise ConfigError(
+        f"name: {folder} already holds {what}; choose another --name or remove the folder{hint}"
+    )
 
 
 @contextmanager
@@ -89,8 +90,8 @@ class RunLog:
 
     def __init__(self, folder: Path, config: RunConfig, device: torch.device) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / ENVIRONMENT, json.dumps(describe_environment(device)) + "\n")
         write_atomic(folder / CONFIG, dump_config(config))
-        write_atomic(folder / "environment.json", json.dumps(describe_environment(device)) + "\n")
         self.folder = folder
         self._config = config
         self._feeds: list[Feed] = []

@@ -194,7 +194,7 @@ def test_a_name_that_is_taken(tiny_config: RunConfig, tmp_path: Path) -> None:
     assert finding.status == "problem"
     assert finding.found == f"{folder} already holds a run"
     assert f"`cgrpo resume '{folder}'`" in finding.fix
-    (folder / "config.yaml").unlink()
+    (folder / "config.yaml").rename(folder / "mine.yaml")
     finding = state(tiny_config)["name"]
     assert "something else" in finding.found
     assert "resume" not in finding.fix

@@ -112,7 +112,11 @@ def test_the_card_says_what_was_trained_how_and_to_what_effect(
     assert "(samples.png)" in card
     assert Path("mine/config.yaml").read_bytes() == (run / "config.yaml").read_bytes()
     assert pixels(Path("mine/samples.png")).tolist() == pixels(run / "evaluation.png").tolist()
+    beside = [Path("bare.tmp"), Path("bare.old")]
+    for path in beside:
+        path.mkdir()
     assert main([*words[:4], "--no-picture", "--out", "bare"]) == 0
+    assert all(path.exists() for path in beside)
     assert not Path("bare/samples.png").exists()
     assert "samples.png" not in Path("bare/README.md").read_text()
 

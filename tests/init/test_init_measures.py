@@ -106,6 +106,14 @@ def test_a_picture_of_one_colour_has_no_subject_and_no_sharpness() -> None:
     assert sharpness(plain) == 0
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [(9000, 33), (33, 9000), (5000, 50)])
+def test_the_longest_picture_has_numbers(size: tuple[int, int]) -> None:
+    image = photo(size=size)
+    assert sharpness(image) >= 0
+    assert touched_sides(image) in ((), ("left", "right"), ("top", "bottom"))
+
+
 @on_the_dataset
 def test_real_photos_are_sharp_and_their_blurred_copies_are_not() -> None:
     images = real_photos()

@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 
 from customized_grpo.errors import ConfigError, DataError
 from customized_grpo.init.photos import Album, read_album
-from customized_grpo.init.sheet import draw_sheet
+from customized_grpo.init.sheet import _shortened, draw_sheet
 
 ORIENTATION = 0x0112
 
@@ -65,6 +65,27 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
         colors = image.convert("RGB").getcolors(2**24)
     assert colors is not None
     assert (0xB3, 0x26, 0x1E) in {color for _, color in colors}
+
+
+def test_names_reach_a_terminal_as_text(tmp_path: Path) -> None:
+    folder = take(tmp_path / "photos", 5)
+    (folder / "\x1b[2Jred\u202e.jpg").write_bytes(b"no picture")
+    (folder / "a\nb.jpg").write_bytes((folder / "a.jpg").read_bytes())
+    album = read_album(folder, 512)
+    assert all(str(remark).isprintable() for remark in album.remarks)
+    assert found(album) == {
+        (r"\x1b[2Jred\u202e.jpg", "unreadable"),
+        ("a.jpg", "duplicate"),
+    }
+
+
+def test_a_long_name_keeps_its_beginning_and_end_on_the_sheet() -> None:
+    name = "IMG_20240101_120000_portrait_of_the_dog_0001.jpg"
+    short = _shortened(name)
+    assert len(short) <= 34
+    assert short.startswith("IMG_2024")
+    assert short.endswith("_0001.jpg")
+    assert _shortened("my dog.jpg") == "my dog.jpg"
 
 
 def test_sizes_are_upright(tmp_path: Path) -> None:

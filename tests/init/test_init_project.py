@@ -15,7 +15,8 @@ from helpers import ROOT
 from made_photos import photo, take
 from PIL import Image
 
-from customized_grpo.cli import main
+from customized_grpo.cli import _parse, main
+from customized_grpo.commands.shared import after_training
 from customized_grpo.config import load_config
 from customized_grpo.errors import ConfigError
 from customized_grpo.init import project as project_module
@@ -71,7 +72,7 @@ def test_every_number_of_the_config_is_explained(photos: Path, model: str) -> No
     assert main(init("--model", model)) == 0
     text = Path("my-dog/config.yaml").read_text()
     lines = text.splitlines()
-    assert max(map(len, lines)) <= 100 or str(photos.parent) in max(lines, key=len)
+    assert [line for line in lines if len(line) > 100 and str(photos.parent) not in line] == []
     unexplained = [
         line
         for before, line in zip(["", *lines], lines, strict=False)
@@ -177,7 +178,8 @@ def test_large_models_print_what_has_to_be_done_once(photos: Path, capsys) -> No
     out = capsys.readouterr().out
     for text in ("customized-grpo[bitsandbytes]", "FLUX.1-Kontext-dev", "hf auth login"):
         assert text in out
-    assert "cgrpo estimate my-dog/config.yaml --device h100" in out
+    assert "cgrpo estimate my-dog/config.yaml --device rtx4090" in out
+    assert "measure what training changed, on 24 held-out examples" in out
     assert "a living thing (if that is wrong: --no-live)" in out
 
 
@@ -205,7 +207,51 @@ def test_own_prompts(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "has never seen these words: " in out
     assert "pebbles" in out
     everything = {row["prompt"] for row in [*rows("train.jsonl"), *rows("held_out.jsonl")]}
-    assert everything == {*(line.format(**{"class": "animal"}) for line in lines), "Rex at home"}
+    assert everything == {*(f"an animal and {n} pebbles" for n in range(11)), "Rex at home"}
+
+
+def test_what_cannot_be_told_from_a_flag_can_be_pasted(photos: Path, capsys) -> None:
+    lines = [f"-a {{class}} and {n} pebbles" for n in range(11)]
+    Path("prompts.txt").write_text("\n".join(lines))
+    assert main(init("--prompts", "prompts.txt")) == 0
+    out = capsys.readouterr().out
+    line = next(line for line in out.splitlines() if "cgrpo generate" in line)
+    prompt = rows("held_out.jsonl")[0]["prompt"]
+    assert prompt.startswith("-an animal")
+    assert _parse(shlex.split(line)[1:])[0].prompt == [prompt]
+    following = map(str, after_training(load_config("my-dog/config.yaml"), Path("run")))
+    assert _parse([*following])[0].prompt == [prompt]
+
+
+def test_a_large_project_is_judged_by_some_only(photos: Path, capsys) -> None:
+    assert main(init("--num-prompts", "300", "--gpu-memory", "80")) == 0
+    assert len(rows("held_out.jsonl")) == 120
+    out = capsys.readouterr().out
+    assert "on 64 held-out examples" in out
+    assert "--device h100" in out
+
+
+def test_a_picture_without_height_is_strict_json(photos: Path, capsys) -> None:
+    photo(40, (9000, 33)).save(photos / "long.png")
+    assert main(init("--json")) == 0
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    content = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert content["photos"][-1]["sharpness"] == 0
+
+
+def test_the_sheet_numbers_the_copies(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes = []
+    monkeypatch.setattr(
+        project_module, "draw_sheet", lambda album, title, said: notes.append(said) or b"any"
+    )
+    assert main(init()) == 0
+    assert len(notes[0]) == 10
+    for number, (name, note) in enumerate(sorted(notes[0].items()), start=1):
+        assert note in (f"{number:02d}: to train on", f"{number:02d}: kept aside to judge by")
+        assert Path(f"my-dog/photos/{number:02d}-{Path(name).stem}.png").exists()
 
 
 def test_paths_with_spaces_can_be_pasted(photos: Path, capsys) -> None:
@@ -255,6 +301,27 @@ def test_nothing_is_overwritten(photos: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir("my-dog")
     words = ["init", ".", "--photos", "../photos", "--class", "dog"]
     assert "must not be the folder you are in" in error_line(capsys, words)
+
+
+def test_what_lies_beside_the_project_stays(photos: Path) -> None:
+    mine = [Path(f"my-dog{ending}/mine.txt") for ending in (".tmp", ".old")]
+    for file in mine:
+        file.parent.mkdir()
+        file.touch()
+    Path("my-dog").symlink_to("elsewhere")
+    assert main(init()) == 0
+    assert all(file.exists() for file in mine)
+    names = {path.name for path in photos.parent.iterdir()}
+    assert names == {"photos", "my-dog", "my-dog.tmp", "my-dog.old", "elsewhere"}
+    assert Path("elsewhere/config.yaml").exists()
+    assert load_config("my-dog/config.yaml").output_dir == f"{photos.parent}/my-dog/runs"
+
+
+def test_a_mount_point_is_refused(photos: Path, capsys, monkeypatch) -> None:
+    Path("my-dog").mkdir()
+    monkeypatch.setattr("os.path.ismount", lambda path: path == Path("my-dog"))
+    assert "must not be a mount point" in error_line(capsys, init())
+    assert sorted(path.name for path in photos.parent.iterdir()) == ["my-dog", "photos"]
 
 
 def test_a_failure_midway_leaves_nothing(photos: Path, monkeypatch) -> None:

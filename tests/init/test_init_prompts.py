@@ -128,6 +128,18 @@ def test_a_class_becomes_a_noun_of_the_emoji_world(words: str, noun: str | None)
         ("plush dog", False),
         ("dog bowl", False),
         ("mug", False),
+        ("teddy bear", False),
+        ("gummy bears", False),
+        ("hot dog", False),
+        ("computer mouse", False),
+        ("dogs", True),
+        ("two puppies", True),
+        ("toy poodle", True),
+        ("toy fox terrier", True),
+        ("plush toy poodle", False),
+        ("toy dog", False),
+        ("my son", True),
+        ("grandmother", True),
     ],
 )
 def test_what_is_taken_for_alive(words: str, live: bool) -> None:
@@ -137,7 +149,9 @@ def test_what_is_taken_for_alive(words: str, live: bool) -> None:
 def test_the_class_loses_its_article_and_gets_the_right_one() -> None:
     assert check_class("  my  old   dog ") == "old dog"
     assert check_class("theatre mask") == "theatre mask"
-    assert [with_article(w) for w in ("dog", "owl", "Apple")] == ["a dog", "an owl", "an Apple"]
+    names = ("dog", "owl", "Apple", "hourglass", "horse", "unicorn", "umbrella", "used book")
+    articles = [with_article(name).split()[0] for name in names]
+    assert articles == ["a", "an", "an", "an", "a", "a", "an", "a"]
 
 
 @pytest.mark.parametrize("words", ["", "the", "a", "--dog", "x" * 61, "a\adog", "\ud800"])
@@ -157,6 +171,23 @@ def test_own_prompts_are_taken_and_split(tmp_path: Path) -> None:
     assert {p.kind for p in prompts.training} == {"own"}
     assert unnamed(prompts, "dog") == []
     assert len(unnamed(prompts, "cat")) == 10
+
+
+def test_own_prompts_get_the_right_article(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    lines = [
+        "A {class} at sea",
+        "by an {class}",
+        "banana {class}",
+        "the {class}s",
+        "a fine {class}",
+    ]
+    file.write_bytes("\ufeff".encode() + "\n".join([*lines, *"abcdefgh"]).encode())
+    training, held_out = texts(read_prompts(file, "owl"))
+    wanted = {"An owl at sea", "by an owl", "banana owl", "the owls", "a fine owl"}
+    assert wanted <= {*training, *held_out}
+    training, held_out = texts(read_prompts(file, "dog"))
+    assert {"A dog at sea", "by a dog", "banana dog"} <= {*training, *held_out}
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,9 @@ def test_what_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"must be the folder of a run, got the file .*file"):
         Watcher(tmp_path / "file").look()
     (tmp_path / "config.yaml").write_text("rollout: {}")
+    with pytest.raises(CheckpointError, match=r"environment\.json is not in it; begin: "):
+        Watcher(tmp_path).look()
+    (tmp_path / "environment.json").touch()
     with pytest.raises(CheckpointError, match="not the config of a run: no 'prompts_per_rollout'"):
         Watcher(tmp_path).look()
 

@@ -100,7 +100,7 @@ def _init(options: argparse.Namespace) -> None:
     project.write()
     remarks = [*project.album.remarks, *remarks_on_prompts(project)]
     if options.json:
-        print(json.dumps(_content(project, remarks)))
+        print(json.dumps(_content(project, remarks), allow_nan=False))
     else:
         _print(project, remarks)
 

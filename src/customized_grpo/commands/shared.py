@@ -58,6 +58,7 @@ def after_training(config: RunConfig, run: Path) -> tuple[object, ...]:
     from customized_grpo.data.folder import FolderConfig
     from customized_grpo.data.jsonl import JsonlConfig
     from customized_grpo.errors import CustomizedGRPOError
+    from customized_grpo.init.guide import flag
 
     if isinstance(config.data, JsonlConfig | FolderConfig):
         try:
@@ -66,7 +67,7 @@ def after_training(config: RunConfig, run: Path) -> tuple[object, ...]:
             return after_pictures(config, run)
         pictures: Any = entry.references
         references = [word for picture in pictures for word in ("--reference", picture.path)]
-        return "generate", run, "--prompt", entry.prompt, *references, "--count", 4
+        return "generate", run, *flag("--prompt", entry.prompt), *references, "--count", 4
     return after_pictures(config, run)
 
 
@@ -78,4 +79,4 @@ def after_pictures(config: RunConfig, run: Path) -> tuple[object, ...]:
 
 def export_words(run: Path) -> tuple[object, ...]:
     """The command that makes a LoRA of a run for others."""
-    return "export", run, "--to", "hub-folder", "--out", f"{run.name}-lora"
+    return "export", run, "--to", "hub-folder", "--out", free_path(Path(f"{run.name}-lora"))

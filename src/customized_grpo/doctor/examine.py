@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from customized_grpo.doctor.findings import Finding, from_error, ok, problem
 from customized_grpo.errors import ConfigError
+from customized_grpo.run_files import check_run
 
 if TYPE_CHECKING:
     from customized_grpo.config import RunConfig
@@ -30,11 +31,14 @@ def examine(
 
     Raises:
         ConfigError: if there is no such target.
+        CheckpointError: if it is a folder without a run.
     """
     if target is not None and not (target.is_file() or (target / "config.yaml").is_file()):
         raise ConfigError(
             f"CONFIG must be a YAML file or the folder of a run, got {str(target)!r}; correct it"
         )
+    if target is not None and target.is_dir():
+        check_run(target)
     from customized_grpo.doctor.packages import packages
 
     say("packages")

@@ -17,7 +17,7 @@ from customized_grpo.errors import ConfigError
 from customized_grpo.export.card import PICTURE, model_card
 from customized_grpo.export.comfyui import FAMILIES, comfyui_tensors
 from customized_grpo.export.trained import TrainedRun
-from customized_grpo.files import replace_folder
+from customized_grpo.files import write_folder
 from customized_grpo.generators.lora import LORA_FILE
 from customized_grpo.generators.pipeline import PipelineConfig
 
@@ -48,7 +48,7 @@ def export_run(
         "comfyui": partial(_write_comfyui, run),
         "merged": partial(_write_merged, run),
     }
-    replace_folder(out, writers[to])
+    write_folder(out, writers[to])
 
 
 def _write_hub_folder(

@@ -118,6 +118,6 @@ def _flow(value: Any, indent: str = "") -> str:
         default_flow_style=True,
         sort_keys=False,
         allow_unicode=True,
-        width=_WIDTH - 24 if isinstance(value, list) else 10_000,
+        width=_WIDTH - 40 if isinstance(value, list) else 10_000,  # it breaks a word later
     )
     return text.removesuffix("\n").removesuffix("\n...").replace("\n", f"\n{indent}  ")

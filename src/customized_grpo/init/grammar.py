@@ -64,20 +64,28 @@ ADDED = (
     "with a glass dome over it", "with gift paper half around it",
 )  # fmt: skip
 
-# A class is live if its last word is one of LIVE, and none is of NOT_LIVE.
+# Beginnings of words that are spoken with a vowel, and of some that are only written with one.
+VOWELS = ("a", "e", "i", "o", "u", "hour", "honest", "heir")
+NO_VOWELS = ("eu", "one", "ufo", "ukulele", "unic", "unif", "union", "unit", "univ", "use")
+
+# A class is live if its last word is one of LIVE, or several of one, and none is of NOT_LIVE.
 _LIVE_WORDS = """
-alpaca baby beagle bear bee bird boy budgie bulldog bunny butterfly camel cat chicken chihuahua
-child chimpanzee collie corgi cow crab dachshund dalmatian deer dog dolphin donkey duck eagle
-elephant ferret fish fox frog gecko gerbil giraffe girl goat goldfish goose gorilla hamster
-hedgehog hen horse husky infant kid kitten kitty koala labrador lady lamb leopard lion lizard
-llama man monkey mouse owl panda parakeet parrot penguin person pig pigeon piglet pony poodle
-pug puppy rabbit raccoon rat retriever rooster schnauzer seal shark sheep shepherd snail snake
-spaniel spider squirrel swan terrier tiger toddler tortoise turtle whale wolf woman zebra
+alpaca aunt baby beagle bear bee bird boy boyfriend bride brother budgie bulldog bunny butterfly
+camel cat chicken chihuahua child children chimpanzee collie corgi couple cousin cow crab dachshund
+dad dalmatian daughter deer dog dolphin donkey duck eagle elephant father ferret fish fox friend
+frog gecko geese gentleman gerbil giraffe girl girlfriend goat goldfish goose gorilla granddaughter
+grandfather grandma grandmother grandpa grandson granny groom guy hamster hedgehog hen horse husband
+husky infant kid kitten kitty koala labrador lady lamb leopard lion lizard llama man men mice mom
+monkey mother mouse mum nephew niece owl panda parakeet parrot penguin people person pig pigeon
+piglet pony poodle pug puppy rabbit raccoon rat retriever rooster schnauzer seal shark sheep
+shepherd sister snail snake son spaniel spider squirrel swan terrier tiger toddler tortoise turtle
+uncle whale wife wolf wolves woman women zebra
 """
 _NOT_LIVE_WORDS = """
-bronze carved ceramic china clay cuddly cup doll figure figurine glass knitted lego marble model
-mug ornament painted plastic plush porcelain robot rubber sculpture soft statue stuffed toy
-wooden
+balloon bronze carved ceramic china clay computer cuddly cup doll figure figurine fried gingerbread
+glass gummy hot knitted lego marble model mug optical ornament painted plastic plush porcelain roast
+robot rocking rubber sculpture soft statue stuffed teddy toy wireless wooden
 """
 LIVE = frozenset(_LIVE_WORDS.split())
 NOT_LIVE = frozenset(_NOT_LIVE_WORDS.split())
+TOY_BREED = r"\btoy ((?:\w+ )?(?:poodle|spaniel|terrier)s?)$"  # a small dog, no toy

@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from customized_grpo.init.models import Step
+from customized_grpo.init.models import Model, Step
 from customized_grpo.init.prompts import OWN, with_article
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def steps(project: Project, folder: Path) -> list[Step]:
     reference = folder / row["references"][0]
     estimate = Step(
         why="how long it will take, computed",
-        command=_command("estimate", config, "--device", "h100"),
+        command=_command("estimate", config, "--device", _device(project.model)),
     )
     return [
         *project.model.before,
@@ -98,11 +98,12 @@ def steps(project: Project, folder: Path) -> list[Step]:
         Step(
             why="pictures of a prompt that was not trained on, before and after",
             command=_command(
-                "generate", run, "--prompt", row["prompt"], "--reference", reference, "--count", 4
+                *("generate", run, *flag("--prompt", row["prompt"])),
+                *("--reference", reference, "--count", 4),
             ),
         ),
         Step(
-            why="measure what training changed, on all held-out examples",
+            why=f"measure what training changed, on {project.num_judged} held-out examples",
             command=_command("evaluate", run),
         ),
         Step(
@@ -110,6 +111,16 @@ def steps(project: Project, folder: Path) -> list[Step]:
             command=_command("export", run, "--to", "hub-folder", "--out", folder / "lora"),
         ),
     ]
+
+
+def flag(name: str, value: str) -> list[str]:
+    """For a command line, where a value that begins with - would be taken for another flag."""
+    return [f"{name}={value}"] if value.startswith("-") else [name, value]
+
+
+def _device(model: Model) -> str:
+    """Of the memory that a model is set up for."""
+    return "rtx4090" if model.memory <= 24 else "h100"
 
 
 def _command(*words: object) -> str:

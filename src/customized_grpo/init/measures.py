@@ -40,7 +40,7 @@ def sharpness(image: Image.Image) -> float:
     inner = pixels[1:-1, 1:-1]
     edges = pixels[:-2, 1:-1] + pixels[2:, 1:-1] + pixels[1:-1, :-2] + pixels[1:-1, 2:] - 4 * inner
     tiles = [t for rows in np.array_split(edges, _TILES) for t in np.array_split(rows, _TILES, 1)]
-    return max(float(tile.var()) for tile in tiles)
+    return max((float(tile.var()) for tile in tiles if tile.size), default=0.0)
 
 
 def fingerprint(image: Image.Image) -> Array:
@@ -111,7 +111,7 @@ def _frequencies(colors: Array) -> Array:
     for axis in range(3):
         cube = (np.roll(cube, 1, axis) + 2 * cube + np.roll(cube, -1, axis)) / 4
     smooth = cube[1:-1, 1:-1, 1:-1].ravel()
-    return smooth / smooth.sum()
+    return smooth / (smooth.sum() or 1)  # a very long photo has no middle
 
 
 def _connected(area: Array, seed: Array) -> Array:

@@ -107,8 +107,8 @@ def read_album(folder: Path, side: int, *, squares: bool = False) -> Album:
 
 
 def printable(path: Path) -> str:
-    """Name of a file as a terminal can show it."""
-    return path.name.encode("utf-8", "replace").decode()
+    """Name of a file as a terminal can show it, which must not be told to do anything."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in path.name)
 
 
 def _inspect(path: Path) -> Photo:

@@ -26,7 +26,7 @@ from customized_grpo.data.images import Picture
 from customized_grpo.data.photos import SHARE
 from customized_grpo.data.splits import scattered
 from customized_grpo.errors import ConfigError
-from customized_grpo.files import replace_folder
+from customized_grpo.files import write_folder
 from customized_grpo.init import guide
 from customized_grpo.init.config_text import write_config
 from customized_grpo.init.measures import alike
@@ -90,6 +90,11 @@ class Project:
         digits = max(2, len(str(len(paths))))
         return {path: _copy_name(path, n, digits) for n, path in enumerate(paths, start=1)}
 
+    @property
+    def num_judged(self) -> int:
+        """Held-out examples that `cgrpo evaluate` takes."""
+        return min(_MOST_JUDGED, len(self.held_out))
+
     @cached_property
     def training(self) -> list[dict[str, Any]]:
         """Rows of train.jsonl: every training prompt with every training photo."""
@@ -141,10 +146,11 @@ class Project:
             (folder / "config.yaml").write_text(config, encoding="utf-8")
             (folder / "photos.png").write_bytes(sheet)
 
-        replace_folder(absolute(self.folder), fill)
+        write_folder(absolute(self.folder), fill)
 
     def _note(self, photo: Path) -> str:
-        return "kept aside to judge by" if photo in self.aside else "to train on"
+        number = Path(self.copies[photo]).stem.partition("-")[0]
+        return f"{number}: {'kept aside to judge by' if photo in self.aside else 'to train on'}"
 
     def _pixels(self, photo: Photo) -> Tensor:
         pixels = Picture(photo.path, "RGB", photo.height, photo.width).load()
@@ -156,7 +162,7 @@ class Project:
         folder = absolute(self.folder)
         raw = _shipped(self.model)
         evaluation = raw["evaluation"]
-        evaluation["num_examples"] = min(_MOST_JUDGED, len(self.held_out))
+        evaluation["num_examples"] = self.num_judged
         first = {"name": self.run.name, "seed": self.seed, "output_dir": str(folder / "runs")}
         data = {
             "type": "jsonl",
@@ -192,7 +198,12 @@ def check_new(folder: Path) -> Path:
             f"FOLDER must be a new or empty folder, got {str(folder)!r}, which holds "
             "something; name another: nothing is overwritten"
         )
-    if absolute(folder) == Path.cwd():
+    if os.path.ismount(folder):
+        raise ConfigError(
+            f"FOLDER must not be a mount point, got {str(folder)!r}, which cannot be put there as "
+            "a whole; name a new folder in it"
+        )
+    if Path(os.path.realpath(folder)) == Path.cwd():
         raise ConfigError(
             "FOLDER must not be the folder you are in, which is replaced as a whole; write for "
             "example my-subject"

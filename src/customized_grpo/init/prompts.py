@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -25,6 +26,8 @@ KINDS = ("context", "property", "accessory")
 OWN = "own"
 FEWEST, MOST = 15, 600
 PLACEHOLDER = "{class}"
+_ARTICLE = re.compile(rf"\b([Aa])n? {PLACEHOLDER}")
+_BOM = "\ufeff"  # which editors of Windows put before a text
 _LONGEST = 400  # characters; the text encoders cut off what is longer
 
 Write = Callable[[str, bool, random.Random], str]
@@ -49,13 +52,15 @@ class Prompts:
 
 def is_live(words: str) -> bool:
     """Whether a class is a person or an animal, as far as our list goes."""
-    parts = words.lower().split()
-    return parts[-1] in grammar.LIVE and not grammar.NOT_LIVE & set(parts)
+    *others, last = re.sub(grammar.TOY_BREED, r"\1", words.lower()).split()
+    one = {last, last.removesuffix("s"), last.removesuffix("es"), last.removesuffix("ies") + "y"}
+    return bool(one & grammar.LIVE) and not grammar.NOT_LIVE & {last, *others}
 
 
 def with_article(words: str) -> str:
-    """A dog, an owl."""
-    return f"{'an' if words[0].lower() in 'aeiou' else 'a'} {words}"
+    """A dog, an owl, an hourglass, a unicorn."""
+    vowel = words.lower().startswith(grammar.VOWELS)
+    return f"{'an' if vowel and not words.lower().startswith(grammar.NO_VOWELS) else 'a'} {words}"
 
 
 def check_class(words: str) -> str:
@@ -145,18 +150,25 @@ def _share(phrases: Sequence[str], held_out: bool) -> list[str]:
 
 
 def read_prompts(path: Path, words: str) -> Prompts:
-    """Your own prompts, one a line; ``{class}`` stands for the class. A fifth is held out.
+    """Your own prompts, one a line. A fifth is held out.
+
+    ``{class}`` stands for the class; the article before it becomes the right one.
 
     Raises:
         DataError: if the file cannot be read, or there are too few in it.
     """
     where = f"--prompts: {path}"
-    lines = read_text(path, where).splitlines()
-    texts = [line.strip().replace(PLACEHOLDER, words) for line in lines if line.strip()]
+    lines = read_text(path, where).removeprefix(_BOM).splitlines()
+    texts = [_named(line.strip(), words) for line in lines if line.strip()]
     for number, text in enumerate(texts, start=1):
         if mistake := mistake_in(text):
             raise DataError(f"{where}: prompt {number} {mistake}")
     return split_prompts((Prompt(kind=OWN, text=text) for text in texts), where)
+
+
+def _named(text: str, words: str) -> str:
+    article = with_article(words)[1:]
+    return re.sub(_ARTICLE, lambda found: found[1] + article, text).replace(PLACEHOLDER, words)
 
 
 def mistake_in(text: str) -> str | None:

@@ -53,10 +53,16 @@ def _captions(album: Album, name: str, note: str | None) -> list[Line]:
     remarks = [remark.text for remark in album.remarks if remark.photo == name]
     about = [] if note is None else [(note, _QUIET)]
     return [
-        (textwrap.shorten(name, _TILE_LETTERS), "black"),
+        (_shortened(name), "black"),
         *about,
         *_wrapped(remarks, _TILE_LETTERS),
     ]
+
+
+def _shortened(name: str) -> str:
+    """Beginning and end, which tell apart what a phone has named."""
+    half = (_TILE_LETTERS - 3) // 2
+    return name if len(name) <= _TILE_LETTERS else f"{name[:half]}...{name[-half:]}"
 
 
 def _wrapped(remarks: Sequence[str], letters: int) -> list[Line]:

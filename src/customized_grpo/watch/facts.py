@@ -16,9 +16,9 @@ from customized_grpo.run_files import (
     CONFIG,
     FAILURES,
     MetricsReader,
+    check_run,
     checkpoint_folders,
     finished_updates,
-    holds_run,
 )
 
 Row = Mapping[str, Any]
@@ -135,8 +135,9 @@ class Watcher:
         """
         if self._folder.exists() and not self._folder.is_dir():
             raise CheckpointError(f"RUN must be the folder of a run, got the file {self._folder}")
-        if not holds_run(self._folder):
+        if not (self._folder / CONFIG).exists():
             return Facts(run=str(self._folder), state="waiting")
+        check_run(self._folder)
         plan = _Plan.read(self._folder / CONFIG)
         first_look = self._metrics.written is None
         if self._metrics.read() and not first_look:
