@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from customized_grpo.config import RunConfig, dump_config
 from customized_grpo.errors import CheckpointError, ConfigError
 from customized_grpo.files import sync, write_atomic
 from customized_grpo.run_files import CONFIG, ENVIRONMENT, FINISHED, METRICS, holds_run
-from customized_grpo.sinks.feed import Feed, describe_run
+from customized_grpo.sinks.feed import Feed, describe_run, feeding
 
 logger = logging.getLogger("customized_grpo")
 
@@ -129,11 +129,12 @@ class RunLog:
     @contextmanager
     def feeding(self) -> Iterator[None]:
         """Inside, the sinks get what is logged, and first what they have missed."""
-        with ExitStack() as stack:
-            run = describe_run(self._config, self.folder)
-            self._feeds = [stack.enter_context(Feed(sink, run)) for sink in self._config.sinks]
-            yield
-        self._feeds = []
+        run = describe_run(self._config, self.folder)
+        with feeding(self._config.sinks, run) as self._feeds:
+            try:
+                yield
+            finally:
+                self._feeds = []
 
     def rewind(self, *, update: int, rollouts: int) -> None:
         """Drops rows after ``update`` and of rollouts from number ``rollouts`` on: they come again.
@@ -211,7 +212,7 @@ class RunLog:
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[rewards]}"),
+            TextColumn("{task.fields[rewards]}", markup=False),  # a reward's name may have brackets
             console=Console(stderr=True),
         )
         with bar:
@@ -231,6 +232,9 @@ class SilentLog(RunLog):
         self._seconds: dict[str, float] = {}
 
     def row(self, update: int, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def picture(self, update: int, file: Path) -> None:
         """Nothing."""
 
     def schedule(self, sigmas: Tensor, weights: Tensor, objectives: Sequence[str]) -> None:

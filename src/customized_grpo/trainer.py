@@ -212,28 +212,34 @@ class Trainer:
         Raises:
             CustomizedGRPOError: whatever stops the run; it says how to go on.
         """
-        # Also while the end is written, or what can be rescued.
-        with self.interrupts, self.log.feeding():
+        with self.interrupts:  # also while the end is written, or what can be rescued
             try:
-                with self.log.progress(self.progress.update):
-                    if self._saved is None:
-                        self._log_start()
-                    while self.progress.update < self.config.train.num_updates:
-                        self._stop_if_asked()
-                        self._iterate(self.progress.rollouts)
-                self._finish()
+                with self.log.feeding():
+                    self._run()
             except Exception as error:
-                common = error is self._common_error
-                way_on, machine = self._rescue(common), machine_error(error)
-                if common:
+                if error is self._common_error:
                     self.ranks.wait()  # whoever ends first makes the launcher end the others
-                if isinstance(error, CustomizedGRPOError):
-                    error.args = (f"{error}; {way_on}",)
-                elif machine is not None:
-                    raise ResourceError(f"{machine}; {way_on}") from error
-                else:  # a bug, in a plug or here: its traceback is wanted
-                    logger.error("%s", way_on)
                 raise
+            self.ranks.wait()  # for the sinks
+
+    def _run(self) -> None:
+        try:
+            with self.log.progress(self.progress.update):
+                if self._saved is None:
+                    self._log_start()
+                while self.progress.update < self.config.train.num_updates:
+                    self._stop_if_asked()
+                    self._iterate(self.progress.rollouts)
+            self._finish()
+        except Exception as error:
+            way_on, machine = self._rescue(error is self._common_error), machine_error(error)
+            if isinstance(error, CustomizedGRPOError):
+                error.args = (f"{error}; {way_on}",)
+            elif machine is not None:
+                raise ResourceError(f"{machine}; {way_on}") from error
+            else:  # a bug, in a plug or here: its traceback is wanted
+                logger.error("%s", way_on)
+            raise
 
     def _rescue(self, common: bool) -> str:
         """Saves what can be saved; returns how to go on. What fails here must not hide why."""

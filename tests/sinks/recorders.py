@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +20,8 @@ class RecorderConfig(SinkConfig):
     type: Literal["recorder"] = "recorder"  # pyright: ignore
     file: str
     again: bool = False
+    stops: bool = False
+    """Whether it ends the run at the first update, as a cluster does, and is slow to close."""
 
     def check(self) -> None:
         pass
@@ -26,12 +30,12 @@ class RecorderConfig(SinkConfig):
         return self.again
 
     def build(self, run: RunInfo) -> Recorder:
-        return Recorder(Path(self.file), run)
+        return Recorder(Path(self.file), run, self.stops)
 
 
 class Recorder:
-    def __init__(self, file: Path, run: RunInfo) -> None:
-        self._file = file
+    def __init__(self, file: Path, run: RunInfo, stops: bool) -> None:
+        self._file, self._stops = file, stops
         self._write("open", run.first, id=run.id, name=run.name, config=run.config)
 
     def _write(self, what: str, update: int, **values: Any) -> None:
@@ -41,11 +45,14 @@ class Recorder:
 
     def metrics(self, update: int, values: dict[str, float]) -> None:
         self._write("metrics", update, values=values)
+        if self._stops and update == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def picture(self, update: int, file: Path) -> None:
         self._write("picture", update, bytes=len(file.read_bytes()))
 
     def close(self, failed: bool) -> None:
+        time.sleep(5.0 if self._stops else 0.0)
         self._write("close", -1, failed=failed)
 
 

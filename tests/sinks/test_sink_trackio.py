@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import ROOT
 from PIL import Image
 from sink_logs import live_and_die, number, open_log, points
 
-from customized_grpo.config import RunConfig
+from customized_grpo.config import RunConfig, load_config
 from customized_grpo.errors import ConfigError
+from customized_grpo.sinks.feed import describe_run
 from customized_grpo.sinks.trackio import TrackioConfig
 
 pytest.importorskip("trackio")
@@ -66,3 +68,35 @@ def test_a_space_needs_a_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         TrackioConfig(space="me/dogs").check()
     monkeypatch.setenv("HF_TOKEN", "hf_token")
     TrackioConfig(space="me/dogs").check()
+
+
+def test_a_space_that_is_made_is_private(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from trackio import deploy
+
+    class Enough(BaseException):
+        """trackio takes every Exception for a Space that is out of reach."""
+
+    made = []
+    monkeypatch.setattr(deploy, "raise_if_space_is_frozen_for_logging", lambda space: None)
+    monkeypatch.setattr(deploy, "resolve_auto_bucket_id", lambda space, bucket: bucket)
+
+    def make(*arguments: object) -> bool:
+        made.append(arguments)
+        raise Enough
+
+    monkeypatch.setattr(deploy, "create_space_if_not_exists", make)
+    run = describe_run(load_config(ROOT / "configs" / "emoji.yaml"), tmp_path)
+    with pytest.raises(Enough):
+        TrackioConfig(space="me/dogs").build(run)
+    assert made == [("me/dogs", None, "me/dogs-bucket", True)]
+
+
+def test_another_project_space_or_folder_is_another_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = [TrackioConfig().place(), TrackioConfig(project="cats").place()]
+    places.append(TrackioConfig(space="me/dogs").place())
+    monkeypatch.setenv("TRACKIO_DIR", "elsewhere")
+    places.append(TrackioConfig().place())
+    assert TrackioConfig(space="me/dogs").place() == places[2]
+    monkeypatch.setenv("TRACKIO_SPACE_ID", "me/cats")
+    places.append(TrackioConfig().place())
+    assert len(set(places)) == 5

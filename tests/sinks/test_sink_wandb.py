@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,18 @@ def offline_runs(run: Path) -> list[Path]:
 
 
 def records(file: Path, kind: str) -> list[Any]:
-    found = []
+    return [getattr(r, kind) for r in _records(file) if r.WhichOneof("record_type") == kind]
+
+
+def kinds(file: Path) -> set[str]:
+    return {record.WhichOneof("record_type") for record in _records(file)}
+
+
+def _records(file: Path) -> Iterator[Any]:
     for chunk in _chunks(file.read_bytes()):
         record = pb.Record()
         record.ParseFromString(chunk)
-        if record.WhichOneof("record_type") == kind:
-            found.append(getattr(record, kind))
-    return found
+        yield record
 
 
 def _chunks(data: bytes) -> Iterator[bytes]:
@@ -94,6 +100,39 @@ def test_numbers_pictures_and_config(log: RunLog, capfd: pytest.CaptureFixture) 
     written = [p.read_bytes() for p in log.folder.rglob("*") if p.is_file()]
     assert SECRET not in shown.out + shown.err
     assert not any(SECRET.encode() in content for content in written)
+
+
+def test_nothing_else_is_collected(log: RunLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOSTNAME", "my-machine")
+    monkeypatch.setattr("socket.gethostname", lambda: "my-machine")
+    with log.feeding():
+        add(log, 1)
+        time.sleep(2.0)  # load is recorded from the beginning on
+    (file,) = offline_runs(log.folder)
+    assert kinds(file) == {"header", "run", "telemetry", "history", "summary", "exit"}
+    (run,) = records(file, "run")
+    assert run.host == "-"
+    assert b"my-machine" not in file.read_bytes()
+    assert not run.HasField("git")
+    assert [item.key for item in run.config.update if item.key.startswith("_")] == ["_wandb"]
+    for telemetry in [run.telemetry, *records(file, "telemetry")]:
+        assert {field.name for field, _ in telemetry.ListFields()} <= {
+            "imports_init", "imports_finish", "feature", "python_version", "cli_version",
+            "huggingface_version", "platform",
+        }  # fmt: skip
+        assert "-" in telemetry.platform
+    assert not (file.parent / "files" / "wandb-metadata.json").exists()
+
+
+def test_another_project_or_mode_is_another_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = [WandbConfig().place(), WandbConfig(project="cats").place()]
+    places.append(WandbConfig(entity="us").place())
+    assert WandbConfig(tags=("a",)).place() == places[0]
+    monkeypatch.setenv("WANDB_MODE", "online")
+    places.append(WandbConfig().place())
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    places.append(WandbConfig().place())
+    assert len(set(places)) == 5
 
 
 def test_offline_every_life_writes_the_whole_run(log: RunLog) -> None:

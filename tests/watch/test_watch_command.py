@@ -99,7 +99,7 @@ def test_it_waits_for_a_run_and_ends_with_it(tiny_config: RunConfig) -> None:
     terminal.wait_for("no update yet")
     add(log, 1)
     terminal.wait_for("1 / 8 updates")
-    log.finish(1)
+    log.finish(8)
     assert terminal.code() == 0
     assert "after update 1" in terminal.seen.split(LEAVE_SCREEN)[1]
 

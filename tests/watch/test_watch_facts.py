@@ -9,11 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from helpers import changed
 from logs import add, begin, cut_off
 
 from customized_grpo.config import RunConfig
 from customized_grpo.errors import CheckpointError
 from customized_grpo.run_files import MetricsReader
+from customized_grpo.runlog import RunLog
 from customized_grpo.watch import facts as module
 from customized_grpo.watch.facts import Score, Watcher, binned
 
@@ -45,6 +48,25 @@ def test_speed_is_that_of_the_last_rollouts_without_the_first(tiny_config: RunCo
     assert seen.validated == 8
     assert seen.validation["clip-text"] == Score(last=0.5, base=0.25)
     assert seen.validation["new"] == Score(last=0.75, base=None)
+
+
+def test_speed_is_of_whole_rollouts(tiny_config: RunConfig) -> None:
+    """120 s of sampling, then four updates of 10 s: 40 s each, whenever one looks."""
+    config = changed(tiny_config, train={"num_updates": 40, "inner_updates": 4})
+    config = changed(config, rollout={"prompts_per_rollout": 4, "group_size": 3})
+    log = RunLog(Path(config.output_dir, config.name), config, torch.device("cpu"))
+    watcher = Watcher(log.folder)
+    for update in range(1, 15):
+        log._seconds = {"update": 10.0} | ({"rollout": 120.0} if update % 4 == 1 else {})
+        log.row(update, {})
+        seen = watcher.look()
+        if update < 4:
+            assert (seen.seconds_per_update, seen.seconds_left, seen.stages) == (None, None, {})
+        else:
+            assert seen.seconds_per_update == pytest.approx(40.0)
+            assert seen.seconds_left == pytest.approx(40.0 * (40 - update))
+            assert seen.images_per_second == pytest.approx(12 / 160)
+            assert seen.stages == pytest.approx({"update": 0.25, "rollout": 0.75})
 
 
 def test_rewards_shares_and_policy(tiny_config: RunConfig) -> None:
@@ -122,9 +144,11 @@ def test_states_from_the_beginning_to_the_end(tiny_config: RunConfig) -> None:
     assert watcher.look().state == "starting"
     add(log, 1)
     assert watcher.look().state == "running"
-    log.finish(1)
+    log.finish(8)
     assert watcher.look().state == "finished"
-    log.rewind(update=1, rollouts=1)  # made longer
+    log = begin(tiny_config, num_updates=10)  # made longer; its checkpoint is being read
+    assert watcher.look().state == "running"
+    log.rewind(update=1, rollouts=1)
     assert watcher.look().state == "running"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import pytest
@@ -11,7 +12,7 @@ from rich.padding import Padding
 
 from customized_grpo.config import RunConfig
 from customized_grpo.runlog import RunLog
-from customized_grpo.watch.facts import Facts, Watcher
+from customized_grpo.watch.facts import Facts, Reward, Score, Watcher
 from customized_grpo.watch.view import Sparkline, duration, frame
 
 
@@ -95,9 +96,27 @@ def test_states_are_named() -> None:
         assert " ".join(" ".join(shown(facts, 80)).split()) == text
 
 
-def test_warnings_are_shown() -> None:
-    facts = Facts(run="r", state="running", warnings=["one [b]thing[/b]", "another"])
-    assert shown(facts, 80)[-2:] == ["warning: one [b]thing[/b]", "warning: another"]
+def test_warnings_come_first_where_a_small_terminal_does_not_cut_them_off(log: RunLog) -> None:
+    warnings = ["one [b]thing[/b]", "another"]
+    facts = dataclasses.replace(Watcher(log.folder).look(), warnings=warnings)
+    lines = shown(facts, 200)
+    assert lines[1:3] == ["warning: one [b]thing[/b]", "warning: another"]
+    assert "8 / 20 updates" in lines[4]
+
+
+def test_names_may_have_brackets(log: RunLog) -> None:
+    """They are no markup: it would end the run's watcher, or hide a part of a name."""
+    names = ["clip[v2]", "a[/b]", ":dog:"]
+    rewards = [Reward(name=n, objective="o", last=0, recent=0, trend=[0]) for n in names]
+    facts = dataclasses.replace(
+        Watcher(log.folder).look(),
+        rewards=rewards,
+        stages={"[x]": 1.0},
+        validation={n: Score(last=0.5, base=None) for n in names},
+    )
+    text = "\n".join(shown(facts, 80))
+    assert all(text.count(name) == 2 for name in names)
+    assert "[x] 100%" in text
 
 
 def test_a_terminal_without_unicode_gets_ascii(log: RunLog) -> None:

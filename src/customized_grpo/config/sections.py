@@ -121,6 +121,14 @@ class SinkConfig(ABC):
         """Whether a run that is resumed has to send everything again, as a new whole."""
         return False
 
+    def replaces(self) -> bool:
+        """Whether it drops, when a resumed run opens it, what it got from `RunInfo.first` on."""
+        return False
+
+    def place(self) -> str:
+        """What decides where things go, as text; another place gets the whole run."""
+        return repr(self)
+
     @abstractmethod
     def build(self, *args: Any, **kwargs: Any) -> Any:
         """Opens the sink, on a thread of its own: it may take its time. Arguments: see `sinks`."""

@@ -39,7 +39,7 @@ class RunInfo:
     id: str
     """Of this run in this sink; the same when the run is resumed, and no other's."""
     first: int
-    """The first update that it will get; above 0, it goes on with what it got before."""
+    """The first update whose numbers it will get; above 0, it goes on with what it got before."""
 
 
 def check_sinks(sinks: Sequence[SinkConfig]) -> None:

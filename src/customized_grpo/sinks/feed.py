@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -20,97 +21,115 @@ from customized_grpo.config.decoding import to_raw
 from customized_grpo.files import write_atomic
 from customized_grpo.run_files import SAMPLES, MetricsReader
 from customized_grpo.sinks.base import RunInfo, Sink
+from customized_grpo.sinks.masking import masked, without_secrets
 
 logger = logging.getLogger("customized_grpo")
 
 _MOST = 100_000  # entries that may wait: some hundred megabytes
 _PAUSE = 60.0  # seconds until a sink that could not be opened is tried again
-_LAST_WORDS = 30.0  # seconds that the end of a run waits for a sink
-_SECRET = re.compile(r"(^|_)(key|token|secret|password)$", re.I)
+_LAST_WORDS = 30.0  # seconds that the end of a run waits for its sinks
 
 
 def describe_run(config: RunConfig, folder: Path) -> RunInfo:
     """Of a run that no sink knows yet."""
-    raw = _without_secrets(to_raw(config))
+    raw = without_secrets(to_raw(config))
     return RunInfo(folder=folder, name=config.name, config=raw, id=uuid4().hex[:12], first=0)
 
 
-def _without_secrets(raw: Any) -> Any:
-    """Our own configs name environment variables; a stranger's plug may hold the key itself."""
-    if isinstance(raw, dict):
-        return {
-            key: "***" if isinstance(item, str) and _SECRET.search(key) else _without_secrets(item)
-            for key, item in raw.items()
-        }
-    return [_without_secrets(item) for item in raw] if isinstance(raw, list) else raw
-
-
-def _masked(text: str) -> str:
-    """Without the values of the environment variables that are called like a secret."""
-    for name, value in os.environ.items():
-        if _SECRET.search(name) and len(value) > 5:
-            text = text.replace(value, "***")
-    return " ".join(text.split())[:300]
+@contextmanager
+def feeding(sinks: Sequence[SinkConfig], run: RunInfo) -> Iterator[list[Feed]]:
+    """A feed for each sink; the end waits for all of them together."""
+    feeds = [Feed(sink, run) for sink in sinks]
+    for feed in feeds:
+        feed.start()
+    failed = True
+    try:
+        yield feeds
+        failed = False
+    finally:
+        for feed in feeds:
+            feed.end(failed)
+        deadline = time.monotonic() + _LAST_WORDS
+        for feed in feeds:
+            feed.wait(deadline)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Entry:
+    kind: str
     update: int
     send: Callable[[Sink], None]
 
 
 class Feed:
-    """Inside the context, rows and pictures go to a sink on a thread; nothing here waits for it.
+    """Rows and pictures go to a sink on a thread; nothing here waits for it, but the end.
 
-    What the sink fails to take is lost to it; the first failure is a warning. The last update that
-    was sent is kept in ``sinks/<type>.json``: no update is sent twice, and a run that is resumed
-    first sends what is in its folder and not there.
+    What the sink fails to take is lost to it; the first failure is a warning. The last row and the
+    last picture that were sent to each place are kept in ``sinks/<type>.json``: nothing is sent
+    twice, and a run that is resumed first sends what is in its folder and not there.
     """
 
     def __init__(self, config: SinkConfig, run: RunInfo) -> None:
-        self._config = config
+        self._config, self._run = config, run
         self._file = run.folder / "sinks" / f"{config.type}.json"
-        self._run, self._sent = run, -1
+        self._place = ""
+        self._places: dict[str, dict[str, int]] = {}
+        self._before = {"row": -1, "picture": -1}  # updates that an earlier life has sent
+        self._sent = self._before
         self._waiting: SimpleQueue[_Entry | None] = SimpleQueue()
         self._ending = Event()
         self._failed = self._warned = False
         self._thread = Thread(target=self._work, name=f"sink {config.type}", daemon=True)
 
-    def __enter__(self) -> Feed:
+    def start(self) -> None:
+        """Sends what an earlier life of the run has left."""
         self._attempt(self._recall)
         self._attempt(self._catch_up)
         self._thread.start()
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._failed = kind is not None
+    def end(self, failed: bool) -> None:
+        """Nothing more will come."""
+        self._failed = failed
         self._waiting.put(None)
         self._ending.set()
-        self._thread.join(_LAST_WORDS)
+
+    def wait(self, deadline: float) -> None:
+        """Until everything is sent, or the clock (`time.monotonic`) says so."""
+        self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
             self._warn(f"not done {_LAST_WORDS:g} s after the end of the run, left alone")
 
     def row(self, row: dict[str, Any]) -> None:
         """A line of ``metrics.jsonl``."""
         update, values = row["update"], {n: v for n, v in row.items() if n != "update"}
-        self._put(update, lambda sink: sink.metrics(update, values))
+        self._put("row", update, lambda sink: sink.metrics(update, values))
 
     def picture(self, update: int, file: Path) -> None:
         """A grid of sample pictures."""
-        self._put(update, lambda sink: sink.picture(update, file))
+        self._put("picture", update, lambda sink: sink.picture(update, file))
 
-    def _put(self, update: int, send: Callable[[Sink], None]) -> None:
+    def _put(self, kind: str, update: int, send: Callable[[Sink], None]) -> None:
         if self._waiting.qsize() >= _MOST:
             self._warn(f"{_MOST:,} entries behind, further ones are lost to it")
-        elif update >= self._run.first:
-            self._waiting.put(_Entry(update=update, send=send))
+        elif update > self._before[kind]:
+            self._waiting.put(_Entry(kind=kind, update=update, send=send))
 
     def _recall(self) -> None:
-        """What an earlier life of the run has sent."""
-        if self._file.exists():
-            known = json.loads(self._file.read_text(encoding="utf-8"))
-            self._sent = -1 if self._config.starts_over() else known["sent"]
-            self._run = replace(self._run, id=known["id"], first=self._sent + 1)
+        """What an earlier life of the run has sent to this place."""
+        self._place = sha256(self._config.place().encode()).hexdigest()[:12]
+        if not self._file.exists():
+            return
+        known = json.loads(self._file.read_text(encoding="utf-8"))
+        places = dict(known["sent"])
+        self._run, self._places = replace(self._run, id=known["id"]), places
+        if self._config.starts_over() or self._place not in places:
+            return
+        sent = {kind: int(places[self._place][kind]) for kind in self._sent}
+        if self._config.replaces():  # the last update again: its picture may be there, not noted
+            last = max(sent["row"] - 1, -1)
+            sent = {kind: min(update, last) for kind, update in sent.items()}
+        self._before = self._sent = sent
+        self._run = replace(self._run, first=sent["row"] + 1)
 
     def _catch_up(self) -> None:
         """Pictures beyond the last row are of an earlier life: they come again."""
@@ -131,7 +150,7 @@ class Feed:
             return
         while (entry := self._waiting.get()) is not None:
             self._attempt(partial(entry.send, sink))
-            self._sent = entry.update
+            self._sent = {**self._sent, entry.kind: entry.update}
             if self._waiting.empty():
                 self._attempt(self._remember)
         self._attempt(lambda: sink.close(self._failed))
@@ -150,7 +169,8 @@ class Feed:
 
     def _remember(self) -> None:
         self._file.parent.mkdir(exist_ok=True)
-        write_atomic(self._file, json.dumps({"id": self._run.id, "sent": self._sent}) + "\n")
+        sent = {**self._places, self._place: self._sent}
+        write_atomic(self._file, json.dumps({"id": self._run.id, "sent": sent}) + "\n")
 
     def _attempt(self, task: Callable[[], None]) -> None:
         try:
@@ -163,5 +183,5 @@ class Feed:
             return
         self._warned = True
         if isinstance(what, Exception):
-            what = f"{type(what).__name__}: {_masked(str(what))}; the run goes on"
+            what = f"{type(what).__name__}: {masked(str(what))}; the run goes on"
         logger.warning("sink %s: %s", self._config.type, what)

@@ -21,6 +21,10 @@ class TensorBoardConfig(SinkConfig):
         """The package is there."""
         need_package("tensorboard")
 
+    def replaces(self) -> bool:
+        """A new event file tells readers from where on to drop the points of the older ones."""
+        return True
+
     def build(self, run: RunInfo) -> TensorBoardSink:
         """Opens a new event file."""
         return TensorBoardSink(run)
@@ -32,7 +36,7 @@ class TensorBoardSink:
     def __init__(self, run: RunInfo) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.first or None)
+        self._writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.first)
 
     def metrics(self, update: int, values: Mapping[str, float]) -> None:
         """A point of every curve."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ class TrackioConfig(SinkConfig):
     """Project of the run."""
 
     space: str | None = None
-    """Space ``user/name`` that shows it, made if need be; null = on this machine."""
+    """Space ``user/name`` that shows it, made if need be, private; null = on this machine."""
 
     def check(self) -> None:
         """Package and, for a Space, token are there.
@@ -39,6 +40,12 @@ class TrackioConfig(SinkConfig):
                     f"space: {self.space!r} needs the environment variable HF_TOKEN, got nothing; "
                     "export it"
                 )
+
+    def place(self) -> str:
+        """The project, and where trackio looks for it."""
+        names = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_DIR")
+        found = (value for name in names if (value := os.environ.get(name)))
+        return f"{self.project} {self.space or next(found, None)}"
 
     def build(self, run: RunInfo) -> TrackioSink:
         """Begins a run, or goes on with it."""
@@ -57,6 +64,7 @@ class TrackioSink:
             space_id=config.space,
             config=run.config,
             resume="allow",
+            private=True,  # a Space that is made now; it would be public
             embed=False,
             auto_log_gpu=False,
             auto_log_cpu=False,

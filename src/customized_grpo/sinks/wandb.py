@@ -49,6 +49,11 @@ class WandbConfig(SinkConfig):
         """``wandb sync`` puts an offline run in the place of a former one of its id."""
         return _mode() == "offline"
 
+    def place(self) -> str:
+        """The project, and whether it is reached."""
+        entity = self.entity or os.environ.get("WANDB_ENTITY")
+        return f"{_mode()} {os.environ.get('WANDB_BASE_URL')} {entity} {self.project}"
+
     def build(self, run: RunInfo) -> WandbSink:
         """Begins a run, or goes on with it."""
         return WandbSink(self, run)
@@ -71,7 +76,11 @@ def _has_key() -> bool:
 
 
 class WandbSink:
-    """Nothing is collected but what is sent here: no console, code, git or command line."""
+    """wandb collects no console, code, git, command line, hardware, load or host name.
+
+    It adds its own version and features in use, Python's version, the platform, and which of some
+    known packages are imported.
+    """
 
     def __init__(self, config: WandbConfig, run: RunInfo) -> None:
         import wandb
@@ -94,6 +103,9 @@ class WandbSink:
                 disable_git=True,
                 disable_code=True,
                 x_disable_meta=True,
+                x_disable_machine_info=True,
+                x_disable_stats=True,
+                host="-",
                 x_save_requirements=False,
             ),
         )

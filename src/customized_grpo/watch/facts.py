@@ -146,7 +146,7 @@ class Watcher:
         updates = [row for row in rows if row["update"]]
         recent = updates[-_RECENT * plan.inner_updates :]
         silent, patience = self._silence(plan), _patience(updates)
-        finished = finished_updates(self._folder) is not None
+        finished = finished_updates(self._folder) == plan.num_updates  # not yet, if made longer
         checkpoint, checkpoint_age = self._checkpoint()
         validated = [row for row in rows if _scores(row)]
         return Facts(
@@ -197,8 +197,9 @@ def _patience(updates: Sequence[Row]) -> float:
 
 
 def _speed(updates: Sequence[Row], plan: _Plan) -> dict[str, Any]:
-    """Of the last rollouts, without the first one, which compiles and fills caches."""
-    warm = updates[plan.inner_updates :] or updates
+    """Of the last whole rollouts, without the first one, which compiles and fills caches."""
+    whole = updates[: len(updates) // plan.inner_updates * plan.inner_updates]
+    warm = whole[plan.inner_updates :] or whole
     recent = warm[-_RECENT * plan.inner_updates :]
     stages: dict[str, float] = {}
     for name in dict.fromkeys(name for row in warm for name in _seconds(row)):

@@ -52,6 +52,7 @@ class Sparkline:
 def frame(facts: Facts, width: int) -> RenderableType:
     """One picture of a run, for a terminal of so many columns."""
     parts: list[RenderableType] = [_heading(facts)]
+    parts += [Text(f"warning: {text}", style="yellow") for text in facts.warnings]
     if facts.num_updates:
         parts += [
             Padding(ProgressBar(total=facts.num_updates, completed=facts.update), 0),
@@ -73,7 +74,6 @@ def frame(facts: Facts, width: int) -> RenderableType:
         if texts:
             grid.add_row(name, _items(texts))
     parts += ["", grid] if grid.row_count else []
-    parts += [Text(f"warning: {text}", style="yellow") for text in facts.warnings]
     return Group(*parts)
 
 
@@ -111,7 +111,7 @@ def _rewards(facts: Facts, width: int) -> Table:
     for reward in facts.rewards:
         name = " ".join(dict.fromkeys((reward.objective, reward.name)))
         numbers = f"{reward.last:.3f}", f"{reward.recent:.3f}"
-        table.add_row(name, *numbers, Sparkline(reward.trend))
+        table.add_row(Text(name), *numbers, Sparkline(reward.trend))
     return table
 
 
@@ -145,7 +145,7 @@ def _checkpoint(facts: Facts) -> list[str]:
 
 
 def _items(texts: Sequence[str]) -> Columns:
-    return Columns(texts, padding=(0, 2))
+    return Columns([Text(text) for text in texts], padding=(0, 2))  # names may have brackets
 
 
 def duration(seconds: float) -> str:
