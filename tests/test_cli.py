@@ -295,3 +295,10 @@ def test_a_reader_that_has_read_enough_is_no_error():
     assert done.stdout.startswith("usage: cgrpo train")
     assert done.stderr == ""
     assert done.returncode in (0, 141)  # 0: all of it fitted the pipe
+
+
+def test_a_folder_in_the_place_of_its_config_is_named(capsys, tmp_path):
+    (tmp_path / "mine").mkdir()
+    assert "got 'mine': Is a directory; check the path" in error_line(capsys, "train", "mine")
+    (tmp_path / "mine" / "config.yaml").write_text(YAML)
+    assert "; write mine/config.yaml" in error_line(capsys, "train", "mine")

@@ -14,8 +14,8 @@ from PIL import Image
 from customized_grpo import generate as generate_module
 from customized_grpo.cli import main
 from customized_grpo.config import RunConfig
-from customized_grpo.errors import ResourceError
-from customized_grpo.generate import Model, Task, generate, read_prompts
+from customized_grpo.errors import CheckpointError, ResourceError
+from customized_grpo.generate import Model, Task, find_model, generate, read_prompts
 
 FOX, CUP = "a golden fox on the beach", "a cup in the snow"
 
@@ -202,3 +202,8 @@ def test_memory_that_runs_out_names_the_option(
     (entry,) = read_prompts([FOX], [Path("a.png")], None)
     with pytest.raises(ResourceError, match="lower --batch-size"):
         generate(Model(config=tiny_config), [Task(entry=entry, seed=0)], Path("none"))
+
+
+def test_a_run_that_is_not_there_yet_is_to_be_trained() -> None:
+    with pytest.raises(CheckpointError, match=r"got 'runs/none', which is not there.*train first"):
+        find_model(Path("runs/none"))

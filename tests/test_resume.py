@@ -49,6 +49,7 @@ from customized_grpo.rewards.base import RewardSet
 from customized_grpo.runlog import RunLog, run_folder
 from customized_grpo.trainer import Trainer, train
 from customized_grpo.types import Example, RewardScores
+from customized_grpo.watch.facts import Watcher
 
 
 @pytest.fixture(autouse=True)
@@ -161,11 +162,15 @@ def test_a_signal_saves_and_says_how_to_go_on(
             train(config)
     run = tmp_path / "run"
     assert [folder.name for folder in checkpoint_folders(run)] == ["000002"]
+    facts = Watcher(run).look()
+    assert facts.state == "stopped"
+    assert re.fullmatch(r"stopped by SIGTERM; `cgrpo resume .*` goes on after update 2", facts.why)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     evaluated = evaluate_run(run)  # as far as it has come
     assert evaluated.models["base"] != evaluated.tuned
     assert main(["resume", str(run), "--train.save_every", "2"]) == 0
     assert capsys.readouterr().out == f"run: {run}\n"
+    assert Watcher(run).look().state == "finished"
     done = {n: c for n, c in content(run).items() if "evaluation" not in n and "pictures" not in n}
     assert done == content(straight)
 

@@ -79,6 +79,11 @@ def find_model(target: Path, lora: Path | None = None) -> Model:
         CheckpointError: if the folder is no run with weights, or ``lora`` holds none.
         ConfigError: if the config is not valid, or both name weights.
     """
+    if not target.exists():
+        raise CheckpointError(
+            f"TARGET must be the folder of a run or a config file, got {str(target)!r}, which is "
+            "not there; check the path, or train first: `cgrpo train CONFIG`"
+        )
     if target.is_dir():
         if not (target / "config.yaml").exists():
             raise CheckpointError(

@@ -72,7 +72,8 @@ def check_changes(old: RunConfig, new: RunConfig, *, allow_changed: bool) -> Non
                 f"{field} must stay {show(before)} when a run is resumed, got {show(after)}; it "
                 "would be another run from here on: add --allow-changed if that is meant"
             )
-        logger.info("resumed with another %s", change)
+        if field != "output_dir" or Path(before).resolve() != Path(after).resolve():
+            logger.info("resumed with another %s", change)
 
 
 def changes(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 from customized_grpo.errors import CheckpointError
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
-METRICS, FINISHED = "metrics.jsonl", "finished.json"
+METRICS, FINISHED, STOPPED = "metrics.jsonl", "finished.json", "stopped.json"
 CHECKPOINTS, SAMPLES, FAILURES = "checkpoints", "samples", "failures"
 
 
@@ -46,6 +46,14 @@ def finished_updates(folder: Path) -> int | None:
     """Updates of the finished run in a folder; None: it is not finished."""
     try:
         return json.loads((folder / FINISHED).read_text(encoding="utf-8"))["updates"]
+    except FileNotFoundError:
+        return None
+
+
+def why_stopped(folder: Path) -> str | None:
+    """What has ended the run in a folder, and how it goes on; None: it has not said anything."""
+    try:
+        return json.loads((folder / STOPPED).read_text(encoding="utf-8"))["why"]
     except FileNotFoundError:
         return None
 

@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor
 from customized_grpo.config import RunConfig, dump_config
 from customized_grpo.errors import CheckpointError, ConfigError
 from customized_grpo.files import sync, write_atomic
-from customized_grpo.run_files import CONFIG, ENVIRONMENT, FINISHED, METRICS, holds_run
+from customized_grpo.run_files import CONFIG, ENVIRONMENT, FINISHED, METRICS, STOPPED, holds_run
 from customized_grpo.sinks.feed import Feed, describe_run, feeding
 
 logger = logging.getLogger("customized_grpo")
@@ -90,6 +90,7 @@ class RunLog:
 
     def __init__(self, folder: Path, config: RunConfig, device: torch.device) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / STOPPED).unlink(missing_ok=True)
         write_atomic(folder / ENVIRONMENT, json.dumps(describe_environment(device)) + "\n")
         write_atomic(folder / CONFIG, dump_config(config))
         self.folder = folder
@@ -174,6 +175,11 @@ class RunLog:
         """Writes ``finished.json``, the last file of a run: its weights are the last ones."""
         write_atomic(self.folder / FINISHED, json.dumps({"updates": updates}) + "\n")
 
+    def stop(self, why: str) -> None:
+        """Leaves word for those who watch, in ``stopped.json``, until the run goes on."""
+        with suppress(OSError):  # a full disk is said by the error that stops the run
+            write_atomic(self.folder / STOPPED, json.dumps({"why": why}) + "\n")
+
     def _show(self, update: int, values: dict[str, float]) -> None:
         rewards = "  ".join(
             f"{name.split('/')[1]} {value:.3f}"
@@ -254,6 +260,9 @@ class SilentLog(RunLog):
         """Nothing."""
 
     def finish(self, updates: int) -> None:
+        """Nothing."""
+
+    def stop(self, why: str) -> None:
         """Nothing."""
 
     def progress(self, update: int) -> AbstractContextManager[None]:

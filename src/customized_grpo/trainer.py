@@ -233,6 +233,7 @@ class Trainer:
             self._finish()
         except Exception as error:
             way_on, machine = self._rescue(error is self._common_error), machine_error(error)
+            self.log.stop(f"{machine or str(error) or type(error).__name__}; {way_on}")
             if isinstance(error, CustomizedGRPOError):
                 error.args = (f"{error}; {way_on}",)
             elif machine is not None:

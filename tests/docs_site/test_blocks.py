@@ -58,7 +58,7 @@ EXCUSED = {
     ("docs/performance.md", "cgrpo estimate"): "measures for minutes; tests/test_benchmarks.py and "
     "tests/estimate run these programs on less",
     ("docs/reliability.md", "#SBATCH"): "a cluster; the exit codes are tested in test_resume.py",
-    ("docs/watching.md", "until"): "needs jq; what it reads: tests/watch/test_watch_command.py",
+    ("docs/watching.md", "while"): "needs jq; what it reads: tests/watch/test_watch_command.py",
 }
 
 

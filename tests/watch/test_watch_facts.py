@@ -146,6 +146,8 @@ def test_states_from_the_beginning_to_the_end(tiny_config: RunConfig) -> None:
     assert watcher.look().state == "running"
     log.finish(8)
     assert watcher.look().state == "finished"
+    log.stop("out of memory; `cgrpo resume runs/x` goes on")
+    assert watcher.look().state == "finished"
     log = begin(tiny_config, num_updates=10)  # made longer; its checkpoint is being read
     assert watcher.look().state == "running"
     log.rewind(update=1, rollouts=1)

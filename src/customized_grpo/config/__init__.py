@@ -135,8 +135,10 @@ def read_mapping(source: str, argument: str) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or error
         if isinstance(error, UnicodeDecodeError):
             reason = "not UTF-8 text"
+        inside = Path(source, "config.yaml")
+        fix = f"write {inside}" if inside.is_file() else "check the path"
         raise ConfigError(
-            f"{argument} must be a readable YAML file, got {source!r}: {reason}; check the path"
+            f"{argument} must be a readable YAML file, got {source!r}: {reason}; {fix}"
         ) from error
 
 

@@ -19,6 +19,7 @@ from customized_grpo.run_files import (
     check_run,
     checkpoint_folders,
     finished_updates,
+    why_stopped,
 )
 
 Row = Mapping[str, Any]
@@ -61,7 +62,9 @@ class Facts:
     """All that is known of a run at one moment."""
 
     run: str
-    state: Literal["waiting", "starting", "running", "stalled", "finished"]
+    state: Literal["waiting", "starting", "running", "stalled", "stopped", "finished"]
+    why: str | None = None
+    """What has stopped it, and how it goes on."""
     update: int = 0
     num_updates: int = 0
     silent: float = 0.0
@@ -147,14 +150,17 @@ class Watcher:
         recent = updates[-_RECENT * plan.inner_updates :]
         silent, patience = self._silence(plan), _patience(updates)
         finished = finished_updates(self._folder) == plan.num_updates  # not yet, if made longer
+        why = why_stopped(self._folder)
         checkpoint, checkpoint_age = self._checkpoint()
         validated = [row for row in rows if _scores(row)]
         return Facts(
             run=str(self._folder),
             state="finished" if finished
+            else "stopped" if why
             else "starting" if not updates
             else "stalled" if silent > patience
             else "running",
+            why=why,
             update=updates[-1]["update"] if updates else 0,
             num_updates=plan.num_updates,
             silent=silent,

@@ -29,7 +29,7 @@ _POLICY = {
     "grad_norm": "gradient norm",
     "mismatch": "mismatch",
 }
-_STYLES = {"running": "green", "finished": "green", "stalled": "bold red"}
+_STYLES = {"running": "green", "finished": "green", "stalled": "bold red", "stopped": "bold red"}
 
 
 class Sparkline:
@@ -83,6 +83,7 @@ def _heading(facts: Facts) -> Text:
         "waiting": "has not begun: no config.yaml there yet",
         "starting": f"no update yet, begun {silent} ago",
         "running": f"last line {silent} ago",
+        "stopped": facts.why,
         "finished": f"after update {facts.update}",
         "stalled": f"no line for {silent}, {patience} are much for an update here. It has died, "
         f"hangs or waits for a reward; `cgrpo resume {facts.run}` goes on with a dead one",
