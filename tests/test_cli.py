@@ -3,9 +3,11 @@
 import io
 import json
 import logging
+import re
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -13,7 +15,7 @@ import pytest
 from helpers import ROOT
 from tiny_plugs import YAML
 
-from customized_grpo import compare
+from customized_grpo import cli, compare
 from customized_grpo.cli import main
 from customized_grpo.errors import RewardError
 from customized_grpo.report import page, tables
@@ -249,6 +251,7 @@ def test_plugs_may_lie_beside_the_config(tmp_path, calls):
 def test_help_and_version_import_nothing_heavy(arguments):
     code = f"""
 import sys
+from contextlib import suppress
 from customized_grpo.cli import main
 try:
     assert main({arguments}) == 0
@@ -302,3 +305,12 @@ def test_a_folder_in_the_place_of_its_config_is_named(capsys, tmp_path):
     assert "got 'mine': Is a directory; check the path" in error_line(capsys, "train", "mine")
     (tmp_path / "mine" / "config.yaml").write_text(YAML)
     assert "; write mine/config.yaml" in error_line(capsys, "train", "mine")
+
+
+def test_every_command_has_an_example(capsys):
+    (commands,) = (a.choices for a in cli._parser()._actions if isinstance(a.choices, dict))
+    for name in commands:
+        with suppress(SystemExit):
+            main([name, "--help"])
+        shown = capsys.readouterr().out
+        assert re.search(rf"^examples?:\n +(torchrun .*|cgrpo {name}\b)", shown, re.M), name

@@ -157,7 +157,12 @@ def _parser() -> argparse.ArgumentParser:
     for part in parts:
         part.add(commands)
     completion.add(commands, parser)
-    show_version = commands.add_parser("version", help="print the version")
+    show_version = commands.add_parser(
+        "version",
+        help="print the version",
+        epilog="example:\n  cgrpo version",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     show_version.set_defaults(run=lambda options: print(_version()))
     return parser
 
