@@ -313,4 +313,4 @@ def test_every_command_has_an_example(capsys):
         with suppress(SystemExit):
             main([name, "--help"])
         shown = capsys.readouterr().out
-        assert re.search(rf"^examples?:\n +(torchrun .*|cgrpo {name}\b)", shown, re.M), name
+        assert re.search(rf"^examples?:\n.*\bcgrpo {name}\b", shown, re.M), name
