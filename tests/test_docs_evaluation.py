@@ -12,10 +12,11 @@ import pytest
 import yaml
 from benchmark.worlds import smooth, write_png
 from helpers import ROOT
+from made_runs import make_run
 
 from customized_grpo import registry
 from customized_grpo.cli import main
-from customized_grpo.config import load_benchmark
+from customized_grpo.config import RunConfig, load_benchmark
 
 TEXT = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
 SHIPPED = sorted((ROOT / "configs" / "benchmarks").glob("*.yaml"))
@@ -89,3 +90,16 @@ def test_commands_run(
         written = json.loads(Path("evaluations", name, "benchmark.json").read_text())
         assert len(written["items"]) == count
         assert written["complete"] is True
+
+
+def test_the_rows_of_the_table_of_a_run_are_explained(
+    tiny_config: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tiny_config)
+    assert main(["evaluate", str(run)]) == 0
+    table = capsys.readouterr().out.split("tuned - base", 1)[1].splitlines()[1:-1]
+    names = {line.split()[0].split("/")[0] for line in table}
+    assert {"prompt", "copy", "joint_collapse", "hacking_gap", "diversity"} <= names
+    _, section = TEXT.split("## The table of a run\n")
+    rows = "\n".join(re.findall(r"^\| (.*?) \|", section.split("\n## ")[0], re.M))
+    assert {name for name in names if f"`{name}" not in rows} == set()
