@@ -7,6 +7,7 @@ that it is the same in any batch, up to the rounding of the device.
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -79,7 +80,7 @@ def find_model(target: Path, lora: Path | None = None) -> Model:
         CheckpointError: if the folder is no run with weights, or ``lora`` holds none.
         ConfigError: if the config is not valid, or both name weights.
     """
-    if not target.exists():
+    if not os.path.exists(target):
         raise CheckpointError(
             f"TARGET must be the folder of a run or a config file, got {str(target)!r}, which is "
             "not there; check the path, or train first: `cgrpo train CONFIG`"

@@ -4,6 +4,7 @@
 `dump_config` writes one that loads back equal. Nothing is coerced, ignored or silently changed.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ def read_mapping(source: str, argument: str) -> dict[str, Any]:
         if isinstance(error, UnicodeDecodeError):
             reason = "not UTF-8 text"
         inside = Path(source, "config.yaml")
-        fix = f"write {inside}" if inside.is_file() else "check the path"
+        fix = f"write {inside}" if os.path.isfile(inside) else "check the path"
         raise ConfigError(
             f"{argument} must be a readable YAML file, got {source!r}: {reason}; {fix}"
         ) from error
