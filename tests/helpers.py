@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
+
+import pytest
 
 from customized_grpo.config import RunConfig
 
@@ -17,3 +20,10 @@ def changed(config: RunConfig, **sections: dict[str, object]) -> RunConfig:
         for name, fields in sections.items()
     }
     return dataclasses.replace(config, **replaced)
+
+
+def import_from(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules called ``my_...`` come from a folder, whatever another test has imported."""
+    monkeypatch.syspath_prepend(str(folder))
+    for name in [name for name in sys.modules if name.startswith("my_")]:
+        monkeypatch.delitem(sys.modules, name)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers import ROOT
+from helpers import ROOT, import_from
 from PIL import Image
 from snippets import snippets
 
@@ -35,7 +35,7 @@ SMALL = {
 def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory with the files of the page, and data for the data source."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    import_from(tmp_path, monkeypatch)
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
     with open("subjects.csv", "w", newline="", encoding="utf-8") as file:

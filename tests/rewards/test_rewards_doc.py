@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers import ROOT
+from helpers import ROOT, import_from
 
 from customized_grpo import registry
 from customized_grpo.config import load_config
@@ -34,7 +34,7 @@ def config_file(folder: Path, **sections: object) -> Path:
 
 def test_a_reward_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_rewards.py").write_text(block("python"))
-    monkeypatch.syspath_prepend(str(tmp_path))
+    import_from(tmp_path, monkeypatch)
     own = {"type": "my_rewards:RednessConfig", "objective": "prompt", "strength": 2.0}
     identity = {"type": "dinov2", "objective": "identity", "path": "embedded:reward-dino"}
     config = load_config(config_file(tmp_path, rewards=[own, identity]))
