@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # A process per core, at most 4, of one thread each: more threads than cores are slower than one.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: help demo test check docs fuzz
+.PHONY: help demo test check long docs fuzz
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -18,12 +18,15 @@ demo: $(VENV)/.stamp-demo  ## train the embedded generator on this machine, then
 test: $(VENV)/.stamp-dev  ## run the tests, but for the slow ones
 	$(PYTEST) -m "not slow"
 
-check: $(VENV)/.stamp-dev  ## what CI runs: lint, format, types, layering, all tests (which build the site)
+check: $(VENV)/.stamp-dev  ## what CI runs: lint, format, types, layering, all tests but the longest (which build the site)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(PYTEST)
+	$(PYTEST) -m "not long"
+
+long: $(VENV)/.stamp-dev  ## the tests that take CI too long
+	$(PYTEST) -m long
 
 docs: $(VENV)/.stamp-dev  ## the documentation as a site, build/docs/index.html; a warning is an error
 	$(BIN)/sphinx-build -W --keep-going -b html docs build/docs

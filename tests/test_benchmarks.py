@@ -52,7 +52,7 @@ def test_predictions_are_relative_to_the_reference_point(benchmark) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [[], ["--fsdp"]])
+@pytest.mark.parametrize("flags", [[], pytest.param(["--fsdp"], marks=pytest.mark.long)])
 def test_processes_ends_with_a_ratio(
     benchmark, tmp_path: Path, monkeypatch, capsys, flags: list[str]
 ) -> None:

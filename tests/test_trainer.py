@@ -159,6 +159,7 @@ def test_only_models_with_repeated_blocks_can_be_compiled(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_compiled_blocks_train_as_eager_ones(tiny_config: RunConfig) -> None:
     plain = metrics(train(tiny_config))
     torch._dynamo.utils.counters.clear()

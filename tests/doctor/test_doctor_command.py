@@ -125,6 +125,7 @@ def test_a_gpu_that_is_busy(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_what_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = findings(capsys)
     names = {f"fits: {path.name}" for path in (ROOT / "configs").glob("*.yaml")}

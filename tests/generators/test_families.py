@@ -228,7 +228,12 @@ def test_bfloat16_weights_without_autocast(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "family", FAMILIES[:3] + FAMILIES[4:5], ids=lambda f: f.name, indirect=True
+    "family",
+    [
+        pytest.param(family, id=family.name, marks=[pytest.mark.long] if others else [])
+        for others, family in enumerate(FAMILIES[:3] + FAMILIES[4:5])
+    ],
+    indirect=True,
 )
 def test_redness_goes_up(family: Family, checkpoint: str, tmp_path: Path) -> None:
     """Deterministic pictures of the same four prompts, before and after training all weights."""

@@ -100,6 +100,7 @@ def test_points_whose_sending_was_not_noted_are_there_once(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_is_killed_again_and_again_has_everything_once(tmp_path: Path) -> None:
     config = small_run(tmp_path, "killed", 6, "--train.sample_every", "2")
     config = with_sinks(config, TensorBoardConfig())
