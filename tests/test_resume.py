@@ -633,3 +633,16 @@ def test_samples_that_are_not_finite_are_left_out(
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["invalid_samples"] == 1
     assert all(row["skipped_updates"] == 0 for row in rows)
+
+
+@pytest.mark.parametrize(("folder", "said"), [("runs", False), ("./runs", False), ("other", True)])
+def test_the_same_folder_by_another_name_is_no_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    folder: str, said: bool,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.INFO, "customized_grpo")
+    before = small(tmp_path, "--output_dir", str(tmp_path / "runs"))
+    after = dataclasses.replace(before, output_dir=folder)
+    check_changes(before, after, allow_changed=False)
+    assert any("output_dir" in message for message in caplog.messages) == said

@@ -79,19 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        if arguments[:1] in (["train"], ["resume"]):  # flags are fields of the config
-            run = train.run_train if arguments[0] == "train" else train.run_resume
-            command = partial(run, arguments[1:])
-        elif path := evaluate.asks_for_fields(arguments):
-            command = partial(evaluate.print_fields, path)
-        else:
-            options, overrides = _parse(arguments)
-            command = partial(options.run, options, *overrides)
-        _set_up_output()
-        # Plugs by import path may lie beside the config, as modules do for `python -m`.
-        if os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())
-        return command() or 0
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()  # here, where a reader that is gone can be told from a defect
     except Interrupted as interrupted:
         print(f"cgrpo: {_one_line(interrupted)}", file=sys.stderr)
         return 128 + interrupted.received
@@ -106,6 +97,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("cgrpo: interrupted", file=sys.stderr)
         return 130
+
+
+def _run(arguments: Sequence[str]) -> int:
+    if arguments[:1] in (["train"], ["resume"]):  # flags are fields of the config
+        run = train.run_train if arguments[0] == "train" else train.run_resume
+        command = partial(run, arguments[1:])
+    elif path := evaluate.asks_for_fields(arguments):
+        command = partial(evaluate.print_fields, path)
+    else:
+        options, overrides = _parse(arguments)
+        command = partial(options.run, options, *overrides)
+    _set_up_output()
+    # Plugs by import path may lie beside the config, as modules do for `python -m`.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    return command() or 0
 
 
 def _set_up_output() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 import signal
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -244,7 +245,7 @@ class Trainer:
 
     def _rescue(self, common: bool) -> str:
         """Saves what can be saved; returns how to go on. What fails here must not hide why."""
-        resume = f"`cgrpo resume {self.log.folder}` goes on"
+        resume = f"`cgrpo resume {shlex.quote(str(self.log.folder))}` goes on"
         if not self._takes_part:
             return resume
         update = self.progress.update
@@ -488,7 +489,7 @@ class Trainer:
         raise self._common(
             CheckpointError(
                 f"{self.progress.skipped} updates in a row had no finite gradient: {report}; "
-                f"`cgrpo replay {folder}` shows it again"
+                f"`cgrpo replay {shlex.quote(str(folder))}` shows it again"
             )
         )
 

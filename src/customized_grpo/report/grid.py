@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -14,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from customized_grpo.files import write_atomic
 from customized_grpo.types import Example
 
 _CELL, _GAP, _HEADER, _TEXT = 144, 8, 26, 220
@@ -45,17 +45,19 @@ def save_grid(
         draw.multiline_text((lefts[1], top + 8), text, fill="black", font=font, spacing=5)
         for left, images in zip(lefts[2:], columns.values(), strict=True):
             sheet.paste(_thumbnail(images[row]), (left, top))
-    temporary = path.with_name(path.name + ".tmp")
-    sheet.save(temporary, format="PNG", optimize=True)
-    os.replace(temporary, path)
+    _write(path, sheet)
 
 
 def save_strip(path: Path, images: Tensor) -> None:
     """Writes images ``[N, 3, H, W]`` in [0, 1] side by side, pixel for pixel, as a PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    to_pil(torch.cat(list(images), -1)).save(temporary, format="PNG", optimize=True)
-    os.replace(temporary, path)
+    _write(path, to_pil(torch.cat(list(images), -1)))
+
+
+def _write(path: Path, picture: Image.Image) -> None:
+    file = BytesIO()
+    picture.save(file, format="PNG", optimize=True)
+    write_atomic(path, file.getvalue())
 
 
 def _thumbnail(image: Tensor) -> Image.Image:

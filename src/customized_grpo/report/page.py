@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import os
 import re
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -12,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 
 from customized_grpo.errors import ConfigError
+from customized_grpo.files import write_atomic
 from customized_grpo.results import BASE, Results
 
 _CAPTIONS = {
@@ -126,9 +126,7 @@ def write_report(
 
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    write_atomic(path, content)
 
 
 def _emphasis(text: str) -> str:

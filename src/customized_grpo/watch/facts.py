@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -280,7 +281,7 @@ def _warnings(recent: Sequence[Row], plan: _Plan, run: Path) -> list[str]:
     found = []
     if skipped := sum(bool(row.get("skipped_updates")) for row in recent):
         dumps = sorted((run / FAILURES).glob("*"))
-        replay = f"; `cgrpo replay {dumps[-1]}` shows it again" if dumps else ""
+        replay = f"; `cgrpo replay {shlex.quote(str(dumps[-1]))}` shows it again" if dumps else ""
         found.append(
             f"{skipped} of the last {len(recent)} updates skipped, without finite gradient{replay}"
         )

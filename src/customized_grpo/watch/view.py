@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from rich.columns import Columns
@@ -86,7 +87,8 @@ def _heading(facts: Facts) -> Text:
         "stopped": facts.why,
         "finished": f"after update {facts.update}",
         "stalled": f"no line for {silent}, {patience} are much for an update here. It has died, "
-        f"hangs or waits for a reward; `cgrpo resume {facts.run}` goes on with a dead one",
+        "hangs or waits for a reward; "
+        f"`cgrpo resume {shlex.quote(facts.run)}` goes on with a dead one",
     }[facts.state]
     return Text.assemble(
         (facts.run, "bold"), "  ", (facts.state, _STYLES.get(facts.state, "yellow")), "  ", what
