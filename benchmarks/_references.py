@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from pydantic import PositiveInt
 
-from customized_grpo.data.emoji_source import EmojiConfig, EmojiSource
+from customized_grpo.data.emoji.source import EmojiConfig, EmojiSource
 from customized_grpo.types import Example
 
 

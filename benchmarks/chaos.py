@@ -31,9 +31,9 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from customized_grpo import checkpoint
 from customized_grpo.config import RunConfig, load_config
-from customized_grpo.trainer import train
+from customized_grpo.runs import checkpoint
+from customized_grpo.training.session import train
 
 ROOT = Path(__file__).parents[1]
 RUN = {

@@ -22,9 +22,9 @@ def main() -> None:
         ("--every", {"type": int, "default": 10, "help": "updates between them (default: 10)"}),
         ("--updates", {"type": int, "default": 40, "help": "of the run (default: 40)"}),
     )
-    from customized_grpo import trainer
-    from customized_grpo.checkpoint import CheckpointStore
     from customized_grpo.config import load_config
+    from customized_grpo.runs.checkpoint import CheckpointStore
+    from customized_grpo.training import session as trainer
 
     spent: list[float] = []
 
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def _newest(run: Path) -> Path:
-    from customized_grpo.checkpoint import checkpoint_folders
+    from customized_grpo.runs.checkpoint import checkpoint_folders
 
     return checkpoint_folders(run)[-1]
 

@@ -47,12 +47,12 @@ def measure(folder: Path, count: int, batch_size: int, device_name: str) -> dict
     """All numbers of one evaluation in a folder that is empty."""
     import torch
 
-    from customized_grpo.benchmark.run import evaluate_benchmark
     from customized_grpo.config import BenchmarkConfig
     from customized_grpo.config.decoding import decode
-    from customized_grpo.estimate.counting import count as count_flops
-    from customized_grpo.estimate.devices import matmul_peak, synchronize
-    from customized_grpo.rollout import pick_device
+    from customized_grpo.evaluation.benchmark.run import evaluate_benchmark
+    from customized_grpo.tools.estimate.counting import count as count_flops
+    from customized_grpo.tools.estimate.devices import matmul_peak, synchronize
+    from customized_grpo.training.rollout import pick_device
 
     device = pick_device(device_name)
     write_inputs(folder, count)
@@ -113,9 +113,9 @@ def write_inputs(folder: Path, count: int) -> None:
     """Photos, prompts, outputs and their manifest."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from customized_grpo.benchmark.manifest import MANIFEST, write_manifest
-    from customized_grpo.benchmark.sets import build_set
     from customized_grpo.config import JsonlSet
+    from customized_grpo.evaluation.benchmark.manifest import MANIFEST, write_manifest
+    from customized_grpo.evaluation.benchmark.sets import build_set
 
     if count % SUBJECTS:
         raise SystemExit(f"--count must be a multiple of {SUBJECTS}, got {count}")

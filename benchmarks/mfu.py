@@ -3,11 +3,11 @@
     python benchmarks/mfu.py --json
 
 MFU = useful FLOPs / seconds / the fastest bfloat16 matrix product measured in the same run. FLOPs
-are counted: of the rollout with its adapters merged, of the update without anything computed twice,
-of the transformer as this device computes it (on a CPU FLUX.1's last block leaves out the tokens
-that nobody reads), of everything else by `customized_grpo.estimate`. The naive structure does the
-same work: batch 1 in the rollout, one (sample, step) pair per backward, rewards one image at a
-time; same config, same trained pairs.
+are counted: of the rollout with its adapters merged, of the update without anything computed
+twice, of the transformer as this device computes it (on a CPU FLUX.1's last block leaves out the
+tokens that nobody reads), of everything else by `customized_grpo.tools.estimate`. The naive
+structure does the same work: batch 1 in the rollout, one (sample, step) pair per backward, rewards
+one image at a time; same config, same trained pairs.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def main() -> None:
     import torch
 
     from customized_grpo.config import load_config
-    from customized_grpo.estimate.devices import matmul_peak
-    from customized_grpo.estimate.workload import count_run
-    from customized_grpo.rollout import pick_device
-    from customized_grpo.runlog import describe_environment
+    from customized_grpo.runs.log import describe_environment
+    from customized_grpo.tools.estimate.devices import matmul_peak
+    from customized_grpo.tools.estimate.workload import count_run
+    from customized_grpo.training.rollout import pick_device
 
     torch.set_num_threads(options.threads)
     config = load_config(options.config)
@@ -72,8 +72,8 @@ def _as_computed(work, device):
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from customized_grpo.build import build_world, make_trainable
-    from customized_grpo.rollout import make_policy
+    from customized_grpo.training.build import build_world, make_trainable
+    from customized_grpo.training.rollout import make_policy
 
     data, generator = build_world(work.config, device)
     conditioning = generator.encode(data.training(0, 1))

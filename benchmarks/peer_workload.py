@@ -19,13 +19,13 @@ from contextlib import contextmanager
 
 import torch
 
-from customized_grpo.build import build_world, make_trainable
 from customized_grpo.config import RunConfig, read_config
-from customized_grpo.monitor import SampleGrid
 from customized_grpo.rewards.base import RewardSet
-from customized_grpo.rollout import pick_device
-from customized_grpo.runlog import RunLog, run_folder
-from customized_grpo.trainer import Trainer
+from customized_grpo.runs.log import RunLog, run_folder
+from customized_grpo.training.build import build_world, make_trainable
+from customized_grpo.training.rollout import pick_device
+from customized_grpo.training.session import Trainer
+from customized_grpo.training.validation import SampleGrid
 
 STAGES = ("rollout", "reward", "update")  # sampling + optimise; data and logging are not in it
 CPU = torch.device("cpu")

@@ -49,9 +49,9 @@ def main() -> None:
 
 def _row(label: str, config: str, flags: list[str], references: int = 1) -> str:
     from customized_grpo.config import load_config
-    from customized_grpo.estimate.cost import Cluster, estimate
-    from customized_grpo.estimate.devices import DEVICES
-    from customized_grpo.estimate.workload import count_run
+    from customized_grpo.tools.estimate.cost import Cluster, estimate
+    from customized_grpo.tools.estimate.devices import DEVICES
+    from customized_grpo.tools.estimate.workload import count_run
 
     work = count_run(load_config(CONFIGS / config, REFERENCE + flags), references)
     result = estimate(work, Cluster(device=DEVICES["h100"], num_devices=NUM_DEVICES))
@@ -69,9 +69,9 @@ def _row(label: str, config: str, flags: list[str], references: int = 1) -> str:
 def _world_size() -> Iterator[str]:
     """64 prompts whatever the number of devices, and a prompt per device."""
     from customized_grpo.config import load_config
-    from customized_grpo.estimate.cost import Cluster, estimate
-    from customized_grpo.estimate.devices import DEVICES
-    from customized_grpo.estimate.workload import count_run
+    from customized_grpo.tools.estimate.cost import Cluster, estimate
+    from customized_grpo.tools.estimate.devices import DEVICES
+    from customized_grpo.tools.estimate.workload import count_run
 
     yield "| H100 | images / s, 64 prompts | efficiency | with FSDP | images / s, a prompt each |"
     yield "|---|---|---|---|---|"

@@ -63,7 +63,7 @@ def main() -> None:
 def measured_and_counted(path: Path, curve: str, value: int | None, repeats: int) -> Point:
     """Seconds and useful FLOPs of the stages at a point of a curve; None = the reference point."""
     from customized_grpo.config import load_config
-    from customized_grpo.estimate.workload import count_run
+    from customized_grpo.tools.estimate.workload import count_run
 
     config = load_config(path, REFERENCE + flags(curve, value))
     if curve == "references":  # FLUX.1 Kontext takes one; UNO's scheme takes several

@@ -13,15 +13,16 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter
 from sphinx.pycode import ModuleAnalyzer
 
-from customized_grpo import cli, config, errors, ops, registry, types
+from customized_grpo import config, errors, ops, registry, types
+from customized_grpo.cli import main as cli
 from customized_grpo.config.decoding import members, show, to_raw, type_tag
 from customized_grpo.config.overrides import FieldInfo, list_fields
 from customized_grpo.data.base import DataSource
 from customized_grpo.generators.base import Conditioning, Generator
 from customized_grpo.ops import advantages, losses, sde
 from customized_grpo.rewards import base as rewards
-from customized_grpo.serve.config import ServeConfig
-from customized_grpo.sinks import base as sinks
+from customized_grpo.runs.sinks import base as sinks
+from customized_grpo.tools.serve.config import ServeConfig
 
 _FILES: dict[str, type] = {
     "A run: `cgrpo train CONFIG`": config.RunConfig,

@@ -7,7 +7,7 @@ import json
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer, T5Tokenizer
 
-from customized_grpo.data.emoji import all_words
+from customized_grpo.data.emoji.world import all_words
 
 MAX_TOKENS = 30  # the longest sentence of the grammar, with its end token
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from customized_grpo.evaluation.report.figures import house_style, to_svg
+from customized_grpo.evaluation.results import Results
 from customized_grpo.files import write_atomic
 from customized_grpo.ops import (
     Dynamics,
@@ -26,8 +28,6 @@ from customized_grpo.ops import (
     synergy_bonus,
     tdw_weights,
 )
-from customized_grpo.report.figures import house_style, to_svg
-from customized_grpo.results import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

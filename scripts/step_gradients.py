@@ -20,13 +20,13 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from customized_grpo.build import build_world, make_trainable
 from customized_grpo.config import RunConfig, load_config
-from customized_grpo.credit import objective_advantages, objective_weights
 from customized_grpo.data.base import DataSource
-from customized_grpo.policy_loss import accumulate_gradient, policy_batch
 from customized_grpo.rewards.base import RewardSet
-from customized_grpo.rollout import Policy, collect_rollout, make_policy, pick_device
+from customized_grpo.training.advantages import objective_advantages, objective_weights
+from customized_grpo.training.build import build_world, make_trainable
+from customized_grpo.training.loss import accumulate_gradient, policy_batch
+from customized_grpo.training.rollout import Policy, collect_rollout, make_policy, pick_device
 from customized_grpo.types import Advantages
 
 OBJECTIVES = ("prompt", "identity")

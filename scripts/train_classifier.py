@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil as ImageProcessor
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from customized_grpo.data.emoji import SIZE, Attributes, EmojiWorld, attribute_values
+from customized_grpo.data.emoji.world import SIZE, Attributes, EmojiWorld, attribute_values
 
 ATTRIBUTES = tuple(field.name for field in fields(Attributes))
 

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel
 
-from customized_grpo.data.emoji import EmojiWorld
+from customized_grpo.data.emoji.world import EmojiWorld
 
 TEXT_WIDTH = 128
 SHIFT = 2.0  # of the sampling schedule; written into the scheduler's config

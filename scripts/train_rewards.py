@@ -22,7 +22,7 @@ from _training import Run
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
 
-from customized_grpo.data.emoji import SIZE, EmojiWorld
+from customized_grpo.data.emoji.world import SIZE, EmojiWorld
 
 IMAGE_MEAN, IMAGE_STD = 0.5, 0.5  # of both models, written into preprocessor_config.json
 

@@ -18,7 +18,7 @@ from _training import Run
 from diffusers import AutoencoderTiny
 from torch import Tensor
 
-from customized_grpo.data.emoji import SIZE, EmojiWorld
+from customized_grpo.data.emoji.world import SIZE, EmojiWorld
 
 WIDTH = 64
 LATENT_NOISE = 0.05  # the decoder learns to forgive what a generator gets slightly wrong

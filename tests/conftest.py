@@ -15,7 +15,7 @@ import torch
 from helpers import ROOT
 
 from customized_grpo.config import RunConfig, load_config
-from customized_grpo.data.emoji_source import EmojiSource
+from customized_grpo.data.emoji.source import EmojiSource
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.flux_kontext import FluxKontextConfig
 from customized_grpo.types import Example

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from customized_grpo.build import build_generator, make_trainable
 from customized_grpo.config import LoraSettings, RunConfig, dump_config
+from customized_grpo.training.build import build_generator, make_trainable
 
 
 def make_run(config: RunConfig, scale: float = 0.02, lora: bool = True) -> Path:

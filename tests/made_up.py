@@ -8,8 +8,8 @@ import torch
 from helpers import ROOT
 
 from customized_grpo.config import dump_config, load_config
-from customized_grpo.report.grid import save_strip
-from customized_grpo.results import Cell, Results, Yardstick
+from customized_grpo.evaluation.results import Cell, Results, Yardstick
+from customized_grpo.pictures import save_strip
 from customized_grpo.types import Judgement
 
 CONFIG = dump_config(load_config(ROOT / "configs" / "emoji.yaml"))

@@ -16,9 +16,9 @@ import uvicorn
 
 from customized_grpo.config import RewardConfig
 from customized_grpo.rewards.base import Reward
-from customized_grpo.serve.app import make_app
-from customized_grpo.serve.batcher import Batcher
-from customized_grpo.serve.config import ServeConfig
+from customized_grpo.tools.serve.app import make_app
+from customized_grpo.tools.serve.batcher import Batcher
+from customized_grpo.tools.serve.config import ServeConfig
 from customized_grpo.types import Example
 
 CPU = torch.device("cpu")

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from customized_grpo.data.emoji import EmojiWorld, sample_attributes
-from customized_grpo.report.grid import to_pil
+from customized_grpo.data.emoji.world import EmojiWorld, sample_attributes
+from customized_grpo.pictures import to_pil
 
 SMALL = [
     "--rollout.prompts_per_rollout", "2",

@@ -18,8 +18,8 @@ from transformers import CLIPTokenizer
 
 from customized_grpo.assets import resolve_checkpoint
 from customized_grpo.config import dump_config
-from customized_grpo.data.emoji import all_words
-from customized_grpo.data.emoji_source import EmojiSource
+from customized_grpo.data.emoji.source import EmojiSource
+from customized_grpo.data.emoji.world import all_words
 from customized_grpo.generators.flux_kontext import FluxKontextConfig
 from customized_grpo.rewards.attributes import AttributeClassifier
 from customized_grpo.rewards.dinov2 import Dinov2Config

@@ -2,6 +2,6 @@
 
 import sys
 
-from customized_grpo.cli import main
+from customized_grpo.cli.main import main
 
 sys.exit(main())

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""What diffusers calls the file of a LoRA."""
+
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Writes a file so that a reader sees the old one or the new one, never a part."""

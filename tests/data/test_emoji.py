@@ -3,7 +3,9 @@ import random
 import pytest
 import torch
 
-from customized_grpo.data.emoji import (
+from customized_grpo.data.emoji.catalog import ACCESSORIES, PROPS
+from customized_grpo.data.emoji.scenes import SCENES, paint_scenes
+from customized_grpo.data.emoji.world import (
     COLORS,
     KINDS,
     Attributes,
@@ -12,8 +14,6 @@ from customized_grpo.data.emoji import (
     sample_attributes,
     write_prompt,
 )
-from customized_grpo.data.emoji_catalog import ACCESSORIES, PROPS
-from customized_grpo.data.emoji_scenes import SCENES, paint_scenes
 
 
 @pytest.fixture(scope="module")

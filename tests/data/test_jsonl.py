@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from customized_grpo.data.emoji import EmojiWorld
-from customized_grpo.data.emoji_source import EmojiConfig
+from customized_grpo.data.emoji.source import EmojiConfig
+from customized_grpo.data.emoji.world import EmojiWorld
 from customized_grpo.data.jsonl import JsonlConfig, read_entries
 from customized_grpo.data.listed import ListedSource, Splits
 from customized_grpo.errors import ConfigError, DataError

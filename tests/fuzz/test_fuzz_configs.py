@@ -25,7 +25,7 @@ from customized_grpo.config import (
     read_mapping,
 )
 from customized_grpo.errors import ConfigError
-from customized_grpo.serve.config import ServeConfig, read_serve_config
+from customized_grpo.tools.serve.config import ServeConfig, read_serve_config
 
 RUNS = sorted((ROOT / "configs").glob("*.yaml"))
 SERVER = "rewards: [{type: clip-text, path: 'embedded:reward-clip'}]\nport: 8100\nmax_images: 8\n"

@@ -20,7 +20,7 @@ from safetensors.torch import load, load_file, save, save_file
 
 from customized_grpo.assets import resolve_checkpoint
 from customized_grpo.config import CacheConfig, LoraSettings
-from customized_grpo.data.emoji_source import EmojiSource
+from customized_grpo.data.emoji.source import EmojiSource
 from customized_grpo.errors import CheckpointError, ConfigError, CustomizedGRPOError
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.cache import CachedEncoder
@@ -28,10 +28,10 @@ from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.flux_kontext import FluxKontextConfig
 from customized_grpo.generators.lora import LORA_FILE, attach_lora
 from customized_grpo.generators.uno import UnoConfig
-from customized_grpo.rewards.answer_cache import AnswerCache
 from customized_grpo.rewards.attributes import AttributeClassifier
 from customized_grpo.rewards.clip_text import ClipTextConfig
 from customized_grpo.rewards.dinov2 import Dinov2Config
+from customized_grpo.rewards.endpoints.answer_cache import AnswerCache
 from customized_grpo.rewards.loading import load_tokenizer
 
 CPU = torch.device("cpu")

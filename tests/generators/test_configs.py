@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from customized_grpo.config import load_config
-from customized_grpo.trainer import train
+from customized_grpo.training.session import train
 
 LARGE = sorted(p for p in (ROOT / "configs").glob("*.yaml") if "embedded:" not in p.read_text())
 REWARDS = [

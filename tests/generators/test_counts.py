@@ -18,16 +18,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from toy_world import blocks
 
-from customized_grpo.build import make_trainable
 from customized_grpo.config import LoraSettings, RunConfig, load_config
-from customized_grpo.data.emoji_source import EmojiSource
-from customized_grpo.estimate.checkpoints import pipeline_components
-from customized_grpo.estimate.encoders import count_text_encoder
-from customized_grpo.estimate.transformer import Tokens, count_transformer
-from customized_grpo.estimate.workload import count_run
-from customized_grpo.generators.flux1_cpu import use_stock_blocks
+from customized_grpo.data.emoji.source import EmojiSource
+from customized_grpo.generators.cpu.flux1 import use_stock_blocks
 from customized_grpo.rewards.base import RewardSet
-from customized_grpo.rollout import make_policy
+from customized_grpo.tools.estimate.checkpoints import pipeline_components
+from customized_grpo.tools.estimate.encoders import count_text_encoder
+from customized_grpo.tools.estimate.transformer import Tokens, count_transformer
+from customized_grpo.tools.estimate.workload import count_run
+from customized_grpo.training.build import make_trainable
+from customized_grpo.training.rollout import make_policy
 from customized_grpo.types import Example
 
 CPU = torch.device("cpu")
@@ -111,7 +111,7 @@ def test_a_deep_model_is_extrapolated_from_shallow_ones(
     tokens = Tokens(target=(4, 4), references=((4, 4),), text=8)
     arguments = (tokens, LoraSettings(rank=4), None, torch.float32, False)
     short = count_transformer((kind, {**config, **deep}), *arguments)
-    monkeypatch.setattr("customized_grpo.estimate.transformer._DEPTHS", ())
+    monkeypatch.setattr("customized_grpo.tools.estimate.transformer._DEPTHS", ())
     whole = count_transformer((kind, {**config, **deep}), *arguments)
     for name in ("parameters", "trained", "forward_flops", "forward_moved", "pair_flops",
                  "pair_moved"):  # fmt: skip

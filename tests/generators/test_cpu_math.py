@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
-from customized_grpo.generators import cpu_math
+from customized_grpo.generators.cpu import math as cpu_math
 
 EPS = 1e-6
 

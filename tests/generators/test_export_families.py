@@ -13,10 +13,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from toy_world import blocks
 
-from customized_grpo.cli import main
+from customized_grpo.cli.main import main
 from customized_grpo.errors import ConfigError
-from customized_grpo.export.folders import export_run
 from customized_grpo.generators.flux2_klein import Flux2KleinGenerator
+from customized_grpo.tools.export.folders import export_run
 
 _NAMES = ("flux-kontext", "uno", "flux2-klein", "flux2-klein-base", "qwen-image-edit-plus")
 _CHOSEN = [family for family in FAMILIES if family.name in _NAMES]

@@ -17,7 +17,7 @@ from customized_grpo.errors import DataError
 from customized_grpo.generators.base import Conditioning, Generator
 from customized_grpo.generators.flux2_klein import Flux2KleinGenerator
 from customized_grpo.generators.lora import attach_lora, detach_lora
-from customized_grpo.trainer import train
+from customized_grpo.training.session import train
 from customized_grpo.types import Example
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from customized_grpo.generators.flux1_cpu import use_cpu_blocks
+from customized_grpo.generators.cpu.flux1 import use_cpu_blocks
 
 TARGETS, REFERENCES, TEXTS = 5, 4, 7
 SIZES = {

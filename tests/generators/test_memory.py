@@ -11,11 +11,11 @@ from diffusers import FluxKontextPipeline
 from families import FAMILIES, Family, denoise, run_config
 from toy_world import blocks
 
-from customized_grpo.build import make_optimizer, make_trainable
 from customized_grpo.config import LoraSettings, RunConfig
 from customized_grpo.errors import ConfigError
 from customized_grpo.generators.lora import attach_lora
-from customized_grpo.trainer import train
+from customized_grpo.training.build import make_optimizer, make_trainable
+from customized_grpo.training.session import train
 
 KONTEXT = FAMILIES[0]
 CPU = torch.device("cpu")

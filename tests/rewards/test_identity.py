@@ -23,7 +23,7 @@ from transformers import (
 
 from customized_grpo.config import check_config
 from customized_grpo.config.decoding import decode, to_raw
-from customized_grpo.data.emoji_source import EmojiSource
+from customized_grpo.data.emoji.source import EmojiSource
 from customized_grpo.errors import ConfigError
 from customized_grpo.rewards import identity
 from customized_grpo.rewards.base import RewardSet

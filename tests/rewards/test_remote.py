@@ -15,15 +15,15 @@ pytest.importorskip("fastapi", reason="needs the extra [serve]")
 from servers import Brightness, Reply, Request, reward_server, scripted_server
 
 from customized_grpo.config import RunConfig
-from customized_grpo.data.emoji_source import EmojiSource
+from customized_grpo.data.emoji.source import EmojiSource
 from customized_grpo.errors import ConfigError, RewardError
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.rewards.clip_text import ClipTextConfig
 from customized_grpo.rewards.dinov2 import Dinov2Config
-from customized_grpo.rewards.http_client import Backoff
-from customized_grpo.rewards.remote import RemoteReward, RemoteRewardConfig
-from customized_grpo.rewards.wire import Limits, decode_request
-from customized_grpo.trainer import train
+from customized_grpo.rewards.endpoints.http_client import Backoff
+from customized_grpo.rewards.endpoints.remote import RemoteReward, RemoteRewardConfig
+from customized_grpo.rewards.endpoints.wire import Limits, decode_request
+from customized_grpo.training.session import train
 from customized_grpo.types import Example
 
 CPU = torch.device("cpu")
@@ -281,7 +281,7 @@ def test_a_busy_server_is_asked_again_when_it_says(monkeypatch: pytest.MonkeyPat
 
 
 def test_backoff_doubles_with_jitter_up_to_its_cap() -> None:
-    from customized_grpo.rewards.http_client import PermanentFailure, TemporaryFailure
+    from customized_grpo.rewards.endpoints.http_client import PermanentFailure, TemporaryFailure
 
     waits: list[float] = []
 

@@ -4,7 +4,7 @@ from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel, Dinov2Model
 
 from customized_grpo.assets import resolve_checkpoint
-from customized_grpo.data.emoji_source import EmojiSource
+from customized_grpo.data.emoji.source import EmojiSource
 from customized_grpo.errors import DataError, RewardError
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.rewards.clip_text import ClipTextConfig

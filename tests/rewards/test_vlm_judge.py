@@ -27,12 +27,12 @@ from customized_grpo.config import RunConfig
 from customized_grpo.config.decoding import decode, to_raw
 from customized_grpo.config.sections import RewardPlug
 from customized_grpo.errors import ConfigError
-from customized_grpo.rewards.answers import BadAnswer, expected_points, points
 from customized_grpo.rewards.base import RewardSet
-from customized_grpo.rewards.http_client import Backoff, retry_after
-from customized_grpo.rewards.rubrics import RUBRICS
-from customized_grpo.rewards.vlm_judge import VlmJudge, VlmJudgeConfig, data_url
-from customized_grpo.trainer import train
+from customized_grpo.rewards.endpoints.answers import BadAnswer, expected_points, points
+from customized_grpo.rewards.endpoints.http_client import Backoff, retry_after
+from customized_grpo.rewards.endpoints.rubrics import RUBRICS
+from customized_grpo.rewards.endpoints.vlm_judge import VlmJudge, VlmJudgeConfig, data_url
+from customized_grpo.training.session import train
 from customized_grpo.types import Example
 
 CPU = torch.device("cpu")

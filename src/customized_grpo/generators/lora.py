@@ -15,9 +15,9 @@ from torch.distributed.tensor import DTensor
 from customized_grpo.assets import check_finite, one_line
 from customized_grpo.config import LoraSettings
 from customized_grpo.errors import CheckpointError, ConfigError
+from customized_grpo.files import LORA_FILE
 
 LORA_METADATA = "lora_adapter_metadata"  # where diffusers keeps rank and alpha
-LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 def attach_lora(transformer: nn.Module, settings: LoraSettings, targets: Sequence[str]) -> None:

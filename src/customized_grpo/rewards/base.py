@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config import RewardConfig
+from customized_grpo.devices import is_out_of_memory
 from customized_grpo.errors import ConfigError, DataError, RewardError, within
-from customized_grpo.resources import is_out_of_memory
 from customized_grpo.types import Example, RewardScores
 
 

@@ -1,0 +1,76 @@
+"""`cgrpo compare`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from customized_grpo.cli.shared import hide_loading_bars, positive
+from customized_grpo.errors import ConfigError
+
+
+def add(commands: Any) -> None:
+    """Adds the parser."""
+    parser = commands.add_parser(
+        "compare",
+        help="run a study: methods x seeds, and put the results together",
+        description="Run what is missing of a study (methods x seeds, from one YAML file), then "
+        "write tables, figures and a report of it. Finished runs are never run twice: interrupt it "
+        "and call it again.",
+        epilog="examples:\n  cgrpo compare configs/studies/proof.yaml --jobs 2\n"
+        "  cgrpo compare configs/studies/proof.yaml --results docs/results   from what is kept",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("study", metavar="STUDY", type=Path, help="YAML file of a study")
+    parser.add_argument(
+        "--jobs",
+        type=positive,
+        default=None,
+        metavar="N",
+        help="runs at a time, each with its share of the cores (default: one per core, on a GPU 1)",
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="DIR",
+        help="folder of results.json, tables, figures and report (default: the study's folder)",
+    )
+    parser.add_argument(
+        "--cell",
+        metavar="METHOD/seedN",
+        help="run this one only, in this process: for clusters, an array job over the cells",
+    )
+    parser.set_defaults(run=_compare)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from customized_grpo.evaluation.study import Study, compare, run_cell
+
+    study = Study.load(options.study, options.results)
+    hide_loading_bars()
+    if options.cell is not None:
+        for flag in ("jobs", "results"):
+            if getattr(options, flag) is not None:
+                raise ConfigError(f"--{flag} has no effect on a single --cell; leave it out")
+        run_cell(study, *study.cell(options.cell))
+        return
+
+    from customized_grpo.evaluation.report.page import check_extra, study_pictures, write_report
+    from customized_grpo.evaluation.report.tables import markdown
+
+    check_extra()
+    results = compare(study, options.jobs or _default_jobs())
+    flags = ["--results", str(options.results)] if options.results else []
+    command = shlex.join(["cgrpo", "compare", str(options.study), *flags])
+    page = write_report(results, study.results, command, study_pictures(results, study.results))
+    print(markdown(results))
+    print(f"report: {page}")
+
+
+def _default_jobs() -> int:
+    import torch
+
+    return 1 if torch.cuda.is_available() else os.cpu_count() or 1

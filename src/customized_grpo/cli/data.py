@@ -1,0 +1,34 @@
+"""`cgrpo data`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from customized_grpo.cli.shared import next_step
+
+
+def add(commands: Any) -> None:
+    """Adds the parser."""
+    parser = commands.add_parser(
+        "data",
+        help="check the data of a config and show the first training batch",
+        description="Check the data of a config, count them, and draw the first training batch.",
+        epilog="example:\n  cgrpo data configs/emoji.yaml --out batch.png",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="YAML file of a run")
+    parser.add_argument(
+        "--out", metavar="PNG", type=Path, default=Path("data.png"), help="default: data.png"
+    )
+    parser.set_defaults(run=_data)
+
+
+def _data(options: argparse.Namespace) -> None:
+    from customized_grpo.config import load_config
+    from customized_grpo.evaluation.report.data import show_data
+
+    print(show_data(load_config(options.config), options.out))
+    print(f"picture: {options.out}")
+    next_step("train", options.config)

@@ -1,0 +1,125 @@
+"""`cgrpo evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from customized_grpo.cli.fields import field_lines
+from customized_grpo.cli.shared import export_words, hide_loading_bars, next_step
+from customized_grpo.errors import ConfigError
+
+
+def add(commands: Any) -> None:
+    """Adds the parser."""
+    parser = commands.add_parser(
+        "evaluate",
+        help="compare base and tuned of a run, or any model on a benchmark",
+        description="Compare base and tuned of a run on held-out subjects, by its evaluators; or "
+        "evaluate a model, or anyone's pictures, on a benchmark (YAML file; any of its fields can "
+        "be overridden, --section.field value).",
+        epilog="examples:\n  cgrpo evaluate runs/emoji\n"
+        "  cgrpo evaluate runs/emoji --split validation   to choose between recipes\n"
+        "  cgrpo evaluate configs/benchmarks/emoji.yaml --name mine --lora runs/mine/weights\n"
+        "  cgrpo evaluate configs/benchmarks/dreambench.yaml --name other --images pictures "
+        "--generator null --sampling '{}'\n"
+        "  torchrun --nproc_per_node 8 -m customized_grpo evaluate "
+        "configs/benchmarks/dreambench.yaml\n"
+        "metrics, rules and the form of the manifest: docs/evaluation.md",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    target = "folder of a run, or YAML file of a benchmark"
+    parser.add_argument("target", metavar="TARGET", type=Path, help=target)
+    parser.add_argument(
+        "--split",
+        choices=("held_out", "validation"),
+        help="of a run: validation examples are for tuning a recipe (default: held_out)",
+    )
+    parser.add_argument(
+        "--num-examples",
+        type=int,
+        metavar="N",
+        help="of a run: the standard error falls with their root (default: the run's)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, no tables")
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    if _is_benchmark(options.target):
+        _evaluate_benchmark(options, overrides)
+        return
+    if overrides:
+        raise ConfigError(
+            f"{overrides[0]} has no effect on a run, which is evaluated as its config says; see "
+            "`cgrpo evaluate --help`"
+        )
+    split = options.split or "held_out"
+    judge(options.target, split, options.num_examples, as_json=options.json)
+
+
+def _is_benchmark(target: str | Path) -> bool:
+    return Path(target).suffix in (".yaml", ".yml")
+
+
+def asks_for_fields(arguments: Sequence[str]) -> str | None:
+    """The file of `cgrpo evaluate FILE.yaml --help`, which argparse would not look at."""
+    if arguments[:1] != ["evaluate"] or not {"-h", "--help"} & set(arguments):
+        return None
+    return next((word for word in arguments[1:] if _is_benchmark(word)), None)
+
+
+def print_fields(path: str) -> None:
+    """`cgrpo evaluate FILE.yaml --help`."""
+    from customized_grpo.config import load_benchmark
+
+    print("usage: cgrpo evaluate TARGET [--section.field value ...] [--json]\n")
+    print(f"fields, with the values of {path}:")
+    print("\n".join(field_lines(load_benchmark(path))))
+
+
+def _evaluate_benchmark(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from customized_grpo.config import load_benchmark
+
+    for flag in ("split", "num_examples"):
+        if getattr(options, flag) is not None:
+            name = flag.replace("_", "-")
+            raise ConfigError(f"--{name} has no effect on a benchmark; leave it out")
+    config = load_benchmark(options.target, overrides)
+
+    from customized_grpo.evaluation.benchmark.run import evaluate_benchmark
+    from customized_grpo.evaluation.benchmark.tables import markdown
+    from customized_grpo.runs.ranks import connected
+
+    hide_loading_bars()
+    with connected() as ranks:
+        outcome = evaluate_benchmark(config, ranks)
+    if outcome is None:  # the first process prints
+        return
+    if options.json:
+        print(outcome.to_json(), end="")
+        return
+    print(markdown(outcome))
+    print(f"gallery: {Path(config.output_dir) / config.name / 'gallery.html'}")
+
+
+def judge(
+    run: Path,
+    split: Literal["held_out", "validation"] = "held_out",
+    num_examples: int | None = None,
+    *,
+    as_json: bool = False,
+) -> None:
+    """Base against tuned of a run."""
+    from customized_grpo.evaluation.evaluate import evaluate_run
+
+    hide_loading_bars()
+    report = evaluate_run(run, split, num_examples)
+    if as_json:
+        print(report.to_json(), end="")
+        return
+    print(f"picture: {report.picture}")
+    print(report.table())
+    next_step(*export_words(run))

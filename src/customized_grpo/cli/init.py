@@ -1,0 +1,158 @@
+"""`cgrpo init`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from customized_grpo.cli.shared import positive, seed
+from customized_grpo.errors import ConfigError
+from customized_grpo.tools.init.models import MODELS
+
+if TYPE_CHECKING:
+    from customized_grpo.tools.init.llm import Writer
+    from customized_grpo.tools.init.photos import Remark
+    from customized_grpo.tools.init.project import Project
+
+
+def add(commands: Any) -> None:
+    """Adds the parser."""
+    parser = commands.add_parser(
+        "init",
+        help="from a folder of photos to a project: prompts and a config that trains as it is",
+        description="Check the photos of one subject, write prompts to train on and others to "
+        "judge by, and a config in which every number is explained; then print the commands from "
+        "there to a LoRA. Everything goes into one new folder; your photos are copied, never "
+        "changed.",
+        epilog='examples:\n  cgrpo init my-dog --photos photos --class "dog"\n'
+        '  cgrpo init my-mug --photos photos --class "red mug" --gpu-memory 24\n'
+        "  cgrpo init my-bear --photos photos --class bear --no-live --prompts prompts.txt\n"
+        "  cgrpo init my-cat --photos photos --class cat --model flux2-klein \\\n"
+        "      --llm http://localhost:8000/v1 --llm-model Qwen/Qwen3-8B\n"
+        "what the checks mean, and the way to a LoRA: docs/own_subject.md",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="new folder of the project")
+    photos = "folder with 5 to 20 photos of your subject"
+    parser.add_argument("--photos", metavar="DIR", type=Path, required=True, help=photos)
+    words = 'what they show, without an article: "dog", "plush bear"'
+    parser.add_argument("--class", dest="words", metavar="WORDS", required=True, help=words)
+    parser.add_argument(
+        "--model",
+        choices=MODELS,
+        help="what to train (default: what fits --gpu-memory or this machine's GPU; without one, "
+        "embedded: a small model to try everything with on a CPU)",
+    )
+    memory = "of the GPU that will train it, if it is not this machine's"
+    parser.add_argument("--gpu-memory", type=_gigabytes, metavar="GB", help=memory)
+    parser.add_argument(
+        "--live",
+        action=argparse.BooleanOptionalAction,
+        help="it is a person or an animal, which can wear a hat (default: guessed from the class)",
+    )
+    own = "your own prompts, one a line, {class} stands for the class (default: from our grammar)"
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help=own)
+    parser.add_argument(
+        "--llm",
+        metavar="URL",
+        help="let a language model write the prompts: an OpenAI-compatible endpoint up to its "
+        "version, http://localhost:8000/v1",
+    )
+    parser.add_argument("--llm-model", metavar="NAME", help="name of the model at the endpoint")
+    key = "environment variable with the endpoint's key (default: none is sent)"
+    parser.add_argument("--llm-key-env", metavar="NAME", help=key)
+    count = "prompts to write, 15 to 600, a fifth of them to judge by (default: 60)"
+    parser.add_argument("--num-prompts", type=positive, metavar="N", help=count)
+    random = "of the prompts, and of the run (default: 0)"
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help=random)
+    parser.add_argument("--json", action="store_true", help="print JSON, no text")
+    parser.set_defaults(run=_init)
+
+
+def _gigabytes(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0
+    if not 0 < number < 10_000:
+        raise argparse.ArgumentTypeError(f"must be a number of GB above 0, got {text!r}")
+    return number
+
+
+def _init(options: argparse.Namespace) -> None:
+    from customized_grpo.tools.init.plan import Order, plan_project, remarks_on_prompts
+
+    order = Order(
+        folder=options.folder,
+        photos=options.photos,
+        words=options.words,
+        model=options.model,
+        gpu_memory=options.gpu_memory,
+        live=options.live,
+        prompts=options.prompts,
+        writer=_writer(options),
+        num_prompts=options.num_prompts,
+        seed=options.seed,
+    )
+    project = plan_project(order)
+    project.write()
+    remarks = [*project.album.remarks, *remarks_on_prompts(project)]
+    if options.json:
+        print(json.dumps(_content(project, remarks), allow_nan=False))
+    else:
+        _print(project, remarks)
+
+
+def _writer(options: argparse.Namespace) -> Writer | None:
+    if options.llm is None:
+        for flag in ("llm_model", "llm_key_env"):
+            if getattr(options, flag) is not None:
+                name = flag.replace("_", "-")
+                raise ConfigError(f"--{name} has no effect without --llm; give the URL")
+        return None
+    if options.llm_model is None:
+        raise ConfigError("--llm-model must be given with --llm, got none; name the model there")
+    from customized_grpo.tools.init.llm import Writer
+
+    return Writer(url=options.llm, model=options.llm_model, key_env=options.llm_key_env)
+
+
+def _print(project: Project, remarks: list[Remark]) -> None:
+    from customized_grpo.tools.init.guide import summary
+
+    print(f"project: {project.folder}")
+    print("\n".join(f"  {line}" for line in summary(project)))
+    if remarks:
+        print("worth a look:")
+        print("\n".join(f"  {remark}" for remark in remarks))
+    print(f"all photos with their remarks: {project.folder / 'photos.png'}")
+    print(f"every number of the config, explained: {project.folder / 'config.yaml'}")
+    print("next:")
+    print("\n".join(f"  {line}" for step in project.steps() for line in step.lines()))
+
+
+def _content(project: Project, remarks: list[Remark]) -> dict[str, Any]:
+    return {
+        "folder": str(project.folder),
+        "model": project.model.name,
+        "class": project.words,
+        "called": project.called,
+        "live": project.live,
+        "photos": [
+            {
+                "file": str(photo.path),
+                "copy": project.copies[photo.path],
+                "width": photo.width,
+                "height": photo.height,
+                "sharpness": round(photo.sharpness, 1),
+                "held_out": photo.path in project.aside,
+            }
+            for photo in project.album.photos
+        ],
+        "remarks": [{"photo": r.photo, "kind": r.kind, "text": r.text} for r in remarks],
+        "training_examples": len(project.training),
+        "held_out_examples": len(project.held_out),
+        "next": [{"why": step.why, "command": step.command} for step in project.steps()],
+    }

@@ -1,0 +1,82 @@
+"""What several commands need."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from customized_grpo.config import RunConfig
+
+
+def hide_loading_bars() -> None:
+    """The libraries draw a bar per checkpoint part, worth seeing on a terminal only."""
+    if not sys.stderr.isatty():
+        import diffusers
+        import transformers
+
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
+
+
+def positive(text: str) -> int:
+    """A type of an argument."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """A type of an argument."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2^32 - 1, got {text!r}")
+    return int(text)
+
+
+def free_path(path: Path) -> Path:
+    """The path, numbered if there is one already."""
+    numbered = (path.with_name(f"{path.name}-{i}") for i in itertools.count(2))
+    return next(p for p in itertools.chain([path], numbered) if not p.exists())
+
+
+def next_step(*words: object) -> None:
+    """Shows the command that comes next."""
+    hint(shlex.join(["cgrpo", *map(str, words)]))
+
+
+def hint(text: str) -> None:
+    """Leads a newcomer on; on stderr, so that scripts read results only."""
+    print(f"next: {text}", file=sys.stderr)
+
+
+def after_training(config: RunConfig, run: Path) -> tuple[object, ...]:
+    """Pictures of the first held-out prompt where it is about one's own photos, else numbers."""
+    from customized_grpo.data.folder import FolderConfig
+    from customized_grpo.data.jsonl import JsonlConfig
+    from customized_grpo.errors import CustomizedGRPOError
+    from customized_grpo.tools.init.guide import flag
+
+    if isinstance(config.data, JsonlConfig | FolderConfig):
+        try:
+            entry = config.data.build(config.seed).splits.held_out[0]
+        except CustomizedGRPOError:  # the data are gone, and the run is finished all the same
+            return after_pictures(config, run)
+        pictures: Any = entry.references
+        references = [word for picture in pictures for word in ("--reference", picture.path)]
+        return "generate", run, *flag("--prompt", entry.prompt), *references, "--count", 4
+    return after_pictures(config, run)
+
+
+def after_pictures(config: RunConfig, run: Path) -> tuple[object, ...]:
+    """Numbers, where there is something to judge by and it has not been done."""
+    done = not config.evaluators or (run / "evaluation.json").exists()
+    return export_words(run) if done else ("evaluate", run)
+
+
+def export_words(run: Path) -> tuple[object, ...]:
+    """The command that makes a LoRA of a run for others."""
+    return "export", run, "--to", "hub-folder", "--out", free_path(Path(f"{run.name}-lora"))

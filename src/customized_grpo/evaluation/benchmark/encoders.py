@@ -1,0 +1,213 @@
+"""The models that measure: what each computes of a picture, and what its numbers depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from customized_grpo.assets import resolve_checkpoint
+from customized_grpo.config import RewardConfig
+from customized_grpo.config.decoding import to_raw
+from customized_grpo.data.listed import PictureCache
+from customized_grpo.errors import ConfigError, RewardError, within
+from customized_grpo.evaluation.benchmark.items import BenchmarkSet, Item, Photo
+from customized_grpo.rewards.base import PartialFailures, Reward
+from customized_grpo.rewards.identity import IdentityConfig, IdentityReward
+from customized_grpo.types import Example
+
+_CHECKPOINTS = ("base", "clip", "instruction", "path", "processor", "segmenter")  # of any reward
+
+_MEASURING = 1  # to be raised when the code here, or of a reward, gives other numbers
+
+IDENTITY, PROMPT = "identity", "prompt"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """What is asked of a model about one picture; a number depends on nothing else."""
+
+    photo: Photo
+    words: str
+    """What the subject is called."""
+    prompt: str = ""
+    """'' where no prompt is involved."""
+    references: tuple[Photo, ...] = ()
+
+    def key(self) -> list[Any]:
+        """Of the content, not of names."""
+        return [self.photo.digest, self.words, self.prompt, [r.digest for r in self.references]]
+
+
+Compute = Callable[[Sequence[Tensor], Sequence[Request]], Tensor]
+"""Numbers ``[B, ...]`` of pictures ``[3, H, W]`` and what is asked about each."""
+
+
+class Metric:
+    """A model of the config: an image encoder of identity, or one that scores pictures."""
+
+    def __init__(self, config: RewardConfig, position: int, device: torch.device) -> None:
+        self.config, self.label, self.objective = config, config.label, config.objective
+        self._device = device
+        with within(f"metrics.{position}"):
+            _check(config)
+            self._model: Reward | IdentityReward = config.build(device)
+        self.identity = identity_of(config, device)  # of what has been loaded, and downloaded
+        self._references = PictureCache()
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether identity is measured by its features, against any photo."""
+        return isinstance(self._model, IdentityReward) and self.objective == IDENTITY
+
+    @property
+    def pools(self) -> str:
+        """How several references count: by the most similar one, or by their mean."""
+        return getattr(self.config, "references", "max")
+
+    def digest(self, what: str) -> str:
+        """Names a kind of numbers of this model, for the store."""
+        text = json.dumps([what, self.identity], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def outputs(self, images: Sequence[Tensor], requests: Sequence[Request]) -> Tensor:
+        """Features ``[B, D]`` of outputs.
+
+        Raises:
+            RewardError: if one has none: a part of them is no evaluation.
+        """
+        assert isinstance(self._model, IdentityReward)
+        moved = [image.to(self._device) for image in images]
+        features = self._model.embed_outputs(moved, [r.words for r in requests])
+        self._check_finite(features, requests, "its features are NaN; mend the model or picture")
+        return features
+
+    def photos(self, images: Sequence[Tensor], requests: Sequence[Request]) -> Tensor:
+        """Features ``[B, D]`` of photos.
+
+        Raises:
+            RewardError: if the subject is not found in one.
+        """
+        assert isinstance(self._model, IdentityReward)
+        masks = [None if r.photo.mask is None else r.photo.mask.load() for r in requests]
+        moved = [image.to(self._device) for image in images]
+        features = self._model.embed_photos(moved, masks, [r.words for r in requests])
+        self._check_finite(
+            features, requests, "no subject is found in this photo; put NAME.mask.png beside it"
+        )
+        return features
+
+    def _check_finite(self, numbers: Tensor, requests: Sequence[Request], why: str) -> None:
+        whole = numbers.isfinite().flatten(1).all(1) if numbers.dim() > 1 else numbers.isfinite()
+        if not whole.all():
+            request = requests[int(whole.int().argmin())]
+            raise RewardError(
+                f"{self.label}: {request.photo.name} could not be scored ({request.words}): {why} "
+                "and start again, what is measured is kept"
+            )
+
+    def scores(self, images: Sequence[Tensor], requests: Sequence[Request]) -> Tensor:
+        """Scores ``[B]``.
+
+        Raises:
+            RewardError: if a picture could not be scored: a part of them is no evaluation.
+        """
+        scores = torch.full((len(images),), torch.nan)
+        shapes = [tuple(image.shape) for image in images]
+        for shape in dict.fromkeys(shapes):
+            rows = [row for row, other in enumerate(shapes) if other == shape]
+            batch = torch.stack([images[row] for row in rows]).to(self._device)
+            scores[rows] = self._score(batch, [self._example(requests[row]) for row in rows])
+        model = self._model
+        why = model.take_errors() if isinstance(model, PartialFailures) else ()
+        self._check_finite(scores, requests, f"{'; '.join(why) or 'it is NaN'}; mend that")
+        return scores
+
+    @torch.no_grad()
+    def _score(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
+        try:
+            return self._model.score(images, examples).float().cpu()
+        except RewardError as error:
+            raise RewardError(f"{self.label}: {error}") from error
+
+    def _example(self, request: Request) -> Example:
+        names = json.dumps([request.words, request.prompt, *(r.digest for r in request.references)])
+        return Example(
+            id=names,  # rewards tell examples by it: equal only where all of it is
+            prompt=request.prompt,
+            references=tuple(self._references.load(r.picture) for r in request.references),
+            subject=request.words,
+        )
+
+
+def _check(config: RewardConfig) -> None:
+    if isinstance(config, IdentityConfig) and config.copy_penalty:
+        raise ConfigError(
+            f"copy_penalty: must be 0 in an evaluation, got {config.copy_penalty}; copying is "
+            "measured on its own"
+        )
+
+
+def output_request(item: Item, photo: Photo, wanted: BenchmarkSet) -> Request:
+    """About the picture of an item, by its own prompt."""
+    return Request(
+        photo=photo,
+        words=wanted.subjects[item.subject].words,
+        prompt=item.prompt,
+        references=wanted.references(item),
+    )
+
+
+def identity_of(config: RewardConfig, device: torch.device) -> dict[str, Any]:
+    """What a model's numbers depend on: its config, the files of its checkpoints, the software."""
+    from PIL import __version__ as pillow_version
+    from transformers import __version__ as transformers_version
+
+    raw = {k: v for k, v in to_raw(config).items() if k not in ("name", "objective", "weight")}
+    return {
+        "config": raw,
+        "checkpoints": {
+            name: found
+            for name, value in sorted(raw.items())
+            if name in _CHECKPOINTS and isinstance(value, str)
+            if (found := path_revision(value)) is not None
+        },
+        "software": {
+            "torch": torch.__version__,
+            "transformers": transformers_version,
+            "pillow": pillow_version,
+            "customized-grpo": version("customized-grpo"),
+            "measuring": _MEASURING,
+        },
+        "device": device.type,
+    }
+
+
+def path_revision(path: str) -> str | None:
+    """SHA-256 of a folder's or a file's content, or the commit of a hub id; None: not known."""
+    from huggingface_hub import constants
+
+    try:
+        place = Path(resolve_checkpoint(path))
+    except ConfigError:
+        place = Path(path)
+    if place.is_file():
+        return _digest_of(place)
+    if place.is_dir():
+        files = sorted(file for file in place.rglob("*") if file.is_file())
+        parts = [[str(file.relative_to(place)), _digest_of(file)] for file in files]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    head = Path(constants.HF_HUB_CACHE) / f"models--{path.replace('/', '--')}" / "refs" / "main"
+    return f"commit {head.read_text().strip()}" if head.is_file() else None
+
+
+def _digest_of(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,0 +1,210 @@
+"""Pictures of any model: a folder with ``manifest.jsonl``, held against the benchmark's items.
+
+One line a picture: {"subject": "dog", "prompt_index": 3, "prompt": "a dog ...", "reference":
+"00.jpg", "index": 0, "file": "dog/003-0.png"}; of several references, a list.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from customized_grpo.data.images import Picture, check_pictures, kept_size, opened
+from customized_grpo.data.texts import check_text, inside, parse_object, read_text, short
+from customized_grpo.errors import ConfigError, DataError
+from customized_grpo.evaluation.benchmark.items import BenchmarkSet, Item, Photo
+from customized_grpo.evaluation.benchmark.sets import digest_of_files
+
+MANIFEST = "manifest.jsonl"
+_KEYS = ("subject", "prompt_index", "prompt", "reference", "index", "file")
+_NAMED = 5  # of many missing or surplus pictures, those that a message names
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outputs:
+    """The pictures of a model, for the items that have one."""
+
+    items: tuple[Item, ...]
+    photos: tuple[Photo, ...]
+    """One per item; names are paths in the folder."""
+    missing: tuple[Item, ...] = ()
+    """What was asked for and is not there, or cannot be read."""
+
+
+def write_manifest(items: Sequence[Item], files: Sequence[str]) -> str:
+    """Lines of a manifest."""
+    rows = (
+        {
+            "subject": item.subject,
+            "prompt_index": item.prompt_index,
+            "prompt": item.prompt,
+            "reference": item.references[0] if len(item.references) == 1 else item.references,
+            "index": item.index,
+            "file": file,
+        }
+        for item, file in zip(items, files, strict=True)
+    )
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def read_outputs(folder: Path, wanted: BenchmarkSet, allow_partial: bool = False) -> Outputs:
+    """The pictures of a folder, in the order of the benchmark's items.
+
+    Everything is checked before anything is measured, but for the pixels: those are read once,
+    when they are measured. With ``allow_partial`` they are read here too, so that pictures that
+    cannot be read count as missing.
+
+    Raises:
+        ConfigError: if the folder has no manifest.
+        DataError: naming what is missing, surplus, unreadable, of another prompt or reference, or
+            outside of the folder.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise ConfigError(
+            f"images: must be a folder with {MANIFEST}, got {str(folder)!r}; see "
+            "docs/evaluation.md for its lines"
+        )
+    files = _read_files(folder, wanted)
+    unreadable = dict(_unreadable(files, allow_partial))
+    absent = [item for item in wanted.items if item.key not in files]
+    if (absent or unreadable) and not allow_partial:
+        raise DataError(_incomplete(folder, wanted, absent, list(unreadable.values())))
+    there = [i for i in wanted.items if i.key in files and i.key not in unreadable]
+    if not there:
+        raise DataError(f"{folder}: must hold a picture of the benchmark, got none it can use")
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(lambda item: digest_of_files([files[item.key]]), there))
+    photos = (
+        Photo(
+            name=files[item.key].relative_to(folder).as_posix(),
+            picture=_picture(files[item.key]),
+            digest=digest,
+        )
+        for item, digest in zip(there, digests, strict=True)
+    )
+    there_keys = {item.key for item in there}
+    return Outputs(
+        items=tuple(there),
+        photos=tuple(photos),
+        missing=tuple(item for item in wanted.items if item.key not in there_keys),
+    )
+
+
+def _read_files(folder: Path, wanted: BenchmarkSet) -> dict[tuple[Any, ...], Path]:
+    """Key of an item -> its file."""
+    items = {item.key: item for item in wanted.items}
+    files: dict[tuple[Any, ...], Path] = {}
+    lines: dict[Path, str] = {}
+    surplus: list[str] = []
+    manifest = folder / MANIFEST
+    for number, line in enumerate(read_text(manifest).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{manifest}:{number}"
+        row = parse_object(where, line)
+        key = _key(where, row)
+        file = inside(f"{where}: file", folder, check_text(where, row, "file"))
+        if key not in items:
+            surplus.append(f"{where}: {_why_surplus(key, wanted)}")
+        elif key in files:
+            raise DataError(f"{where}: {items[key].describe()}: is there twice; keep one line")
+        elif (prompt := check_text(where, row, "prompt")) != items[key].prompt:
+            raise DataError(
+                f"{where}: prompt: must be {items[key].prompt!r}, got {short(prompt)}; sample with "
+                "the benchmark's prompts (the unique token is left out)"
+            )
+        elif (first := lines.setdefault(file, where)) != where:
+            raise DataError(
+                f"{where}: file: must be a picture of its own, got the one of {first}; name the "
+                "picture of this line"
+            )
+        else:
+            files[key] = file
+    if surplus:
+        raise DataError(f"{_some(surplus)}; remove the lines, or set the benchmark accordingly")
+    return files
+
+
+def _key(where: str, row: dict[str, Any]) -> tuple[Any, ...]:
+    if odd := row.keys() ^ set(_KEYS):
+        what = "unknown key" if min(odd) in row else "must have the key"
+        raise DataError(f"{where}: {what} {short(min(odd))}; keys are {', '.join(_KEYS)}")
+    for key in ("prompt_index", "index"):
+        if type(row[key]) is not int or row[key] < 0:
+            raise DataError(
+                f"{where}: {key}: must be a whole number from 0, got {short(row[key])}; correct it"
+            )
+    names = row["reference"] if isinstance(row["reference"], list) else [row["reference"]]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise DataError(
+            f"{where}: reference: must be a photo's name or a list of them, got "
+            f"{short(row['reference'])}; correct it"
+        )
+    return (check_text(where, row, "subject"), row["prompt_index"], tuple(names), row["index"])
+
+
+def _why_surplus(key: tuple[Any, ...], wanted: BenchmarkSet) -> str:
+    subject, prompt_index, references, index = key
+    if subject not in wanted.subjects:
+        return f"subject {subject!r} is not in the benchmark"
+    same = [i for i in wanted.items if (i.subject, i.prompt_index) == (subject, prompt_index)]
+    if not same:
+        return f"{subject} has no prompt {prompt_index}"
+    if references not in {item.references for item in same}:
+        expected = " or ".join(" + ".join(r) for r in dict.fromkeys(i.references for i in same))
+        return f"reference of {subject} must be {expected}, got {' + '.join(references)}"
+    return f"index {index} of {subject}, prompt {prompt_index}, is not below num_images"
+
+
+def _unreadable(
+    files: Mapping[tuple[Any, ...], Path], in_full: bool
+) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """Key -> why; by the header, or by everything."""
+
+    def check(file: Path) -> str | None:
+        try:
+            if in_full:
+                check_pictures({(file, "RGB"): "images"})
+            else:
+                opened(file, f"images: {file}").close()
+        except DataError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        for key, problem in zip(files, pool.map(check, files.values()), strict=True):
+            if problem is not None:
+                yield key, problem
+
+
+def _picture(file: Path) -> Picture:
+    with opened(file, str(file)) as image:
+        height, width = kept_size(image.height, image.width)
+    return Picture(file, "RGB", height, width)
+
+
+def _incomplete(
+    folder: Path, wanted: BenchmarkSet, absent: Sequence[Item], unreadable: Sequence[str]
+) -> str:
+    problems = [*unreadable]
+    if absent:
+        subjects = dict.fromkeys(item.subject for item in absent)
+        whole = [s for s in subjects if all(i in absent for i in wanted.items if i.subject == s)]
+        problems += [f"{folder}: subject {subject!r} is missing" for subject in whole]
+        rest = (item for item in absent if item.subject not in whole)
+        problems += [f"{folder}: {item.describe()}: no line" for item in rest]
+    count = len(absent) + len(unreadable)
+    return (
+        f"{_some(problems)}; {count} of {len(wanted.items)} pictures are missing or unreadable: "
+        "add them, or write --allow-partial true to score the others, marked as partial"
+    )
+
+
+def _some(problems: Iterable[str]) -> str:
+    problems = list(problems)
+    rest = len(problems) - _NAMED
+    return "; ".join([*problems[:_NAMED], *([f"and {rest} more"] if rest > 0 else [])])

@@ -1,0 +1,55 @@
+"""What a run will be trained on: counts, shapes, prompts, and the first batch as a picture."""
+
+from __future__ import annotations
+
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+
+from customized_grpo.buckets import RATIOS
+from customized_grpo.config import RunConfig
+from customized_grpo.data.base import DataSource
+from customized_grpo.data.listed import ListedSource
+from customized_grpo.errors import within
+from customized_grpo.pictures import save_grid
+
+
+def show_data(config: RunConfig, picture: Path) -> str:
+    """Draws the first training batch into ``picture`` (PNG) and returns a description in text.
+
+    Raises:
+        DataError, ConfigError: at the first mistake in the data, as before a run.
+    """
+    with within("data"):
+        source: DataSource = config.data.build(config.seed)
+    batch = source.training(0, config.rollout.prompts_per_rollout)
+    further = {
+        f"reference {number + 1}": [example.references[number] for example in batch]
+        for number in range(1, len(batch[0].references))
+    }
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    save_grid(picture, batch, further)
+    return "\n".join([*count_lines(source), "first batch:", *(f"  {e.prompt}" for e in batch)])
+
+
+def count_lines(source: DataSource) -> list[str]:
+    """How many examples of what shapes a source has."""
+    if not isinstance(source, ListedSource):
+        examples = source.listed()
+        return [f"examples: {len(examples)}" if examples else "examples: without end"]
+    splits = source.splits
+    lines = [
+        f"training: {len(splits.training)} examples",
+        f"held out: {len(splits.held_out)}, validation: {len(splits.validation)}",
+        "references, width:height:",
+    ]
+    counts = {key: len(entries) for key, entries in source.layouts.items()}
+    for key, count in Counter(counts).most_common():
+        lines.append(f"  {' + '.join(ratio_name(index) for index in key)}: {count} examples")
+    return lines
+
+
+def ratio_name(index: int) -> str:
+    """Ratio of RATIOS as a photographer writes it, width first: 3:2."""
+    ratio = Fraction(1 / RATIOS[index]).limit_denominator(20)
+    return f"{ratio.numerator}:{ratio.denominator}"

@@ -1,0 +1,355 @@
+"""Figures of results, by matplotlib: one function a figure, None where there is nothing to show."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import BytesIO, StringIO
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from customized_grpo.config import DEFAULT_GAMMA, read_config
+from customized_grpo.evaluation.results import BASE, CHANCE, COPY, TRUTH, Cell, Interval, Results
+from customized_grpo.ops import shaping_bonus
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, told apart by colour-blind readers too; the main method gets black.
+_PALETTE = ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C00", "#7F3C8D",
+            "#666666", "#11A579")  # fmt: skip
+_MARKERS = "osD^vP*Xph"
+_CLOSE = 5  # times the methods' median distance from the base; who is farther off is not drawn
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """What all figures of this project have in common, while they are drawn and saved."""
+    import matplotlib as mpl
+
+    settings: Any = {
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "#e6e6e6",
+        "axes.axisbelow": True,
+        "legend.frameon": False,
+        "svg.hashsalt": "customized-grpo",  # the same figure gives the same bytes
+    }
+    with mpl.rc_context(settings):
+        yield
+
+
+def figures(results: Results) -> dict[str, Figure]:
+    """File name -> figure, of those the results have numbers for."""
+    made: dict[str, Callable[[Results], Figure | None]] = {
+        "plane": plane,
+        "learning-curves": learning_curves,
+        "quadrants": quadrants,
+        "schedule": schedule,
+        "shares": shares,
+        "quality": quality,
+    }
+    with house_style():
+        drawn = {name: draw(results) for name, draw in made.items()}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def to_svg(figure: Figure) -> str:
+    """SVG element without prolog, the same bytes for the same figure."""
+    buffer = StringIO()
+    with house_style():
+        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def to_png(figure: Figure) -> bytes:
+    """PNG at 150 dpi."""
+    buffer = BytesIO()
+    with house_style():
+        figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")
+    return buffer.getvalue()
+
+
+def plane(results: Results) -> Figure | None:
+    """The (prompt, identity) plane: anchors at large, base and methods at close range."""
+    yardstick = results.yardstick
+    points = {name: yardstick.point(judged) for name, judged in yardstick.models.items()}
+    known = {name: point for name, point in points.items() if point is not None}
+    if not known:
+        return None
+    figure, (far, near) = _subplots(1, 2, (9.6, 4.4))
+    for axes in (far, near):
+        for name, marker in ((COPY, "s"), (TRUTH, "*"), (CHANCE, "x"), (BASE, "o")):
+            if name in known:
+                axes.scatter(*known[name], marker=marker, s=70, color="#444444", zorder=3)
+                axes.annotate(
+                    name, known[name], textcoords="offset points", xytext=(7, 5), color="#444444"
+                )
+        axes.set_xlabel("prompt")
+        axes.set_ylabel("identity")
+    shown: dict[str, tuple[float, float]] = {}
+    for method, style in _styles(results).items():
+        x, y = (
+            results.over_seeds(method, str(yardstick.evaluator(o))) for o in ("prompt", "identity")
+        )
+        if x is None or y is None:
+            continue
+        far.scatter(x.mean, y.mean, s=16, color=style["color"], marker=style["marker"], zorder=2)
+        near.errorbar(x.mean, y.mean, xerr=_bar(x), yerr=_bar(y), ms=7, capsize=2, lw=1, **style)
+        shown[method] = (x.mean, y.mean)
+    anchors = [known[name] for name in (BASE, TRUTH) if name in known]
+    centre = known.get(BASE, next(iter(known.values())))
+    outside: set[str] = set()
+    for axis in (0, 1):
+        outside |= _far_off({m: abs(point[axis] - centre[axis]) for m, point in shown.items()})
+    inside = [*anchors, *(point for method, point in shown.items() if method not in outside)]
+    for values, limit in zip(
+        zip(*inside, strict=True), (near.set_xlim, near.set_ylim), strict=True
+    ):
+        margin = 0.18 * (max(values) - min(values)) + 1e-4
+        limit(min(values) - margin, max(values) + margin)
+    far.set_title("with all anchors")
+    near.set_title("close up, 95 % intervals over seeds")
+    _note_outside(near, results, outside)
+    _legend_below(figure, near)
+    return figure
+
+
+def learning_curves(results: Results) -> Figure | None:
+    """Gains on validation examples over the updates: by the evaluators, dashed by the rewards."""
+    yardstick = results.yardstick
+    evaluators = {o: f"validation/{yardstick.evaluator(o)}" for o in ("prompt", "identity")}
+    drawn = {o: n for o, n in evaluators.items() if any(n in c.curve for c in results.cells)}
+    if not drawn:
+        return None
+    figure, panels = _subplots(1, len(drawn), (4.8 * len(drawn), 3.8))
+    for axes, (objective, name) in zip(panels, drawn.items(), strict=True):
+        reward = f"validation/reward/{yardstick.reward(objective)}"
+        gains: dict[str, Tensor] = {}
+        for method, style in _styles(results).items():
+            curves = [c.curve for c in results.of(method).values() if name in c.curve]
+            if curves:
+                gains[method] = _curve(axes, curves, name, reward, style)
+        outside = _far_off({method: mean.abs().max().item() for method, mean in gains.items()})
+        if outside:
+            inside = torch.cat([mean for method, mean in gains.items() if method not in outside])
+            low, high = inside.min().item(), inside.max().item()
+            axes.set_ylim(low - 0.3 * (high - low), high + 0.3 * (high - low))
+            _note_outside(axes, results, outside)
+        axes.axhline(0, color="#444444", lw=0.8)
+        axes.set_title(f"{objective}, gain on validation examples")
+        axes.set_xlabel("update")
+    _legend_below(figure, panels[0])
+    return figure
+
+
+def _curve(
+    axes: Axes, curves: Sequence[dict[str, list[float]]], name: str, reward: str, style: dict
+) -> Tensor:
+    """Draws a method's curves; returns all that was drawn, without the band."""
+    updates = curves[0]["update"]
+    of_seeds = [_gains(curve[name]) for curve in curves]
+    _band(axes, updates, of_seeds, style)
+    mean = torch.tensor(of_seeds).mean(0)
+    rewarded = [_gains(curve[reward]) for curve in curves if reward in curve]
+    if not rewarded:
+        return mean
+    dashed = torch.tensor(rewarded).mean(0)
+    axes.plot(updates, dashed.tolist(), lw=0.9, ls="--", color=style["color"])
+    return torch.cat([mean, dashed])
+
+
+def _far_off(distances: Mapping[str, float]) -> set[str]:
+    """Methods so far from the base that the others could not be told apart beside them."""
+    if not distances:
+        return set()
+    limit = _CLOSE * statistics.median(distances.values())
+    return {method for method, distance in distances.items() if distance > limit}
+
+
+def _note_outside(axes: Axes, results: Results, methods: Collection[str]) -> None:
+    names = ", ".join(results.labels[method] for method in results.methods if method in methods)
+    if names:
+        axes.text(
+            0.02, 0.02, f"goes beyond this picture: {names}", transform=axes.transAxes, fontsize=8
+        )
+
+
+def _gains(values: Sequence[float]) -> list[float]:
+    return [value - values[0] for value in values]
+
+
+def quadrants(results: Results) -> Figure | None:
+    """Group advantages of the main method's first rollouts, coloured by the bonus they got."""
+    parts = [_advantages_and_bonus(cell) for cell in results.of(results.main).values()]
+    known = [part for part in parts if part is not None]
+    if not known:
+        return None
+    advantages, bonus = (torch.cat(tensors) for tensors in zip(*known, strict=True))
+    figure, (axes,) = _subplots(1, 1, (5.6, 4.8))
+    limit = max(bonus.abs().max().item(), 1e-3)
+    dots = axes.scatter(
+        advantages[:, 1], advantages[:, 0], c=bonus, cmap="RdBu", vmin=-limit, vmax=limit, s=22,
+        edgecolors="#555555", linewidths=0.3,
+    )  # fmt: skip
+    axes.axhline(0, color="#444444", lw=1)
+    axes.axvline(0, color="#444444", lw=1)
+    for x, y, title in (
+        (1, 1, "both good"), (-1, -1, "both bad"), (-1, 1, "conflicted"), (1, -1, "conflicted"),
+    ):  # fmt: skip
+        inside = (advantages[:, 1].sign() == x) & (advantages[:, 0].sign() == y)
+        axes.text(
+            0.5 + 0.48 * x, 0.5 + 0.47 * y, f"{title}, {inside.float().mean().item():.0%}",
+            ha="right" if x > 0 else "left", va="center", transform=axes.transAxes,
+        )  # fmt: skip
+    axes.set_xlabel("prompt advantage")
+    axes.set_ylabel("identity advantage")
+    axes.set_title(f"{len(advantages)} samples, {results.labels[results.main]}")
+    figure.colorbar(dots, ax=axes, label="bonus")
+    return figure
+
+
+def _advantages_and_bonus(cell: Cell) -> tuple[Tensor, Tensor] | None:
+    """``[B, 2]`` (identity, prompt) advantages of the first rollout and their bonus ``[B]``."""
+    if not {"identity", "prompt"} <= cell.advantages.keys():
+        return None
+    config = read_config(cell.config, f"{cell.method}/seed{cell.seed}")
+    columns = [cell.advantages[name] for name in ("identity", "prompt")]
+    advantages = torch.tensor(
+        [[math.nan if value is None else value for value in column] for column in columns]
+    ).T.contiguous()
+    settings = config.advantage
+    bonus = shaping_bonus(
+        settings.find_shaping(),
+        advantages,
+        gamma=DEFAULT_GAMMA if settings.gamma is None else settings.gamma,
+        center=settings.center,
+        group_ids=torch.arange(len(advantages)) // config.rollout.group_size,
+    )
+    valid = ~advantages.isnan().any(1)
+    return advantages[valid], bonus[valid]
+
+
+def schedule(results: Results) -> Figure | None:
+    """Weight of the prompt at every denoising step; methods of equal weights share a line."""
+    lines: dict[tuple[float, ...], list[str]] = {}
+    for method in _styles(results):
+        raw = next(iter(results.of(method).values())).schedule
+        if raw and "prompt" in raw["objectives"]:
+            column = raw["objectives"].index("prompt")
+            weights = tuple(row[column] for row in raw["weights"])
+            lines.setdefault(weights, []).append(method)
+    if not lines:
+        return None
+    figure, (axes,) = _subplots(1, 1, (7.4, 3.6))
+    styles = _styles(results)
+    for weights, methods in lines.items():
+        chosen = results.main if results.main in methods else methods[0]
+        label = ", ".join(results.labels[method] for method in methods)
+        color = styles[chosen]["color"]
+        axes.step(range(len(weights)), weights, where="mid", label=label, color=color)
+    axes.set_xlabel("denoising step (0 = noisiest)")
+    axes.set_ylabel("weight of the prompt")
+    axes.set_ylim(-0.05, 1.05)
+    _legend_below(figure, axes, columns=1)
+    return figure
+
+
+def shares(results: Results) -> Figure | None:
+    """Shares of conflicted, both-positive and both-negative samples in the course of training."""
+    cells = {m: [c.shares for c in results.of(m).values() if c.shares] for m in _styles(results)}
+    cells = {method: rows for method, rows in cells.items() if rows}
+    if not cells:
+        return None
+    figure, panels = _subplots(1, 3, (9.6, 3.2))
+    for axes, name in zip(panels, ("conflicted", "both_positive", "both_negative"), strict=True):
+        for method, style in _styles(results).items():
+            curves = [_smooth(c[f"share/{name}"]) for c in cells.get(method, [])]
+            if curves:
+                mean = torch.tensor(curves).mean(0).tolist()
+                plain = {key: style[key] for key in ("color", "label")}
+                axes.plot(cells[method][0]["update"], mean, lw=1.2, **plain)
+        axes.set_title(name.replace("_", " "))
+        axes.set_xlabel("update")
+    _legend_below(figure, panels[0])
+    return figure
+
+
+def quality(results: Results) -> Figure | None:
+    """What no reward sees: Fréchet distance and fine texture, against base and ground truth."""
+    names = {"frechet": "Fréchet distance to the ground truth", "high_frequency": "fine texture "
+             "energy (ground truth = 1)", "copy": "copying (ground truth = 0)"}  # fmt: skip
+    base = results.yardstick.values(results.yardstick.base)
+    names = {name: title for name, title in names.items() if name in base}
+    if not names:
+        return None
+    figure, panels = _subplots(1, len(names), (3.4 * len(names), 3.6))
+    methods = list(_styles(results).items())
+    for column, (axes, (name, title)) in enumerate(zip(panels, names.items(), strict=True)):
+        for row, (method, style) in enumerate(methods):
+            interval = results.over_seeds(method, name)
+            if interval is not None:
+                axes.errorbar(interval.mean, row, xerr=_bar(interval), capsize=2, **style)
+        axes.axvline(base[name], color="#444444", ls="--", lw=1)
+        axes.set_title(title, fontsize=9)
+        axes.set_yticks(range(len(methods)), [style["label"] for _, style in methods])
+        axes.invert_yaxis()
+        if column:
+            axes.set_yticklabels([])
+    figure.text(0.5, -0.02, "dashed: base", ha="center", color="#444444")
+    return figure
+
+
+def _subplots(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
+def _styles(results: Results) -> dict[str, dict]:
+    """Method -> colour, marker, label; the same in every figure."""
+    others = [m for m in results.labels if m != results.main]
+    styles = {m: (_PALETTE[i % len(_PALETTE)], _MARKERS[(i + i // len(_PALETTE)) % len(_MARKERS)])
+              for i, m in enumerate(others)}  # fmt: skip
+    styles[results.main] = ("black", "o")
+    return {
+        m: {"color": styles[m][0], "marker": styles[m][1], "label": results.labels[m]}
+        for m in results.methods
+    }
+
+
+def _bar(interval: Interval) -> float | None:
+    return interval.half_width if interval.count > 1 else None
+
+
+def _band(axes: Axes, x: Sequence[float], curves: Sequence[Sequence[float]], style: dict) -> None:
+    intervals = [Interval.of(values) for values in zip(*curves, strict=True)]
+    middle = [i.mean for i in intervals]
+    axes.plot(x, middle, ms=3, lw=1.4, **style)
+    if len(curves) > 1:
+        low = [i.mean - i.half_width for i in intervals]
+        high = [i.mean + i.half_width for i in intervals]
+        axes.fill_between(x, low, high, color=style["color"], alpha=0.10, lw=0)
+
+
+def _smooth(values: Sequence[float], width: int = 5) -> list[float]:
+    """Running mean: a rollout has a hundred samples only."""
+    return [
+        sum(values[max(0, i - width + 1) : i + 1]) / min(i + 1, width) for i in range(len(values))
+    ]
+
+
+def _legend_below(figure: Figure, axes: Axes, columns: int = 4) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        columns = min(columns, len(handles))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9)

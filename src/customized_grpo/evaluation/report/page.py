@@ -1,0 +1,169 @@
+"""One self-contained HTML page of results, with the same figures as PNG beside it."""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from io import BytesIO
+from pathlib import Path
+
+from customized_grpo.errors import ConfigError
+from customized_grpo.evaluation.results import BASE, Results
+from customized_grpo.files import write_atomic
+
+_CAPTIONS = {
+    "plane": (
+        "Identity against prompt",
+        "Where every method ends. Up and to the right is better; above the ground truth's identity "
+        "lies copying.",
+    ),
+    "learning-curves": (
+        "Learning curves",
+        "Gains on the same validation examples by the evaluators, which no run is rewarded by; "
+        "bands are 95 % intervals over the seeds. Dashed: gains by the rewarded models; a gap "
+        "between the two is reward hacking.",
+    ),
+    "quadrants": (
+        "Which samples the bonus pushes up and down",
+        "Every dot is a sample of a first rollout, at its advantages within its group. The bonus "
+        "pushes blue samples up and red ones down.",
+    ),
+    "schedule": (
+        "Weights over the denoising steps",
+        "Of the prompt; the identity has the rest. TDW starts with the prompt.",
+    ),
+    "shares": (
+        "Conflict in the course of training",
+        "Shares of samples by the signs of their two advantages, running mean of five rollouts.",
+    ),
+    "quality": (
+        "What no reward sees",
+        "Mean and 95 % interval over the seeds.",
+    ),
+}
+
+
+def check_extra() -> None:
+    """Makes sure that a report can be written.
+
+    Raises:
+        ConfigError: if the packages of the extra ``report`` are missing.
+    """
+    missing = [name for name in ("jinja2", "matplotlib", "scipy") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"report: needs {', '.join(missing)}; pip install 'customized-grpo[report]'"
+        )
+
+
+def study_pictures(results: Results, folder: Path) -> dict[str, Path]:
+    """Heading -> strip of pictures, of a study's results."""
+    methods = {results.labels[method]: method for method in results.methods}
+    names = {"reference": "reference", "ground truth": "ground-truth", BASE: BASE} | methods
+    return {heading: folder / "pictures" / f"{name}.png" for heading, name in names.items()}
+
+
+def run_pictures(runs: Sequence[Path]) -> dict[str, Path]:
+    """Heading -> strip of pictures, of evaluated run folders."""
+    first = runs[0] / "pictures" / "held_out"
+    strips = {"reference": "reference", "ground truth": "ground-truth", BASE: BASE}
+    shared = {heading: first / f"{name}.png" for heading, name in strips.items()}
+    return shared | {str(run): run / "pictures" / "held_out" / "tuned.png" for run in runs}
+
+
+def write_report(
+    results: Results, folder: Path, command: str, pictures: Mapping[str, Path]
+) -> Path:
+    """Writes ``report.html``, ``tables.md`` and ``figures/*.png``; returns the page.
+
+    Args:
+        results: what to show.
+        folder: where to write.
+        command: what the reader can repeat it with.
+        pictures: heading -> strip of pictures of the examples; left out where there is no file.
+
+    Raises:
+        ConfigError: if the packages of the extra ``report`` are missing.
+    """
+    check_extra()
+    import jinja2
+
+    from customized_grpo.evaluation.report.figures import figures, to_png, to_svg
+    from customized_grpo.evaluation.report.tables import markdown, tables
+
+    drawn = figures(results)
+    for name, figure in drawn.items():
+        _write(folder / "figures" / f"{name}.png", to_png(figure))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["emphasis"] = _emphasis
+    page = environment.get_template("page.html.j2").render(
+        results=results,
+        summary=_summary(results),
+        tables=tables(results),
+        figures={name: to_svg(figure) for name, figure in drawn.items()},
+        captions=_CAPTIONS,
+        pictures={
+            heading: _cut(file, len(results.yardstick.prompts))
+            for heading, file in pictures.items()
+            if file.exists()
+        },
+        versions=_versions(results),
+        command=command,
+        configs={c.method: c.config for c in reversed(results.cells)},
+    )
+    _write(folder / "tables.md", markdown(results).encode())
+    _write(folder / "report.html", page.encode())
+    return folder / "report.html"
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, content)
+
+
+def _emphasis(text: str) -> str:
+    """Markdown's * and ** to HTML, the rest escaped."""
+    escaped = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html.escape(text))
+    return re.sub(r"\*(.+?)\*", r"<i>\1</i>", escaped)
+
+
+def _summary(results: Results) -> str:
+    hours = sum(cell.seconds for cell in results.cells) / 3600
+    return (
+        f"{len(results.cells)} runs of {len({c.method for c in results.cells})} methods, "
+        f"{hours:.1f} hours of training in all, judged on {results.yardstick.describe()} by "
+        "evaluators that no run was rewarded by."
+    )
+
+
+def _versions(results: Results) -> str:
+    hidden = ("device", "threads")
+    found = dict.fromkeys(
+        f"{name} {value}"
+        for cell in results.cells
+        for name, value in cell.environment.items()
+        if name not in hidden
+    )
+    return ", ".join(found)
+
+
+def _cut(strip: Path, count: int) -> list[str]:
+    from PIL import Image
+
+    parts = []
+    with Image.open(strip) as image:
+        width = image.width // count
+        for number in range(count):
+            buffer = BytesIO()
+            part = image.crop((number * width, 0, (number + 1) * width, image.height))
+            part.save(buffer, format="PNG", optimize=True)
+            parts.append(base64.b64encode(buffer.getvalue()).decode())
+    return parts

@@ -1,0 +1,234 @@
+"""Tables of results, as Markdown and as the rows of the HTML report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from customized_grpo.evaluation.results import BASE, Results
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """How a measure is shown."""
+
+    name: str
+    heading: str
+    digits: int = 4
+    explanation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A table with a title and a sentence on what it says; the first column names the row."""
+
+    title: str
+    note: str
+    heads: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        """GitHub's flavour."""
+        lines = [self.heads, ["---"] + ["---:"] * (len(self.heads) - 1), *self.rows]
+        body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+        return f"### {self.title}\n\n{self.note}\n\n{body}\n"
+
+
+_OBJECTIVES = (
+    Measure(
+        name="hypervolume",
+        heading="hypervolume",
+        explanation="area that the (prompt, identity) point dominates above an unrelated picture",
+    ),
+    Measure(
+        name="joint_domination",
+        heading="joint domination",
+        digits=3,
+        explanation="share of examples better than the base on every objective",
+    ),
+    Measure(
+        name="joint_collapse",
+        heading="joint collapse",
+        digits=3,
+        explanation="share of examples worse than the base on every objective",
+    ),
+    Measure(
+        name="copy",
+        heading="copy",
+        explanation="similarity to the whole reference in excess of the ground truth's",
+    ),
+)
+_SUBJECT = (
+    Measure(
+        name="region",
+        heading="region identity",
+        explanation="identity of the subject's region alone",
+    ),
+    Measure(
+        name="retrieval",
+        heading="retrieval",
+        digits=3,
+        explanation="how often that region is most similar to the right one of all subjects",
+    ),
+    *(
+        Measure(
+            name=f"attribute/{name}",
+            heading=name,
+            digits=3,
+            explanation=f"how often an independent classifier finds the {name} that was asked for",
+        )
+        for name in ("scene", "placement", "prop", "color", "accessory")
+    ),
+)
+_QUALITY = (
+    Measure(
+        name="frechet",
+        heading="Fréchet",
+        explanation="distance of evaluator features to the ground truth's, smaller is better",
+    ),
+    Measure(
+        name="high_frequency",
+        heading="high frequencies",
+        digits=3,
+        explanation="energy of fine texture, ground truth = 1; a rise means grid artefacts",
+    ),
+    Measure(
+        name="diversity",
+        heading="diversity",
+        explanation="mean 1 - cosine between four pictures of one example",
+    ),
+    Measure(
+        name="hacking_gap/prompt",
+        heading="gap prompt",
+        explanation="gain by the rewarded model minus gain by the evaluator",
+    ),
+    Measure(
+        name="hacking_gap/identity",
+        heading="gap identity",
+        explanation="the same for the identity",
+    ),
+)
+
+# Shares of samples in the paper (arXiv:2510.18263): conflicted, both positive, both negative.
+_PAPER_SHARES = ("50.2 %", "26.8 %", "23.0 %")
+
+
+def tables(results: Results) -> list[Table]:
+    """All tables that the results have numbers for."""
+    scores = [
+        Measure(name=evaluator, heading=objective, explanation=f"{objective} by the evaluator")
+        for evaluator, objective in results.yardstick.objectives.items()
+        if evaluator == results.yardstick.evaluator(objective)
+    ]
+    made = [
+        _absolute(results, "Both objectives", [*scores, *_OBJECTIVES]),
+        _against_base(results, [*scores, *_OBJECTIVES]),
+        _against_methods(results, [*scores, *_OBJECTIVES]),
+        _absolute(results, "The subject, and what the prompt asks for", _SUBJECT),
+        _absolute(results, "Image quality that no reward sees, and reward hacking", _QUALITY),
+        _shares(results),
+    ]
+    return [table for table in made if table is not None]
+
+
+def markdown(results: Results) -> str:
+    """All tables, with the number of seeds and examples."""
+    seeds = ", ".join(f"{results.labels[m]} {len(results.of(m))}" for m in results.methods)
+    intro = (
+        f"{results.yardstick.describe()}. Mean over the seeds ± half-width of the 95 % confidence "
+        f"interval (Student's t). Seeds: {seeds}.\n"
+    )
+    return "\n".join([intro, *(table.markdown() for table in tables(results))])
+
+
+def _known(results: Results, measures: Sequence[Measure]) -> list[Measure]:
+    judged = [results.yardstick.base, *(cell.judgement for cell in results.cells[:1])]
+    names = {name for judgement in judged for name in results.yardstick.values(judgement)}
+    return [measure for measure in measures if measure.name in names]
+
+
+def _note(measures: Sequence[Measure]) -> str:
+    return "; ".join(f"*{m.heading}*: {m.explanation}" for m in measures) + "."
+
+
+def _absolute(results: Results, title: str, measures: Sequence[Measure]) -> Table | None:
+    measures = _known(results, measures)
+    if not measures:
+        return None
+    rows = []
+    for name, judgement in results.yardstick.models.items():
+        values = results.yardstick.values(judgement)
+        cells = [f"{values[m.name]:.{m.digits}f}" if m.name in values else "" for m in measures]
+        rows.append([name, *cells])
+    for method in results.methods:
+        intervals = [results.over_seeds(method, m.name) for m in measures]
+        cells = [i.text(m.digits) if i else "" for i, m in zip(intervals, measures, strict=True)]
+        rows.append([_emphasised(results, method), *cells])
+    heads = ["", *(m.heading for m in measures)]
+    return Table(title=title, note=_note(measures), heads=heads, rows=rows)
+
+
+def _emphasised(results: Results, method: str) -> str:
+    label = results.labels[method]
+    return f"**{label}**" if method == results.main else label
+
+
+def _against_base(results: Results, measures: Sequence[Measure]) -> Table:
+    measures = [m for m in _known(results, measures) if not m.name.startswith("joint")]
+    rows = [
+        [_emphasised(results, m), *_differences(results, m, BASE, measures)]
+        for m in results.methods
+    ]
+    return Table(
+        title="Change from the base",
+        note="Method minus base. **Bold**: the interval excludes 0.",
+        heads=["", *(m.heading for m in measures)],
+        rows=rows,
+    )
+
+
+def _against_methods(results: Results, measures: Sequence[Measure]) -> Table | None:
+    measures = _known(results, measures)
+    main, others = results.main, [m for m in results.methods if m != results.main]
+    if not others or not results.of(main):
+        return None
+    rows = [
+        [f"- {results.labels[other]}", *_differences(results, main, other, measures)]
+        for other in others
+    ]
+    return Table(
+        title=f"{results.labels[main]} minus the others, paired by seed",
+        note="**Bold**: the interval excludes 0.",
+        heads=["", *(m.heading for m in measures)],
+        rows=rows,
+    )
+
+
+def _differences(
+    results: Results, method: str, other: str, measures: Sequence[Measure]
+) -> list[str]:
+    cells = []
+    for measure in measures:
+        interval = results.over_seeds(method, measure.name, minus=other)
+        text = interval.text(measure.digits, sign=True) if interval else ""
+        cells.append(f"**{text}**" if interval and interval.excludes_zero else text)
+    return cells
+
+
+def _shares(results: Results) -> Table | None:
+    rows = []
+    for method in results.methods:
+        cells = [cell.shares for cell in results.of(method).values() if cell.shares]
+        if cells:
+            names = [name for name in cells[0] if name != "update"]
+            values = [[share for cell in cells for share in cell[name]] for name in names]
+            means = (f"{sum(v) / len(v):.1%}".replace("%", " %") for v in values)
+            rows.append([results.labels[method], *means])
+    if not rows:
+        return None
+    return Table(
+        title="Samples by the signs of their advantages",
+        note="Mean over all rollouts of a run and all seeds.",
+        heads=["", "conflicted", "both positive", "both negative"],
+        rows=[*rows, ["paper, FLUX (published)", *_PAPER_SHARES]],
+    )

@@ -1,0 +1,1 @@
+"""Kernels for a CPU: the laptop's way through a transformer."""

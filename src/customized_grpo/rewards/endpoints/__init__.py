@@ -1,0 +1,1 @@
+"""Rewards that other processes give, over HTTP."""

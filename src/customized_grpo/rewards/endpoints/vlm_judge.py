@@ -1,0 +1,238 @@
+"""A vision-language model as the judge, behind any OpenAI-compatible chat-completions endpoint.
+
+Plain requests on a pool of threads rather than the openai package: a reward is called from
+ordinary code, the connections live as long as the run, and every try is counted against the budget.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from customized_grpo.config import RewardConfig
+from customized_grpo.config.limits import Concurrency, Count, Retries, Seconds, Side, VariableName
+from customized_grpo.rewards.base import distinct
+from customized_grpo.rewards.endpoints.answer_cache import AnswerCache, content_key
+from customized_grpo.rewards.endpoints.answers import BadAnswer, NoLogprobs, expected_points, points
+from customized_grpo.rewards.endpoints.budget import Ledger
+from customized_grpo.rewards.endpoints.http_client import (
+    Backoff,
+    Endpoint,
+    PermanentFailure,
+    TemporaryFailure,
+    check_url,
+    failure_lines,
+    read_secret,
+)
+from customized_grpo.rewards.endpoints.rubrics import ANSWER_FORMAT, Criterion, messages
+from customized_grpo.types import Example
+
+_TOP_LOGPROBS = 20  # the most that OpenAI and a vLLM server as it is started by default give
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VlmJudgeConfig(RewardConfig):
+    """Points from 0 to 4 that a vision-language model gives by a rubric."""
+
+    type: Literal["vlm-judge"] = "vlm-judge"  # pyright: ignore[reportIncompatibleVariableOverride]
+    base_url: str
+    """The endpoint up to its version, such as 'http://localhost:8000/v1'."""
+    model: str
+    """Name of the model at the endpoint."""
+    criterion: Criterion
+    """identity = the same subject as in the references; prompt = everything that is asked for."""
+    api_key_env: VariableName | None = None
+    """Environment variable with the key; null = none is needed."""
+    logit_weighted: bool = False
+    """Expected points under the probabilities of the digits, instead of the digit: finer. The
+    endpoint must give logprobs."""
+    max_tokens: Count = 256
+    """Tokens of an answer."""
+    max_side: Annotated[Side, Field(ge=32)] = 1024
+    """Pixels of the longest side of the pictures sent; larger ones are scaled down."""
+    request: dict[str, Any] = field(default_factory=dict)
+    """Further fields of the request's body, such as {seed: 0}; they replace ours, and null removes
+    one: {max_tokens: null, max_completion_tokens: 2000, temperature: null}."""
+    concurrency: Concurrency = 8
+    """Requests under way."""
+    timeout: Seconds = 60.0
+    """Seconds for one request."""
+    retries: Retries = 4
+    """Further tries of a request that failed or whose answer cannot be read."""
+    cache: str | None = None
+    """Sqlite file that keeps the scores by content, for this run and others; null = none."""
+    max_requests: PositiveInt | None = None
+    """Requests of the run, retries included; after that images are unscorable. null = no cap."""
+    max_cost: PositiveFloat | None = None
+    """Cost of the run in the prices' currency; after that images are unscorable. null = no cap."""
+    price_prompt: NonNegativeFloat | None = None
+    """Price of a million prompt tokens; with both prices the cost is in the log."""
+    price_completion: NonNegativeFloat | None = None
+    """Price of a million completion tokens."""
+
+    def __post_init__(self) -> None:
+        check_url("base_url", self.base_url)
+        if (self.price_prompt is None) != (self.price_completion is None):
+            raise ValueError("price_prompt and price_completion go together, got one; give both")
+        if self.max_cost is not None and self.price_prompt is None:
+            raise ValueError("max_cost needs price_prompt and price_completion, got none")
+
+    def build(self, device: torch.device) -> VlmJudge:
+        """Opens the cache and reads the key; the endpoint is not asked before the first image."""
+        import httpx2
+
+        client = httpx2.Client(limits=httpx2.Limits(max_connections=None))
+        secret = read_secret("api_key_env", self.api_key_env)
+        endpoint = Endpoint(client=client, timeout=self.timeout, secret=secret)
+        return VlmJudge(self, endpoint, Backoff(retries=self.retries, base=1.0))
+
+
+class VlmJudge:
+    """See VlmJudgeConfig."""
+
+    def __init__(self, config: VlmJudgeConfig, endpoint: Endpoint, backoff: Backoff) -> None:
+        self._config, self._endpoint, self._backoff = config, endpoint, backoff
+        self._url = f"{config.base_url.rstrip('/')}/chat/completions"
+        self._cache = None if config.cache is None else AnswerCache(config.cache)
+        prices = (config.price_prompt, config.price_completion)
+        self._ledger = Ledger(config.max_requests, config.max_cost, prices)
+        self._structured = True
+        self._errors: list[str] = []
+
+    def score(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
+        """See the Protocol; NaN where an image could not be judged."""
+        unique, place = distinct(examples)
+        side = self._config.max_side
+        with ThreadPoolExecutor(min(self._config.concurrency, len(images))) as pool:
+            references = list(pool.map(self._references, unique))
+            pictures = list(pool.map(lambda image: data_url(image, side), images.cpu()))
+            bodies = [
+                self._body(picture, example, references[i])
+                for picture, example, i in zip(pictures, examples, place.tolist(), strict=True)
+            ]
+            scored = list(pool.map(self._judge, bodies))
+        texts = Counter(text for _, text in scored if text)
+        self._errors += failure_lines(texts, len(images))
+        scores = [score for score, _ in scored]
+        return torch.tensor(scores, dtype=torch.float32, device=images.device)
+
+    def metrics(self) -> dict[str, float]:
+        """See RewardMetrics: requests, retries, failures, cache hits, tokens, and cost if known."""
+        return self._ledger.totals()
+
+    def restore(self, totals: dict[str, float]) -> None:
+        """See Budgeted."""
+        self._ledger.restore(totals)
+
+    def take_errors(self) -> tuple[str, ...]:
+        """See PartialFailures."""
+        errors, self._errors = tuple(self._errors), []
+        return errors
+
+    def _references(self, example: Example) -> list[str]:
+        if self._config.criterion != "identity":
+            return []
+        return [data_url(picture, self._config.max_side) for picture in example.references]
+
+    def _body(self, picture: str, example: Example, references: list[str]) -> dict[str, Any]:
+        config = self._config
+        body: dict[str, Any] = {
+            "model": config.model,
+            "messages": messages(
+                config.criterion, picture, example.prompt, example.subject, references
+            ),
+            "temperature": 0,
+            "max_tokens": config.max_tokens,
+            "response_format": ANSWER_FORMAT,
+        }
+        if config.logit_weighted:
+            body |= {"logprobs": True, "top_logprobs": _TOP_LOGPROBS}
+        body |= config.request
+        return {name: value for name, value in body.items() if value is not None}
+
+    def _judge(self, body: dict[str, Any]) -> tuple[float, str | None]:
+        """Score of one image from the cache or the model; NaN and the reason if there is none."""
+        key = content_key({**body, "logit_weighted": self._config.logit_weighted})
+        if self._cache is not None and (known := self._cache.get(key)) is not None:
+            self._ledger.count("cache_hits")
+            return known, None
+        tries = 0
+
+        def attempt() -> float:
+            nonlocal tries
+            tries += 1
+            return self._ask(body, is_retry=tries > 1)
+
+        try:
+            score = self._backoff.run(attempt)
+        except (TemporaryFailure, PermanentFailure) as failure:
+            self._ledger.count("failures")
+            return math.nan, f"{self._config.model} at {self._url}: {failure}"
+        if self._cache is not None:
+            self._cache.put(key, score)
+        return score, None
+
+    def _ask(self, body: dict[str, Any], is_retry: bool) -> float:
+        """One try."""
+        structured = self._structured and "response_format" in body
+        if not structured:
+            body = {name: value for name, value in body.items() if name != "response_format"}
+        self._ledger.spend_request()
+        if is_retry:
+            self._ledger.count("retries")
+        content = json.dumps(body).encode()
+        try:
+            answer = self._endpoint.send("POST", self._url, content, "application/json")
+        except PermanentFailure as failure:
+            refused = failure.status in (400, 422) and "response_format" in str(failure)
+            if not (structured and refused):
+                raise
+            self._structured = False  # this endpoint takes none: the rubric asks for JSON anyway
+            return self._ask(body, is_retry=True)
+        return self._read(answer)
+
+    def _read(self, answer: Any) -> float:
+        if isinstance(answer, dict):
+            self._ledger.book(answer.get("usage"))
+        try:
+            choice = answer["choices"][0]
+            message, finish = choice["message"], choice.get("finish_reason")
+            refusal, text = message.get("refusal"), message.get("content")
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise TemporaryFailure("the answer is no chat completion") from error
+        if refusal or finish == "content_filter":
+            raise PermanentFailure(f"the model refused: {refusal or finish}")
+        if finish == "length":
+            raise PermanentFailure(
+                f"the answer was cut off at max_tokens = {self._config.max_tokens}; raise it"
+            )
+        try:
+            score = points(text)
+            return expected_points(choice.get("logprobs")) if self._config.logit_weighted else score
+        except NoLogprobs as error:
+            raise PermanentFailure(str(error)) from error
+        except BadAnswer as error:
+            raise TemporaryFailure(str(error)) from error
+
+
+def data_url(image: Tensor, max_side: int) -> str:
+    """Picture ``[3, H, W]`` in [0, 1] as the data URL of a PNG, at most ``max_side`` px long."""
+    from PIL import Image
+
+    pixels = (image.detach().cpu() * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    picture.save(file, "PNG", compress_level=1)  # lossless at any level; this one is fast
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

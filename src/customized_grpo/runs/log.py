@@ -1,0 +1,280 @@
+"""The run folder and what a person sees while a run goes on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from customized_grpo.config import RunConfig, dump_config
+from customized_grpo.errors import CheckpointError, ConfigError
+from customized_grpo.files import sync, write_atomic
+from customized_grpo.runs.files import CONFIG, ENVIRONMENT, FINISHED, METRICS, STOPPED, holds_run
+from customized_grpo.runs.sinks.feed import Feed, describe_run, feeding
+
+logger = logging.getLogger("customized_grpo")
+
+_LOCK, _ADVANTAGES = ".lock", "advantages.jsonl"
+_BEGINNING = (_LOCK, ENVIRONMENT, f"{CONFIG}.")  # all there is before a run counts as begun
+
+
+def run_folder(config: RunConfig, *, resume: bool = False) -> Path:
+    """Where the run will write.
+
+    Raises:
+        ConfigError: if a run, or anything else that a run must not mix with, is already there.
+    """
+    folder = Path(config.output_dir) / config.name
+    if not folder.exists() or (resume and holds_run(folder)):
+        return folder
+    if folder.is_dir() and all(path.name.startswith(_BEGINNING) for path in folder.iterdir()):
+        return folder
+    what = "a run" if holds_run(folder) else "something else"
+    hint = ", or go on with it: `cgrpo resume`" if holds_run(folder) else ""
+    raise ConfigError(
+        f"name: {folder} already holds {what}; choose another --name or remove the folder{hint}"
+    )
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """One process at a time has the folder, which is made if need be.
+
+    Raises:
+        CheckpointError: if another one has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / _LOCK, blocking=False):
+            yield
+    except Timeout as error:
+        raise CheckpointError(
+            f"{folder} is in use by another process; wait for it, or end it"
+        ) from error
+
+
+def describe_environment(device: torch.device) -> dict[str, str]:
+    """Machine and versions, for whoever wants to repeat the run."""
+    packages = ("customized-grpo", "torch", "diffusers", "transformers", "peft", "accelerate")
+    cuda = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else _processor(),
+        "threads": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+class RunLog:
+    """Appends ``metrics.jsonl``; shows a live bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, folder: Path, config: RunConfig, device: torch.device) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / STOPPED).unlink(missing_ok=True)
+        write_atomic(folder / ENVIRONMENT, json.dumps(describe_environment(device)) + "\n")
+        write_atomic(folder / CONFIG, dump_config(config))
+        self.folder = folder
+        self._config = config
+        self._feeds: list[Feed] = []
+        self._total = config.train.num_updates
+        self._progress: Any = None
+        self._rewards = ""
+        self._first, self._started = 0, time.monotonic()
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Adds the wall time of the context to ``seconds/<stage>`` of the next row."""
+        started = time.monotonic()
+        yield
+        elapsed = time.monotonic() - started
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + elapsed
+
+    def row(self, update: int, values: dict[str, float]) -> None:
+        """Writes one line of metrics and moves the progress on."""
+        seconds = {f"seconds/{name}": round(value, 4) for name, value in self._seconds.items()}
+        self._seconds = {}
+        row = {"update": update, **values, **seconds}
+        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        for feed in self._feeds:
+            feed.row(row)
+        if update:
+            self._show(update, values)
+
+    def picture(self, update: int, file: Path) -> None:
+        """Tells of a sample picture that has been written."""
+        for feed in self._feeds:
+            feed.picture(update, file)
+
+    @contextmanager
+    def feeding(self) -> Iterator[None]:
+        """Inside, the sinks get what is logged, and first what they have missed."""
+        run = describe_run(self._config, self.folder)
+        with feeding(self._config.sinks, run) as self._feeds:
+            try:
+                yield
+            finally:
+                self._feeds = []
+
+    def rewind(self, *, update: int, rollouts: int) -> None:
+        """Drops rows after ``update`` and of rollouts from number ``rollouts`` on: they come again.
+
+        A line that was cut off while it was written goes too.
+        """
+        (self.folder / FINISHED).unlink(missing_ok=True)
+        _keep_rows(self.folder / METRICS, lambda row: row["update"] <= update)
+        _keep_rows(self.folder / _ADVANTAGES, lambda row: row["rollout"] < rollouts)
+
+    def sync(self) -> None:
+        """Waits until all rows are on the disk."""
+        for name in (METRICS, _ADVANTAGES):
+            if (self.folder / name).exists():
+                sync(self.folder / name)
+
+    def schedule(self, sigmas: Tensor, weights: Tensor, objectives: Sequence[str]) -> None:
+        """Writes ``schedule.json``: the noise levels and the objectives' weights at each step."""
+        content = {
+            "objectives": list(objectives),
+            "sigmas": sigmas.tolist(),
+            "weights": weights.tolist(),
+        }
+        write_atomic(self.folder / "schedule.json", json.dumps(content) + "\n")
+
+    def advantages(self, rollout: int, advantages: Tensor, objectives: Sequence[str]) -> None:
+        """Appends a rollout's advantages ``[B, N]`` to ``advantages.jsonl``; null = unscorable."""
+        columns = zip(objectives, advantages.T.tolist(), strict=True)
+        row = {
+            name: [None if math.isnan(value) else round(value, 4) for value in column]
+            for name, column in columns
+        }
+        with (self.folder / _ADVANTAGES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"rollout": rollout, **row}) + "\n")
+
+    def finish(self, updates: int) -> None:
+        """Writes ``finished.json``, the last file of a run: its weights are the last ones."""
+        write_atomic(self.folder / FINISHED, json.dumps({"updates": updates}) + "\n")
+
+    def stop(self, why: str) -> None:
+        """Leaves word for those who watch, in ``stopped.json``, until the run goes on."""
+        with suppress(OSError):  # a full disk is said by the error that stops the run
+            write_atomic(self.folder / STOPPED, json.dumps({"why": why}) + "\n")
+
+    def _show(self, update: int, values: dict[str, float]) -> None:
+        rewards = "  ".join(
+            f"{name.split('/')[1]} {value:.3f}"
+            for name, value in values.items()
+            if name.startswith("reward/") and name.endswith("/mean")
+        )
+        self._rewards = rewards or self._rewards  # scored once per rollout, not per update
+        if self._progress is not None:
+            bar, task = self._progress
+            bar.update(task, completed=update, rewards=self._rewards)
+        elif update == 1 or update % 10 == 0 or update == self._total:
+            pace = (time.monotonic() - self._started) / (update - self._first)
+            logger.info(
+                "update %d/%d  %s  %.1f s/update, %.1f min left",
+                update, self._total, self._rewards, pace, pace * (self._total - update) / 60,
+            )  # fmt: skip
+
+    @contextmanager
+    def progress(self, update: int) -> Iterator[None]:
+        """From ``update`` on; a rich bar while inside, if standard error is a terminal."""
+        self._first, self._started = update, time.monotonic()
+        if not sys.stderr.isatty():
+            yield
+            return
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[rewards]}", markup=False),  # a reward's name may have brackets
+            console=Console(stderr=True),
+        )
+        with bar:
+            self._progress = (
+                bar,
+                bar.add_task("training", total=self._total, completed=update, rewards=""),
+            )
+            yield
+        self._progress = None
+
+
+class SilentLog(RunLog):
+    """Of a process that leaves the folder to another one; its stages are still timed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._seconds: dict[str, float] = {}
+
+    def row(self, update: int, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def picture(self, update: int, file: Path) -> None:
+        """Nothing."""
+
+    def schedule(self, sigmas: Tensor, weights: Tensor, objectives: Sequence[str]) -> None:
+        """Nothing."""
+
+    def advantages(self, rollout: int, advantages: Tensor, objectives: Sequence[str]) -> None:
+        """Nothing."""
+
+    def feeding(self) -> AbstractContextManager[None]:
+        """Nothing."""
+        return nullcontext()
+
+    def rewind(self, *, update: int, rollouts: int) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+    def finish(self, updates: int) -> None:
+        """Nothing."""
+
+    def stop(self, why: str) -> None:
+        """Nothing."""
+
+    def progress(self, update: int) -> AbstractContextManager[None]:
+        """Nothing."""
+        return nullcontext()
+
+
+def _keep_rows(file: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n") and keep(json.loads(line)):
+            kept.append(line)
+    write_atomic(file, "".join(kept))

@@ -1,0 +1,105 @@
+"""Going on with a run: which of its checkpoints, and may the config have changed?"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from customized_grpo.runs.checkpoint import WEIGHTS
+from customized_grpo.config import RunConfig, load_config
+from customized_grpo.config.decoding import show, to_raw
+from customized_grpo.errors import ConfigError
+from customized_grpo.runs.files import (
+    CHECKPOINTS,
+    CONFIG,
+    FAILURES,
+    SAMPLES,
+    check_run,
+    checkpoint_folders,
+)
+
+logger = logging.getLogger("customized_grpo")
+
+# Fields that decide where and how long a run goes, not what it computes.
+_FREE = (
+    "name", "output_dir", "device", "compile", "fsdp", "cache", "rollout.batch_size",
+    "train.num_updates", "train.micro_batch_size", "train.sample_every", "train.save_every",
+    "train.keep_checkpoints", "faults", "sinks",
+)  # fmt: skip
+# Fields without which a checkpoint means nothing.
+_FIXED = ("generator", "lora", "train.optimizer", "rollout.prompts_per_rollout")
+
+# What an interrupted write leaves. Nothing deeper: other things may lie in the folder of a run.
+_TEMPORARY = (
+    "*.tmp", "*.old", f"{SAMPLES}/*.tmp", f"{FAILURES}/*.tmp", f"{FAILURES}/*.old",
+    "sinks/*.tmp", "pictures/*/*.tmp",
+)  # fmt: skip
+
+
+def resumed_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config of a run folder, wherever it has been moved to, with overrides.
+
+    Raises:
+        CheckpointError: if the folder holds no run; a project's is none.
+        ConfigError: if an override is wrong.
+    """
+    if run.name != run.resolve().name:  # ".", or a link of another name
+        run = run.resolve()
+    check_run(run)
+    return replace(load_config(run / CONFIG, overrides), name=run.name, output_dir=str(run.parent))
+
+
+def check_changes(old: RunConfig, new: RunConfig, *, allow_changed: bool) -> None:
+    """Logs what differs.
+
+    Raises:
+        ConfigError: if it would make the run wrong, or another run and that is not allowed.
+    """
+    for field, before, after in changes(to_raw(old), to_raw(new)):
+        change = f"{field}: {show(before)} -> {show(after)}"
+        averaging = field == "train.ema_decay" and None in (before, after)
+        if averaging or _is_in(field, _FIXED):
+            raise ConfigError(
+                f"{field} must stay {show(before)} when a run is resumed, got {show(after)}; what "
+                "was trained does not fit it, start another run"
+            )
+        if not (allow_changed or _is_in(field, _FREE)):
+            raise ConfigError(
+                f"{field} must stay {show(before)} when a run is resumed, got {show(after)}; it "
+                "would be another run from here on: add --allow-changed if that is meant"
+            )
+        if field != "output_dir" or Path(before).resolve() != Path(after).resolve():
+            logger.info("resumed with another %s", change)
+
+
+def changes(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Field, old and new value of everything that differs between two raw configs."""
+    if old == new:
+        return
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        yield path, old, new
+        return
+    for name in dict.fromkeys([*old, *new]):
+        yield from changes(old.get(name), new.get(name), f"{path}.{name}" if path else name)
+
+
+def _is_in(field: str, names: Sequence[str]) -> bool:
+    return any(field == name or field.startswith(f"{name}.") for name in names)
+
+
+def remove_leftovers(run: Path, update: int) -> None:
+    """Deletes what an interrupted write has left in a run folder that goes on after ``update``:
+    also checkpoints that come later, which are damaged, and weights of an end that is none."""
+    kept = {folder for folder in checkpoint_folders(run) if int(folder.name) <= update}
+    temporary = (path for pattern in _TEMPORARY for path in run.glob(pattern))
+    for path in [*(run / CHECKPOINTS).glob("*"), run / WEIGHTS, *temporary]:
+        if path in kept:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Commands around a run; training imports none of them."""

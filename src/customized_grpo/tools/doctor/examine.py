@@ -1,0 +1,122 @@
+"""All checks, in the order in which they make sense.
+
+Imports stand where they are needed: a package that is missing or broken is a finding, not the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from customized_grpo.errors import ConfigError
+from customized_grpo.runs.files import check_run
+from customized_grpo.tools.doctor.findings import Finding, from_error, ok, problem
+
+if TYPE_CHECKING:
+    from customized_grpo.config import RunConfig
+    from customized_grpo.tools.doctor.machine import Machine
+
+
+def examine(
+    target: Path | None, overrides: Sequence[str], say: Callable[[str], None]
+) -> Iterator[Finding]:
+    """Findings about this machine, and about a run or what fits.
+
+    Args:
+        target: config or folder of a run; None: the machine, and what fits.
+        overrides: of the config's fields.
+        say: is told what is looked at next.
+
+    Raises:
+        ConfigError: if there is no such target.
+        CheckpointError: if it is a folder without a run.
+    """
+    if target is not None and not (target.is_file() or (target / "config.yaml").is_file()):
+        raise ConfigError(
+            f"CONFIG must be a YAML file or the folder of a run, got {str(target)!r}; correct it"
+        )
+    if target is not None and target.is_dir():
+        check_run(target)
+    from customized_grpo.tools.doctor.packages import packages
+
+    say("packages")
+    yield from packages()
+    if broken := _import_error():
+        yield broken
+        return
+    from huggingface_hub import constants
+
+    from customized_grpo.tools.doctor.machine import disk, hardware, look
+
+    say("the machine")
+    machine = look()
+    yield from hardware(machine)
+    yield disk("disk of the hub's cache", Path(constants.HF_HUB_CACHE))
+    if target is None:
+        yield disk("disk of runs", Path("runs"))
+        yield from _what_fits(machine, say)
+        return
+    say("the config")
+    try:
+        config = _read(target, overrides)
+    except ConfigError as error:
+        yield from_error("config", error)
+        return
+    yield ok("config", f"{target} is valid")
+    yield from _planned(config, machine, say, resumes=target.is_dir())
+
+
+def _read(target: Path, overrides: Sequence[str]) -> RunConfig:
+    from customized_grpo.config import load_config
+    from customized_grpo.runs.resume import resumed_config
+
+    return (resumed_config if target.is_dir() else load_config)(target, overrides)
+
+
+def _import_error() -> Finding | None:
+    try:
+        from customized_grpo.tools.doctor import run  # noqa: F401  # and with it everything else
+    except Exception as error:  # a library that is missing is an OSError, others are anything
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return problem("import", text, "pip install --force-reinstall PACKAGE, of the one named")
+    return None
+
+
+def _planned(
+    config: RunConfig, machine: Machine, say: Callable[[str], None], *, resumes: bool
+) -> Iterator[Finding]:
+    from customized_grpo.tools.doctor import run
+    from customized_grpo.tools.doctor.endpoints import endpoints
+    from customized_grpo.tools.doctor.memory import memory, predict
+    from customized_grpo.tools.doctor.weights import weights
+
+    yield from run.settings(config, machine)
+    say("the run's folder")
+    yield from run.state(config, resumes=resumes)
+    say("weights")
+    yield from weights(config)
+    say("endpoints")
+    yield from endpoints(config)
+    say("data")
+    yield from run.data(config)
+    say("memory")
+    try:
+        work = predict(config)
+    except ConfigError as error:
+        work = None
+        yield dataclasses.replace(from_error("memory", error), status="warning")
+    else:
+        yield memory("memory", work, machine)
+    yield from run.folders(config, work)
+
+
+def _what_fits(machine: Machine, say: Callable[[str], None]) -> Iterator[Finding]:
+    from customized_grpo.config import load_config
+    from customized_grpo.config.shipped import shipped_config
+    from customized_grpo.tools.doctor.memory import what_fits
+
+    for file in sorted(shipped_config("emoji.yaml").parent.glob("*.yaml")):
+        say(f"memory of {file.name}")
+        yield what_fits(f"fits: {file.name}", load_config(file), machine)

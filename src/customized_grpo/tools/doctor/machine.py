@@ -1,0 +1,226 @@
+"""Cores, memory, GPUs and disks."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from customized_grpo.tools.doctor.findings import Finding, gigabytes, ok, problem, warning
+
+_GROUPS = Path("/sys/fs/cgroup")
+_OWN_GROUP = Path("/proc/self/cgroup")
+_NO_LIMIT = 2**63
+_LOW_DISK = 5e9  # bytes; a LoRA run of a 12-billion model keeps some GB of checkpoints
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """A memory in which a run may be computed; bytes."""
+
+    name: str
+    total: int
+    free: int
+    """What is not in use by others."""
+    is_gpu: bool = True
+    bf16: bool = True
+    """Whether bfloat16 is computed by hardware."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """Where a run may be computed."""
+
+    ram: Place
+    gpus: tuple[Place, ...] = ()
+    """Those that answer."""
+    broken: Mapping[int, str] = field(default_factory=dict)
+    """What CUDA says of the others, by their number."""
+
+    def place(self, device: str) -> Place:
+        """That of a single process on a config's ``device``."""
+        return self.gpus[0] if self.gpus and device != "cpu" else self.ram
+
+
+def look() -> Machine:
+    """This machine."""
+    import torch
+
+    gpus: list[Place] = []
+    broken: dict[int, str] = {}
+    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        try:
+            gpus.append(_gpu(number))
+        except Exception as error:  # a GPU that is busy or broken: torch has many types for it
+            broken[number] = (str(error).splitlines() or [type(error).__name__])[0]
+    return Machine(ram=_ram(), gpus=tuple(gpus), broken=broken)
+
+
+def _gpu(number: int) -> Place:
+    import torch
+
+    properties = torch.cuda.get_device_properties(number)
+    free, total = torch.cuda.mem_get_info(number)
+    return Place(name=properties.name, total=total, free=free, bf16=properties.major >= 8)
+
+
+def _ram() -> Place:
+    import torch
+
+    memory = psutil.virtual_memory()
+    limit, room = container_memory()
+    units = torch.cpu.get_capabilities()
+    return Place(
+        name="RAM",
+        total=min(memory.total, limit),
+        free=min(memory.available, room),
+        is_gpu=False,
+        bf16=any(units.get(name) for name in ("amx_tile", "avx512_bf16", "bf16")),
+    )
+
+
+def container_memory(groups: Path = _GROUPS, own: Path = _OWN_GROUP) -> tuple[int, int]:
+    """Bytes that a container or a batch system allows (cgroup v2), and what is left of them."""
+    limit = room = _NO_LIMIT
+    for group in _groups(groups, own):
+        if (text := _read(group / "memory.max")).isdecimal():
+            limit = min(limit, int(text))
+            room = min(room, int(text) - _in_use(group))
+    return limit, max(0, room)
+
+
+def _groups(groups: Path, own: Path) -> list[Path]:
+    """The control group of this process and those around it, each of which may have limits."""
+    lines = (line[3:] for line in _read(own).splitlines() if line.startswith("0::"))
+    inside = groups / next(lines, "").strip("/")
+    return [folder for folder in (inside, *inside.parents) if folder.is_relative_to(groups)]
+
+
+def _in_use(group: Path) -> int:
+    """Without cached files that the kernel drops when it needs room."""
+    stat = dict(line.split() for line in _read(group / "memory.stat").splitlines())
+    return int(_read(group / "memory.current") or 0) - int(stat.get("inactive_file", 0))
+
+
+def _read(file: Path) -> str:
+    """'' where the kernel has no such file."""
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def hardware(machine: Machine) -> Iterator[Finding]:
+    """What is there, and what keeps it from being used."""
+    yield _cpu(machine.ram)
+    ram = machine.ram
+    yield ok("ram", f"{gigabytes(ram.total)}, {gigabytes(ram.free)} of it available")
+    yield from _gpus(machine) if machine.gpus or machine.broken else _no_gpu()
+
+
+def _cpu(ram: Place) -> Finding:
+    import torch
+
+    cores, threads = process_cores(), torch.get_num_threads()
+    half = "in hardware" if ram.bf16 else "emulated"
+    found = f"{cores} cores, threads of torch: {threads}, bfloat16 {half}"
+    if threads > cores:
+        return warning("cpu", f"{found}: threads wait for each other", f"OMP_NUM_THREADS={cores}")
+    return ok("cpu", found)
+
+
+def process_cores(groups: Path = _GROUPS, own: Path = _OWN_GROUP) -> int:
+    """Those this process may use: fewer than there are in containers and batch jobs."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    for group in _groups(groups, own):
+        quota, _, period = _read(group / "cpu.max").partition(" ")
+        if quota.isdecimal():  # microseconds in each period, of all cores together
+            cores = min(cores, math.ceil(int(quota) / int(period)))
+    return cores
+
+
+def _gpus(machine: Machine) -> Iterator[Finding]:
+    import torch
+
+    driver = (driver_lines() or ["unknown"])[0].split(", ")[-1]
+    software = f"driver {driver}, CUDA {torch.version.cuda}"
+    for number, error in machine.broken.items():
+        fix = "end what uses it (nvidia-smi lists it), or choose others by CUDA_VISIBLE_DEVICES"
+        yield problem(f"gpu {number}", f"it cannot be used: {error}", fix)
+    numbers = (number for number in itertools.count() if number not in machine.broken)
+    for number, gpu in zip(numbers, machine.gpus, strict=False):
+        check, found = f"gpu {number}", f"{gpu.name}, {gigabytes(gpu.total)}, {software}"
+        if not gpu.bf16:
+            fix = "mixed_precision: no and generator.dtype: float32, or a newer GPU"
+            yield warning(check, f"{found}: bfloat16 is emulated, slowly", fix)
+        elif gpu.free < 0.9 * gpu.total:
+            fix = "end them (nvidia-smi lists them), or choose a GPU by CUDA_VISIBLE_DEVICES"
+            yield warning(check, f"{found}: only {gigabytes(gpu.free)} not in use by others", fix)
+        else:
+            yield ok(check, f"{found}, bfloat16 in hardware")
+
+
+def _no_gpu() -> Iterator[Finding]:
+    import torch
+
+    seen = driver_lines()
+    if not seen:
+        yield ok("gpu", "none, the CPU does the work")
+    elif os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        yield warning("gpu", f"{seen[0]} is hidden", "unset CUDA_VISIBLE_DEVICES")
+    elif torch.version.cuda is None:
+        fix = "install the torch for your CUDA: pytorch.org/get-started/locally"
+        yield problem("gpu", f"{seen[0]} is there, torch {torch.__version__} is for CPUs", fix)
+    else:
+        fix = "update the driver, or install a torch for an older CUDA"
+        yield problem("gpu", f"{seen[0]} does not go with CUDA {torch.version.cuda} of torch", fix)
+
+
+def driver_lines() -> list[str]:
+    """``name, driver version`` of every NVIDIA GPU that the driver knows."""
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line for line in done.stdout.splitlines() if line.strip()]
+
+
+def disk(check: str, folder: Path, needed: float | None = None, what: str = "") -> Finding:
+    """Free space where a folder is or will be.
+
+    Args:
+        check: name of the finding.
+        folder: need not exist.
+        needed: bytes; None: not known.
+        what: needs them.
+    """
+    free = free_space(folder)
+    found = f"{gigabytes(free)} free at {folder}"
+    if needed is not None and free < needed:
+        fix = "free some, or choose a folder on another disk"
+        return problem(check, f"{found}, {what} need {gigabytes(needed)}", fix)
+    if needed is None and free < _LOW_DISK:
+        return warning(check, found, "free some, or choose a folder on another disk")
+    return ok(check, found + (f", {what} need {gigabytes(needed)}" if needed is not None else ""))
+
+
+def free_space(folder: Path) -> int:
+    """Bytes free where a folder is or will be."""
+    return shutil.disk_usage(existing(folder)).free
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the first above it that is there and may be looked at."""
+    folder = folder.expanduser().absolute()
+    return next(path for path in (folder, *folder.parents) if os.path.exists(path))

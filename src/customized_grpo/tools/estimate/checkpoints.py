@@ -1,0 +1,90 @@
+"""Classes and configs of a checkpoint's models: written down here, in its folder, or on the hub."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from torch import nn
+
+from customized_grpo.errors import ConfigError
+from customized_grpo.rewards.loading import find_checkpoint, find_file, one_line
+from customized_grpo.tools.estimate.architectures import PIPELINES, REWARDS, Component
+from customized_grpo.tools.estimate.counting import make_fake, on_meta
+
+_DEFAULT_TEXT_TOKENS = 512  # of every pipeline here but Qwen-Image-Edit's, which does not pad
+
+
+def pipeline_components(path: str) -> dict[str, Component]:
+    """The models of a pipeline checkpoint: transformer, vae, text_encoder, ...
+
+    Raises:
+        ConfigError: if neither a table here, a folder nor the hub knows them.
+    """
+    if path in PIPELINES:
+        return PIPELINES[path]
+    index = _read(path, "model_index.json")
+    classes = {
+        name: entry[1]
+        for name, entry in index.items()
+        if isinstance(entry, list) and name.startswith(("transformer", "vae", "text_encoder"))
+    }
+    return {name: (kind, _read(path, f"{name}/config.json")) for name, kind in classes.items()}
+
+
+def reward_component(path: str) -> Component:
+    """The model of a reward's checkpoint.
+
+    Raises:
+        ConfigError: as ``pipeline_components``.
+    """
+    if path in REWARDS:
+        return REWARDS[path]
+    config = _read(path, "config.json")
+    return config["architectures"][0], config
+
+
+def text_tokens(path: str) -> int:
+    """Tokens to which a pipeline pads a prompt if its config says nothing."""
+    if path in PIPELINES:
+        return _DEFAULT_TEXT_TOKENS
+    second = "text_encoder_2" in pipeline_components(path)
+    folder = "tokenizer_2" if second else "tokenizer"
+    limit = _read(path, f"{folder}/tokenizer_config.json").get("model_max_length")
+    return min(limit or _DEFAULT_TEXT_TOKENS, _DEFAULT_TEXT_TOKENS)
+
+
+def _read(path: str, name: str) -> dict[str, Any]:
+    known = ", ".join(PIPELINES)
+    with one_line(f"path: {path!r} has no readable {name}, and is not one of {known}"):
+        found: dict[str, Any] = json.loads(find_file(find_checkpoint(path), name).read_text())
+    return found
+
+
+def build(component: Component, dtype: torch.dtype, **changes: Any) -> Any:
+    """A component on the meta device, with some fields of its config changed."""
+    import diffusers
+    import transformers
+
+    kind, config = component
+    library: Any = diffusers if hasattr(diffusers, kind) else transformers
+    if not hasattr(library, kind):
+        raise ConfigError(f"path: a {kind} cannot be counted; there is none in diffusers")
+    cls, config = getattr(library, kind), {**config, **changes}
+    with on_meta(dtype):
+        if library is diffusers:
+            return cls.from_config(config).eval()
+        return cls(cls.config_class(**config)).eval()
+
+
+def skeleton(component: Component, dtype: torch.dtype) -> Any:
+    """A frozen component of fake tensors, to be run inside ``on_skeletons``."""
+    model = build(component, dtype).requires_grad_(False)
+    make_fake(model)
+    return model
+
+
+def parameters(module: nn.Module) -> int:
+    """Number of weights."""
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,228 @@
+"""Seconds, memory and money of a run on given devices, from its counts."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from customized_grpo.errors import ConfigError
+from customized_grpo.tools.estimate.devices import Device
+from customized_grpo.tools.estimate.workload import Stage, Workload, weight_bytes
+
+DEFAULT_MFU = 0.4
+"""Share of the peak that the model's products reach; assumed until a benchmark says otherwise."""
+
+_NODE = 8  # devices that share the fast link
+_REWARD_BATCH = 64  # images per forward of a reward model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """Where the run is to happen."""
+
+    device: Device
+    num_devices: int = 1
+    fsdp: bool = False
+    """Shard the weights over the devices, in place of a copy on each (DDP)."""
+    rollout_mfu: float = DEFAULT_MFU
+    """Also of encoding, decoding and scoring."""
+    update_mfu: float = DEFAULT_MFU
+
+    def __post_init__(self) -> None:
+        """Checks the numbers.
+
+        Raises:
+            ConfigError: naming the flag.
+        """
+        if self.num_devices < 1:
+            raise ConfigError(f"--num-devices must be 1 or more, got {self.num_devices}")
+        for mfu in (self.rollout_mfu, self.update_mfu):
+            if not 0 < mfu <= 1:
+                raise ConfigError(f"--mfu must be a share above 0, at most 1, got {mfu}")
+
+    @property
+    def link(self) -> float:
+        """Bytes per second between devices, by the slowest way there is."""
+        return self.device.link if self.num_devices <= _NODE else self.device.network
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageCost:
+    """One stage of an iteration."""
+
+    flops: float
+    """Useful, of all devices together."""
+    bytes: float
+    """That its operators move; all devices."""
+    seconds: float
+    communication: float
+    """Seconds of it that only wait for other devices."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes on each device."""
+
+    transformer: float
+    trained: float
+    """Adapters, their gradients, the optimizer and the average."""
+    encoders: float
+    """VAE and text encoders that stay."""
+    rewards: float
+    trajectories: float
+    activations: float
+    """Largest of any stage, with encoders that come for it."""
+
+    @property
+    def total(self) -> float:
+        """Of all."""
+        return sum(asdict(self).values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a run will take."""
+
+    stages: dict[str, StageCost]
+    """Of one iteration: a rollout and its updates."""
+    seconds_per_iteration: float
+    seconds_per_update: float
+    images_per_second: float
+    hours: float
+    device_hours: float
+    memory: dict[str, Memory]
+    """By 'ddp' or 'fsdp', and '+checkpointing'."""
+    layout: str
+    """Which of them the run has."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        memory = {name: {**asdict(m), "total": m.total} for name, m in self.memory.items()}
+        return {**asdict(self), "memory": memory}
+
+
+def read_mfu(mfu: float | None, benchmark: Path | None) -> tuple[float, float]:
+    """MFU of rollout and update: given, measured (``benchmarks/mfu.py --json``), or assumed.
+
+    Raises:
+        ConfigError: if both are given, or the file is no output of the benchmark.
+    """
+    if benchmark is None:
+        share = DEFAULT_MFU if mfu is None else mfu
+        return share, share
+    if mfu is not None:
+        raise ConfigError(f"--mfu must be left out with --benchmark, got {mfu}")
+    try:
+        measured = json.loads(benchmark.read_text().strip().splitlines()[-1])
+        return float(measured["rollout_mfu"]), float(measured["update_mfu"])
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise ConfigError(
+            f"--benchmark must end with the JSON line of benchmarks/mfu.py, got {benchmark}: "
+            f"{type(error).__name__}: {error}; run `python benchmarks/mfu.py --json > FILE`"
+        ) from error
+
+
+def estimate(work: Workload, cluster: Cluster) -> Estimate:
+    """Predicts what a run takes, evaluation and checkpoints left out.
+
+    ``seconds = executed FLOPs of the busiest device / (peak x MFU)``, not less than reading the
+    weights takes; under FSDP not less than gathering them.
+    """
+    train = work.config.train
+    stages = {stage.name: _stage_cost(stage, work, cluster) for stage in work.stages()}
+    seconds = sum(stage.seconds for stage in stages.values())
+    hours = seconds * train.num_updates / train.inner_updates / 3600
+    generator: Any = work.config.generator
+    layout = "fsdp" if cluster.fsdp else "ddp"
+    if generator.gradient_checkpointing:
+        layout += "+checkpointing"
+    memory = {
+        f"{kind}{'+checkpointing' if checkpointing else ''}": _memory(
+            work, cluster.num_devices, kind == "fsdp", checkpointing
+        )
+        for kind in ("ddp", "fsdp")
+        for checkpointing in (False, True)
+    }
+    return Estimate(
+        stages=stages,
+        seconds_per_iteration=seconds,
+        seconds_per_update=seconds / train.inner_updates,
+        images_per_second=work.samples / seconds,
+        hours=hours,
+        device_hours=hours * cluster.num_devices,
+        memory=memory,
+        layout=layout,
+    )
+
+
+def _stage_cost(stage: Stage, work: Workload, cluster: Cluster) -> StageCost:
+    device, count = cluster.device, cluster.num_devices
+    share = _busiest_share(stage.name, work, count)
+    per_flop = stage.float32 / device.float32 + (1 - stage.float32) / device.bf16
+    mfu = cluster.update_mfu if stage.name == "update" else cluster.rollout_mfu
+    passes = math.ceil(stage.passes * share / stage.batch) if stage.weights else 0
+    computing = stage.executed * share * per_flop / mfu
+    needed = max(computing, passes * stage.weights / device.bandwidth)
+    waits = 0.0
+    if stage.weights and count > 1:
+        others = (count - 1) / count
+        if cluster.fsdp:  # every pass gathers the weights, while the one before computes
+            waits += max(0.0, passes * stage.weights * others / cluster.link - needed)
+        if stage.name == "update":  # all gradients are summed, in float32
+            updates = work.config.train.inner_updates
+            waits += updates * 2 * others * 4 * work.transformer.trained / cluster.link
+    return StageCost(
+        flops=stage.flops, bytes=stage.moved, seconds=needed + waits, communication=waits
+    )
+
+
+def _busiest_share(name: str, work: Workload, count: int) -> float:
+    """Part of a stage's work that the busiest device does: samples are not divided."""
+    rollout, updates = work.config.rollout, work.config.train.inner_updates
+    units = {"encode": rollout.prompts_per_rollout, "update": work.samples // updates}.get(
+        name, work.samples
+    )
+    return math.ceil(units / count) / units
+
+
+def _memory(work: Workload, count: int, sharded: bool, checkpointing: bool) -> Memory:
+    config, model = work.config, work.transformer
+    generator: Any = config.generator
+    share = 1 / count if sharded else 1.0
+    transformer = model.parameters * weight_bytes(config) * share
+    if sharded:  # the block at work and the next one, whole
+        transformer += 2 * model.block * weight_bytes(config)
+    encoder_bytes = 4.0 if generator.dtype == "float32" else 2.0
+    texts = work.encode.parameters * encoder_bytes
+    vae = work.decode.parameters * encoder_bytes
+    images = math.ceil(work.samples / count)
+    batch = min(config.rollout.batch_size or images, images)
+    pairs = math.ceil(images / config.train.inner_updates) * config.rollout.num_trained_steps
+    pair = model.checkpointed_peak if checkpointing else model.pair_peak
+    away = 1.0 if generator.offload else 0.0
+    stages = {
+        "encode": max(texts, vae) * away + work.encode.peak,
+        "rollout": batch * model.forward_peak * work.guidance_passes,
+        "decode": vae * away + batch * work.decode.peak,
+        "reward": min(images, _REWARD_BATCH) * work.rewards.peak,
+        "update": min(config.train.micro_batch_size or pairs, pairs) * pair * work.guidance_passes,
+    }
+    return Memory(
+        transformer=transformer,
+        trained=model.trained * _bytes_per_trained(work) * share,
+        encoders=(texts + vae) * (1 - away),
+        rewards=work.rewards.bytes,
+        trajectories=images * config.rollout.num_trained_steps * 2 * 4 * model.latents,
+        activations=max(stages.values()),
+    )
+
+
+def _bytes_per_trained(work: Workload) -> float:
+    """Gradient, AdamW's two moments, the average, and an adapter's own weights, in float32."""
+    train = work.config.train
+    moments = 8 if train.optimizer == "adamw" else 2
+    average = 0 if train.ema_decay is None else 4
+    return 4 + moments + average + (4 if work.config.lora is not None else 0)

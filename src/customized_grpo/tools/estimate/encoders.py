@@ -1,0 +1,173 @@
+"""Counts of what surrounds the transformer: VAE, text encoders, reward models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from customized_grpo.config import RewardConfig
+from customized_grpo.tools.estimate.checkpoints import parameters, reward_component, skeleton
+from customized_grpo.tools.estimate.counting import count, on_skeletons
+
+_HPSV3_TOKENS = 1024  # 256 of the picture, its long instruction, the prompt; assumed
+_CHANNELS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderCount:
+    """A model that is only read."""
+
+    parameters: float
+    flops: float
+    peak: float
+    """Bytes of activations."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardCount:
+    """All rewards of a run."""
+
+    parameters: dict[str, float] = field(default_factory=dict)
+    """By checkpoint, which rewards share."""
+    bytes: float
+    image_flops: float
+    """Of scoring one image."""
+    example_flops: float
+    """Of one prompt and its references."""
+    float32: float
+    """Share of the FLOPs that are computed in float32; HPSv3's are in bfloat16."""
+    peak: float
+    """Bytes of activations for one image."""
+    unknown: tuple[str, ...]
+    """Rewards that were not counted."""
+
+
+def count_vae(
+    component: tuple[str, dict[str, Any]],
+    size: tuple[int, int],
+    references: Sequence[tuple[int, int]],
+    dtype: torch.dtype,
+    autocast: bool,
+) -> tuple[EncoderCount, EncoderCount]:
+    """Decoding of one image, and encoding of one example's references; sizes in pixels."""
+    vae = skeleton(component, dtype)
+    channels, factor, is_video = _latents(vae.config)
+
+    def decode() -> object:
+        shape = (channels, *((1,) if is_video else ()), size[0] // factor, size[1] // factor)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return vae.decode(torch.empty(1, *shape, dtype=dtype))
+
+    def encode() -> object:
+        frames = (1,) if is_video else ()
+        return [vae.encode(torch.empty(1, _CHANNELS, *frames, *s, dtype=dtype)) for s in references]
+
+    with on_skeletons(), torch.no_grad():
+        decoded, encoded = count(decode), count(encode)
+    size_ = parameters(vae)
+    return (
+        EncoderCount(parameters=size_, flops=decoded.flops, peak=decoded.peak),
+        EncoderCount(parameters=size_, flops=encoded.flops, peak=encoded.peak),
+    )
+
+
+def _latents(config: Any) -> tuple[int, int, bool]:
+    """Channels, pixels per latent, whether there is an axis of frames."""
+    if "z_dim" in config:
+        return config.z_dim, 2 ** len(config.temperal_downsample), True
+    return config.latent_channels, 2 ** (len(config.block_out_channels) - 1), False
+
+
+def count_text_encoder(
+    component: tuple[str, dict[str, Any]], tokens: int, picture_tokens: int, dtype: torch.dtype
+) -> EncoderCount:
+    """One prompt of ``tokens``, of which ``picture_tokens`` are pictures (Qwen-Image-Edit)."""
+    model = skeleton(component, dtype)
+    with on_skeletons(), torch.no_grad():
+        text = getattr(model, "model", model)
+        text = getattr(text, "language_model", text)
+        length = min(tokens, getattr(model.config, "max_position_embeddings", None) or tokens)
+        counted = count(lambda: _read_text(text, length))
+    flops = counted.flops + _vision_flops(model, picture_tokens)
+    return EncoderCount(parameters=parameters(model), flops=flops, peak=counted.peak)
+
+
+def _read_text(model: Any, length: int) -> object:
+    return model(input_ids=torch.empty(1, length, dtype=torch.int64))
+
+
+def _vision_flops(model: Any, tokens: int) -> float:
+    """Of the vision tower of a Qwen-VL, by its weights alone: its windows depend on data."""
+    tower = getattr(getattr(model, "model", None), "visual", None)
+    if tower is None or not tokens:
+        return 0.0
+    merger: nn.Module = tower.merger
+    patches = tokens * tower.config.spatial_merge_size**2
+    body = parameters(tower) - parameters(merger)
+    return 2.0 * (body * patches + parameters(merger) * tokens)
+
+
+def count_rewards(rewards: Sequence[RewardConfig], references: int) -> RewardCount:
+    """Reward models, in float32 as they are loaded (HPSv3: bfloat16); each is run for itself."""
+    weights: dict[str, float] = {}
+    image = example = size = peak = half = 0.0
+    unknown = []
+    for config in rewards:
+        path = _checkpoint(config)
+        if path is None:
+            unknown.append(config.label)
+            continue
+        per_image, per_example, model_size = _count_reward(config, path, references)
+        is_half = getattr(config, "dtype", "float32") == "bfloat16"
+        half += per_image.flops * is_half
+        if path not in weights:
+            size += model_size * (2 if is_half else 4)
+            weights[path] = model_size
+        image, example = image + per_image.flops, example + per_example
+        peak = max(peak, per_image.peak)
+    return RewardCount(
+        parameters=weights, bytes=size, image_flops=image, example_flops=example,
+        float32=1 - half / image if image else 1.0, peak=peak,
+        unknown=tuple(unknown),
+    )  # fmt: skip
+
+
+def _checkpoint(config: Any) -> str | None:
+    """Where the shape of a reward's model stands; None for those that run elsewhere."""
+    fields = {"hpsv2": "clip", "pickscore": "processor", "hpsv3": "base"}
+    counted = ("clip-image", "clip-text", "dino", "dinov2", "dinov3", "siglip2")
+    if config.type in fields:
+        return getattr(config, fields[config.type])
+    return config.path if config.type in counted else None
+
+
+def _count_reward(
+    config: RewardConfig, path: str, references: int
+) -> tuple[EncoderCount, float, int]:
+    """An image, FLOPs of an example (prompt or references), parameters."""
+    dtype = getattr(torch, getattr(config, "dtype", "float32"))
+    model = skeleton(reward_component(path), dtype)
+    size = parameters(model)
+    with on_skeletons(), torch.no_grad():
+        if config.type == "hpsv3":
+            read = count(lambda: _read_text(model.model.language_model, _HPSV3_TOKENS))
+            flops = read.flops + _vision_flops(model, 256)
+            return EncoderCount(parameters=size, flops=flops, peak=read.peak), 0.0, size
+        seen = count(lambda: _see(model))
+        image = EncoderCount(parameters=size, flops=seen.flops, peak=seen.peak)
+        if config.objective == "identity" or not hasattr(model, "text_model"):
+            return image, references * seen.flops, size
+        length = model.config.text_config.max_position_embeddings
+        return image, count(lambda: _read_text(model.text_model, length)).flops, size
+
+
+def _see(model: Any) -> object:
+    vision = getattr(model.config, "vision_config", model.config)
+    pixels = torch.empty(1, _CHANNELS, vision.image_size, vision.image_size)
+    if hasattr(model, "get_image_features"):
+        return model.get_image_features(pixel_values=pixels)
+    return model(pixel_values=pixels)

@@ -1,0 +1,211 @@
+"""Counts of the trained transformer: a rollout's pass and a trained pair, of one sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from customized_grpo.config import LoraSettings
+from customized_grpo.errors import ConfigError
+from customized_grpo.generators.lora import attach_lora, trust_autocast
+from customized_grpo.tools.estimate.checkpoints import build, parameters
+from customized_grpo.tools.estimate.counting import Count, count, make_fake, on_skeletons
+
+_DEPTHS = ("num_layers", "num_single_layers")  # of diffusers' transformers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """What the transformer sees of one sample."""
+
+    target: tuple[int, int]
+    """Rows and columns."""
+    references: tuple[tuple[int, int], ...]
+    text: int
+
+    @property
+    def image(self) -> int:
+        """Tokens of target and references."""
+        return sum(map(math.prod, (self.target, *self.references)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransformerCount:
+    """One sample; bytes of activations grow in proportion to the batch, those of weights do not."""
+
+    parameters: float
+    """Of the model without adapters."""
+    trained: float
+    """Weights that are trained."""
+    forward_flops: float
+    """One pass without gradient, adapters merged."""
+    forward_moved: float
+    """Bytes its operators move, but for the weights."""
+    forward_peak: float
+    """Bytes of activations."""
+    pair_flops: float
+    """Forward and backward with adapters; frozen weights need no gradient of their own."""
+    pair_moved: float
+    """As ``forward_moved``; the weights are read twice."""
+    pair_peak: float
+    """Bytes of activations, all kept for the backward pass."""
+    checkpointed_peak: float
+    """The same if only the inputs of the blocks are kept."""
+    block: float
+    """Parameters of the largest block."""
+    latents: float
+    """Numbers in the latents of one sample."""
+
+
+def count_transformer(
+    component: tuple[str, dict[str, Any]],
+    tokens: Tokens,
+    lora: LoraSettings | None,
+    targets: Sequence[str] | None,
+    dtype: torch.dtype,
+    autocast: bool,
+) -> TransformerCount:
+    """Counts one sample of a transformer as diffusers builds it.
+
+    The blocks of a kind are alike, so that every number is a straight line in the depth: two or
+    three shallow models are run and give that of any depth.
+
+    Args:
+        component: class and config.
+        tokens: of one sample.
+        lora: adapters; None = all weights are trained.
+        targets: modules with adapters; None = the family's, found by their names.
+        dtype: of the frozen weights.
+        autocast: bfloat16 autocast, as ``mixed_precision: bf16``.
+    """
+    kind, config = component
+    defaults = _config(component)
+    depths = {name: defaults[name] for name in _DEPTHS if name in defaults}
+    start = {name: min(depth, 2) for name, depth in depths.items()}
+
+    def measure(changes: dict[str, int]) -> dict[str, float]:
+        return _measure((kind, {**config, **changes}), tokens, lora, targets, dtype, autocast)
+
+    shallow = measure(start)
+    total, blocks = dict(shallow), []
+    for name, depth in depths.items():
+        if depth > start[name]:
+            deeper = measure({**start, name: start[name] + 1})
+            slope = {key: deeper[key] - shallow[key] for key in shallow}
+            blocks.append(slope)
+            for key in total:
+                total[key] += (depth - start[name]) * slope[key]
+    # With checkpoints the backward pass holds what one block needs, besides what is kept.
+    largest = {key: max((b[key] for b in blocks), default=shallow[key]) for key in shallow}
+    total["checkpointed_peak"] = total.pop("checkpointed_kept") + largest["pair_peak"]
+    latents = math.prod(tokens.target) * defaults.in_channels
+    return TransformerCount(**total, block=largest["parameters"], latents=latents)
+
+
+def _config(component: tuple[str, dict[str, Any]]) -> Any:
+    """With the defaults of the class."""
+    return build(component, torch.bfloat16).config
+
+
+def _measure(
+    component: tuple[str, dict[str, Any]],
+    tokens: Tokens,
+    lora: LoraSettings | None,
+    targets: Sequence[str] | None,
+    dtype: torch.dtype,
+    autocast: bool,
+) -> dict[str, float]:
+    """The numbers of ``TransformerCount``, of a model as deep as the config says."""
+    forward, size, weights = _count_forward(component, tokens, dtype, autocast)
+    model = build(component, dtype)
+    if lora is None:
+        model.requires_grad_(True).float()
+    else:
+        attach_lora(model, lora, targets or lora_targets(model))
+        if autocast:
+            trust_autocast(model)
+    make_fake(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    with on_skeletons():
+        for parameter in trained:  # as in all micro-batches but the first: gradients are added up
+            parameter.grad = torch.empty_like(parameter)
+        pair = count(lambda: _backward(_run(model, tokens, autocast)))
+        model.train().enable_gradient_checkpointing()
+        kept = count(lambda: _run(model, tokens, autocast)).kept
+    return {
+        "parameters": size,
+        "trained": sum(parameter.numel() for parameter in trained),
+        "forward_flops": forward.flops,
+        "forward_moved": forward.moved - weights,
+        "forward_peak": forward.peak,
+        "pair_flops": pair.flops,
+        "pair_moved": pair.moved - 2 * weights,
+        "pair_peak": pair.peak,
+        "checkpointed_kept": kept,
+    }
+
+
+def _count_forward(
+    component: tuple[str, dict[str, Any]], tokens: Tokens, dtype: torch.dtype, autocast: bool
+) -> tuple[Count, int, int]:
+    """Of the model without adapters; its number of parameters, and their bytes."""
+    model = build(component, dtype).requires_grad_(False)
+    make_fake(model)
+    with on_skeletons(), torch.no_grad():
+        forward = count(lambda: _run(model, tokens, autocast))
+    return forward, parameters(model), sum(p.numel() * p.itemsize for p in model.parameters())
+
+
+def _run(model: Any, tokens: Tokens, autocast: bool) -> Tensor:
+    inputs = transformer_inputs(model, tokens, torch.float32 if autocast else model.dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        return model(**inputs, return_dict=False)[0][:, : math.prod(tokens.target)]
+
+
+def _backward(output: Tensor) -> None:
+    output.float().mean().backward()
+
+
+def lora_targets(model: nn.Module) -> list[str]:
+    """Names of the attention projections that LoRA adapts unless a config says otherwise."""
+    from customized_grpo.generators.flux2_klein import LORA_TARGETS
+    from customized_grpo.generators.pipeline import PipelineGenerator
+
+    if type(model).__name__ != "Flux2Transformer2DModel":
+        return list(PipelineGenerator.lora_targets)
+    linear = (name for name, part in model.named_modules() if isinstance(part, nn.Linear))
+    return [name for name in linear if LORA_TARGETS.search(f".{name}")]
+
+
+def transformer_inputs(model: Any, tokens: Tokens, dtype: torch.dtype) -> dict[str, Any]:
+    """Arguments for one sample, as the adapter of the family gives them.
+
+    Raises:
+        ConfigError: if the class is of none of the families.
+    """
+    kind, config = type(model).__name__, model.config
+    common: dict[str, Any] = {
+        "hidden_states": torch.empty(1, tokens.image, config.in_channels, dtype=dtype),
+        "encoder_hidden_states": torch.empty(
+            1, tokens.text, config.joint_attention_dim, dtype=dtype
+        ),
+        "timestep": torch.empty(1, dtype=dtype),
+    }
+    if kind == "QwenImageTransformer2DModel":
+        shapes = [(1, *size) for size in (tokens.target, *tokens.references)]
+        mask = torch.empty(1, tokens.text, dtype=torch.int64)
+        return {**common, "encoder_hidden_states_mask": mask, "img_shapes": [shapes]}
+    if kind not in ("FluxTransformer2DModel", "Flux2Transformer2DModel"):
+        raise ConfigError(f"path: a {kind} cannot be counted; use a FLUX or Qwen-Image checkpoint")
+    axes = len(config.axes_dims_rope)
+    common["img_ids"] = torch.empty(tokens.image, axes)
+    common["txt_ids"] = torch.empty(tokens.text, axes)
+    if kind == "FluxTransformer2DModel":
+        common["pooled_projections"] = torch.empty(1, config.pooled_projection_dim, dtype=dtype)
+        common["guidance"] = torch.empty(1, dtype=dtype) if config.guidance_embeds else None
+    return common

@@ -1,0 +1,123 @@
+"""The folders that an export writes: each appears as a whole, none is overwritten."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from customized_grpo.assets import resolve_checkpoint
+from customized_grpo.errors import ConfigError
+from customized_grpo.files import write_folder
+from customized_grpo.generators.lora import LORA_FILE
+from customized_grpo.generators.pipeline import PipelineConfig
+from customized_grpo.tools.export.card import PICTURE, model_card
+from customized_grpo.tools.export.comfyui import FAMILIES, comfyui_tensors
+from customized_grpo.tools.export.trained import TrainedRun
+from customized_grpo.training.build import build_generator
+
+Format = Literal["hub-folder", "comfyui", "merged"]
+
+
+def export_run(
+    folder: Path, to: Format, out: Path, license: str = "other", picture: bool = True
+) -> None:
+    """Writes what a run has trained into a new folder.
+
+    Args:
+        folder: of the run.
+        to: the weights with a model card; one file for ComfyUI; or the whole pipeline.
+        out: the new folder.
+        license: for the model card.
+        picture: whether the model card shows pictures, and with them references, of the run.
+
+    Raises:
+        CheckpointError: if the folder is no run with weights.
+        ConfigError: if ``out`` is there already, or the run cannot be had in this format.
+    """
+    if out.exists():
+        raise ConfigError(f"--out must not exist yet, got {str(out)!r}; name another folder")
+    run = TrainedRun.open(folder)
+    writers: dict[Format, Callable[[Path], None]] = {
+        "hub-folder": partial(_write_hub_folder, run, str(out), license, picture),
+        "comfyui": partial(_write_comfyui, run),
+        "merged": partial(_write_merged, run),
+    }
+    write_folder(out, writers[to])
+
+
+def _write_hub_folder(
+    run: TrainedRun, name: str, license: str, picture: bool, folder: Path
+) -> None:
+    shutil.copytree(run.weights, folder, dirs_exist_ok=True)
+    shutil.copyfile(run.folder / "config.yaml", folder / "config.yaml")
+    shown = run.picture if picture else None
+    if shown is not None:
+        shutil.copyfile(shown, folder / PICTURE)
+    card = model_card(run, name, license, shown is not None)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _write_comfyui(run: TrainedRun, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    kind = run.config.generator.type
+    if kind not in FAMILIES:
+        raise ConfigError(
+            f"--to comfyui: generator.type must be one of {', '.join(FAMILIES)}, got {kind!r}; "
+            "export --to hub-folder or merged"
+        )
+    if not run.is_lora:
+        raise ConfigError(
+            "--to comfyui: must be the run of a LoRA, got one of all weights (lora: null); export "
+            "--to hub-folder or merged"
+        )
+    tensors = comfyui_tensors(run.weights / LORA_FILE)
+    save_file(tensors, folder / f"{run.config.name}.safetensors", {"format": "pt"})
+
+
+def _write_merged(run: TrainedRun, folder: Path) -> None:
+    config: Any = run.config.generator
+    if not isinstance(config, PipelineConfig):
+        raise ConfigError(f"--to merged: {config.type!r} must be a diffusers pipeline, it is not")
+    if config.quantization is not None:
+        raise ConfigError(
+            f"--to merged: generator.quantization must be null, got {config.quantization!r}: the "
+            "LoRA would be added to other weights than it was trained on; export --to hub-folder"
+        )
+    generator: Any = build_generator(run.config, torch.device("cpu"))
+    generator.load_weights(run.weights)
+    pipeline = generator.pipeline
+    if run.is_lora:
+        pipeline.fuse_lora(components=["transformer"])
+        pipeline.unload_lora_weights()
+    pipeline.save_pretrained(folder)
+    _take_over(pipeline, generator.config.path, folder)
+
+
+def _take_over(pipeline: Any, base: str, folder: Path) -> None:
+    """Components that were not loaded here, such as a processor, as the base has them."""
+    from huggingface_hub import snapshot_download
+
+    source = resolve_checkpoint(base)
+    entries = type(pipeline).load_config(source)
+    missing = [
+        name
+        for name, entry in entries.items()
+        if isinstance(entry, list | tuple) and entry[0] and not (folder / name).exists()
+    ]
+    if not missing:
+        return
+    if not Path(source).is_dir():
+        source = snapshot_download(source, allow_patterns=[f"{name}/*" for name in missing])
+    for name in missing:
+        shutil.copytree(Path(source, name), folder / name)
+    index = folder / "model_index.json"
+    taken = {name: list(entries[name]) for name in missing}
+    content = json.loads(index.read_text(encoding="utf-8")) | taken
+    index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

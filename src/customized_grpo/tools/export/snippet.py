@@ -1,0 +1,122 @@
+"""The lines of Python that load what was exported by plain diffusers, as it was trained."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from customized_grpo.assets import resolve_checkpoint
+from customized_grpo.tools.export.trained import TrainedRun
+
+_NATIVE_SIZE = 1024
+_EMBEDDED = "embedded:"
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    pipeline: str
+    transformer: str
+    guidance: str
+    """Argument of the pipeline for the config's guidance_scale."""
+
+
+# UNO is not among them: the stock pipeline of FLUX.1 [dev] takes no references.
+_FAMILIES = {
+    "flux-kontext": _Family("FluxKontextPipeline", "FluxTransformer2DModel", "guidance_scale"),
+    "flux2-klein": _Family("Flux2KleinPipeline", "Flux2Transformer2DModel", "guidance_scale"),
+    "qwen-image-edit-plus": _Family(
+        "QwenImageEditPlusPipeline", "QwenImageTransformer2DModel", "true_cfg_scale"
+    ),
+}
+
+
+def is_stock(run: TrainedRun) -> bool:
+    """Whether a stock pipeline makes pictures of references with these weights."""
+    return _generator(run).type in _FAMILIES
+
+
+def snippet(run: TrainedRun, folder: str) -> str:
+    """Python that makes a picture; the weights are read from ``folder``."""
+    config, generator = run.config, _generator(run)
+    family = _FAMILIES[generator.type]
+    height, width = _size(run)
+    dtype = f"dtype=torch.{generator.dtype}"
+    lines = [
+        "import torch",
+        f"from diffusers import {family.pipeline}"
+        + ("" if run.is_lora else f", {family.transformer}"),
+        "from PIL import Image, ImageOps",
+        "",
+        *_base_lines(generator.path),
+    ]
+    if run.is_lora:
+        lines.append(f"pipeline = {family.pipeline}.from_pretrained(base, {dtype})")
+        lines.append(f"pipeline.load_lora_weights({folder!r})")
+    else:
+        lines.append(f"transformer = {family.transformer}.from_pretrained(")
+        lines.append(f"    {folder!r}, subfolder='transformer', {dtype}")
+        lines.append(")")
+        lines.append(f"pipeline = {family.pipeline}.from_pretrained(")
+        lines.append(f"    base, transformer=transformer, {dtype}")
+        lines.append(")")
+    if config.rollout.shift is not None:
+        lines.append("pipeline.scheduler = pipeline.scheduler.from_config(  # as in training")
+        lines.append(f"    pipeline.scheduler.config, shift={config.rollout.shift},")
+        lines.append("    use_dynamic_shifting=False, shift_terminal=None,")
+        lines.append(")")
+    lines.append('reference = Image.open("reference.png").convert("RGB")')
+    lines.append("image = pipeline(")
+    arguments = {
+        "image": f"ImageOps.fit(reference, ({width}, {height}))",
+        "prompt": repr("a picture of it on the beach"),
+        "height": height,
+        "width": width,
+        "num_inference_steps": config.evaluation.num_steps or config.rollout.num_steps,
+        "generator": "torch.Generator().manual_seed(0)",
+        **_special(generator, family, height * width),
+    }
+    lines += [f"    {name}={value}," for name, value in arguments.items()]
+    return "\n".join([*lines, ").images[0]", 'image.save("picture.png")'])
+
+
+def _generator(run: TrainedRun) -> Any:
+    return run.config.generator
+
+
+def _base_lines(path: str) -> list[str]:
+    if not path.startswith(_EMBEDDED):
+        return [f"base = {path!r}"]
+    return [
+        "from customized_grpo.assets import resolve_checkpoint  # the base is in this package",
+        "",
+        f"base = resolve_checkpoint({path!r})",
+    ]
+
+
+def _special(generator: Any, family: _Family, area: int) -> dict[str, Any]:
+    """What one family's pipeline takes and the others do not."""
+    found: dict[str, Any] = {}
+    if generator.guidance_scale is not None:
+        found[family.guidance] = generator.guidance_scale
+    elif generator.type == "qwen-image-edit-plus":
+        found[family.guidance] = 1.0  # the stock pipeline would guide by 4
+    if generator.max_sequence_length is not None:
+        found["max_sequence_length"] = generator.max_sequence_length
+    elif generator.type == "flux-kontext":
+        found["max_sequence_length"] = "pipeline.tokenizer_2.model_max_length"
+    if generator.type == "flux-kontext":
+        found |= {"max_area": area, "_auto_resize": False}
+    if generator.type == "flux2-klein":
+        found["text_encoder_out_layers"] = tuple(generator.text_layers)
+    return found
+
+
+def _size(run: TrainedRun) -> tuple[int, int]:
+    """Height and width of the pictures; of a small FLUX.1 checkpoint, its VAE says so."""
+    generator, native = _generator(run), _NATIVE_SIZE
+    file = Path(resolve_checkpoint(generator.path), "vae", "config.json")
+    if generator.type == "flux-kontext" and file.exists():
+        native = json.loads(file.read_text(encoding="utf-8")).get("sample_size", native)
+    return generator.height or native, generator.width or native

@@ -1,0 +1,127 @@
+"""What a project tells its user: the next commands, what to expect, what was decided."""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from customized_grpo.tools.init.models import Model, Step
+from customized_grpo.tools.init.prompts import OWN, with_article
+
+if TYPE_CHECKING:
+    from customized_grpo.tools.init.project import Project
+
+_WIDTH = 96
+_EMBEDDED = """
+What to expect: the embedded model is for trying every step on a CPU, in minutes. It has 7 million
+parameters, makes pictures of 64 x 64 px, and has seen drawn emoji in 16 painted places only, no
+photo. Of your subject it keeps the main colours and a rough shape, before and after training: so
+short a run changes nothing that one could see. For pictures that look like your subject take a
+large model: cgrpo init --model flux2-klein, with a GPU of 24 GB.
+"""
+_LARGE = """
+What to expect: set up for one GPU of {memory} GB. Memory is computed and the learning rate is a
+starting point: neither was measured on this model (docs/generators.md). Watch the pictures in
+runs/{name}/samples: where they get worse, halve train.learning_rate.
+"""
+_FIELDS = """
+Every field, its default and what it means: cgrpo train CONFIG --help. Change any of them here, or
+for one run: --train.num_updates 100. Paths are absolute, so that this works from anywhere: when the
+folder moves, correct output_dir and data.
+"""
+
+
+def title(project: Project) -> str:
+    """Of the contact sheet."""
+    count, found = len(project.album.photos), len(project.album.remarks)
+    photos = f"{count} photo{'s' * (count != 1)} of {with_article(project.words)}"
+    return f"{photos}, {found or 'no'} remark{'s' * (found != 1)}"
+
+
+def summary(project: Project) -> list[str]:
+    """What the project is, and what was decided without asking."""
+    aside, count = len(project.aside), len(project.album.photos)
+    lines = [
+        f"model: {project.model.name}",
+        f"photos: {count}, {aside} of them kept aside to judge by",
+        f"prompts: {len(project.prompts.training)} to train on, {len(project.prompts.held_out)} "
+        f"others to judge by; examples: {len(project.training)} and {len(project.held_out)}",
+    ]
+    if project.is_embedded:
+        lines.append("photos are cropped to their central square, which is all the model knows")
+        if project.called != project.words:
+            lines.append(f"prompts say {project.called!r}: it does not know {project.words!r}")
+    elif all(prompt.kind != OWN for prompt in project.prompts.training):
+        kind, flag = ("a living thing", "--no-live") if project.live else ("a thing", "--live")
+        lines.append(f"prompts are those for {kind} (if that is wrong: {flag})")
+    return lines
+
+
+def header(project: Project, folder: Path) -> list[str]:
+    """Opens the config of a project in an absolute folder; each a line of a comment."""
+    model = project.model
+    expect = (_EMBEDDED if project.is_embedded else _LARGE).format(
+        memory=model.memory, name=project.run.name
+    )
+    about = f"A run about {with_article(project.words)}, by cgrpo init from configs/{model.config}."
+    commands = [line for step in project.steps(folder) for line in step.lines()]
+    return [
+        about,
+        *("", *textwrap.wrap(expect.strip(), _WIDTH)),
+        *("", "Next, from any folder:", *(f"  {line}" for line in commands)),
+        *("", *textwrap.wrap(_FIELDS.strip(), _WIDTH)),
+    ]
+
+
+def steps(project: Project, folder: Path) -> list[Step]:
+    """From here to a LoRA, each command ready to be pasted."""
+    config, run = folder / "config.yaml", folder / "runs" / project.run.name
+    row = project.held_out[0]
+    reference = folder / row["references"][0]
+    estimate = Step(
+        why="how long it will take, computed",
+        command=_command("estimate", config, "--device", _device(project.model)),
+    )
+    return [
+        *project.model.before,
+        Step(
+            why=f"look at what will be trained on, in {folder / 'data.png'}",
+            command=_command("data", config, "--out", folder / "data.png"),
+        ),
+        *([] if project.is_embedded else [estimate]),
+        Step(
+            why="train" + " (about two minutes of one CPU core)" * project.is_embedded,
+            command=_command("train", config),
+        ),
+        Step(
+            why="pictures of a prompt that was not trained on, before and after",
+            command=_command(
+                *("generate", run, *flag("--prompt", row["prompt"])),
+                *("--reference", reference, "--count", 4),
+            ),
+        ),
+        Step(
+            why=f"measure what training changed, on {project.num_judged} held-out examples",
+            command=_command("evaluate", run),
+        ),
+        Step(
+            why="a LoRA with a model card, for diffusers and the hub",
+            command=_command("export", run, "--to", "hub-folder", "--out", folder / "lora"),
+        ),
+    ]
+
+
+def flag(name: str, value: str) -> list[str]:
+    """For a command line, where a value that begins with - would be taken for another flag."""
+    return [f"{name}={value}"] if value.startswith("-") else [name, value]
+
+
+def _device(model: Model) -> str:
+    """Of the memory that a model is set up for."""
+    return "rtx4090" if model.memory <= 24 else "h100"
+
+
+def _command(*words: object) -> str:
+    return shlex.join(["cgrpo", *map(str, words)])

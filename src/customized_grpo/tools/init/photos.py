@@ -1,0 +1,234 @@
+"""Are these photos good to train on? What is found is said; nothing is dropped in silence."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from customized_grpo.buckets import RATIOS, nearest_ratio
+from customized_grpo.config.decoding import is_clean
+from customized_grpo.data.images import check_pictures, opened
+from customized_grpo.data.photos import MASK, SUFFIXES, photos_in
+from customized_grpo.errors import ConfigError, DataError
+from customized_grpo.pictures import to_pil
+from customized_grpo.tools.init import measures
+
+TOO_FEW, TOO_MANY, MOST = 5, 40, 200
+_THUMBNAIL = 220
+_WIDEST = max(RATIOS)
+_SPREAD = 2.0  # between the widest and the tallest photo: two different croppings
+
+Kind = Literal[
+    "count", "unreadable", "unused", "small", "blurred", "duplicate", "cut off", "shape",
+    "transparent", "prompts",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Remark:
+    """Something to know about a photo, about all of them, or about the prompts."""
+
+    photo: str
+    """Name of the file; '' = it is about all."""
+    kind: Kind
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.photo}: {self.text}" if self.photo else self.text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Photo:
+    """A photo that can be read, and what was measured of it; sizes are upright."""
+
+    path: Path
+    height: int
+    width: int
+    sharpness: float
+    fingerprint: np.ndarray
+    touched: tuple[str, ...]
+    transparent: bool
+    thumbnail: Image.Image
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Album:
+    """The photos of a folder that can be used, and what there is to say about all of them."""
+
+    photos: tuple[Photo, ...]
+    remarks: tuple[Remark, ...]
+
+
+def read_album(folder: Path, side: int, *, squares: bool = False) -> Album:
+    """Reads and checks every photo of a folder.
+
+    Args:
+        folder: with the photos of one subject, no sub-folders.
+        side: pixels of the pictures that the model makes.
+        squares: the photos will be cropped to squares, so that their shapes do not matter.
+
+    Raises:
+        ConfigError: if it is no folder.
+        DataError: if no photo in it can be used, or there are more than 200.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"--photos must be a folder, got {str(folder)!r}; correct the path")
+    paths = photos_in(folder)
+    if len(paths) > MOST:
+        raise DataError(
+            f"--photos: {folder} must hold at most {MOST} photos of one subject, got {len(paths)}; "
+            "keep the best 10 to 30"
+        )
+    photos: list[Photo] = []
+    remarks = list(_unused(folder, set(paths)))
+    for path in paths:
+        try:
+            photos.append(_inspect(path))
+        except DataError as error:
+            name = printable(path)
+            reason = str(error).replace(f": {path}", " it", 1).replace(str(path), name)
+            remarks.append(Remark(photo=name, kind="unreadable", text=reason))
+    if not photos:
+        found = f"; {remarks[0]}" if remarks else ""
+        raise DataError(
+            f"--photos: {folder} must hold photos ({', '.join(sorted(SUFFIXES))}) that can be "
+            f"read, got none{found}; put 5 to 20 photos of one subject there"
+        )
+    remarks += [remark for photo in photos for remark in _remarks(photo, side)]
+    remarks += [*_duplicates(photos), *_count(len(photos)), *([] if squares else _shapes(photos))]
+    return Album(photos=tuple(photos), remarks=tuple(remarks))
+
+
+def printable(path: Path) -> str:
+    """Name of a file as a terminal can show it, which must not be told to do anything."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in path.name)
+
+
+def _inspect(path: Path) -> Photo:
+    """Raises a DataError if the photo cannot be used."""
+    where = "left out, as"
+    if not is_clean(str(path)):
+        raise DataError(f"{where} its name is not UTF-8; rename it")
+    file = (path, "RGB")
+    picture = check_pictures({file: where})[file]
+    image = to_pil(picture.load())
+    thumbnail = image.copy()
+    thumbnail.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    return Photo(
+        path=path,
+        height=picture.height,
+        width=picture.width,
+        sharpness=measures.sharpness(image),
+        fingerprint=measures.fingerprint(image),
+        touched=measures.touched_sides(image),
+        transparent=_is_transparent(path),
+        thumbnail=thumbnail,
+    )
+
+
+def _is_transparent(path: Path) -> bool:
+    with opened(path, str(path)) as image:
+        if not image.has_transparency_data:
+            return False
+        lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
+        return lowest < 255  # pyright: ignore[reportOperatorIssue]
+
+
+def _unused(folder: Path, used: set[Path]) -> Iterator[Remark]:
+    """Whatever else lies in the folder, hidden files left aside."""
+    for path in sorted(folder.iterdir()):
+        if path in used or path.name.startswith("."):
+            continue
+        if path.is_dir():
+            why = "not looked into: a project is about one subject, in one folder"
+        elif path.name.endswith(MASK):
+            why = 'not used: add it to train.jsonl yourself ("masks", docs/data.md)'
+        else:
+            why = "not used: no picture in a format that can be read; save it as JPEG or PNG"
+        yield Remark(photo=printable(path), kind="unused", text=why)
+
+
+def _remarks(photo: Photo, side: int) -> Iterator[Remark]:
+    name, short = printable(photo.path), min(photo.height, photo.width)
+    if short < side:
+        yield Remark(
+            photo=name,
+            kind="small",
+            text=f"small, {photo.width} x {photo.height} px: it will be enlarged to the model's "
+            f"{side} px and look soft; take the original if there is a larger one",
+        )
+    if photo.sharpness < measures.BLURRED:
+        yield Remark(
+            photo=name,
+            kind="blurred",
+            text=f"looks blurred (sharpness {photo.sharpness:.0f}, below {measures.BLURRED:.0f}): "
+            "the model would learn that; leave it out or take it again",
+        )
+    if photo.touched:
+        yield Remark(
+            photo=name,
+            kind="cut off",
+            text=f"the subject may be cut off at the {' and '.join(photo.touched)} (guessed from "
+            "colours): a part that is in no photo cannot be learned",
+        )
+    if photo.transparent:
+        yield Remark(
+            photo=name,
+            kind="transparent",
+            text="has a transparent background, which becomes white: fine for a few, but with "
+            "such photos only the model sees the subject in no surroundings",
+        )
+
+
+def _duplicates(photos: Sequence[Photo]) -> Iterator[Remark]:
+    """Names a photo once, with the first one that it repeats."""
+    named: set[Path] = set()
+    for one, other in combinations(photos, 2):
+        if other.path not in named and measures.alike(one.fingerprint, other.fingerprint):
+            named.add(other.path)
+            yield Remark(
+                photo=printable(other.path),
+                kind="duplicate",
+                text=f"nearly the same picture as {printable(one.path)}: it counts double and "
+                "shows nothing new; keep one of the two",
+            )
+
+
+def _count(number: int) -> Iterator[Remark]:
+    text = ""
+    if number < TOO_FEW:
+        text = (
+            f"{number} photo{'s' * (number > 1)}: {TOO_FEW} to 20, from different sides and in "
+            "different places, teach more; with fewer none is kept aside to judge by"
+        )
+    if number > TOO_MANY:
+        text = f"{number} photos: more than about 20 rarely help; keep the sharpest and most varied"
+    if text:
+        yield Remark(photo="", kind="count", text=text)
+
+
+def _shapes(photos: Sequence[Photo]) -> Iterator[Remark]:
+    for photo in photos:
+        if (ratio := max(photo.height / photo.width, photo.width / photo.height)) > _WIDEST:
+            yield Remark(
+                photo=printable(photo.path),
+                kind="shape",
+                text=f"very long, {ratio:.1f} : 1: its ends beyond 7 : 3 are cropped away; crop it "
+                "yourself around the subject",
+            )
+    ratios = [photo.width / photo.height for photo in photos]
+    if max(ratios) / min(ratios) > _SPREAD:
+        count = len(Counter(nearest_ratio(photo.height, photo.width) for photo in photos))
+        yield Remark(
+            photo="",
+            kind="shape",
+            text=f"the photos have {count} very different shapes: every update sees photos of one "
+            "shape only; crop them to one shape, square is best",
+        )

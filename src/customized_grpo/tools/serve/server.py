@@ -1,0 +1,59 @@
+"""Loads rewards and serves them until it is told to stop."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+from customized_grpo.errors import ConfigError, within
+from customized_grpo.rewards.endpoints.http_client import read_secret
+from customized_grpo.tools.serve.batcher import Batcher
+from customized_grpo.tools.serve.config import ServeConfig
+from customized_grpo.training.rollout import pick_device
+
+_SHUTDOWN_SECONDS = 60
+
+
+def serve(config: ServeConfig, on_address: Callable[[str], None]) -> None:
+    """Serves until SIGINT or SIGTERM; the requests under way are answered first.
+
+    ``on_address`` is called with the server's URL once clients may connect: their requests wait
+    until the server answers.
+
+    Raises:
+        ConfigError: if the packages are missing, or a reward cannot be built.
+        OSError: if the address is taken.
+    """
+    try:
+        import uvicorn
+
+        from customized_grpo.tools.serve.app import make_app
+    except ImportError as error:
+        raise ConfigError(
+            f"serve-reward needs the extra packages ({error}); pip install 'customized-grpo[serve]'"
+        ) from error
+    token = read_secret("token_env", config.token_env)
+    app = make_app(config, build_batchers(config), token)
+    with _listen(config.host, config.port) as listener:
+        host, port = listener.getsockname()[:2]
+        on_address(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+        settings = uvicorn.Config(
+            app, log_level="warning", timeout_graceful_shutdown=_SHUTDOWN_SECONDS
+        )
+        uvicorn.Server(settings).run(sockets=[listener])
+
+
+def build_batchers(config: ServeConfig) -> dict[str, Batcher]:
+    """Loads the rewards, each behind a queue of its own; by name."""
+    device = pick_device(config.device)
+    batchers: dict[str, Batcher] = {}
+    for position, reward in enumerate(config.rewards):
+        with within(f"rewards.{position}"):
+            built = reward.build(device)
+        batchers[reward.label] = Batcher(built, device, config.max_images, config.max_waiting)
+    return batchers
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=128)

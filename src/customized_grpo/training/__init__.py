@@ -1,0 +1,1 @@
+"""One update of the policy, and the life of a run."""

@@ -1,0 +1,85 @@
+"""From a config to what trains: data source, generator, trainable weights, optimizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from customized_grpo.config import RunConfig, TrainConfig
+from customized_grpo.data.base import DataSource
+from customized_grpo.errors import ConfigError, within
+from customized_grpo.generators.base import Generator
+from customized_grpo.generators.cpu.flux1 import use_stock_blocks
+from customized_grpo.generators.lora import attach_lora, trust_autocast
+
+
+def build_world(config: RunConfig, device: torch.device) -> tuple[DataSource, Generator]:
+    """Loads data source and generator; their errors name the section of the config."""
+    with within("data"):
+        data: DataSource = config.data.build(config.seed)
+    generator = build_generator(config, device)
+    for example in data.listed():
+        generator.check(example)
+    return data, generator
+
+
+def build_generator(config: RunConfig, device: torch.device) -> Generator:
+    """Loads the generator; its errors name the section of the config."""
+    with within("generator"):
+        return config.generator.build(device)
+
+
+def make_trainable(generator: Generator, config: RunConfig) -> None:
+    """Adds LoRA, or unfreezes the transformer where the config has none."""
+    if config.lora is not None:
+        attach_lora(generator.transformer, config.lora, generator.lora_targets)
+        if config.mixed_precision == "bf16":
+            trust_autocast(generator.transformer)
+    elif getattr(generator.transformer, "is_quantized", False):
+        raise ConfigError("lora: must not be null with generator.quantization, got null; add lora")
+    else:
+        generator.transformer.requires_grad_(True).float()
+    if config.compile:
+        transformer: Any = generator.transformer
+        if not getattr(transformer, "_repeated_blocks", None):
+            raise ConfigError(
+                f"compile must be false for {type(transformer).__name__}, got true; diffusers "
+                "names no repeated blocks in it"
+            )
+        use_stock_blocks(transformer)
+        transformer.compile_repeated_blocks(dynamic=False)
+
+
+def load_trained(generator: Generator, weights: Path, mixed_precision: str) -> None:
+    """Puts what a run has trained into its generator."""
+    generator.load_weights(weights)
+    if mixed_precision == "bf16":
+        trust_autocast(generator.transformer)
+
+
+def make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW, or bitsandbytes' with its state in 8 bits (arXiv:2110.02861).
+
+    Raises:
+        ConfigError: if that is asked for and not installed.
+    """
+    optimizer: Any = torch.optim.AdamW
+    if config.optimizer == "adamw-8bit":
+        try:
+            from bitsandbytes.optim import AdamW8bit as optimizer
+        except ImportError as error:
+            raise ConfigError(
+                f"train.optimizer: 'adamw-8bit' needs the extra package ({error}); "
+                "pip install 'customized-grpo[bitsandbytes]'"
+            ) from error
+    fused = {"fused": True} if optimizer is torch.optim.AdamW else {}  # one pass over each weight
+    return optimizer(
+        parameters,
+        lr=config.learning_rate,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        **fused,
+    )

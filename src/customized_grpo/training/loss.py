@@ -1,0 +1,203 @@
+"""The gradient of one update: micro-batches, the clipped loss, KL, GRPO-Guard."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from customized_grpo.config import LossConfig
+from customized_grpo.devices import is_out_of_memory
+from customized_grpo.errors import ResourceError
+from customized_grpo.generators.base import Conditioning
+from customized_grpo.generators.lora import lora_merged
+from customized_grpo.ops import clipped_surrogate, gaussian_kl, normalize_ratio
+from customized_grpo.runs.ranks import ALONE, Ranks
+from customized_grpo.runs.sharding import is_sharded
+from customized_grpo.training.rollout import Policy
+from customized_grpo.types import Advantages, PolicyBatch, Rollout
+
+logger = logging.getLogger("customized_grpo")
+
+
+def policy_batch(rollout: Rollout, advantages: Advantages, samples: Tensor) -> PolicyBatch:
+    """Trained transitions of the valid samples among ``samples`` (int64 rows of the rollout)."""
+    samples = samples[advantages.valid[samples]]
+    step_index = rollout.step_index[samples]
+    num_trained = step_index.shape[1]
+    return PolicyBatch(
+        latents=rollout.latents[samples].flatten(0, 1),
+        next_latents=rollout.next_latents[samples].flatten(0, 1),
+        step_index=step_index.flatten(),
+        old_log_prob=rollout.log_probs[samples].flatten(),
+        advantage=advantages.per_step[samples].gather(1, step_index).flatten(),
+        sample_index=samples.repeat_interleave(num_trained),
+        old_mean=None if rollout.means is None else rollout.means[samples].flatten(0, 1),
+    )
+
+
+def accumulate_gradient(
+    policy: Policy,
+    batch: PolicyBatch,
+    conditioning: Conditioning,
+    config: LossConfig,
+    *,
+    pinned: bool,
+    micro_batch_size: int | None,
+    ranks: Ranks = ALONE,
+) -> dict[str, float]:
+    """Adds the gradient of the mean loss over all M pairs, whatever the micro-batch size.
+
+    A micro-batch that does not fit the memory is done again in halves, and so are those after it.
+
+    Args:
+        policy: what is trained.
+        batch: M (sample, step) pairs. Without a KL those of advantage 0 have no gradient: they
+            count in the mean and are not computed.
+        conditioning: of the rollout's samples ``[B, ...]``; pairs pick their rows.
+        config: of the loss.
+        pinned: take the new log-probs, detached, as the old ones (ratio exactly 1).
+        micro_batch_size: pairs per forward and backward; None = all.
+        ranks: the processes that share the pairs; gradients and numbers are then of all pairs.
+
+    Returns:
+        Means over the computed pairs: ``ratio_mean``, ``ratio_abs_dev``, ``clip_fraction``,
+        ``mismatch`` (mean |ratio - 1| against the rollout's own log-probs) and, if used, ``kl``;
+        ``loss``, the mean over all; and, if it did not fit, the ``micro_batch_size`` that did.
+    """
+    pairs = torch.arange(len(batch.advantage), device=batch.latents.device)
+    if not config.kl_weight and ranks.any(bool(batch.advantage.any())):
+        pairs = batch.advantage.nonzero()[:, 0]
+    num_pairs, num_computed = (ranks.total(n) for n in (len(batch.advantage), len(pairs)))
+    pairs_loss = partial(_pairs_loss, policy, batch, conditioning, config, pinned, num_pairs)
+    size, start = micro_batch_size or len(pairs), 0
+    totals: dict[str, Tensor] = defaultdict(lambda: pairs.new_zeros((), dtype=torch.float32))
+    transformer = policy.generator.transformer
+    parameters = [p for p in transformer.parameters() if p.requires_grad]
+    sharded = is_sharded(transformer)
+    scale = ranks.size if sharded else 1  # of sharded gradients the mean over the ranks is left
+    passes = -(-len(pairs) // max(size, 1))
+    idle = ranks.most(passes) - passes if sharded else 0
+    with lora_merged(transformer):
+        trained = [p for p in transformer.parameters() if p.requires_grad]
+        while start < len(pairs):
+            rows = pairs[start : start + size]
+            stats = _add_gradient(partial(pairs_loss, rows), trained, scale)
+            if stats is None and len(rows) > 1 and not sharded:
+                size = _halved(len(rows))
+                continue
+            if stats is None:
+                raise ResourceError(
+                    "one (sample, step) pair alone does not fit the memory; set "
+                    "generator.gradient_checkpointing, generator.quantization or smaller pictures"
+                    if len(rows) == 1
+                    else f"a micro-batch of {len(rows)} pairs does not fit the memory, and with "
+                    "fsdp it is not halved; lower train.micro_batch_size"
+                )
+            start += len(rows)
+            for name, value in stats.items():
+                totals[name] += value if name == "loss" else value * (len(rows) / num_computed)
+        for _ in range(idle):
+            _idle(policy, conditioning, config)
+    if not sharded:
+        _sum_gradients(parameters, ranks)
+    values = torch.stack(list(totals.values())).tolist() if totals else []  # waits for the device
+    fitted = {} if size == (micro_batch_size or len(pairs)) else {"micro_batch_size": float(size)}
+    return _sum_numbers(ranks.collect(dict(zip(totals, values, strict=True)))) | fitted
+
+
+def _idle(policy: Policy, conditioning: Conditioning, config: LossConfig) -> None:
+    """The passes of a micro-batch whose gradient is 0, while other ranks have one more."""
+    nothing = policy.idle_pass(conditioning).sum() * 0
+    if config.kl_weight:
+        with torch.no_grad():
+            policy.idle_pass(conditioning)
+    nothing.backward()
+
+
+def _sum_gradients(parameters: list[nn.Parameter], ranks: Ranks) -> None:
+    if ranks.size == 1:
+        return
+    here = [parameter.grad is not None for parameter in parameters]
+    somewhere = [any(found) for found in zip(*ranks.collect(here), strict=True)]
+    for parameter, used in zip(parameters, somewhere, strict=True):
+        if used and parameter.grad is None:  # this rank had no pair that counts
+            parameter.grad = torch.zeros_like(parameter)
+    ranks.add([parameter.grad for parameter in parameters if parameter.grad is not None])
+
+
+def _sum_numbers(parts: list[dict[str, float]]) -> dict[str, float]:
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: sum(part.get(name, 0.0) for part in parts) for name in names}
+
+
+def _add_gradient(
+    pairs_loss: Callable[[], tuple[Tensor, dict[str, Tensor]]],
+    parameters: list[nn.Parameter],
+    scale: int,
+) -> dict[str, Tensor] | None:
+    """All of the micro-batch's gradient, or, if it does not fit the memory, None and nothing."""
+    before = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    try:
+        loss, stats = pairs_loss()
+        (loss * scale).backward()
+    except Exception as error:
+        for parameter, gradient in zip(parameters, before, strict=True):
+            parameter.grad = gradient
+        if not is_out_of_memory(error):
+            raise
+        return None
+    for parameter, gradient in zip(parameters, before, strict=True):
+        if gradient is not None:
+            parameter.grad = gradient if parameter.grad is None else gradient.add_(parameter.grad)
+    return {"loss": loss.detach(), **stats}
+
+
+def _halved(size: int) -> int:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # in pieces of the size that did not fit
+    half = -(-size // 2)
+    logger.warning(
+        "a micro-batch of %d pairs does not fit the memory; going on with %d", size, half
+    )
+    return half
+
+
+def _pairs_loss(
+    policy: Policy,
+    batch: PolicyBatch,
+    conditioning: Conditioning,
+    config: LossConfig,
+    pinned: bool,
+    num_pairs: int,
+    rows: Tensor,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    latents, step_index = batch.latents[rows], batch.step_index[rows]
+    condition = conditioning.take(batch.sample_index[rows])
+    mean, std = policy.transition(latents, step_index, condition)
+    log_prob = policy.log_prob(batch.next_latents[rows], mean, std)
+    rollout_log_prob = batch.old_log_prob[rows]
+    mismatch = (torch.exp(log_prob.detach() - rollout_log_prob) - 1).abs().mean()
+    old_log_prob = log_prob.detach() if pinned else rollout_log_prob
+    if config.ratio_norm:
+        assert batch.old_mean is not None, "the rollout was asked to keep its means"
+        old_mean = mean.detach() if pinned else batch.old_mean[rows]
+        log_prob = normalize_ratio(log_prob, old_log_prob, mean, old_mean, std)
+        old_log_prob = torch.zeros_like(log_prob)
+    loss, stats = clipped_surrogate(
+        log_prob, old_log_prob, batch.advantage[rows], config.clip_range, denominator=num_pairs
+    )
+    stats["mismatch"] = mismatch
+    if config.kl_weight:
+        with torch.no_grad(), policy.generator.base_policy():
+            reference_mean, _ = policy.transition(latents, step_index, condition)
+        divergence = gaussian_kl(mean, reference_mean, std)
+        stats["kl"] = divergence.detach().mean()
+        loss = loss + config.kl_weight * divergence.sum() / num_pairs
+    return loss, stats

@@ -1,0 +1,128 @@
+"""An update whose gradient is not finite: where it comes from, and a folder that shows it again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from customized_grpo.config import RunConfig, dump_config
+from customized_grpo.files import replace_folder
+from customized_grpo.generators.base import Conditioning
+from customized_grpo.runs.ranks import ALONE, Ranks
+from customized_grpo.runs.sharding import is_sharded, whole
+from customized_grpo.training.rollout import Policy
+from customized_grpo.types import PolicyBatch
+
+REPORT = "diagnosis.json"
+_SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Diagnosis:
+    """What is not finite in an update."""
+
+    parameters: tuple[str, ...]
+    """Trained tensors that are not finite themselves."""
+    gradients: tuple[str, ...]
+    """Trained tensors whose gradient is not."""
+    inputs: tuple[str, ...]
+    """Fields of the batch that are not, such as ``advantage``."""
+    pairs: tuple[tuple[int, int], ...]
+    """(sample, step) whose log-probability is not."""
+
+    def __str__(self) -> str:
+        pairs = [f"sample {sample} at step {step}" for sample, step in self.pairs]
+        parts = {
+            "weights": self.parameters,
+            "gradients of": self.gradients,
+            "inputs": self.inputs,
+            "log-probabilities of": pairs,
+        }
+        found = [f"{kind} {_some(names)}" for kind, names in parts.items() if names]
+        return f"not finite: {'; '.join(found)}" if found else "everything is finite"
+
+
+def _some(names: tuple[str, ...] | list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+@torch.no_grad()
+def diagnose(
+    policy: Policy,
+    batch: PolicyBatch,
+    conditioning: Conditioning,
+    module: nn.Module,
+    micro_batch_size: int | None,
+    ranks: Ranks = ALONE,
+) -> Diagnosis:
+    """Looks at weights, gradients (as they are now) and batch, and computes log-probs again."""
+    trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    broken = []
+    count = len(batch.advantage)  # 0 in a process whose samples are all invalid
+    parts = torch.arange(count).split(micro_batch_size or count) if count else ()
+    for _ in range(ranks.most(len(parts)) - len(parts) if is_sharded(module) else 0):
+        policy.idle_pass(conditioning)
+    for rows in parts:
+        condition = conditioning.take(batch.sample_index[rows])
+        mean, std = policy.transition(batch.latents[rows], batch.step_index[rows], condition)
+        log_prob = policy.log_prob(batch.next_latents[rows], mean, std)
+        broken += rows[~log_prob.isfinite().cpu()].tolist()
+    return Diagnosis(
+        parameters=tuple(n for n, p in trained.items() if not _finite(p)),
+        gradients=tuple(
+            n for n, p in trained.items() if p.grad is not None and not _finite(p.grad)
+        ),
+        inputs=tuple(name for name, tensor in _fields(batch).items() if not _finite(tensor)),
+        pairs=tuple((int(batch.sample_index[i]), int(batch.step_index[i])) for i in broken),
+    )
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(whole(tensor).isfinite().all())
+
+
+def _fields(batch: PolicyBatch) -> dict[str, Tensor]:
+    found = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return {name: tensor.contiguous() for name, tensor in found.items() if tensor is not None}
+
+
+def dump_failure(
+    folder: Path,
+    config: RunConfig,
+    diagnosis: Diagnosis,
+    batch: PolicyBatch,
+    conditioning: Conditioning,
+    state: dict[str, Tensor],
+    pinned: bool,
+) -> None:
+    """Writes all that the update was computed from; by several processes, each its own part."""
+
+    def fill(target: Path) -> None:
+        (target / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        text = json.dumps(asdict(diagnosis) | {"pinned": pinned})
+        (target / REPORT).write_text(text, encoding="utf-8")
+        save_file(_fields(batch), target / "batch.safetensors")
+        save_file(conditioning.tensors(), target / "conditioning.safetensors")
+        save_file(state, target / "state.safetensors")
+
+    replace_folder(folder, fill)
+
+
+def load_failure(
+    folder: Path, device: torch.device
+) -> tuple[PolicyBatch, Conditioning, dict[str, Tensor], bool]:
+    """Batch, conditioning, training state of a dump, and whether the ratio was pinned."""
+    batch = {n: t.to(device) for n, t in load_file(folder / "batch.safetensors").items()}
+    conditioning = Conditioning.from_tensors(load_file(folder / "conditioning.safetensors"))
+    return (
+        PolicyBatch(**batch),
+        conditioning.to(device),
+        load_file(folder / "state.safetensors"),
+        json.loads((folder / REPORT).read_text(encoding="utf-8"))["pinned"],
+    )

@@ -1,0 +1,554 @@
+"""A whole evaluation: its numbers against plain code, what it exposes, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from data.pictures import DREAMBENCH, on_the_dataset
+from PIL import Image
+from rewards import tiny_models
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPModel, Dinov2Model, DINOv3ViTModel, ViTModel
+from worlds import config_of, smooth, write_jsonl, write_outputs, write_png
+
+from customized_grpo.config import EmojiSet, RewardConfig
+from customized_grpo.data.emoji.source import EmojiSource
+from customized_grpo.errors import ConfigError, DataError, RewardError
+from customized_grpo.evaluation.benchmark.anchors import COPY, ORACLE, RANDOM
+from customized_grpo.evaluation.benchmark.items import BenchmarkSet, Item
+from customized_grpo.evaluation.benchmark.outcome import Outcome
+from customized_grpo.evaluation.benchmark.run import evaluate_benchmark
+from customized_grpo.evaluation.benchmark.sets import build_set
+from customized_grpo.rewards.preprocess import Preprocessing
+from customized_grpo.types import Example
+
+DINO = "customized_grpo.rewards.dino:DinoConfig"
+EMOJI_CLIP = {"type": "clip-text", "objective": "prompt", "path": "embedded:evaluator-clip"}
+EMOJI_DINO = {"type": "dinov2", "objective": "identity", "path": "embedded:evaluator-dino"}
+
+
+def evaluate(*arguments: Any, **fields: Any) -> Outcome:
+    outcome = evaluate_benchmark(config_of(*arguments, **fields))
+    assert outcome is not None
+    return outcome
+
+
+def own_set(folder: Path, num_images: int = 1) -> BenchmarkSet:
+    if not (folder / "prompts.jsonl").exists():
+        write_jsonl(folder)
+    return build_set(config_of(folder, [EMOJI_CLIP]).benchmark, num_images)
+
+
+def close(column: Tensor, expected: Sequence[float]) -> None:
+    assert column.tolist() == pytest.approx(list(expected), abs=1e-5, nan_ok=True)
+
+
+def read(path: Path) -> Tensor:
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+
+
+class Plain:
+    """Features by the libraries' models, one picture at a time, straight from the files."""
+
+    def __init__(self, kind: str, path: str) -> None:
+        classes = {"dino": ViTModel, "dinov2": Dinov2Model, "dinov3": DINOv3ViTModel}
+        self.kind, self.path = kind, path
+        self.model = classes.get(kind, CLIPModel).from_pretrained(path)
+
+    def pixels(self, image: Tensor) -> Tensor:
+        if self.kind != "dino":
+            return Preprocessing.from_pretrained(self.path)(image[None])
+        height, width = image.shape[1:]  # what DINO's own evaluation does
+        short = min(height, width)
+        resized = torch.nn.functional.interpolate(
+            image[None], (256 * height // short, 256 * width // short), mode="bicubic",
+            antialias=True, align_corners=False,
+        ).clamp(0, 1)  # fmt: skip
+        top, left = (resized.shape[2] - 224) // 2, (resized.shape[3] - 224) // 2
+        cut = resized[:, :, top : top + 224, left : left + 224]
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        return (cut - mean[None, :, None, None]) / std[None, :, None, None]
+
+    @torch.no_grad()
+    def feature(self, image: Tensor) -> Tensor:
+        pixels = self.pixels(image)
+        if self.kind == "clip-image":
+            found = self.model.get_image_features(pixel_values=pixels).pooler_output
+        elif self.kind == "dino":
+            found = self.model(pixels).last_hidden_state[:, 0]
+        else:
+            found = self.model(pixels).pooler_output
+        return torch.nn.functional.normalize(found[0].double(), dim=0)
+
+    @torch.no_grad()
+    def text(self, prompt: str) -> Tensor:
+        tokens = AutoTokenizer.from_pretrained(self.path)([prompt], return_tensors="pt")
+        found = self.model.get_text_features(input_ids=tokens["input_ids"]).pooler_output
+        return torch.nn.functional.normalize(found[0].double(), dim=0)
+
+
+def pictures_of(folder: Path, wanted: BenchmarkSet) -> list[Tensor]:
+    outputs = folder / "outputs" / "pictures"
+    return [read(outputs / f"{number:04d}.png") for number in range(len(wanted.items))]
+
+
+@pytest.mark.parametrize(
+    ("kind", "type_", "save"),
+    [
+        ("dino", DINO, tiny_models.save_dino),
+        ("dinov2", "dinov2", tiny_models.save_dinov2),
+        ("dinov3", "dinov3", tiny_models.save_dinov3),
+        ("clip-image", "clip-image", tiny_models.save_clip),
+    ],
+)
+def test_identity_equals_a_plain_implementation(tmp_path, kind, type_, save) -> None:
+    wanted = own_set(tmp_path, num_images=2)
+    write_outputs(tmp_path / "outputs", wanted, lambda i: smooth(7 * i.prompt_index + i.index))
+    path = save(tmp_path / "model")
+    metric = {"type": type_, "name": "m", "objective": "identity", "path": path}
+    found = evaluate(tmp_path, [metric], num_images=2)
+    plain = Plain(kind, path)
+    outputs = [plain.feature(image) for image in pictures_of(tmp_path, wanted)]
+    photos = {
+        name: [plain.feature(read(tmp_path / photo.name)) for photo in subject.photos]
+        for name, subject in wanted.subjects.items()
+    }
+    expected: dict[str, list[float]] = {"reference": [], "photos": [], "copy": [], "diversity": []}
+    for item, output in zip(wanted.items, outputs, strict=True):
+        similar = [float(output @ photo) for photo in photos[item.subject]]
+        expected["reference"].append(similar[0])
+        expected["photos"].append(sum(similar) / len(similar))
+        rest = similar[1:]
+        expected["copy"].append(similar[0] - sum(rest) / len(rest) if rest else math.nan)
+        (twin,) = (
+            other
+            for same, other in zip(wanted.items, outputs, strict=True)
+            if same.key[:-1] == item.key[:-1] and same.index != item.index
+        )
+        expected["diversity"].append(1 - float(output @ twin))
+    for name, values in expected.items():
+        close(found.columns[f"m/{name}"], values)
+    close(found.anchors[COPY]["m/reference"], [1.0] * len(wanted.items))
+
+
+def test_clip_t_equals_a_plain_implementation(tmp_path: Path) -> None:
+    """Of the whole prompt; also under another prompt, and of the anchor."""
+    wanted = own_set(tmp_path)
+    write_outputs(tmp_path / "outputs", wanted, lambda i: smooth(7 * i.prompt_index))
+    path = tiny_models.save_clip(tmp_path / "model")
+    metrics = [
+        {"type": "clip-text", "name": "t", "objective": "prompt", "path": path},
+        {"type": "pickscore", "objective": "prompt", "path": path, "processor": path},
+    ]
+    found = evaluate(tmp_path, metrics)
+    plain = Plain("clip-image", path)
+    images = [plain.feature(image) for image in pictures_of(tmp_path, wanted)]
+    own, specific, copies = [], [], []
+    for item, image in zip(wanted.items, images, strict=True):
+        prompts = [i.prompt for i in wanted.items if i.subject == item.subject]
+        other = prompts[(prompts.index(item.prompt) + 1) % len(prompts)]
+        own.append(float(image @ plain.text(item.prompt)))
+        specific.append(own[-1] - float(image @ plain.text(other)))
+        photo = plain.feature(read(tmp_path / item.references[0]))
+        copies.append(float(photo @ plain.text(item.prompt)))
+    close(found.columns["t"], own)
+    close(found.columns["t/specific"], specific)
+    close(found.anchors[COPY]["t"], copies)
+    scale = plain.model.logit_scale.exp().item()
+    close(found.columns["pickscore"] / scale, own)
+
+
+def test_the_subject_region_is_what_is_compared(tmp_path: Path) -> None:
+    """Masks lie beside the photos; what is around the subject changes nothing."""
+    wanted = own_set(tmp_path)
+    write_outputs(tmp_path / "outputs", wanted, lambda i: smooth(i.prompt_index))
+    path = tiny_models.save_dinov2(tmp_path / "model")
+    metric = {"type": "dinov2", "objective": "identity", "path": path, "region": "subject"}
+    with pytest.raises(DataError, match="needs a mask for every photo, got none"):
+        evaluate(tmp_path, [metric])
+    mask = torch.zeros(3, 40, 48)
+    mask[:, 10:30, 12:36] = 1
+    for photo in wanted.photos:
+        write_png(tmp_path / photo.name.replace(".png", ".mask.png"), mask)
+    one = evaluate(tmp_path, [metric])
+    for photo in wanted.photos:
+        pixels = read(tmp_path / photo.name)
+        write_png(tmp_path / photo.name, torch.where(mask > 0, pixels, 1 - pixels))
+    two = evaluate(tmp_path, [metric])
+    close(two.columns["dinov2/photos"], one.columns["dinov2/photos"].tolist())
+    assert one.set_digest != two.set_digest
+
+
+@on_the_dataset
+def test_anchors_on_the_real_photos_are_ordered(tmp_path: Path) -> None:
+    benchmark = {"type": "dreambench", "path": str(DREAMBENCH)}
+    wanted = build_set(config_of(tmp_path, [EMOJI_DINO], benchmark=benchmark).benchmark, 1)
+    write_outputs(tmp_path / "outputs", wanted, lambda i: smooth(i.prompt_index, 32, 32))
+    metrics = [
+        {"type": DINO, "name": "dino", "objective": "identity"}
+        | {"path": tiny_models.save_dino(tmp_path / "dino")},
+        {"type": "clip-image", "objective": "identity"}
+        | {"path": tiny_models.save_clip(tmp_path / "clip")},
+    ]
+    found = evaluate(tmp_path, metrics, benchmark=benchmark, batch_size=64)
+    assert (found.counts["photos"], len(found.items)) == (158, 750)
+    for label in ("dino", "clip-image"):
+        for name in ("reference", "photos"):
+            copy, oracle, random = (
+                found.anchor_summaries[anchor][f"{label}/{name}"].mean
+                for anchor in (COPY, ORACLE, RANDOM)
+            )
+            assert copy >= oracle > random, (label, name)
+        assert found.anchor_summaries[COPY][f"{label}/copy"].mean > 0.01
+    text = (tmp_path / "evaluations" / "test" / "benchmark.md").read_text()
+    assert "| Customized-GRPO | 0.812 | 8.32 |" in text
+    assert "Published (not measured here)" in text
+
+
+def emoji_set(count: int) -> BenchmarkSet:
+    return build_set(EmojiSet(num_examples=count), num_images=1)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """The truth, a copier, and a model that shows the subject whatever the prompt says."""
+    folder = tmp_path_factory.mktemp("planted")
+    count = 48
+    wanted, examples = emoji_set(count), EmojiSource(0).held_out(count)
+
+    def truth(item: Item) -> Tensor:
+        target = examples[item.prompt_index].target
+        assert target is not None
+        return target
+
+    def copier(item: Item) -> Tensor:
+        return wanted.references(item)[0].picture.load()
+
+    def ignorer(item: Item) -> Tensor:
+        views = [p for p in wanted.subjects[item.subject].photos if p.name.startswith("view")]
+        return views[item.prompt_index % len(views)].picture.load()
+
+    outcomes: dict[str, Outcome] = {}
+    for name, image in {"truth": truth, "copier": copier, "ignorer": ignorer}.items():
+        write_outputs(folder / name, wanted, image)
+        baseline = None if name == "truth" else str(folder / "evaluations" / "truth")
+        outcomes[name] = evaluate(
+            folder,
+            [EMOJI_CLIP, EMOJI_DINO],
+            name=name,
+            benchmark={"type": "emoji", "num_examples": count},
+            images=str(folder / name),
+            baseline=baseline,
+            cache=str(folder / "cache"),
+        )
+    return outcomes
+
+
+def test_a_copier_is_exposed(planted: dict[str, Outcome]) -> None:
+    copier, truth = planted["copier"], planted["truth"]
+    assert copier.summary["dinov2/reference"].mean == pytest.approx(1, abs=1e-5)
+    copying, honest = (o.summary["dinov2/copy"] for o in (copier, truth))
+    oracle = copier.anchor_summaries[ORACLE]["dinov2/copy"]
+    assert copying.low is not None
+    assert oracle.high is not None
+    assert honest.high is not None
+    assert copying.low > max(oracle.high, honest.high)
+    change = copier.changes["dinov2/copy"]
+    assert change.low is not None
+    assert change.low > 0
+
+
+def test_a_prompt_ignorer_is_exposed(planted: dict[str, Outcome]) -> None:
+    ignorer, truth = planted["ignorer"], planted["truth"]
+    for name in ("clip-text", "clip-text/specific"):
+        change = ignorer.changes[name]
+        assert change.high is not None
+        assert change.high < 0, name
+    # Hardly better by its own prompt than by another.
+    specific, honest = (o.summary["clip-text/specific"].mean for o in (ignorer, truth))
+    assert abs(specific) < 0.15 * honest
+    # Identity alone would praise it.
+    assert ignorer.summary["dinov2/photos"].mean > truth.summary["dinov2/photos"].mean
+    assert ignorer.summary["joint/domination"].mean == 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FirstLetterConfig(RewardConfig):
+    """CLIP-T behind the reference code's bug: a string where a list of prompts is expected."""
+
+    type: Literal["first-letter"] = "first-letter"  # pyright: ignore
+    fixed: bool = False
+
+    def build(self, device: torch.device) -> FirstLetter:
+        from customized_grpo.rewards.dual_encoder import load_clip
+
+        return FirstLetter(load_clip("embedded:evaluator-clip", device), self.fixed)
+
+
+class FirstLetter:
+    def __init__(self, encoder, fixed: bool) -> None:
+        self._encoder, self._fixed = encoder, fixed
+
+    @torch.no_grad()
+    def score(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
+        scores = []
+        for image, example in zip(images, examples, strict=True):
+            prompts = [example.prompt] if self._fixed else example.prompt  # the bug
+            (text,) = self._encoder.texts([prompts[0]])
+            scores.append(self._encoder.images(image[None])[0] @ text)
+        return torch.stack(scores)
+
+
+def test_a_first_letter_bug_is_caught(tmp_path: Path) -> None:
+    wanted = emoji_set(12)
+    write_outputs(tmp_path / "outputs", wanted, lambda i: smooth(i.prompt_index, 64, 64))
+    metric = {"type": "test_run:FirstLetterConfig", "objective": "prompt"}
+    fields = {"benchmark": {"type": "emoji", "num_examples": 12}}
+    with pytest.raises(RewardError, match="first-letter: must depend on the whole prompt, got the"):
+        evaluate(tmp_path, [metric], **fields)
+    assert not (tmp_path / "evaluations" / "test" / "benchmark.json").exists()
+    found = evaluate(tmp_path, [metric | {"fixed": True}, EMOJI_CLIP], **fields)
+    close(found.columns["first-letter"], found.columns["clip-text"].tolist())
+
+
+def test_equal_pictures_neither_dominate_nor_collapse(tmp_path: Path) -> None:
+    wanted = own_set(tmp_path)
+    dino = {"type": "dinov2", "objective": "identity"}
+    dino["path"] = tiny_models.save_dinov2(tmp_path / "dino")
+    clip = {"type": "clip-text", "objective": "prompt"}
+    clip["path"] = tiny_models.save_clip(tmp_path / "clip")
+    write_outputs(tmp_path / "outputs", wanted, lambda i: smooth(5 * i.prompt_index))
+    evaluate(tmp_path, [dino, clip], name="base")
+    folder = str(tmp_path / "evaluations" / "base")
+    again = evaluate(tmp_path, [dino, clip], name="again", baseline=folder)
+    assert {name: column.sum().item() for name, column in again.joint.items()} == {
+        "joint/domination": 0.0,
+        "joint/collapse": 0.0,
+    }
+    # Without one of the leading metrics on both sides there is no such rate.
+    evaluate(tmp_path, [dino], name="identity")
+    folder = str(tmp_path / "evaluations" / "identity")
+    assert evaluate(tmp_path, [dino, clip], name="half", baseline=folder).joint == {}
+
+
+def test_the_baseline_is_paired_picture_by_picture(tmp_path: Path) -> None:
+    wanted = own_set(tmp_path)
+    metrics = [
+        {"type": "clip-text", "objective": "prompt"}
+        | {"path": tiny_models.save_clip(tmp_path / "clip")},
+        {"type": "dinov2", "objective": "identity"}
+        | {"path": tiny_models.save_dinov2(tmp_path / "dino")},
+    ]
+    write_outputs(tmp_path / "outputs", wanted, lambda i: smooth(5 * i.prompt_index))
+    base = evaluate(tmp_path, metrics, name="base")
+    write_outputs(tmp_path / "outputs", wanted, lambda i: smooth(9 + i.prompt_index))
+    folder = str(tmp_path / "evaluations" / "base")
+    found = evaluate(tmp_path, metrics, name="tuned", baseline=folder)
+    own, other = ({n: o.columns[n] for n in ("clip-text", "dinov2/photos")} for o in (found, base))
+    for name, column in own.items():
+        close(found.differences[name], (column - other[name]).tolist())
+        assert found.changes[name].mean == pytest.approx(
+            (column - other[name]).mean().item(), abs=1e-6
+        )
+    better = torch.stack([own[n] > other[n] for n in own], 1).all(1)
+    worse = torch.stack([own[n] < other[n] for n in own], 1).all(1)
+    assert found.joint["joint/domination"].tolist() == better.double().tolist()
+    assert found.joint["joint/collapse"].tolist() == worse.double().tolist()
+    chance = [
+        found.anchors[COPY]["clip-text"].mean().item(),
+        found.anchors[RANDOM]["dinov2/photos"].mean().item(),
+    ]
+    sides = [column.mean().item() - c for column, c in zip(own.values(), chance, strict=True)]
+    area = sides[0] * sides[1] if min(sides) > 0 else 0.0
+    assert found.hypervolume() == pytest.approx(area, abs=1e-6)
+    written = json.loads((tmp_path / "evaluations" / "tuned" / "benchmark.json").read_text())
+    assert written["baseline"]["changes"]["clip-text"]["mean"] == pytest.approx(
+        found.changes["clip-text"].mean, abs=1e-6
+    )
+    assert "tuned - baseline" in (tmp_path / "evaluations" / "tuned" / "benchmark.md").read_text()
+    # The same of every group, from its pictures alone.
+    red = [row for row, item in enumerate(found.items) if item.category == "property"]
+    assert len(red) == 3
+    group = written["groups"]["category"]["property"]
+    for name, column in own.items():
+        assert group["summary"][name]["mean"] == pytest.approx(column[red].mean().item(), abs=1e-6)
+        change = (column - other[name])[red].mean().item()
+        assert group["baseline"]["changes"][name]["mean"] == pytest.approx(change, abs=1e-6)
+    copies = found.anchors[COPY]["clip-text"][red].mean().item()
+    assert group["anchors"][COPY]["clip-text"]["mean"] == pytest.approx(copies, abs=1e-6)
+    assert set(written["groups"]["kind"]) == {"live", "object"}
+    text = (tmp_path / "evaluations" / "tuned" / "benchmark.md").read_text()
+    assert text.count("| random other subject | base (baseline) | tuned |") == 1 + 3 + 2
+    # What cannot be compared is refused.
+    fields = {"num_images": 2, "images": str(tmp_path / "two")}
+    write_outputs(tmp_path / "two", own_set(tmp_path, 2), lambda i: smooth(i.index))
+    with pytest.raises(ConfigError, match="baseline: must be of the same benchmark, got 'base'"):
+        evaluate(tmp_path, metrics, name="two", baseline=folder, **fields)
+    changed = [metrics[0], metrics[1] | {"path": "embedded:reward-dino"}]
+    with pytest.raises(ConfigError, match="metric 'dinov2' must be measured by the same model"):
+        evaluate(tmp_path, changed, name="other", baseline=folder)
+    with pytest.raises(ConfigError, match="baseline: must be the folder of a finished evaluation"):
+        evaluate(tmp_path, metrics, name="other", baseline=str(tmp_path))
+
+
+def test_a_result_whose_pictures_are_lost_is_none(tmp_path: Path) -> None:
+    wanted = own_set(tmp_path)
+    folder = write_outputs(tmp_path / "outputs", wanted, lambda i: smooth(i.prompt_index))
+    evaluate(tmp_path, [EMOJI_DINO])
+    results = tmp_path / "evaluations" / "test"
+    before = (results / "benchmark.json").read_bytes()
+    with pytest.raises(ConfigError, match="baseline: must be another evaluation than this one"):
+        evaluate(tmp_path, [EMOJI_DINO], baseline=str(results))
+    with pytest.raises(DataError, match="cannot be read"):
+        evaluate(tmp_path, [EMOJI_DINO], benchmark={"type": "jsonl", "path": "nowhere.jsonl"})
+    assert (results / "benchmark.json").read_bytes() == before  # a slip costs nothing
+    lost = (folder / "pictures" / "0004.png").rename(tmp_path / "lost.png")
+    with pytest.raises(DataError, match="1 of 9 pictures are missing"):
+        evaluate(tmp_path, [EMOJI_DINO])
+    assert not (results / "benchmark.json").exists()
+    lost.rename(folder / "pictures" / "0004.png")
+    evaluate(tmp_path, [EMOJI_DINO])
+    assert (results / "benchmark.json").read_bytes() == before
+
+
+def test_a_photo_without_a_subject_ends_it(tmp_path: Path) -> None:
+    wanted = own_set(tmp_path)
+    write_outputs(tmp_path / "outputs", wanted, lambda i: smooth(i.prompt_index))
+    for name in ("rex/0", "rex/1", "rex/2", "mug/0", "mug/1", "bob/0"):
+        mask = torch.zeros(3, 40, 48)
+        mask[:, 10:30, 10:30] = float(name != "mug/1")
+        write_png(tmp_path / f"{name}.mask.png", mask)
+    metric = EMOJI_DINO | {"region": "subject"}
+    with pytest.raises(RewardError, match=r"dinov2: mug/1\.png .*no subject is found"):
+        evaluate(tmp_path, [metric])
+    assert not (tmp_path / "evaluations" / "test" / "benchmark.json").exists()
+
+
+def test_a_part_is_scored_under_the_same_other_prompts(tmp_path: Path) -> None:
+    wanted = own_set(tmp_path)
+    folder = write_outputs(tmp_path / "outputs", wanted, lambda i: smooth(i.prompt_index))
+    column = "clip-text/specific"
+    whole = evaluate(tmp_path, [EMOJI_CLIP]).columns[column]
+    lines = (folder / "manifest.jsonl").read_text().splitlines(keepends=True)
+    (folder / "manifest.jsonl").write_text("".join(lines[:1] + lines[2:]))
+    part = evaluate(tmp_path, [EMOJI_CLIP], name="part", allow_partial=True).columns[column]
+    close(part, whole[[0, *range(2, 9)]].tolist())
+
+
+def test_a_partial_evaluation_says_so_everywhere(tmp_path: Path) -> None:
+    wanted = own_set(tmp_path)
+    folder = write_outputs(tmp_path / "outputs", wanted, lambda i: smooth(i.prompt_index))
+    lines = (folder / "manifest.jsonl").read_text().splitlines(keepends=True)
+    (folder / "manifest.jsonl").write_text("".join(lines[1:]))
+    metric = EMOJI_DINO
+    results = tmp_path / "evaluations" / "test"
+    with pytest.raises(DataError, match="1 of 9 pictures are missing"):
+        evaluate(tmp_path, [metric])
+    assert not (results / "benchmark.json").exists()
+    found = evaluate(tmp_path, [metric], allow_partial=True)
+    assert len(found.items) == 8
+    written = json.loads((results / "benchmark.json").read_text())
+    assert written["complete"] is False
+    assert written["missing"] == ["rex, prompt 0, reference rex/0.png, index 0"]
+    assert "**PARTIAL: 1 of 9 pictures are missing" in (results / "benchmark.md").read_text()
+    assert "PARTIAL: 1 of 9 pictures are missing" in (results / "gallery.html").read_text()
+    (folder / "manifest.jsonl").write_text("".join(lines))
+    with pytest.raises(ConfigError, match="baseline: must be complete, got 'test' with pictures"):
+        evaluate(tmp_path, [metric], name="other", baseline=str(results))
+
+
+def test_a_picture_that_breaks_in_the_middle_ends_it(tmp_path: Path) -> None:
+    """Its header is whole, so it is only found when it is decoded."""
+    folder = write_outputs(tmp_path / "outputs", own_set(tmp_path), lambda i: smooth(i.index))
+    file = folder / "pictures" / "0007.png"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:300])
+    with pytest.raises(DataError, match=r"0007\.png is not a readable picture"):
+        evaluate(tmp_path, [EMOJI_DINO])
+    assert not (tmp_path / "evaluations" / "test" / "benchmark.json").exists()
+    file.write_bytes(whole)
+    evaluate(tmp_path, [EMOJI_DINO])
+    file.write_bytes(whole[:400])  # the earlier result is not that of these pictures
+    with pytest.raises(DataError, match=r"0007\.png is not a readable picture"):
+        evaluate(tmp_path, [EMOJI_DINO])
+    assert [path.name for path in (tmp_path / "evaluations" / "test").iterdir()] == ["cache"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SometimesConfig(RewardConfig):
+    type: Literal["sometimes"] = "sometimes"  # pyright: ignore
+    never: bool = False
+
+    def build(self, device: torch.device) -> Sometimes:
+        return Sometimes(self.never)
+
+
+class Sometimes:
+    def __init__(self, never: bool) -> None:
+        self._never = never
+
+    def score(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
+        if self._never:
+            raise RewardError("no answer")
+        scores = images.mean((1, 2, 3))
+        return torch.where(scores > scores.min(), scores, torch.nan)
+
+
+def test_a_picture_that_cannot_be_scored_ends_it(tmp_path: Path) -> None:
+    write_outputs(tmp_path / "outputs", own_set(tmp_path), lambda i: smooth(i.prompt_index))
+    metric = {"type": "test_run:SometimesConfig", "objective": "quality"}
+    with pytest.raises(RewardError, match=r"sometimes: pictures/.*png could not be scored"):
+        evaluate(tmp_path, [metric])
+    with pytest.raises(RewardError, match="sometimes: no answer"):
+        evaluate(tmp_path, [metric | {"never": True}])
+    assert not (tmp_path / "evaluations" / "test" / "benchmark.json").exists()
+
+
+def test_a_copy_penalty_is_no_metric(tmp_path: Path) -> None:
+    write_outputs(tmp_path / "outputs", own_set(tmp_path), lambda i: smooth(i.prompt_index))
+    with pytest.raises(ConfigError, match=r"metrics\.0\.copy_penalty: must be 0 in an evaluation"):
+        evaluate(tmp_path, [EMOJI_DINO | {"copy_penalty": 1.0}])
+
+
+def test_numbers_are_kept_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second evaluation of the same pictures computes nothing; another picture, its chunk."""
+    wanted = own_set(tmp_path)
+    folder = write_outputs(tmp_path / "outputs", wanted, lambda i: smooth(i.prompt_index))
+    evaluate(tmp_path, [EMOJI_DINO])
+    cache = tmp_path / "evaluations" / "test" / "cache"
+    files = {file: file.stat().st_mtime_ns for file in cache.iterdir()}
+    assert len(files) == 2 + 3  # 6 photos, 9 pictures, 4 at a time
+    first = (cache.parent / "benchmark.json").read_bytes()
+    (folder / "pictures").rename(folder / "moved")
+    manifest = folder / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace("pictures/", "moved/"))
+    evaluate(tmp_path, [EMOJI_DINO])
+    assert {file: file.stat().st_mtime_ns for file in cache.iterdir()} == files
+    assert (cache.parent / "benchmark.json").read_bytes() == first.replace(b"pictures/", b"moved/")
+    write_png(folder / "moved" / "0000.png", smooth(77))
+    evaluate(tmp_path, [EMOJI_DINO])
+    assert len(list(cache.iterdir())) == 2 + 3 + 1
+
+
+def test_the_gallery_is_one_file_by_a_rule(tmp_path: Path) -> None:
+    from customized_grpo.evaluation.benchmark.gallery import chosen
+
+    values = torch.tensor([3.0, math.nan, 1, 2, 2, 5, 0, 9, 8, 7, 6, 4, 10, 11])
+    rows = chosen(values)
+    assert rows["worst"] == [6, 2, 3, 4, 0, 11]
+    assert rows["best"] == [13, 12, 7, 8, 9, 10]
+    assert rows["median"] == [4, 0, 11, 5, 10, 9]
+    write_outputs(tmp_path / "outputs", own_set(tmp_path), lambda i: smooth(i.prompt_index))
+    evaluate(tmp_path, [EMOJI_DINO])
+    page = (tmp_path / "evaluations" / "test" / "gallery.html").read_text()
+    assert page.count("<figure>") == 18
+    assert "http" not in page

@@ -1,0 +1,135 @@
+"""The report: what stands in it, that it is one file, and the same bytes each time."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from made_up import made_up, save_pictures
+from PIL import Image
+
+from customized_grpo.evaluation.report.figures import _advantages_and_bonus, figures, to_png, to_svg
+from customized_grpo.evaluation.report.page import study_pictures, write_report
+from customized_grpo.evaluation.report.tables import markdown, tables
+from customized_grpo.evaluation.results import Cell, Results, Yardstick
+from customized_grpo.ops import synergy_bonus
+from customized_grpo.types import Judgement
+
+FIGURES = {"plane", "learning-curves", "quadrants", "schedule", "shares", "quality"}
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    save_pictures(tmp_path)
+    results = made_up()
+    pictures = study_pictures(results, tmp_path)
+    return write_report(results, tmp_path, "cgrpo compare x.yaml", pictures)
+
+
+class Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.targets: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.targets += [v for k, v in attrs if k in ("src", "href", "xlink:href") and v]
+        assert tag not in ("script", "link", "iframe")
+
+
+def test_the_page_needs_no_other_file_and_no_network(page: Path) -> None:
+    links = Links()
+    links.feed(page.read_text())
+    assert links.targets
+    assert all(target.startswith(("data:image/png;base64,", "#")) for target in links.targets)
+    assert "@import" not in page.read_text()
+
+
+def test_the_page_shows_tables_figures_pictures_and_configs(page: Path) -> None:
+    text = page.read_text()
+    assert text.count("<svg") == len(FIGURES)
+    assert text.count('src="data:image/png;base64,') == 2 * 5
+    assert "a dog &lt;b&gt;" in text
+    assert "# &lt;both&gt;" in text
+    assert "cgrpo compare x.yaml" in text
+    assert "<b>Customized-GRPO</b>" in text
+    assert 'name="viewport"' in text
+    assert "@media print" in text
+
+
+def test_figures_are_there_as_png_too(page: Path) -> None:
+    files = {path.stem: path for path in (page.parent / "figures").iterdir()}
+    assert set(files) == FIGURES
+    for path in files.values():
+        with Image.open(path) as image:
+            assert min(image.size) > 300
+
+
+def test_a_second_writing_gives_the_same_bytes(page: Path) -> None:
+    def everything() -> dict[Path, bytes]:
+        return {p: p.read_bytes() for p in page.parent.rglob("*") if p.is_file()}
+
+    before = everything()
+    results = made_up()
+    write_report(results, page.parent, "cgrpo compare x.yaml", study_pictures(results, page.parent))
+    assert everything() == before
+
+
+def test_a_bare_run_still_has_a_report(tmp_path: Path) -> None:
+    """Nothing but scores: no curve, no advantages, no ground truth, one seed, one objective."""
+    full = made_up()
+    scores = {"columns": {"dinov2": [0.5, 0.6]}}
+    bare = Cell(method="naive", seed=0, judgement=Judgement(**scores), config=full.cells[0].config)
+    yardstick = Yardstick(
+        split="validation",
+        objectives={"dinov2": "identity"},
+        rewards={},
+        prompts=["a dog", "a cat"],
+        models={"copy": Judgement(**scores), "base": Judgement(**scores)},
+    )
+    labels = {"naive": "mine"}
+    one = Results(name="x", yardstick=yardstick, labels=labels, main="naive", cells=[bare])
+    page = write_report(one, tmp_path, "cgrpo report mine", {}).read_text()
+    assert "Pictures</h2>" not in page
+    assert "nan" not in markdown(one)
+    assert "2 validation examples" in page
+    assert "held-out" not in page
+
+
+def test_the_bonus_shown_is_the_one_the_run_got() -> None:
+    results = made_up()
+    part = _advantages_and_bonus(results.of("both")[0])
+    assert part is not None
+    advantages, bonus = part
+    assert len(advantages) == 21  # three of the first twelve could not be scored
+    for group in (slice(0, 9), slice(9, 21)):  # the shipped recipe centres it, group by group
+        sars = synergy_bonus(advantages[group])
+        assert torch.allclose(bonus[group], sars - sars.mean(), atol=1e-6)
+
+
+def test_tables_say_where_the_interval_excludes_zero() -> None:
+    by_title = {table.title: table for table in tables(made_up())}
+    paired = by_title["Customized-GRPO minus the others, paired by seed"]
+    identity = paired.rows[0][paired.heads.index("identity")]
+    assert identity == "**+0.0300 ± 0.0000**"
+    shares = by_title["Samples by the signs of their advantages"]
+    assert shares.rows[0] == ["naive GRPO 1:1", "45.0 %", "35.0 %", "20.0 %"]
+    assert shares.rows[-1][1:] == ["50.2 %", "26.8 %", "23.0 %"]
+    widths = {len(row) for table in by_title.values() for row in (table.heads, *table.rows)}
+    assert all(len(t.heads) == len(row) for t in by_title.values() for row in t.rows), widths
+
+
+def test_reward_hacking_is_a_statement_about_trained_models_only() -> None:
+    table = next(t for t in tables(made_up()) if "gap prompt" in t.heads)
+    column = table.heads.index("gap prompt")
+    gaps = {row[0]: row[column] for row in table.rows}
+    assert gaps["base"] == gaps["copy"] == ""
+    assert re.match(r"-?0\.0000 ± ", gaps["naive GRPO 1:1"])
+
+
+def test_svg_and_png_of_a_figure_are_repeatable() -> None:
+    drawn = [figures(made_up())["plane"] for _ in range(2)]
+    assert to_svg(drawn[0]) == to_svg(drawn[1])
+    assert to_png(drawn[0]) == to_png(drawn[1])

@@ -1,0 +1,353 @@
+"""A whole study on the embedded models, cut down to seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from filelock import FileLock
+from helpers import ROOT
+
+from customized_grpo.cli.main import main
+from customized_grpo.config import dump_config
+from customized_grpo.errors import CheckpointError, ConfigError
+from customized_grpo.evaluation.evaluate import EvaluationReport, evaluate_run
+from customized_grpo.evaluation.results import Results
+from customized_grpo.evaluation.study import (
+    RESULTS,
+    Study,
+    _check_same,
+    compare,
+    results_of_runs,
+    run_cell,
+)
+
+TINY = {
+    "mixed_precision": "no",
+    "rollout.num_steps": 3,
+    "rollout.num_trained_steps": 1,
+    "rollout.group_size": 2,
+    "rollout.prompts_per_rollout": 2,
+    "train.num_updates": 2,
+    "train.inner_updates": 1,
+    "train.sample_every": 0,
+    "evaluation.num_examples": 6,
+    "evaluation.validate_every": 1,
+    "evaluation.num_validation": 2,
+}
+NAIVE = {
+    "advantage.shaping": "linear",
+    "advantage.center": False,
+    "advantage.schedule": {"type": "constant", "prompt": 0.5},
+}
+
+
+def write_study(folder: Path, **changes: object) -> Path:
+    study = {
+        "name": "tiny",
+        "config": str(ROOT / "configs" / "emoji.yaml"),
+        "output_dir": str(folder / "runs"),
+        "overrides": TINY,
+        "num_seeds": 2,
+        "main": "both",
+        "methods": [
+            {"name": "naive", "label": "naive GRPO 1:1", "overrides": NAIVE},
+            {"name": "both", "label": "Customized-GRPO"},
+        ],
+    }
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump(study | changes))
+    return file
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
+    file = write_study(tmp_path_factory.mktemp("study"))
+    return file, compare(Study.load(file), jobs=1)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.slow
+def test_every_cell_is_run_judged_and_kept(finished: tuple[Path, Results]) -> None:
+    results = finished[1]
+    cells = [(cell.method, cell.seed) for cell in results.cells]
+    assert cells == [("naive", 0), ("both", 0), ("naive", 1), ("both", 1)]
+    assert {"copy", "ground truth", "unrelated", "base"} == set(results.yardstick.models)
+    for cell in results.cells:
+        assert cell.curve["update"] == [0, 1, 2]
+        assert cell.shares["update"] == [1, 2]
+        assert len(cell.advantages["identity"]) == 4
+        assert len(cell.schedule["weights"]) == 3
+        assert cell.seconds > 0
+        assert cell.environment["torch"]
+
+
+@pytest.mark.slow
+def test_methods_share_base_data_noise_and_first_rollout(finished: tuple[Path, Results]) -> None:
+    naive, both = finished[1].of("naive"), finished[1].of("both")
+    assert naive[0].advantages == both[0].advantages
+    assert naive[0].advantages != naive[1].advantages
+    first = [{k: v[0] for k, v in c.curve.items()} for c in finished[1].cells]
+    assert all(values == first[0] for values in first)
+
+
+@pytest.mark.slow
+def test_finished_cells_are_not_run_again_and_results_are_the_same_bytes(
+    finished: tuple[Path, Results], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("customized_grpo.evaluation.study._run_process", None)
+    study = Study.load(finished[0])
+    before = tree(study.config.folder)
+    compare(study, jobs=1)
+    assert tree(study.config.folder) == before
+    # Without the run folders, from results that were kept elsewhere: those that come with the docs.
+    kept = tmp_path / "kept"
+    shutil.copytree(study.config.folder, kept, ignore=shutil.ignore_patterns("naive", "both"))
+    elsewhere = write_study(tmp_path, output_dir=str(tmp_path / "runs"))
+    old, new = (str(folder / "runs") for folder in (finished[0].parent, tmp_path))
+    (kept / RESULTS).write_text((kept / RESULTS).read_text().replace(old, new))
+    again = compare(Study.load(elsewhere, kept), jobs=1)
+    assert [c.judgement for c in again.cells] == [c.judgement for c in finished[1].cells]
+
+
+@pytest.mark.slow
+def test_the_command_prints_the_tables_and_writes_the_same_report_again(
+    finished: tuple[Path, Results], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Study.load(finished[0]).config.folder
+    assert main(["compare", str(finished[0])]) == 0
+    out = capsys.readouterr().out
+    assert (folder / "tables.md").read_text() in out
+    assert f"report: {folder / 'report.html'}" in out
+    before = tree(folder)
+    assert main(["report", str(folder)]) == 0
+    changed = {name for name, content in tree(folder).items() if content != before[name]}
+    assert changed == {"report.html"}  # which names the command
+    assert main(["compare", str(finished[0])]) == 0
+    assert tree(folder) == before
+
+
+@pytest.mark.slow
+def test_report_of_single_runs_takes_seeds_together(
+    finished: tuple[Path, Results], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Study.load(finished[0]).config.folder
+    cells = ("naive/seed0", "naive/seed1", "both/seed0")
+    runs = [folder / name for name in cells]
+    assert main(["report", *map(str, runs), "--out", str(tmp_path / "page")]) == 0
+    results = results_of_runs(runs)
+    seeds = {label: len(results.of(method)) for method, label in results.labels.items()}
+    assert seeds == {str(runs[0]): 2, str(runs[2]): 1}
+    assert (tmp_path / "page" / "report.html").read_text().count('src="data:') == 6 * 6
+    with pytest.raises(CheckpointError, match=r"evaluation\.json: must be the result of an eval"):
+        results_of_runs([tmp_path])
+
+
+@pytest.mark.slow
+def test_an_interrupted_cell_is_run_again_and_comes_out_the_same(
+    finished: tuple[Path, Results],
+) -> None:
+    study = Study.load(finished[0])
+    folder = study.config.folder / "naive" / "seed1"
+    (folder / "finished.json").unlink()  # an evaluated checkpoint is not a finished run
+    (study.results / RESULTS).unlink()
+    results = compare(study, jobs=1)
+    assert results.of("naive")[1].judgement == finished[1].of("naive")[1].judgement
+
+
+@pytest.mark.slow
+def test_a_failing_cell_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
+    file = write_study(tmp_path, num_seeds=2)
+    study = Study.load(file)
+    blocked = study.config.folder / "naive" / "seed0"
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("not a folder")
+    with pytest.raises(CheckpointError, match=r"1 of 4 cells failed: naive/seed0 \(see .*log\)"):
+        compare(study, jobs=2)
+    kept = Results.read(study.results / RESULTS)
+    assert len(kept.cells) == 3
+    log = (study.config.folder / "naive" / "seed0.log").read_text()
+    assert "already holds something else" in log
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"main": "bth"}, r"main must be the name of a method, got 'bth'; did you mean 'both'\?"),
+        ({"num_seeds": 0}, "num_seeds must be greater than 0, got 0"),
+        ({"methods": []}, "methods must have at least 1 item"),
+        ({"seed": 3}, "seed must be a known field"),
+        ({"config": "nowhere.yaml"}, "CONFIG must be a readable YAML file"),
+        (
+            {"methods": [{"name": "both", "label": "x", "overrides": {"train.lr": 1}}]},
+            "method 'both': override must be a field of the config, got --train.lr",
+        ),
+        (
+            {"methods": [{"name": "both", "label": "x"}, {"name": "both", "label": "y"}]},
+            r"methods\.1\.name must be unique, got 'both' twice",
+        ),
+        (
+            {"methods": [{"name": "both", "label": "x"}, {"name": "b", "label": "x"}]},
+            r"methods\.1\.label must be unique, got 'x' twice",
+        ),
+        (
+            {"methods": [{"name": "base", "label": "x"}]},
+            r"methods\.0\.name must not be 'base', which the study itself uses",
+        ),
+        ({"overrides": {"seed": 1}}, "overrides must not have seed, which the study sets"),
+        ({"overrides": {"output-dir": "x"}}, "overrides must not have output-dir, which the study"),
+        (
+            {
+                "methods": [
+                    {"name": "both", "label": "x"},
+                    {"name": "n", "label": "y", "overrides": {"rollout.num_steps": 12}},
+                ]
+            },
+            "method 'n': rollout.num_steps must be the same in all methods",
+        ),
+        (
+            {"methods": [{"name": "both", "label": "x", "overides": {}}]},
+            r"methods\.0\.overides must be a known field",
+        ),
+    ],
+)
+def test_mistakes_in_a_study_are_named(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Study.load(write_study(tmp_path, **changes))
+
+
+def test_a_cell_of_another_config_is_refused(tmp_path: Path) -> None:
+    file = write_study(tmp_path)
+    study = Study.load(file)
+    folder = study.config.folder / "naive" / "seed0"
+    folder.mkdir(parents=True)
+    config = dataclasses.replace(study.run_config(*study.cell("naive/seed0")), seed=7)
+    (folder / "config.yaml").write_text(dump_config(config))
+    with pytest.raises(ConfigError, match=r"run with another config \('seed: 7', now 'seed: 0'"):
+        compare(study, jobs=1)
+
+
+def test_fields_that_are_newer_than_a_cell_do_not_make_it_another(tmp_path: Path) -> None:
+    study = Study.load(write_study(tmp_path))
+    config = study.run_config(*study.cell("naive/seed0"))
+    text = "".join(x for x in dump_config(config).splitlines(True) if "window:" not in x)
+    assert text != dump_config(config)
+    _check_same(text, config, "here")
+
+
+def test_a_cell_may_have_been_run_faster_or_slower(tmp_path: Path) -> None:
+    study = Study.load(write_study(tmp_path))
+    config = study.run_config(*study.cell("naive/seed0"))
+    _check_same(dump_config(dataclasses.replace(config, compile=True)), config, "here")
+    other = dataclasses.replace(config, train=dataclasses.replace(config.train, ema_decay=0.5))
+    with pytest.raises(ConfigError, match=r"ema_decay: 0\.5"):
+        _check_same(dump_config(other), config, "here")
+
+
+def test_cells_are_named_and_come_seed_by_seed(tmp_path: Path) -> None:
+    study = Study.load(write_study(tmp_path))
+    names = [f"{method.name}{seed}" for method, seed in study.config.cells()]
+    assert names == ["naive0", "both0", "naive1", "both1"]
+    with pytest.raises(ConfigError, match="--cell must be one of naive/seed0, both/seed0"):
+        study.cell("both/seed2")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "studies").glob("*.yaml")), ids=str)
+def test_every_shipped_study_loads(path: Path) -> None:
+    study = Study.load(path)
+    shared = {"seed", "data", "generator", "rewards", "evaluators", "evaluation"}
+    if path.stem == "proof":  # the methods differ in nothing but the advantages
+        shared |= {"lora", "rollout", "loss", "train", "mixed_precision", "compile", "device"}
+    for name in shared:
+        assert len({repr(getattr(config, name)) for config in study.methods.values()}) == 1, name
+
+
+@pytest.mark.slow
+def test_a_study_on_the_other_split_does_not_take_these_results(
+    finished: tuple[Path, Results], tmp_path: Path
+) -> None:
+    study = Study.load(finished[0])
+    other = write_study(tmp_path, split="validation", output_dir=study.config.output_dir)
+    with pytest.raises(ConfigError, match=r"split is 'validation', but 'held_out' in"):
+        compare(Study.load(other), jobs=1)
+
+
+@pytest.mark.slow
+def test_methods_that_the_study_no_longer_names_stay(
+    finished: tuple[Path, Results], tmp_path: Path
+) -> None:
+    study = Study.load(finished[0])
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    shutil.copy(study.results / RESULTS, kept)
+    methods = [{"name": "both", "label": "renamed"}]
+    fewer = write_study(tmp_path, methods=methods, output_dir=study.config.output_dir)
+    results = compare(Study.load(fewer, kept), jobs=1)
+    assert results.labels == {"both": "renamed", "naive": "naive GRPO 1:1"}
+    assert len(results.cells) == 4
+    assert main(["report", str(kept)]) == 0
+
+
+@pytest.mark.slow
+def test_a_cell_that_another_process_runs_is_left_alone(finished: tuple[Path, Results]) -> None:
+    study = Study.load(finished[0])
+    folder = study.config.folder / "naive" / "seed0"
+    with FileLock(f"{folder}.lock"), pytest.raises(CheckpointError, match="another process"):
+        run_cell(study, *study.cell("naive/seed0"))
+    assert (folder / "evaluation.json").exists()
+
+
+@pytest.mark.slow
+def test_one_more_seed_goes_with_results_from_elsewhere(
+    finished: tuple[Path, Results], tmp_path: Path
+) -> None:
+    """The base is taken from the results, not judged again by every cell."""
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    old, new = (str(folder / "runs") for folder in (finished[0].parent, tmp_path))
+    text = (Study.load(finished[0]).results / RESULTS).read_text()
+    (kept / RESULTS).write_text(text.replace(old, new))
+    study = Study.load(write_study(tmp_path, num_seeds=3), kept)
+    results = compare(study, jobs=2)
+    assert len(results.cells) == 6
+    assert results.yardstick == finished[1].yardstick
+    report = EvaluationReport.read(study.config.folder / "naive" / "seed2" / "evaluation.json")
+    assert report.yardstick == finished[1].yardstick
+
+
+@pytest.mark.slow
+def test_a_cell_judged_on_other_examples_is_refused(finished: tuple[Path, Results]) -> None:
+    study = Study.load(finished[0])
+    run = study.config.folder / "naive" / "seed0"
+    before = (run / "evaluation.json").read_bytes()
+    evaluate_run(run, num_examples=4)
+    text = (study.results / RESULTS).read_bytes()
+    (study.results / RESULTS).unlink()
+    with pytest.raises(CheckpointError, match="seed0 was judged on other examples"):
+        compare(study, jobs=1)
+    (run / "evaluation.json").write_bytes(before)
+    (study.results / RESULTS).write_bytes(text)
+
+
+def test_flags_without_effect_on_a_cell_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(write_study(tmp_path))
+    assert main(["compare", file, "--cell", "naive/seed0", "--jobs", "2"]) == 2
+    assert "--jobs has no effect on a single --cell" in capsys.readouterr().err
+
+
+def test_results_that_are_none_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps({"name": "x"}))
+    with pytest.raises(CheckpointError, match=r"results\.json: must be results of a study"):
+        Results.read(file)

@@ -1,0 +1,121 @@
+"""The judge tells copying, ignoring the prompt and damaged pictures apart from the ground truth."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from customized_grpo.config import RunConfig
+from customized_grpo.data.emoji.source import EmojiSource
+from customized_grpo.errors import ConfigError
+from customized_grpo.evaluation.judge import Judge
+from customized_grpo.rewards.attributes import AttributeClassifier
+from customized_grpo.types import Example, Judgement
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def held_out() -> list[Example]:
+    return EmojiSource(seed=0).held_out(48)
+
+
+@pytest.fixture
+def judge(tiny_config: RunConfig, held_out: list[Example]) -> Judge:
+    return Judge(tiny_config, held_out, CPU)
+
+
+def targets(examples: list[Example]) -> torch.Tensor:
+    return torch.stack([e.target for e in examples if e.target is not None])
+
+
+def test_ground_truth_copy_and_unrelated_pictures(judge: Judge, held_out: list[Example]) -> None:
+    truth = judge(targets(held_out))
+    copy = judge(torch.stack([e.references[0] for e in held_out]))
+    unrelated = judge(targets(held_out).roll(1, 0))
+    assert truth.means["copy"] == pytest.approx(0, abs=1e-6)
+    assert copy.means["copy"] > 0.5
+    assert abs(unrelated.means["copy"]) < 0.1
+    assert copy.means["dinov2"] == pytest.approx(1, abs=1e-4)
+    assert copy.means["clip-text"] < 0.2 < 0.7 < truth.means["clip-text"]
+    assert truth.means["region"] > unrelated.means["region"] + 0.1
+    assert truth.means["retrieval"] > 3 * unrelated.means["retrieval"]
+    assert truth.numbers["frechet"] == pytest.approx(0, abs=1e-6)
+    assert copy.numbers["frechet"] > 0.01
+    for name in ("scene", "placement", "prop", "color", "accessory"):
+        assert truth.means[f"attribute/{name}"] > 0.9, name
+    assert copy.means["attribute/scene"] == 0
+
+
+def test_what_no_reward_sees_is_measured(judge: Judge, held_out: list[Example]) -> None:
+    clean = targets(held_out)
+    grid = clean.clone()
+    grid[..., ::2, ::2] = (grid[..., ::2, ::2] + 0.15).clamp(0, 1)
+    blurred = F.avg_pool2d(clean, 5, 1, 2)
+    low, same, high = (judge(x).numbers["high_frequency"] for x in (blurred, clean, grid))
+    assert low < 0.5
+    assert same == pytest.approx(1)
+    assert high > 1.2
+
+
+def test_attributes_that_were_not_asked_for_do_not_count(
+    judge: Judge, held_out: list[Example]
+) -> None:
+    column = judge(targets(held_out)).column("attribute/color")
+    asked = torch.tensor([example.attributes["color"] != "none" for example in held_out])
+    assert 0 < asked.sum() < len(held_out)
+    assert torch.equal(column.isnan(), ~asked)
+
+
+def test_diversity_needs_variants(judge: Judge, held_out: list[Example]) -> None:
+    images = targets(held_out)
+    assert "diversity" not in judge(images).numbers
+    assert judge(images, [images[:8]] * 2).numbers["diversity"] == pytest.approx(0, abs=1e-5)
+    assert judge(images, [images[:8].roll(1, 0)]).numbers["diversity"] > 0.1
+
+
+def test_examples_without_ground_truth_get_what_can_be_said(
+    tiny_config: RunConfig, held_out: list[Example]
+) -> None:
+    bare = [
+        Example(id=e.id, prompt=e.prompt, references=e.references, subject=e.subject)
+        for e in held_out[:3]
+    ]
+    evaluation = dataclasses.replace(tiny_config.evaluation, classifier=None)
+    judgement = Judge(dataclasses.replace(tiny_config, evaluation=evaluation), bare, CPU)(
+        targets(held_out[:3])
+    )
+    assert set(judgement.columns) == {
+        "clip-text", "dinov2", "reward/clip-text", "reward/dinov2",
+    }  # fmt: skip
+    assert judgement.numbers == {}
+
+
+def test_missing_values_are_nan_in_columns_and_left_out_of_means() -> None:
+    judgement = Judgement(columns={"a": [1.0, None, 2.0]})
+    assert judgement.column("a").isnan().tolist() == [False, True, False]
+    assert judgement.means == {"a": 1.5}
+
+
+def test_pictures_may_have_another_size_than_the_examples(
+    tiny_config: RunConfig, held_out: list[Example]
+) -> None:
+    wide = [dataclasses.replace(e, references=(F.pad(e.references[0], (8, 8)),),
+                                reference_masks=None) for e in held_out[1:3]]  # fmt: skip
+    judge = Judge(tiny_config, [held_out[0], *wide], CPU)
+    assert judge.anchors()["copy"].means["dinov2"] > 0.5
+    same = Judge(tiny_config, held_out[:4], CPU)
+    larger = F.interpolate(targets(held_out[:4]), (96, 96), mode="bilinear")
+    judgement = same(larger)
+    assert judgement.means["region"] > 0.5
+    assert judgement.numbers["high_frequency"] > 0
+
+
+@pytest.mark.parametrize("path", ["nowhere", "embedded:reward-clip"])
+def test_wrong_classifiers_are_named(path: str) -> None:
+    with pytest.raises(ConfigError, match=f"^evaluation.classifier: .*{path}") as caught:
+        AttributeClassifier.load(path, CPU)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,142 @@
+"""Two processes compute what one does: on the CPU, with gloo, started by torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from chaos import content, small_run
+from safetensors.torch import load_file
+
+from customized_grpo.training.build import build_generator
+from customized_grpo.runs.checkpoint import checkpoint_folders
+from customized_grpo.config import RunConfig, dump_config
+from customized_grpo.runs.ranks import Ranks
+from customized_grpo.errors import ConfigError
+from customized_grpo.training.session import train
+
+pytestmark = pytest.mark.slow
+
+
+def torchrun(config: RunConfig, folder: Path, *flags: str) -> subprocess.Popen[str]:
+    """`cgrpo train` in two processes."""
+    file = folder / f"{config.name}.yaml"
+    file.write_text(dump_config(config))
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
+    command = [*launcher, "-m", "customized_grpo", "train", str(file), *flags]
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(process: subprocess.Popen[str]) -> tuple[str, str]:
+    out, errors = process.communicate(timeout=250)
+    assert process.returncode == 0, errors[-3000:]
+    return out, errors
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("seconds/")} for row in rows]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    (file,) = (run / "weights").rglob("*.safetensors")
+    return load_file(file)
+
+
+def load_base(config: RunConfig) -> dict[str, torch.Tensor]:
+    return build_generator(config, torch.device("cpu")).transformer.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        # two groups of 3 over 2 processes: split, and unevenly; ratios and KL are used
+        ("split", "--rollout.group_size 3 --train.num_updates 6 --loss.kl_weight 0.01"),
+        ("whole", "--train.inner_updates 1 --train.num_updates 5 --train.micro_batch_size 3"),
+        # with one pass more in the first process, in the rollout and in the update
+        (
+            "sharded",
+            "--rollout.group_size 3 --train.num_updates 6 --loss.kl_weight 0.01 "
+            "--train.micro_batch_size 3 --fsdp true",
+        ),
+        ("full", "--lora null --train.inner_updates 1 --train.learning_rate 1e-4 --fsdp true"),
+    ],
+)
+def test_two_processes_are_one(tmp_path: Path, name: str, flags: str) -> None:
+    config = small_run(tmp_path, name, 5, *flags.split())
+    one = train(config)  # alone there is nothing to shard
+    two = small_run(tmp_path, f"{name}-two", 5, *flags.split())
+    out, _ = finished(torchrun(two, tmp_path))
+    run = tmp_path / f"{name}-two"
+    assert out == f"run: {run}\n"
+    ours, theirs = weights(one), weights(run)
+    base = load_base(config) if config.lora is None else {k: 0.0 for k in ours if "lora_B" in k}
+    assert max((ours[key] - start).abs().max() for key, start in base.items()) > 5e-5
+    assert ours.keys() == theirs.keys()
+    for key, tensor in ours.items():
+        assert torch.allclose(tensor, theirs[key], rtol=0, atol=1e-6), key
+    for row, other in zip(metrics(one), metrics(run), strict=True):
+        assert row == pytest.approx(other, rel=2e-3, abs=1e-4)  # the loss is a sum around 0
+    assert (one / "advantages.jsonl").read_text().count("\n") == (
+        run / "advantages.jsonl"
+    ).read_text().count("\n")
+
+
+@pytest.mark.parametrize("fsdp", ["false", "true"])
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, fsdp: str) -> None:
+    straight = train(small_run(tmp_path, "straight", 8))
+    config = small_run(tmp_path, "two", 8, "--fsdp", fsdp)
+    process = torchrun(config, tmp_path)
+    while len(checkpoint_folders(tmp_path / "two")) < 1 and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    if not (tmp_path / "two" / "finished.json").exists():
+        assert "stopped by SIGTERM" in errors
+    run = train(config, resume=True)
+    one, two = content(straight), content(run)
+    assert one.keys() == two.keys()
+    ours, theirs = weights(straight), weights(run)
+    assert all(torch.allclose(t, theirs[key], rtol=0, atol=1e-6) for key, t in ours.items())
+
+
+def test_a_process_that_fails_brings_the_others_down(tmp_path: Path) -> None:
+    config = small_run(tmp_path, "failing", 4, "--rollout.group_size", "2")
+    (tmp_path / "failing").mkdir()
+    (tmp_path / "failing" / "something").touch()
+    process = torchrun(config, tmp_path)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "already holds something else" in errors
+
+
+def test_shares_cover_every_row_once_and_are_even() -> None:
+    chunks = [torch.arange(7), torch.arange(7, 12)]
+    shares = Ranks(size=3).shares(chunks)
+    assert sorted(torch.cat(shares).tolist()) == list(range(12))
+    for chunk in chunks:
+        sizes = [sum(row in chunk for row in share) for share in shares]
+        assert max(sizes) - min(sizes) <= 1
+    with pytest.raises(ConfigError, match="5 samples per update must be at least one for each"):
+        Ranks(size=6).shares(chunks)

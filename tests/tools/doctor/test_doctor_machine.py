@@ -1,0 +1,174 @@
+"""The machine: this one, and what a driver, a container or a small disk would say."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from customized_grpo.tools.doctor import machine as machines
+from customized_grpo.tools.doctor.findings import Finding
+from customized_grpo.tools.doctor.machine import (
+    Machine,
+    Place,
+    container_memory,
+    disk,
+    hardware,
+    look,
+    process_cores,
+)
+
+RAM = Place(name="RAM", total=10**10, free=10**10, is_gpu=False)
+
+
+def found(machine: Machine) -> dict[str, Finding]:
+    return {finding.check: finding for finding in hardware(machine)}
+
+
+def gpu(total: float = 80e9, free: float = 80e9, bf16: bool = True) -> Place:
+    return Place(name="a GPU", total=int(total), free=int(free), bf16=bf16)
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A driver that knows one GPU."""
+    file = tmp_path / "nvidia-smi"
+    file.write_text(f"#!{sys.executable}\nprint('NVIDIA Test, 550.1')\n")
+    file.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return file
+
+
+def test_this_machine() -> None:
+    machine = look()
+    assert 0 < machine.ram.free <= machine.ram.total <= psutil.virtual_memory().total
+    assert len(machine.gpus) == torch.cuda.device_count()
+    assert found(machine)["ram"].found.startswith(f"{machine.ram.total / 1e9:.1f} GB")
+
+
+def test_more_threads_than_cores() -> None:
+    before = torch.get_num_threads()
+    cores = process_cores()
+    try:
+        torch.set_num_threads(cores)
+        assert found(Machine(ram=RAM))["cpu"].status == "ok"
+        torch.set_num_threads(cores + 1)
+        finding = found(Machine(ram=RAM))["cpu"]
+    finally:
+        torch.set_num_threads(before)
+    assert finding.status == "warning"
+    assert f"{cores} cores, threads of torch: {cores + 1}" in finding.found
+    assert finding.fix == f"OMP_NUM_THREADS={cores}"
+
+
+def test_no_gpu_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert found(Machine(ram=RAM))["gpu"].status == "ok"
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="needs a torch for CPUs")
+def test_a_torch_that_cannot_see_the_gpu(nvidia_smi: Path) -> None:
+    finding = found(Machine(ram=RAM))["gpu"]
+    assert finding.status == "problem"
+    assert "NVIDIA Test, 550.1 is there, torch 2." in finding.found
+    assert "pytorch.org" in finding.fix
+
+
+def test_a_driver_that_is_too_old(nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    finding = found(Machine(ram=RAM))["gpu"]
+    assert finding.status == "problem"
+    assert "does not go with CUDA 13.0" in finding.found
+    assert "update the driver" in finding.fix
+
+
+def test_a_gpu_that_is_hidden(nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    finding = found(Machine(ram=RAM))["gpu"]
+    assert (finding.status, finding.fix) == ("warning", "unset CUDA_VISIBLE_DEVICES")
+
+
+def test_gpus_in_use_or_without_bfloat16(nvidia_smi: Path) -> None:
+    gpus = (gpu(), gpu(free=50e9), gpu(bf16=False))
+    findings = found(Machine(ram=RAM, gpus=gpus))
+    assert findings["gpu 0"].status == "ok"
+    assert "80.0 GB, driver 550.1" in findings["gpu 0"].found
+    assert "only 50.0 GB not in use" in findings["gpu 1"].found
+    assert "emulated" in findings["gpu 2"].found
+    assert findings["gpu 1"].status == findings["gpu 2"].status == "warning"
+
+
+def test_a_driver_that_hangs_or_fails_is_none(nvidia_smi: Path) -> None:
+    assert machines.driver_lines() == ["NVIDIA Test, 550.1"]
+    nvidia_smi.write_text(f"#!{sys.executable}\nraise SystemExit(9)\n")
+    assert machines.driver_lines() == []
+
+
+@pytest.fixture
+def container(tmp_path: Path) -> tuple[Path, Path]:
+    """Control groups with limits, and the file that says in which this process is."""
+    own, groups = tmp_path / "cgroup", tmp_path / "groups"
+    files = {
+        "memory.max": "max",
+        "job/memory.max": "4000",
+        "job/memory.current": "900",
+        "job/memory.stat": "anon 100\nfile 800\ninactive_file 600",
+        "job/cpu.max": "15000 10000",
+        "job/step/memory.max": "5000",
+        "job/step/memory.current": "2000",
+        "job/step/cpu.max": "max 100000",
+    }
+    for name, text in files.items():
+        (groups / name).parent.mkdir(parents=True, exist_ok=True)
+        (groups / name).write_text(f"{text}\n")
+    own.write_text("4:memory:/other\n0::/job/step\n")
+    return groups, own
+
+
+def test_the_memory_of_a_container(container: tuple[Path, Path], tmp_path: Path) -> None:
+    groups, own = container
+    assert container_memory(groups, own) == (4000, 3000)  # of the step, what it uses is more
+    (groups / "job" / "memory.current").write_text("2600\n")
+    assert container_memory(groups, own) == (4000, 2000)  # of the job, without 600 of 2600
+    (groups / "job" / "memory.current").write_text("9000\n")
+    assert container_memory(groups, own) == (4000, 0)
+    own.write_text("0::/\n")
+    assert min(container_memory(groups, own)) > 2**60
+    assert min(container_memory(groups, tmp_path / "nothing")) > 2**60
+
+
+def test_this_machine_s_memory_is_that_of_its_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machines, "container_memory", lambda: (4000, 3000))
+    assert (look().ram.total, look().ram.free) == (4000, 3000)
+
+
+def test_the_cores_of_a_container(
+    container: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups, own = container
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    assert process_cores(groups, own) == 2
+    (groups / "job" / "step" / "cpu.max").write_text("1000 100000\n")
+    assert process_cores(groups, own) == 1
+    own.write_text("0::/\n")
+    assert process_cores(groups, own) == 8
+
+
+def test_disks(tmp_path: Path) -> None:
+    later = tmp_path / "not" / "yet"
+    assert disk("disk", later, 1.0, "checkpoints").status == "ok"
+    finding = disk("disk", later, 1e18, "checkpoints")
+    assert finding.status == "problem"
+    assert "checkpoints need 1000000000.0 GB" in finding.found
+    assert finding.fix
+
+
+def test_a_disk_that_is_nearly_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert disk("disk", tmp_path).status == "ok"
+    monkeypatch.setattr(machines, "_LOW_DISK", 1e18)
+    assert disk("disk", tmp_path).status == "warning"

@@ -1,0 +1,148 @@
+"""Seconds and bytes by hand, for counts that are round numbers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, changed
+
+from customized_grpo.config import RunConfig, load_config
+from customized_grpo.errors import ConfigError
+from customized_grpo.tools.estimate.cost import Cluster, estimate, read_mfu
+from customized_grpo.tools.estimate.devices import Device
+from customized_grpo.tools.estimate.encoders import EncoderCount, RewardCount
+from customized_grpo.tools.estimate.transformer import Tokens, TransformerCount
+from customized_grpo.tools.estimate.workload import Workload
+
+DEVICE = Device(
+    name="round", bf16=100.0, float32=10.0, memory=1e6, bandwidth=1e6, link=50.0, network=5.0
+)
+MODEL = TransformerCount(
+    parameters=1000, trained=20, forward_flops=8, forward_moved=4, forward_peak=3, pair_flops=16,
+    pair_moved=9, pair_peak=70, checkpointed_peak=20, block=100, latents=64,
+)  # fmt: skip
+NOTHING = EncoderCount(parameters=0, flops=0, peak=0)
+
+
+@pytest.fixture
+def config() -> RunConfig:
+    """4 prompts x 5 samples, 6 steps, 3 trained, 2 updates of 30 pairs."""
+    flags = (
+        "--rollout.prompts_per_rollout=4 --rollout.group_size=5 --rollout.num_steps=6 "
+        "--rollout.num_trained_steps=3 --rollout.batch_size=10 --train.inner_updates=2 "
+        "--train.num_updates=10 --train.micro_batch_size=6 --generator.dtype=bfloat16"
+    )
+    return load_config(ROOT / "configs" / "emoji.yaml", flags.split())
+
+
+def work(config: RunConfig, **fields: object) -> Workload:
+    rewards = RewardCount(
+        bytes=40, image_flops=2, example_flops=0, float32=0.5, peak=1, unknown=()
+    )  # fmt: skip
+    tokens = Tokens(target=(4, 4), references=(), text=4)
+    standard = {
+        "config": config, "tokens": tokens, "transformer": MODEL, "encode": NOTHING,
+        "decode": NOTHING, "rewards": rewards, "guidance_passes": 1,
+    }  # fmt: skip
+    return Workload(**{**standard, **fields})
+
+
+def test_seconds_are_flops_over_peak_and_mfu(config: RunConfig) -> None:
+    cluster = Cluster(device=DEVICE, rollout_mfu=0.5, update_mfu=0.25)
+    result = estimate(work(config), cluster)
+    assert result.stages["rollout"].seconds == pytest.approx(20 * 6 * 8 / (100 * 0.5))
+    assert result.stages["update"].seconds == pytest.approx(20 * 3 * 16 / (100 * 0.25))
+    half = 20 * 2 / 2 / 0.5
+    assert result.stages["reward"].seconds == pytest.approx(half / 10 + half / 100)
+    seconds = sum(stage.seconds for stage in result.stages.values())
+    assert result.seconds_per_iteration == pytest.approx(seconds)
+    assert result.seconds_per_update == pytest.approx(seconds / 2)
+    assert result.images_per_second == pytest.approx(20 / seconds)
+    assert result.hours == pytest.approx(seconds * 5 / 3600)
+
+
+def test_reading_the_weights_bounds_a_pass(config: RunConfig) -> None:
+    slow = replace(DEVICE, bandwidth=10.0)
+    result = estimate(work(config), Cluster(device=slow))
+    assert result.stages["rollout"].seconds == 20 * 6 / 10 * (1000 * 2) / 10
+
+
+def test_the_busiest_device_sets_the_time(config: RunConfig) -> None:
+    one, three = (
+        estimate(work(config), Cluster(device=replace(DEVICE, link=1e12), num_devices=n))
+        for n in (1, 3)
+    )
+    share = 7 / 20  # of 20 samples on 3 devices
+    assert three.stages["rollout"].seconds == pytest.approx(share * one.stages["rollout"].seconds)
+    share = 4 / 10  # of the 10 samples of an update
+    assert three.stages["update"].seconds == pytest.approx(share * one.stages["update"].seconds)
+    assert three.device_hours == 3 * three.hours
+
+
+def test_gradients_are_summed_over_the_slowest_link(config: RunConfig) -> None:
+    for count, link in ((2, 50.0), (16, 5.0)):
+        result = estimate(work(config), Cluster(device=DEVICE, num_devices=count))
+        waits = 2 * 2 * (count - 1) / count * 4 * 20 / link
+        assert result.stages["update"].communication == pytest.approx(waits)
+        assert result.stages["rollout"].communication == 0
+
+
+def test_sharded_weights_are_gathered_for_every_pass(config: RunConfig) -> None:
+    result = estimate(work(config), Cluster(device=DEVICE, num_devices=2, fsdp=True))
+    gathered = 6 * (1000 * 2) / 2 / 50  # six passes of the 10 samples of a device
+    assert result.stages["rollout"].seconds == pytest.approx(gathered)
+    assert result.layout == "fsdp"
+
+
+def test_memory_by_hand(config: RunConfig) -> None:
+    memory = estimate(work(config), Cluster(device=DEVICE, num_devices=4)).memory
+    plain = memory["ddp"]
+    assert plain.transformer == 1000 * 2
+    assert plain.trained == 20 * (4 + 4 + 8 + 4)  # weights, gradient, two moments, average
+    assert plain.rewards == 40
+    assert plain.trajectories == 5 * 3 * 2 * 64 * 4  # before and after, float32
+    assert plain.activations == 6 * 70
+    assert plain.total == 2000 + 400 + 40 + 7680 + 420
+    assert memory["ddp+checkpointing"].activations == 6 * 20
+    assert memory["fsdp"].transformer == 1000 * 2 / 4 + 2 * 100 * 2
+    assert memory["fsdp"].trained == plain.trained / 4
+
+
+@pytest.mark.parametrize(
+    ("sections", "bytes_"),
+    [
+        ({"generator": {"quantization": "int8"}}, 1000),
+        ({"generator": {"dtype": "float32"}}, 4000),
+        ({}, 2000),
+    ],
+)
+def test_bytes_of_the_frozen_weights(config: RunConfig, sections: dict, bytes_: int) -> None:
+    run = changed(config, **sections)
+    assert estimate(work(run), Cluster(device=DEVICE)).memory["ddp"].transformer == bytes_
+
+
+def test_offloaded_encoders_come_for_their_stage(config: RunConfig) -> None:
+    text = EncoderCount(parameters=500, flops=0, peak=10)
+    stays = estimate(work(config, encode=text), Cluster(device=DEVICE)).memory["ddp"]
+    away = changed(config, generator={"offload": True})
+    comes = estimate(work(away, encode=text), Cluster(device=DEVICE)).memory["ddp"]
+    assert (stays.encoders, stays.activations) == (1000, 6 * 70)
+    assert (comes.encoders, comes.activations) == (0, 1010)
+
+
+def test_mfu_is_given_measured_or_assumed(tmp_path: Path) -> None:
+    file = tmp_path / "mfu.json"
+    file.write_text("stage ...\n" + json.dumps({"rollout_mfu": 0.6, "update_mfu": 0.5}) + "\n")
+    assert read_mfu(None, None) == (0.4, 0.4)
+    assert read_mfu(0.3, None) == (0.3, 0.3)
+    assert read_mfu(None, file) == (0.6, 0.5)
+    with pytest.raises(ConfigError, match="--mfu must be left out"):
+        read_mfu(0.3, file)
+    file.write_text("nothing\n")
+    with pytest.raises(ConfigError, match="--benchmark must end with the JSON line"):
+        read_mfu(None, file)
+    with pytest.raises(ConfigError, match="--mfu must be a share"):
+        Cluster(device=DEVICE, rollout_mfu=1.5)

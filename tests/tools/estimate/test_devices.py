@@ -1,0 +1,43 @@
+"""The table of devices, and the measurement of this one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from customized_grpo.errors import ConfigError
+from customized_grpo.tools.estimate.devices import (
+    DEVICES,
+    find_device,
+    matmul_peak,
+    measure_bandwidth,
+)
+
+CPU = torch.device("cpu")
+
+
+def test_the_table_is_in_flops_and_bytes() -> None:
+    assert find_device("h100") is DEVICES["h100"]
+    for device in DEVICES.values():
+        assert device.bf16 > device.float32 > 1e10
+        assert device.memory >= 4e9
+        assert device.bandwidth > device.link > device.network >= 1e9
+
+
+def test_a_mistyped_device_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"--device must be one of .*did you mean 'h100'"):
+        find_device("h10")
+
+
+def test_a_faster_clock_measures_a_higher_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two seconds a product, but one second once: the best counts, after the warm-up."""
+    ticks = iter([0, 0.5, 10, 12, 20, 21, 30, 32])
+    monkeypatch.setattr(
+        "customized_grpo.tools.estimate.devices.time.perf_counter", lambda: float(next(ticks))
+    )
+    assert matmul_peak(torch.bfloat16, CPU, [(2, 3, 4)], repeats=3) == 2 * 2 * 3 * 4
+
+
+def test_this_machine_is_measured() -> None:
+    assert matmul_peak(torch.float32, CPU, [(64, 64, 64)], repeats=1) > 0
+    assert measure_bandwidth(CPU, 2**16, 1) > 0

@@ -1,0 +1,112 @@
+"""The work of published models and of every config, without their weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT, changed
+
+from customized_grpo.config import LoraSettings, load_config
+from customized_grpo.errors import ConfigError
+from customized_grpo.tools.estimate.checkpoints import build, parameters, pipeline_components
+from customized_grpo.tools.estimate.transformer import Tokens, count_transformer
+from customized_grpo.tools.estimate.workload import Workload, count_run
+
+CONFIGS = ROOT / "configs"
+
+
+@pytest.fixture(scope="module")
+def emoji() -> Workload:
+    return count_run(load_config(CONFIGS / "emoji.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("path", "billions"),
+    [
+        ("black-forest-labs/FLUX.1-Kontext-dev", 11.9),
+        ("black-forest-labs/FLUX.2-klein-4B", 3.9),
+        ("black-forest-labs/FLUX.2-klein-9B", 9.1),
+        ("Qwen/Qwen-Image-Edit-2509", 20.4),
+    ],
+)
+def test_published_models_have_their_published_size(path: str, billions: float) -> None:
+    transformer = build(pipeline_components(path)["transformer"], torch.bfloat16)
+    assert parameters(transformer) / 1e9 == pytest.approx(billions, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"), [("text_encoder", 0.123), ("text_encoder_2", 4.76), ("vae", 0.084)]
+)
+def test_flux_encoders_have_their_published_size(name: str, billions: float) -> None:
+    component = pipeline_components("black-forest-labs/FLUX.1-dev")[name]
+    assert parameters(build(component, torch.bfloat16)) / 1e9 == pytest.approx(billions, rel=0.01)
+
+
+def test_a_pass_of_flux_by_hand() -> None:
+    """Linear layers: what sees every token, half of a double block each; and the attention."""
+    component = pipeline_components("black-forest-labs/FLUX.1-dev")["transformer"]
+    tokens = Tokens(target=(32, 32), references=((32, 32),), text=512)
+    counted = count_transformer(component, tokens, LoraSettings(), None, torch.bfloat16, True)
+    length, width, double, single = 2560, 3072, 19, 38
+    per_token = double * (4 + 8) * width**2 + single * (3 + 1 + 4 + 4) * width**2
+    attention = (double + single) * 4 * length**2 * width
+    by_hand = 2 * length * per_token + attention
+    assert counted.forward_flops == pytest.approx(by_hand, rel=0.01)
+    assert 2.0 < counted.pair_flops / counted.forward_flops < 2.2
+
+
+def test_the_numbers_of_an_iteration(emoji: Workload) -> None:
+    assert (emoji.samples, emoji.velocities, emoji.pairs) == (96, 96 * 6, 96 * 5)
+    stages = {stage.name: stage for stage in emoji.stages()}
+    assert stages["rollout"].flops == 96 * 6 * emoji.transformer.forward_flops
+    assert stages["update"].flops == 96 * 5 * emoji.transformer.pair_flops
+    assert stages["decode"].flops == 96 * emoji.decode.flops
+    assert stages["encode"].flops == 8 * emoji.encode.flops
+    assert stages["reward"].flops == pytest.approx(
+        96 * emoji.rewards.image_flops + 8 * emoji.rewards.example_flops
+    )
+
+
+def test_what_is_computed_twice_is_not_useful(emoji: Workload) -> None:
+    config = changed(emoji.config, generator={"gradient_checkpointing": True})
+    plain, again = (
+        Workload(**{**fields(emoji), "config": c}).stages()[-1] for c in (emoji.config, config)
+    )
+    assert again.flops == plain.flops == plain.executed
+    assert again.executed == plain.flops + emoji.pairs * emoji.transformer.forward_flops
+
+
+def test_the_kl_needs_the_untuned_model(emoji: Workload) -> None:
+    config = changed(emoji.config, loss={"kl_weight": 1e-3})
+    plain, kl = (
+        Workload(**{**fields(emoji), "config": c}).stages()[-1] for c in (emoji.config, config)
+    )
+    assert kl.flops - plain.flops == pytest.approx(emoji.pairs * emoji.transformer.forward_flops)
+
+
+def test_steps_before_the_window_are_shared_by_a_group(emoji: Workload) -> None:
+    late = {"window": (2, 5), "num_trained_steps": 3}
+    config = changed(emoji.config, rollout=late)
+    assert Workload(**{**fields(emoji), "config": config}).velocities == 8 * 2 + 96 * 4
+    config = changed(config, rollout={"shared_noise": False})
+    assert Workload(**{**fields(emoji), "config": config}).velocities == 96 * 6
+
+
+def fields(work: Workload) -> dict:
+    return {name: getattr(work, name) for name in Workload.__slots__}
+
+
+def test_unknown_checkpoints_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(CONFIGS / "flux-kontext.yaml", ["--generator.path=someone/something"])
+    with pytest.raises(ConfigError, match=r"generator\.path: 'someone/something' has no readable"):
+        count_run(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_can_be_counted(path: Path) -> None:
+    work = count_run(load_config(path))
+    assert all(stage.flops > 0 for stage in work.stages())
+    assert work.rewards.unknown == ()

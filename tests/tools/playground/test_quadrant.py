@@ -1,0 +1,102 @@
+"""The quadrant of a change, its words and its picture; and that nothing on the page is code."""
+
+from __future__ import annotations
+
+import math
+import re
+import xml.etree.ElementTree as ET
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from customized_grpo.tools.playground import markup
+from customized_grpo.tools.playground.quadrant import WORDS, plot, quadrant
+from customized_grpo.tools.playground.request import Drawn, Outcome, Request
+from customized_grpo.types import Example
+
+EVIL = "<script>alert(1)</script>\"'&"
+
+
+@pytest.mark.parametrize(
+    ("identity", "prompt", "name"),
+    [
+        (0.1, 0.01, "synergy"),
+        (0.1, -0.01, "copy"),
+        (-0.1, 0.01, "forgets"),
+        (-0.1, -0.01, "worse"),
+        (0.0, 0.1, "same"),
+        (-0.1, 0.0, "same"),
+    ],
+)
+def test_signs_name_the_quadrant(identity: float, prompt: float, name: str) -> None:
+    assert quadrant(identity, prompt) == name
+    svg = ET.fromstring(plot(identity, prompt))
+    assert f": {name}" in svg.attrib["aria-label"]
+    here = [rect for rect in svg.findall("rect") if rect.get("class") == "here"]
+    assert len(here) == (name != "same")
+    point = svg.findall("circle")[-1].attrib
+    x, y = float(point["cx"]) - 112, 112 - float(point["cy"])
+    assert (x > 0, x < 0, y > 0, y < 0) == (identity > 0, identity < 0, prompt > 0, prompt < 0)
+    if here:  # the point lies in the coloured corner, inside the frame
+        left, top, width = (float(here[0].attrib[name]) for name in ("x", "y", "width"))
+        assert left <= float(point["cx"]) <= left + width
+        assert top <= float(point["cy"]) <= top + width
+
+
+@pytest.mark.parametrize("change", [0.0, 1e-6, 0.0099, 0.01, 0.3, 1.0, 12.0])
+def test_the_point_stays_inside_and_the_axis_says_how_long_it_is(change: float) -> None:
+    svg = ET.fromstring(plot(change, change))
+    distance = float(svg.findall("circle")[-1].attrib["cx"]) - 112
+    labels = [text.text or "" for text in svg.findall("text")]
+    (end,) = [float(label[len("identity (±") : -1]) for label in labels if "identity" in label]
+    assert distance == pytest.approx(90 * change / end, abs=0.06)
+    assert 0 <= distance <= 90 / 1.35  # clear of the quadrant's name
+    assert end >= 0.01
+
+
+def outcome(base: float = 0.2, text: str = EVIL) -> Outcome:
+    example = Example(id="x", prompt=text, references=(torch.zeros(3, 32, 32),), subject="")
+    image = Image.new("RGB", (64, 64))
+    return Outcome(
+        request=Request(example=example, seed=3, trained=None, strength=1.0),
+        base=Drawn(image=image, scores={"r": base}, errors=(text,) if math.isnan(base) else ()),
+        tuned=Drawn(image=image, scores={"r": 0.25}),
+        change={"identity": 0.05, "prompt": 0.1},
+    )
+
+
+def test_what_people_type_is_no_code() -> None:
+    parts = [
+        markup.error(EVIL),
+        markup.note(EVIL),
+        markup.answer(outcome(math.nan), {"r": EVIL}),
+        markup.progress(
+            SimpleNamespace(ahead_of=lambda _: 0),  # pyright: ignore
+            [SimpleNamespace(request=outcome().request, stage=EVIL, done=1, total=4)],  # pyright: ignore
+        ),
+    ]
+    for part in parts:
+        assert "&lt;script&gt;" in part
+        assert "<script" not in part
+        assert not re.search(r"&(?!\w+;|#)", part)
+        ET.fromstring(f"<div>{part}</div>")  # well formed: no quote ends an attribute
+
+
+def test_the_table_has_scores_and_their_change() -> None:
+    html = markup.answer(outcome(), {"r": "identity"})
+    cells = re.findall(r"<td>(.*?)</td>", html)
+    assert cells == ["0.200", "0.250", "+0.050"]
+    assert WORDS["synergy"] in html
+    unknown = markup.answer(outcome(math.nan), {"r": "identity"})
+    assert re.findall(r"<td>(.*?)</td>", unknown) == ["not scored", "0.250", "not scored"]
+
+
+def test_without_both_objectives_there_is_no_quadrant() -> None:
+    asked = outcome()
+    for change in ({}, {"identity": 0.1}, {"identity": 0.1, "prompt": math.nan}):
+        only = Outcome(request=asked.request, base=asked.base, tuned=asked.tuned, change=change)
+        assert "<svg" not in markup.answer(only, {"r": "identity"})
+    base_only = Outcome(request=asked.request, base=asked.base)
+    assert re.findall(r"<td>(.*?)</td>", markup.answer(base_only, {"r": "identity"})) == ["0.200"]

@@ -1,0 +1,166 @@
+import dataclasses
+
+import pytest
+import torch
+from helpers import changed
+
+from customized_grpo.config import LoraSettings, LossConfig, RunConfig
+from customized_grpo.generators.base import Conditioning
+from customized_grpo.generators.flux1 import Flux1Generator
+from customized_grpo.generators.lora import attach_lora
+from customized_grpo.training.advantages import assign_credit
+from customized_grpo.training.loss import accumulate_gradient, policy_batch
+from customized_grpo.training.rollout import Policy, collect_rollout, make_policy
+from customized_grpo.types import Advantages, Example, Rollout
+
+UNPINNED = LossConfig(pin_ratio=False, clip_range=0.2)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Scene:
+    """A rollout with its advantages, ready to be trained on."""
+
+    policy: Policy
+    rollout: Rollout
+    advantages: Advantages
+    conditioning: Conditioning
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return [p for p in self.policy.generator.transformer.parameters() if p.requires_grad]
+
+    def gradient(self, rollout: Rollout, config: LossConfig = UNPINNED, **options):
+        """Loss statistics and flat gradient on a rollout."""
+        batch = policy_batch(rollout, self.advantages, torch.arange(len(rollout.group_ids)))
+        for parameter in self.parameters:
+            parameter.grad = None
+        options = {"pinned": False, "micro_batch_size": None} | options
+        stats = accumulate_gradient(self.policy, batch, self.conditioning, config, **options)
+        return stats, torch.cat([p.grad.flatten() for p in self.parameters if p.grad is not None])
+
+
+@pytest.fixture
+def scene(generator: Flux1Generator, tiny_config: RunConfig, examples: list[Example]) -> Scene:
+    config = changed(tiny_config, rollout={"num_steps": 6, "num_trained_steps": 4})
+    torch.manual_seed(0)
+    attach_lora(generator.transformer, LoraSettings(rank=4), generator.lora_targets)
+    policy = make_policy(generator, config)
+    prompts = generator.encode(examples[:2])
+    seeded = torch.Generator().manual_seed(0)
+    rollout = collect_rollout(policy, prompts, config.rollout, seeded, keep_means=True)
+    scores = torch.randn(6, 2, generator=seeded)
+    advantages = assign_credit(
+        scores,
+        rollout.group_ids,
+        rollout.sigmas,
+        config.advantage,
+        config.rewards,
+        ("identity", "prompt"),
+    )
+    with torch.no_grad():  # a policy a little off the one that sampled
+        for name, parameter in generator.transformer.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=1e-3)
+    return Scene(
+        policy=policy,
+        rollout=rollout,
+        advantages=advantages,
+        conditioning=prompts.take(rollout.group_ids),
+    )
+
+
+def shuffled(rollout: Rollout, order: torch.Tensor) -> Rollout:
+    """The same transitions with the trained steps in another order."""
+    columns = {
+        name: getattr(rollout, name)[:, order]
+        for name in ("latents", "next_latents", "log_probs", "step_index", "means")
+    }
+    return dataclasses.replace(rollout, **columns)
+
+
+def test_shuffling_the_trained_steps_leaves_the_loss_unchanged(scene: Scene) -> None:
+    order = torch.tensor([2, 0, 3, 1])
+    stats, gradient = scene.gradient(scene.rollout)
+    other_stats, other_gradient = scene.gradient(shuffled(scene.rollout, order))
+    assert other_stats["loss"] == pytest.approx(stats["loss"], abs=1e-6)
+    torch.testing.assert_close(other_gradient, gradient, atol=1e-7, rtol=1e-3)
+
+
+def test_weighting_by_shuffled_position_would_be_noticed(scene: Scene) -> None:
+    """The reference code's mistake: advantage looked up by place in the list, not by step."""
+    order = torch.tensor([2, 0, 3, 1])
+    rollout = shuffled(scene.rollout, order)
+    right = policy_batch(rollout, scene.advantages, torch.arange(6)).advantage
+    by_position = scene.advantages.per_step[:, : len(order)].flatten()
+    assert not torch.allclose(right, by_position, atol=1e-3)
+    unshuffled = policy_batch(scene.rollout, scene.advantages, torch.arange(6)).advantage
+    torch.testing.assert_close(right.view(6, 4), unshuffled.view(6, 4)[:, order])
+    assert not torch.allclose(by_position.view(6, 4), unshuffled.view(6, 4)[:, order], atol=1e-3)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 5, 24])
+def test_micro_batches_change_neither_loss_nor_gradient(
+    scene: Scene, micro_batch_size: int
+) -> None:
+    config = dataclasses.replace(UNPINNED, kl_weight=0.1)
+    stats, gradient = scene.gradient(scene.rollout, config)
+    part_stats, part_gradient = scene.gradient(
+        scene.rollout, config, micro_batch_size=micro_batch_size
+    )
+    for name, value in stats.items():
+        assert part_stats[name] == pytest.approx(value, abs=2e-5), name
+    torch.testing.assert_close(part_gradient, gradient, atol=2e-6, rtol=2e-3)
+
+
+def test_invalid_samples_are_left_out_of_loss_and_denominator(scene: Scene) -> None:
+    _, whole = scene.gradient(scene.rollout)
+    valid = torch.tensor([True, True, False, True, True, True])
+    scene.advantages = dataclasses.replace(scene.advantages, valid=valid)
+    batch = policy_batch(scene.rollout, scene.advantages, torch.arange(6))
+    assert len(batch.advantage) == 5 * 4
+    assert 2 not in batch.sample_index
+    _, without = scene.gradient(scene.rollout)
+    assert not torch.allclose(whole, without)
+
+
+def test_pinned_ratio_is_one_and_its_gradient_is_the_policy_gradient(scene: Scene) -> None:
+    stats, pinned = scene.gradient(scene.rollout, LossConfig(), pinned=True)
+    assert stats["ratio_abs_dev"] == 0
+    assert stats["clip_fraction"] == 0
+    assert stats["mismatch"] > 1e-7
+    batch = policy_batch(scene.rollout, scene.advantages, torch.arange(6))
+    for parameter in scene.parameters:
+        parameter.grad = None
+    mean, std = scene.policy.transition(
+        batch.latents, batch.step_index, scene.conditioning.take(batch.sample_index)
+    )
+    log_prob = scene.policy.log_prob(batch.next_latents, mean, std)
+    (-(batch.advantage * log_prob).mean()).backward()
+    plain = torch.cat([p.grad.flatten() for p in scene.parameters if p.grad is not None])
+    torch.testing.assert_close(pinned, plain, atol=1e-7, rtol=1e-3)
+
+
+def test_kl_is_zero_at_the_base_and_its_gradient_flows(scene: Scene) -> None:
+    config = dataclasses.replace(UNPINNED, kl_weight=1.0)
+    scene.advantages = dataclasses.replace(
+        scene.advantages, per_step=torch.zeros_like(scene.advantages.per_step)
+    )
+    stats, gradient = scene.gradient(scene.rollout, config)
+    assert stats["kl"] > 0
+    assert gradient.norm() > 0
+    with torch.no_grad():
+        for name, parameter in scene.policy.generator.transformer.named_parameters():
+            if "lora_B" in name:
+                parameter.zero_()
+    stats, gradient = scene.gradient(scene.rollout, config)
+    assert stats["kl"] == 0
+
+
+def test_ratio_norm_centres_the_ratio(scene: Scene) -> None:
+    guarded = dataclasses.replace(UNPINNED, ratio_norm=True)
+    plain, _ = scene.gradient(scene.rollout)
+    normed, gradient = scene.gradient(scene.rollout, guarded)
+    assert normed["ratio_abs_dev"] < plain["ratio_abs_dev"]
+    assert gradient.norm() > 0
+    pinned, _ = scene.gradient(scene.rollout, guarded, pinned=True)
+    assert pinned["ratio_abs_dev"] == 0

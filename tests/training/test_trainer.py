@@ -1,0 +1,319 @@
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+from helpers import ROOT, changed
+from PIL import Image
+from safetensors.torch import load_file
+
+from customized_grpo.config import LoraSettings, RunConfig, load_config
+from customized_grpo.data.jsonl import JsonlConfig
+from customized_grpo.errors import ConfigError, CustomizedGRPOError, DataError, RewardError
+from customized_grpo.evaluation.evaluate import Evaluation, EvaluationReport, evaluate_run
+from customized_grpo.generators.base import Conditioning
+from customized_grpo.generators.pipeline import PipelineGenerator
+from customized_grpo.rewards.dual_encoder import PromptReward
+from customized_grpo.training.session import train
+from customized_grpo.types import Example
+
+EMBEDDED = [p for p in (ROOT / "configs").glob("*.yaml") if "embedded:" in p.read_text()]
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "weights" / "pytorch_lora_weights.safetensors")
+
+
+def without_seconds(row: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if not name.startswith("seconds/")}
+
+
+@pytest.fixture
+def run(tiny_config: RunConfig) -> Path:
+    return train(tiny_config)
+
+
+def test_run_folder_holds_everything(run: Path, tiny_config: RunConfig) -> None:
+    assert {path.name for path in run.iterdir()} == {
+        ".lock",
+        "advantages.jsonl",
+        "checkpoints",
+        "config.yaml",
+        "environment.json",
+        "finished.json",
+        "metrics.jsonl",
+        "schedule.json",
+        "samples",
+        "weights",
+    }
+    assert load_config(run / "config.yaml") == tiny_config
+    assert [p.name for p in sorted((run / "samples").iterdir())] == ["000000.png", "000002.png"]
+    rows = metrics(run)
+    assert [row["update"] for row in rows] == [1, 2]
+    for name in (
+        "reward/clip-text/mean",
+        "reward/dinov2/std",
+        "share/conflicted",
+        "share/both_positive",
+        "share/both_negative",
+        "ratio_mean",
+        "mismatch",
+        "clip_fraction",
+        "grad_norm",
+        "zero_variance_groups",
+        "seconds/rollout",
+        "seconds/reward",
+        "seconds/update",
+    ):
+        assert name in rows[0], name
+    assert rows[0]["grad_norm"] > 0
+    assert all(tensor.norm() > 0 for name, tensor in weights(run).items() if "lora_B" in name)
+
+
+def test_the_arithmetic_is_explained_first(
+    tiny_config: RunConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="customized_grpo"):
+        train(tiny_config)
+    ours = [r.getMessage() for r in caplog.records if r.name.startswith("customized_grpo")]
+    assert "2 prompts x 3 samples = 6 images" in ours[0]
+    assert "update 2/2" in ours[-1]
+
+
+def test_errors_name_the_section_of_the_plug(tiny_config: RunConfig) -> None:
+    rewards = (tiny_config.rewards[0], dataclasses.replace(tiny_config.rewards[1], path="nowhere"))
+    with pytest.raises(ConfigError, match=r"^rewards\.1\.path: checkpoint 'nowhere'"):
+        train(dataclasses.replace(tiny_config, rewards=rewards))
+    with pytest.raises(ConfigError, match=r"^generator\.path: checkpoint 'nowhere'"):
+        train(changed(tiny_config, generator={"path": "nowhere"}))
+
+
+def test_mismatch_is_reported_and_small_in_float32(run: Path) -> None:
+    assert all(0 <= row["mismatch"] < 5e-6 for row in metrics(run))
+
+
+def test_seeds_repeat_and_differ(run: Path, tiny_config: RunConfig) -> None:
+    again = train(dataclasses.replace(tiny_config, name="again"))
+    other = train(dataclasses.replace(tiny_config, name="other", seed=1))
+    first, second = ([without_seconds(r) for r in metrics(x)] for x in (run, again))
+    assert first == second
+    assert all(torch.equal(t, weights(again)[name]) for name, t in weights(run).items())
+    assert without_seconds(metrics(other)[0]) != first[0]
+
+
+def test_inner_updates_split_the_groups(tiny_config: RunConfig) -> None:
+    rows = metrics(train(changed(tiny_config, train={"inner_updates": 2, "num_updates": 2})))
+    assert len(rows) == 2
+    assert "reward/dinov2/mean" in rows[0]
+    assert "reward/dinov2/mean" not in rows[1]
+    assert rows[0]["ratio_abs_dev"] == 0
+    assert rows[1]["ratio_abs_dev"] > 0
+
+
+def test_ema_saves_the_average(tiny_config: RunConfig) -> None:
+    frozen = changed(tiny_config, train={"ema_decay": 0.999999})
+    averaged = weights(train(frozen))
+    assert all(t.abs().max() < 1e-6 for name, t in averaged.items() if "lora_B" in name)
+
+
+def test_full_fine_tuning(tiny_config: RunConfig) -> None:
+    run = train(dataclasses.replace(tiny_config, lora=None))
+    assert (run / "weights" / "transformer" / "config.json").exists()
+    report = evaluate_run(run)
+    assert report.models["base"] != report.tuned
+
+
+def test_kl_ratio_norm_and_micro_batches_run_together(tiny_config: RunConfig) -> None:
+    config = changed(
+        tiny_config,
+        loss={"kl_weight": 0.01, "ratio_norm": True},
+        train={"inner_updates": 2, "micro_batch_size": 3},
+    )
+    assert all(row["kl"] >= 0 for row in metrics(train(config)))
+
+
+def test_validation_scores_make_a_learning_curve(tiny_config: RunConfig) -> None:
+    settings = {"validate_every": 2, "num_validation": 5}
+    config = changed(tiny_config, evaluation=settings, train={"num_updates": 3})
+    rows = metrics(train(config))
+    names = {f"validation/{prefix}{r.label}" for prefix in ("", "reward/") for r in config.rewards}
+    assert [row["update"] for row in rows] == [0, 1, 2, 3]
+    assert [bool(names & row.keys()) for row in rows] == [True, False, True, True]
+    assert names <= rows[0].keys()
+    assert rows[0]["validation/dinov2"] != rows[3]["validation/dinov2"]
+
+
+def test_only_models_with_repeated_blocks_can_be_compiled(
+    tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FluxTransformer2DModel, "_repeated_blocks", None)
+    with pytest.raises(ConfigError, match="compile must be false for FluxTransformer2DModel"):
+        train(dataclasses.replace(tiny_config, compile=True))
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_compiled_blocks_train_as_eager_ones(tiny_config: RunConfig) -> None:
+    plain = metrics(train(tiny_config))
+    torch._dynamo.utils.counters.clear()
+    compiled = metrics(train(dataclasses.replace(tiny_config, compile=True, name="compiled")))
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+    assert compiled[0]["mismatch"] < 5e-6
+    assert compiled[0]["grad_norm"] == pytest.approx(plain[0]["grad_norm"], rel=1e-3)
+
+
+def test_evaluation_writes_table_and_pictures(run: Path) -> None:
+    report = evaluate_run(run)
+    assert report.picture == run / "evaluation.png"
+    assert report.picture.exists()
+    assert set(report.models) == {"copy", "ground truth", "unrelated", "base", "tuned"}
+    assert EvaluationReport.read(run / "evaluation.json").models == report.models
+    pictures = {path.stem for path in (run / "pictures" / "held_out").iterdir()}
+    assert pictures == {"reference", "ground-truth", "base", "tuned"}
+    assert report.models["copy"].columns["dinov2"] == pytest.approx([1.0] * 4, abs=1e-4)
+    table = report.table()
+    for word in ("tuned - base", "4 held-out examples", "hypervolume", "joint_domination"):
+        assert word in table
+    base, tuned = (torch.tensor(report.models[m].columns["clip-text"]) for m in ("base", "tuned"))
+    mean, error = report.change("clip-text")
+    assert mean == pytest.approx((tuned - base).mean().item())
+    assert error == pytest.approx(((tuned - base).std() / 2).item())
+
+
+def test_base_and_anchors_that_are_known_are_not_judged_again(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = evaluate_run(run)
+    monkeypatch.setattr(Evaluation, "yardstick", None)
+    assert evaluate_run(run, known=report.yardstick).models == report.models
+
+
+def test_one_objective_alone_can_be_evaluated(tiny_config: RunConfig) -> None:
+    evaluators = tuple(e for e in tiny_config.evaluators if e.objective == "identity")
+    table = evaluate_run(train(dataclasses.replace(tiny_config, evaluators=evaluators))).table()
+    assert "identity (dinov2)" in table
+    assert "hypervolume" not in table
+
+
+def test_another_number_of_examples_may_be_evaluated(run: Path) -> None:
+    assert "6 held-out examples" in evaluate_run(run, num_examples=6).table()
+    with pytest.raises(ConfigError, match="num_examples must be at least 2"):
+        evaluate_run(run, num_examples=1)
+
+
+def test_an_evaluation_encodes_every_example_once(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[str] = []
+    encode = PipelineGenerator.encode
+
+    def counting(self: PipelineGenerator, examples: Sequence[Example]) -> Conditioning:
+        encoded.extend(example.id for example in examples)
+        return encode(self, examples)
+
+    monkeypatch.setattr(PipelineGenerator, "encode", counting)
+    report = evaluate_run(run)
+    assert len(encoded) == len(set(encoded)) == len(report.tuned.columns["clip-text"])
+
+
+def test_the_validation_split_has_files_of_its_own(run: Path) -> None:
+    report = evaluate_run(run, "validation")
+    assert report.picture == run / "validation.png"
+    assert "4 validation examples" in report.table()
+    assert EvaluationReport.read(run / "validation.json").models != evaluate_run(run).models
+    assert {path.name for path in (run / "pictures").iterdir()} == {"held_out", "validation"}
+
+
+def test_an_untrained_lora_evaluates_to_the_base(tiny_config: RunConfig) -> None:
+    config = changed(tiny_config, train={"learning_rate": 1e-30, "num_updates": 1})
+    report = evaluate_run(train(config))
+    for evaluator in ("clip-text", "dinov2"):
+        base, tuned = (report.models[m].columns[evaluator] for m in ("base", "tuned"))
+        assert tuned == pytest.approx(base, abs=1e-6)
+
+
+def test_a_second_run_of_the_same_name_is_refused(run: Path, tiny_config: RunConfig) -> None:
+    before = (run / "metrics.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match="already holds a run"):
+        train(tiny_config)
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"generator": {"path": "nowhere"}},
+        {"generator": {"height": 60}},
+        {"evaluation": {"classifier": "nowhere"}},
+        {"evaluators": "nowhere"},
+        {"lora": {"rank": 4, "target_modules": ("nothing",)}},
+    ],
+)
+def test_mistakes_leave_nothing_behind(tiny_config: RunConfig, change: dict) -> None:
+    path = change.pop("evaluators", None)
+    config = changed(tiny_config, **change)
+    if path is not None:
+        evaluator = dataclasses.replace(config.evaluators[0], path=path)
+        config = dataclasses.replace(config, evaluators=(evaluator,))
+    with pytest.raises(CustomizedGRPOError) as caught:
+        train(config)
+    assert "\n" not in str(caught.value)
+    assert not Path(tiny_config.output_dir).exists()
+
+
+def test_examples_the_generator_cannot_take_leave_nothing_behind(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    rows = [{"prompt": "a dog", "subject": "dog", "references": ["a.png"] * n} for n in (1, 2)]
+    for name, row in zip(("one", "two"), rows, strict=True):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
+    data = JsonlConfig(path=str(tmp_path / "two.jsonl"), held_out=str(tmp_path / "one.jsonl"))
+    with pytest.raises(DataError, match=r"two.jsonl:1.*exactly one reference, got 2"):
+        train(dataclasses.replace(tiny_config, data=data))
+    assert not Path(tiny_config.output_dir).exists()
+
+
+def test_unscorable_images_stop_the_run(
+    tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        PromptReward,
+        "score",
+        lambda self, images, examples: torch.full((len(images),), torch.nan),
+    )
+    with pytest.raises(
+        RewardError, match="100% of the rollout could not be scored: all scores of these"
+    ):
+        train(tiny_config)
+
+
+@pytest.mark.parametrize("path", EMBEDDED, ids=lambda p: p.name)
+def test_every_config_trains(path: Path, tmp_path: Path) -> None:
+    flags = [
+        "--output_dir", str(tmp_path),
+        "--train.num_updates", "1",
+        "--train.inner_updates", "1",
+        "--rollout.prompts_per_rollout", "1",
+        "--rollout.group_size", "2",
+        "--rollout.num_steps", "3",
+        "--rollout.num_trained_steps", "1",
+    ]  # fmt: skip
+    assert len(metrics(train(load_config(path, flags)))) == 1
+
+
+def test_lora_settings_reach_the_adapter(tiny_config: RunConfig) -> None:
+    config = dataclasses.replace(
+        tiny_config, lora=LoraSettings(rank=3, alpha=6, target_modules=("to_q",))
+    )
+    run = train(config)
+    saved = weights(run)
+    assert {t.shape[0] for name, t in saved.items() if "lora_A" in name} == {3}
+    assert all(".to_q." in name for name in saved)
