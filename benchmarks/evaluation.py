@@ -49,10 +49,10 @@ def measure(folder: Path, count: int, batch_size: int, device_name: str) -> dict
 
     from customized_grpo.config import BenchmarkConfig
     from customized_grpo.config.decoding import decode
+    from customized_grpo.devices import pick_device
     from customized_grpo.evaluation.benchmark.run import evaluate_benchmark
     from customized_grpo.tools.estimate.counting import count as count_flops
     from customized_grpo.tools.estimate.devices import matmul_peak, synchronize
-    from customized_grpo.training.rollout import pick_device
 
     device = pick_device(device_name)
     write_inputs(folder, count)

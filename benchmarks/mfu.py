@@ -29,10 +29,10 @@ def main() -> None:
     import torch
 
     from customized_grpo.config import load_config
+    from customized_grpo.devices import pick_device
     from customized_grpo.runs.log import describe_environment
     from customized_grpo.tools.estimate.devices import matmul_peak
     from customized_grpo.tools.estimate.workload import count_run
-    from customized_grpo.training.rollout import pick_device
 
     torch.set_num_threads(options.threads)
     config = load_config(options.config)
@@ -73,7 +73,7 @@ def _as_computed(work, device):
     from torch.utils.flop_counter import FlopCounterMode
 
     from customized_grpo.training.build import build_world, make_trainable
-    from customized_grpo.training.rollout import make_policy
+    from customized_grpo.training.policy import make_policy
 
     data, generator = build_world(work.config, device)
     conditioning = generator.encode(data.training(0, 1))

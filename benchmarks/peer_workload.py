@@ -4,7 +4,7 @@
 
 4 prompts x 4 samples, 64 x 64 px, 6 steps of which 5 are trained, KL 1e-3, LoRA of rank 8 on
 to_q/k/v/out.0, one optimizer update, bf16 autocast, one thread: config -> build -> rollout ->
-rewards -> advantages -> update, by the package's own Trainer. The last line is the result.
+rewards -> advantages -> update, by the package's own Session. The last line is the result.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from contextlib import contextmanager
 import torch
 
 from customized_grpo.config import RunConfig, read_config
+from customized_grpo.devices import pick_device
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.runs.log import RunLog, run_folder
 from customized_grpo.training.build import build_world, make_trainable
-from customized_grpo.training.rollout import pick_device
-from customized_grpo.training.session import Trainer
+from customized_grpo.training.session import Session
 from customized_grpo.training.validation import SampleGrid
 
 STAGES = ("rollout", "reward", "update")  # sampling + optimise; data and logging are not in it
@@ -99,7 +99,7 @@ def measure(config: RunConfig) -> list[dict[str, float]]:
     make_trainable(generator, config)
     samples = SampleGrid(generator, config, data.held_out(1))
     log = CpuLog(config)
-    Trainer(config, data, generator, RewardSet(config.rewards, CPU), samples, None, log).run()
+    Session(config, data, generator, RewardSet(config.rewards, CPU), samples, None, log).run()
     return log.iterations
 
 

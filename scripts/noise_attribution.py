@@ -20,12 +20,14 @@ from rich.progress import track
 from torch import Tensor
 
 from customized_grpo.config import RunConfig, load_config
+from customized_grpo.devices import pick_device
 from customized_grpo.files import write_atomic
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.training.advantages import objective_weights
 from customized_grpo.training.build import build_world
-from customized_grpo.training.rollout import Policy, collect_rollout, make_policy, pick_device
+from customized_grpo.training.policy import Policy, make_policy
+from customized_grpo.training.rollout import collect_rollout
 from customized_grpo.types import Example
 
 

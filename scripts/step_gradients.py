@@ -22,11 +22,13 @@ from torch import Tensor
 
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.data.base import DataSource
+from customized_grpo.devices import pick_device
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.training.advantages import objective_advantages, objective_weights
 from customized_grpo.training.build import build_world, make_trainable
 from customized_grpo.training.loss import accumulate_gradient, policy_batch
-from customized_grpo.training.rollout import Policy, collect_rollout, make_policy, pick_device
+from customized_grpo.training.policy import Policy, make_policy
+from customized_grpo.training.rollout import collect_rollout
 from customized_grpo.types import Advantages
 
 OBJECTIVES = ("prompt", "identity")

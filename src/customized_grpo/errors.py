@@ -3,10 +3,14 @@
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 
 class CustomizedGRPOError(Exception):
     """Base of every error below; the command line prints it as one line and exits with 2."""
+
+    is_everywhere = False
+    """Whether all processes of a run raise it at the same point, so that they can still meet."""
 
 
 class ConfigError(CustomizedGRPOError):
@@ -45,3 +49,12 @@ def within(section: str) -> Iterator[None]:
         yield
     except ConfigError as error:
         raise ConfigError(f"{section}.{error}") from error
+
+
+_Error = TypeVar("_Error", bound=CustomizedGRPOError)
+
+
+def everywhere(error: _Error) -> _Error:
+    """Marks an error that all processes of a run raise at the same point."""
+    error.is_everywhere = True
+    return error

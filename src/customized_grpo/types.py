@@ -123,6 +123,9 @@ class PolicyBatch:
     """``[M]`` float32."""
     sample_index: Tensor
     """``[M]`` int64, row of the rollout (and of its conditioning) each pair belongs to."""
+    weight: Tensor
+    """``[M]`` float32: 0 for pairs of invalid samples, which are there where all processes must
+    compute equally many, else 1."""
     old_mean: Tensor | None = None
     """``[M, *L]`` under the policy that sampled, where the loss needs it."""
 

@@ -31,7 +31,7 @@ from customized_grpo.generators.flux_kontext import FluxKontextConfig
 from customized_grpo.generators.pipeline import PipelineConfig
 from customized_grpo.generators.qwen_image_edit_plus import QwenImageEditPlusConfig
 from customized_grpo.generators.uno import UnoConfig
-from customized_grpo.training.rollout import Policy
+from customized_grpo.training.policy import Policy
 from customized_grpo.types import Example
 
 HEIGHT, WIDTH, REFERENCE, TEXT = 64, 144, 96, 48  # of one area, so that nothing is resized

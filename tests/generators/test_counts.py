@@ -27,7 +27,7 @@ from customized_grpo.tools.estimate.encoders import count_text_encoder
 from customized_grpo.tools.estimate.transformer import Tokens, count_transformer
 from customized_grpo.tools.estimate.workload import count_run
 from customized_grpo.training.build import make_trainable
-from customized_grpo.training.rollout import make_policy
+from customized_grpo.training.policy import make_policy
 from customized_grpo.types import Example
 
 CPU = torch.device("cpu")

@@ -12,7 +12,8 @@ from customized_grpo.errors import ConfigError, DataError
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.flux_kontext import FluxKontextConfig
 from customized_grpo.generators.lora import attach_lora
-from customized_grpo.training.rollout import make_policy, sample_images
+from customized_grpo.training.policy import make_policy
+from customized_grpo.training.sampling import sample_images
 from customized_grpo.types import Example, crop_and_resize
 
 

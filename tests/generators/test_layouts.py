@@ -17,7 +17,7 @@ from customized_grpo.generators.cache import CachedEncoder
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.lora import attach_lora
 from customized_grpo.generators.uno import Uno, UnoConfig
-from customized_grpo.training.rollout import FixedSampler
+from customized_grpo.training.sampling import FixedSampler
 from customized_grpo.types import Example
 
 

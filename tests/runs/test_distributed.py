@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -20,7 +21,9 @@ from customized_grpo.runs.checkpoint import checkpoint_folders
 from customized_grpo.config import RunConfig, dump_config
 from customized_grpo.runs.ranks import Ranks
 from customized_grpo.errors import ConfigError
-from customized_grpo.training.session import train
+from customized_grpo.training.loss import policy_batch
+from customized_grpo.training.session import _check_even, train
+from customized_grpo.types import Advantages, Rollout
 
 pytestmark = pytest.mark.slow
 
@@ -73,11 +76,11 @@ def load_base(config: RunConfig) -> dict[str, torch.Tensor]:
         # two groups of 3 over 2 processes: split, and unevenly; ratios and KL are used
         ("split", "--rollout.group_size 3 --train.num_updates 6 --loss.kl_weight 0.01"),
         ("whole", "--train.inner_updates 1 --train.num_updates 5 --train.micro_batch_size 3"),
-        # with one pass more in the first process, in the rollout and in the update
+        # whole groups, as many in each process; ratios and KL are used
         (
             "sharded",
-            "--rollout.group_size 3 --train.num_updates 6 --loss.kl_weight 0.01 "
-            "--train.micro_batch_size 3 --fsdp true",
+            "--rollout.prompts_per_rollout 4 --rollout.group_size 3 --train.num_updates 6 "
+            "--loss.kl_weight 0.01 --train.micro_batch_size 3 --fsdp true",
         ),
         ("full", "--lora null --train.inner_updates 1 --train.learning_rate 1e-4 --fsdp true"),
     ],
@@ -104,8 +107,9 @@ def test_two_processes_are_one(tmp_path: Path, name: str, flags: str) -> None:
 
 @pytest.mark.parametrize("fsdp", ["false", "true"])
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, fsdp: str) -> None:
-    straight = train(small_run(tmp_path, "straight", 8))
-    config = small_run(tmp_path, "two", 8, "--fsdp", fsdp)
+    flags = ("--rollout.prompts_per_rollout", "4")
+    straight = train(small_run(tmp_path, "straight", 8, *flags))
+    config = small_run(tmp_path, "two", 8, "--fsdp", fsdp, *flags)
     process = torchrun(config, tmp_path)
     while len(checkpoint_folders(tmp_path / "two")) < 1 and process.poll() is None:
         time.sleep(0.1)
@@ -131,12 +135,52 @@ def test_a_process_that_fails_brings_the_others_down(tmp_path: Path) -> None:
     assert "already holds something else" in errors
 
 
+def test_what_does_not_divide_is_refused_with_numbers_that_would(tmp_path: Path) -> None:
+    flags = "--fsdp true --rollout.prompts_per_rollout 10 --train.inner_updates 2"
+    config = small_run(tmp_path, "uneven", 4, *flags.split())
+    _check_even(config, Ranks(world_size=5))
+    with pytest.raises(
+        ConfigError,
+        match=r"^rollout.prompts_per_rollout: must be a multiple of .* \(2 x 4 = 8\) with fsdp, "
+        "got 10; 8 or 16 would do$",
+    ):
+        _check_even(config, Ranks(world_size=4))
+
+
+def test_an_invalid_sample_counts_for_nothing_where_it_must_be_computed() -> None:
+    """Its own numbers may be anything; its pairs have weight and advantage 0."""
+    values = torch.arange(12.0).view(3, 2, 2)
+    values[1, 0] = torch.nan
+    rollout = Rollout(
+        latents=values,
+        next_latents=values,
+        log_probs=values[..., 0],
+        step_index=torch.tensor([[0, 1]] * 3),
+        sigmas=torch.linspace(1, 0, 4),
+        images=torch.zeros(3, 3, 1, 1),
+        group_ids=torch.zeros(3, dtype=torch.int64),
+    )
+    valid = torch.tensor([True, False, True])
+    per_step = torch.ones(3, 3) * valid[:, None]
+    advantages = Advantages(per_objective=torch.ones(3, 2), per_step=per_step, valid=valid)
+    kept = policy_batch(rollout, advantages, torch.arange(3), keep_invalid=True)
+    left = policy_batch(rollout, advantages, torch.arange(3))
+    assert kept.weight.tolist() == [1, 1, 0, 0, 1, 1] == kept.advantage.tolist()
+    assert left.weight.tolist() == [1, 1, 1, 1]
+    is_counted = kept.weight.bool()
+    for field in dataclasses.fields(kept):
+        values = getattr(kept, field.name)
+        if values is not None:
+            assert values.isfinite().all()
+            assert torch.equal(values[is_counted], getattr(left, field.name)), field.name
+
+
 def test_shares_cover_every_row_once_and_are_even() -> None:
     chunks = [torch.arange(7), torch.arange(7, 12)]
-    shares = Ranks(size=3).shares(chunks)
+    shares = Ranks(world_size=3).split(chunks)
     assert sorted(torch.cat(shares).tolist()) == list(range(12))
     for chunk in chunks:
         sizes = [sum(row in chunk for row in share) for share in shares]
         assert max(sizes) - min(sizes) <= 1
     with pytest.raises(ConfigError, match="5 samples per update must be at least one for each"):
-        Ranks(size=6).shares(chunks)
+        Ranks(world_size=6).split(chunks)

@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from customized_grpo.runs import checkpoint
-from customized_grpo.training import session as trainer
+from customized_grpo.training import loop
 from customized_grpo.runs.checkpoint import CheckpointStore, checkpoint_folders
 from customized_grpo.cli.main import main
 from customized_grpo.config import RunConfig, dump_config
@@ -48,7 +48,8 @@ from customized_grpo.training.loss import policy_batch
 from customized_grpo.runs.resume import check_changes, remove_leftovers, resumed_config
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.runs.log import RunLog, run_folder
-from customized_grpo.training.session import Trainer, train
+from customized_grpo.training.loop import Loop
+from customized_grpo.training.session import Session, train
 from customized_grpo.types import Example, RewardScores
 from customized_grpo.tools.watch.facts import Watcher
 
@@ -129,8 +130,8 @@ def test_a_finite_data_source_goes_on_bit_by_bit(tmp_path: Path, monkeypatch) ->
 def kill_at(patch: pytest.MonkeyPatch, when: str) -> None:
     """Raises the third time that something is done, or the first time that a run would finish."""
     owner, name = {
-        "rollout": (Trainer, "_sample_and_score"),
-        "inner update": (Trainer, "_after_update"),
+        "rollout": (Loop, "collect"),
+        "inner update": (Session, "_after_update"),
         "checkpoint": (checkpoint, "save_file"),
         "rename": (Path, "rename"),
         "finish": (RunLog, "finish"),
@@ -149,16 +150,16 @@ def test_a_signal_saves_and_says_how_to_go_on(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     config = small(tmp_path, "--train.save_every", "0")
-    sampled = Trainer._sample_and_score
+    sampled = Loop.collect
     calls = iter(range(10))
 
-    def interrupted(self: Trainer, *args):
+    def interrupted(self: Loop, *args):
         if next(calls) == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return sampled(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_sample_and_score", interrupted)
+        patch.setattr(Loop, "collect", interrupted)
         with pytest.raises(Interrupted, match=r"SIGTERM.*cgrpo resume .*run.*after update 2$"):
             train(config)
     run = tmp_path / "run"
@@ -350,9 +351,9 @@ def test_leftovers_are_removed_where_a_run_leaves_them(tmp_path: Path) -> None:
     gone = [
         "config.yaml.7.tmp", "weights.tmp/a", "weights.old/a", "checkpoints/000002.tmp/a",
         "checkpoints/000002.weights/a", "samples/000002.png.tmp", "failures/000002.tmp/a",
-        "sinks/wandb.json.7.tmp", "pictures/test/base.png.tmp",
+        "sinks/wandb.json.7.tmp", "pictures/test/base.png.tmp", "samples/000002.png",
     ]  # fmt: skip
-    kept = ["samples/000002.png", "mine/notes.tmp", "runs/other/checkpoints/000002.tmp/a"]
+    kept = ["samples/000000.png", "samples/mine.png", "mine/notes.tmp", "runs/other/checkpoints/000002.tmp/a"]
     for name in (*gone, *kept):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -580,9 +581,9 @@ def test_too_many_skipped_updates_stop_the_run(
 
 
 def poison_gradients(monkeypatch: pytest.MonkeyPatch, updates: set[int]) -> None:
-    optimize, calls = Trainer._optimize, iter(range(1, 1000))
+    optimize, calls = Loop.update, iter(range(1, 1000))
 
-    def poisoned(self: Trainer, *args, **kwargs):
+    def poisoned(self: Loop, *args, **kwargs):
         handle = self.parameters[0].register_hook(
             (lambda g: g * torch.nan) if next(calls) in updates else (lambda g: g)
         )
@@ -591,7 +592,7 @@ def poison_gradients(monkeypatch: pytest.MonkeyPatch, updates: set[int]) -> None
         finally:
             handle.remove()
 
-    monkeypatch.setattr(Trainer, "_optimize", poisoned)
+    monkeypatch.setattr(Loop, "update", poisoned)
 
 
 def test_a_dump_shows_the_failure_again(
@@ -603,13 +604,13 @@ def test_a_dump_shows_the_failure_again(
         scale = torch.where(latents.abs().amax((1, 2), keepdim=True) > 1e4, torch.inf, 1.0)
         return velocity(self, latents, sigma, conditioning) * scale
 
-    def spoiled(*args):
-        batch = policy_batch(*args)
+    def spoiled(*args, **kwargs):
+        batch = policy_batch(*args, **kwargs)
         batch.latents[0] = 1e5
         return batch
 
     monkeypatch.setattr(Flux1Generator, "velocity", overflowing)
-    monkeypatch.setattr("customized_grpo.training.session.policy_batch", spoiled)
+    monkeypatch.setattr("customized_grpo.training.loop.policy_batch", spoiled)
     config = small(tmp_path, "--evaluation.validate_every", "0", "--train.inner_updates", "1")
     config = changed(config, faults={"max_skipped_updates": 1})
     with pytest.raises(CheckpointError, match="log-probabilities of sample 0 at step"):
@@ -622,14 +623,14 @@ def test_samples_that_are_not_finite_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small(tmp_path, "--train.num_updates", "2", "--evaluation.validate_every", "0")
-    collect = trainer.collect_rollout
+    collect = loop.collect_rollout
 
     def spoiled(*args, **kwargs):
         rollout = collect(*args, **kwargs)
         rollout.log_probs[1, 0] = torch.nan
         return rollout
 
-    monkeypatch.setattr(trainer, "collect_rollout", spoiled)
+    monkeypatch.setattr(loop, "collect_rollout", spoiled)
     run = train(config)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["invalid_samples"] == 1

@@ -21,7 +21,7 @@ from customized_grpo.generators.cpu.flux1 import use_stock_blocks
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.lora import attach_lora
 from customized_grpo.training import loss as policy_loss
-from customized_grpo.training.rollout import Policy
+from customized_grpo.training.policy import Policy
 from customized_grpo.types import Example, PolicyBatch
 
 NUM_PAIRS = 10
@@ -82,6 +82,7 @@ def case(generator: Flux1Generator, examples: list[Example]) -> Case:
         old_log_prob=torch.zeros(NUM_PAIRS),
         advantage=torch.tensor(ADVANTAGES),
         sample_index=torch.arange(NUM_PAIRS) % 2,
+        weight=torch.ones(NUM_PAIRS),
     )
     plain = copy.copy(generator)
     plain.transformer = copy.deepcopy(transformer)

@@ -10,7 +10,8 @@ from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.lora import attach_lora
 from customized_grpo.training.advantages import assign_credit
 from customized_grpo.training.loss import accumulate_gradient, policy_batch
-from customized_grpo.training.rollout import Policy, collect_rollout, make_policy
+from customized_grpo.training.policy import Policy, make_policy
+from customized_grpo.training.rollout import collect_rollout
 from customized_grpo.types import Advantages, Example, Rollout
 
 UNPINNED = LossConfig(pin_ratio=False, clip_range=0.2)

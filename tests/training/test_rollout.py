@@ -6,16 +6,13 @@ from helpers import changed
 from torch import Tensor
 
 from customized_grpo.config import RolloutConfig, RunConfig
+from customized_grpo.devices import pick_device
 from customized_grpo.errors import ConfigError
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.flux1 import Flux1Generator
-from customized_grpo.training.rollout import (
-    choose_trained_steps,
-    collect_rollout,
-    make_policy,
-    pick_device,
-    sample_images,
-)
+from customized_grpo.training.policy import make_policy
+from customized_grpo.training.rollout import choose_trained_steps, collect_rollout
+from customized_grpo.training.sampling import sample_images
 from customized_grpo.types import Example, Rollout
 
 

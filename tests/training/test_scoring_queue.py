@@ -11,8 +11,9 @@ from customized_grpo.config import RunConfig
 from customized_grpo.errors import RewardError
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.rewards.base import RewardSet
-from customized_grpo.training.rollout import collect_rollout, make_policy
-from customized_grpo.training.scoring_queue import ScoringQueue
+from customized_grpo.training.policy import make_policy
+from customized_grpo.training.rollout import collect_rollout
+from customized_grpo.training.scoring import ScoringQueue
 from customized_grpo.types import Example, RewardScores
 
 WAIT = 20

@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
 
 
 def _replay(options: argparse.Namespace) -> None:
-    from customized_grpo.training.replay import replay
+    from customized_grpo.training.nonfinite import replay
 
     hide_loading_bars()
     print(replay(options.dump))

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from customized_grpo.config import RunConfig, load_config
+from customized_grpo.devices import pick_device
 from customized_grpo.errors import CheckpointError, ConfigError, within
 from customized_grpo.evaluation.judge import Judge
 from customized_grpo.evaluation.measures import standard_error
@@ -18,7 +19,7 @@ from customized_grpo.generators.cache import CachedEncoder
 from customized_grpo.pictures import save_grid, save_strip
 from customized_grpo.runs.checkpoint import trained_weights
 from customized_grpo.training.build import build_world, load_trained
-from customized_grpo.training.rollout import FixedSampler, pick_device
+from customized_grpo.training.sampling import FixedSampler
 from customized_grpo.types import Example, Judgement
 
 _PICTURE_ROWS = 10

@@ -9,19 +9,21 @@ import time
 from types import FrameType
 from typing import Any
 
-from customized_grpo.errors import Interrupted
+from customized_grpo.errors import Interrupted, everywhere
+from customized_grpo.runs.ranks import ALONE, Ranks
 
 _POLL_SECONDS = 0.2
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """Inside the context a first signal is only noted, for ``check``; a second one exits at once.
+    """Inside the context a first signal is only noted, for the checks; a second one exits at once.
 
     Outside the main thread, where Python has no signal handlers, it does nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks = ALONE) -> None:
+        self._ranks = ranks
         self.received: signal.Signals | None = None
         self._before: dict[int, Any] = {}
 
@@ -39,13 +41,22 @@ class Interrupts:
             os._exit(128 + number)
         self.received = signal.Signals(number)
 
-    def check(self) -> None:
-        """To be called where nothing is half done.
+    def check_together(self) -> None:
+        """To be called by all processes at one point where nothing is half done.
+
+        Raises:
+            Interrupted: in all of them, if a signal has reached any.
+        """
+        if self._ranks.any(self.received is not None):
+            raise everywhere(Interrupted(self.received or signal.SIGTERM))
+
+    def check_alone(self) -> None:
+        """To be called wherever a process that is alone may stop; several stop together only.
 
         Raises:
             Interrupted: if a signal has come.
         """
-        if self.received is not None:
+        if self._ranks.world_size == 1 and self.received is not None:
             raise Interrupted(self.received)
 
     def sleep(self, seconds: float) -> None:

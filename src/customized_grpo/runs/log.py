@@ -22,7 +22,6 @@ from customized_grpo.config import RunConfig, dump_config
 from customized_grpo.errors import CheckpointError, ConfigError
 from customized_grpo.files import sync, write_atomic
 from customized_grpo.runs.files import CONFIG, ENVIRONMENT, FINISHED, METRICS, STOPPED, holds_run
-from customized_grpo.runs.sinks.feed import Feed, describe_run, feeding
 
 logger = logging.getLogger("customized_grpo")
 
@@ -94,8 +93,6 @@ class RunLog:
         write_atomic(folder / ENVIRONMENT, json.dumps(describe_environment(device)) + "\n")
         write_atomic(folder / CONFIG, dump_config(config))
         self.folder = folder
-        self._config = config
-        self._feeds: list[Feed] = []
         self._total = config.train.num_updates
         self._progress: Any = None
         self._rewards = ""
@@ -117,25 +114,8 @@ class RunLog:
         row = {"update": update, **values, **seconds}
         with (self.folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        for feed in self._feeds:
-            feed.row(row)
         if update:
             self._show(update, values)
-
-    def picture(self, update: int, file: Path) -> None:
-        """Tells of a sample picture that has been written."""
-        for feed in self._feeds:
-            feed.picture(update, file)
-
-    @contextmanager
-    def feeding(self) -> Iterator[None]:
-        """Inside, the sinks get what is logged, and first what they have missed."""
-        run = describe_run(self._config, self.folder)
-        with feeding(self._config.sinks, run) as self._feeds:
-            try:
-                yield
-            finally:
-                self._feeds = []
 
     def rewind(self, *, update: int, rollouts: int) -> None:
         """Drops rows after ``update`` and of rollouts from number ``rollouts`` on: they come again.
@@ -240,18 +220,11 @@ class SilentLog(RunLog):
     def row(self, update: int, values: dict[str, float]) -> None:
         """Nothing."""
 
-    def picture(self, update: int, file: Path) -> None:
-        """Nothing."""
-
     def schedule(self, sigmas: Tensor, weights: Tensor, objectives: Sequence[str]) -> None:
         """Nothing."""
 
     def advantages(self, rollout: int, advantages: Tensor, objectives: Sequence[str]) -> None:
         """Nothing."""
-
-    def feeding(self) -> AbstractContextManager[None]:
-        """Nothing."""
-        return nullcontext()
 
     def rewind(self, *, update: int, rollouts: int) -> None:
         """Nothing."""

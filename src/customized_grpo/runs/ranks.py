@@ -26,17 +26,17 @@ _PATIENCE = timedelta(hours=2)  # the first one validates, judges and writes whi
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ranks:
-    """The processes of a run, seen from one of them."""
+    """The processes of a run, seen from one of them; methods are called by all of them together."""
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
 
     @property
-    def first(self) -> bool:
+    def is_first(self) -> bool:
         """Whether this one writes logs, pictures and checkpoints."""
         return self.rank == 0
 
-    def shares(self, chunks: Sequence[Tensor]) -> list[Tensor]:
+    def split(self, chunks: Sequence[Tensor]) -> list[Tensor]:
         """Rows of every rank, when each of ``chunks`` (int64 rows) is split over all of them.
 
         Parts of a chunk differ by one row at most.
@@ -45,64 +45,62 @@ class Ranks:
             ConfigError: if a chunk has fewer rows than there are ranks.
         """
         for chunk in chunks:
-            if len(chunk) < self.size:
+            if len(chunk) < self.world_size:
                 raise ConfigError(
                     f"rollout: {len(chunk)} samples per update must be at least one for each of "
-                    f"the {self.size} processes; raise rollout.prompts_per_rollout or group_size"
+                    f"the {self.world_size} processes; raise rollout.prompts_per_rollout or "
+                    "group_size"
                 )
-        parts = [chunk.tensor_split(self.size) for chunk in chunks]
-        return [torch.cat([part[rank] for part in parts]) for rank in range(self.size)]
+        parts = [chunk.tensor_split(self.world_size) for chunk in chunks]
+        return [torch.cat([part[rank] for part in parts]) for rank in range(self.world_size)]
 
-    def gather(self, local: Tensor, shares: Sequence[Tensor]) -> Tensor:
+    def all_gather(self, local: Tensor, shares: Sequence[Tensor]) -> Tensor:
         """``[B, ...]`` in the order of the rows, of every rank's own ``[len(share), ...]``."""
-        if self.size == 1:
+        if self.world_size == 1:
             return local
         longest = max(len(share) for share in shares)
         padded = local.new_zeros(longest, *local.shape[1:])
         padded[: len(local)] = local
-        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        parts = [torch.empty_like(padded) for _ in range(self.world_size)]
         dist.all_gather(parts, padded)
         whole = local.new_empty(sum(map(len, shares)), *local.shape[1:])
         for share, part in zip(shares, parts, strict=True):
             whole[share.to(whole.device)] = part[: len(share)]
         return whole
 
-    def total(self, count: int) -> int:
-        """Sum over the ranks."""
-        return sum(self.collect(count))
-
-    def collect(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """Every rank's value, which JSON can hold."""
-        if self.size == 1:
+        if self.world_size == 1:
             return [value]
-        texts: list[Any] = [None] * self.size
+        texts: list[Any] = [None] * self.world_size
+        # torch pickles what it sends: between the processes of one run, and a text only.
         dist.all_gather_object(texts, json.dumps(value))
         return [json.loads(text) for text in texts]
 
-    def add(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
         """Sums tensors of equal dtype over the ranks, in place and in one message."""
-        if self.size == 1 or not tensors:
+        if self.world_size == 1 or not tensors:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         dist.all_reduce(flat)
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
+    def sum(self, count: int) -> int:
+        """Sum over the ranks."""
+        return sum(self.all_gather_object(count))
+
     def any(self, flag: bool) -> bool:
         """Whether it is so on one of them."""
-        return any(self.collect(flag))
+        return any(self.all_gather_object(flag))
 
-    def most(self, count: int) -> int:
-        """The largest over the ranks."""
-        return max(self.collect(count))
-
-    def share(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The first one's value, which JSON can hold."""
-        return self.collect(value if self.first else None)[0]
+        return self.all_gather_object(value if self.is_first else None)[0]
 
-    def wait(self) -> None:
-        """Until all have come here."""
-        self.collect(None)
+    def barrier(self) -> None:
+        """Waits until all have come here."""
+        self.all_gather_object(None)
 
 
 ALONE = Ranks()
@@ -121,6 +119,6 @@ def connected() -> Iterator[Ranks]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group(backend, timeout=_PATIENCE)
     try:
-        yield Ranks(rank=dist.get_rank(), size=dist.get_world_size())
+        yield Ranks(rank=dist.get_rank(), world_size=dist.get_world_size())
     finally:
         dist.destroy_process_group()

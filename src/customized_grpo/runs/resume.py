@@ -92,11 +92,14 @@ def _is_in(field: str, names: Sequence[str]) -> bool:
 
 
 def remove_leftovers(run: Path, update: int) -> None:
-    """Deletes what an interrupted write has left in a run folder that goes on after ``update``:
-    also checkpoints that come later, which are damaged, and weights of an end that is none."""
+    """Deletes what must not stay in the folder of a run that goes on after ``update``: parts of
+    interrupted writes, later checkpoints (which are damaged) and sample pictures (which come
+    again), and weights of an end that was none."""
+    later = [path for path in (run / SAMPLES).glob("*.png") if path.stem.isdecimal()]
+    later = [path for path in later if int(path.stem) > update]
     kept = {folder for folder in checkpoint_folders(run) if int(folder.name) <= update}
     temporary = (path for pattern in _TEMPORARY for path in run.glob(pattern))
-    for path in [*(run / CHECKPOINTS).glob("*"), run / WEIGHTS, *temporary]:
+    for path in [*(run / CHECKPOINTS).glob("*"), run / WEIGHTS, *later, *temporary]:
         if path in kept:
             continue
         if path.is_dir():

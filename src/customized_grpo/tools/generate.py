@@ -26,7 +26,7 @@ from customized_grpo.data.images import File, Picture, check_pictures
 from customized_grpo.data.jsonl import read_entries
 from customized_grpo.data.listed import Entry, PictureCache, complete, outline
 from customized_grpo.data.texts import check_text
-from customized_grpo.devices import memory_named
+from customized_grpo.devices import memory_named, pick_device
 from customized_grpo.errors import CheckpointError, ConfigError
 from customized_grpo.evaluation.results import BASE
 from customized_grpo.files import write_atomic
@@ -36,7 +36,7 @@ from customized_grpo.generators.lora import LORA_FILE, set_strength
 from customized_grpo.pictures import png, save_grid
 from customized_grpo.runs.checkpoint import trained_weights
 from customized_grpo.training.build import build_generator, load_trained
-from customized_grpo.training.rollout import FixedSampler, pick_device
+from customized_grpo.training.sampling import FixedSampler
 from customized_grpo.types import Example
 
 TUNED = "tuned"

@@ -18,25 +18,40 @@ from customized_grpo.generators.lora import lora_merged
 from customized_grpo.ops import clipped_surrogate, gaussian_kl, normalize_ratio
 from customized_grpo.runs.ranks import ALONE, Ranks
 from customized_grpo.runs.sharding import is_sharded
-from customized_grpo.training.rollout import Policy
+from customized_grpo.training.policy import Policy
 from customized_grpo.types import Advantages, PolicyBatch, Rollout
 
 logger = logging.getLogger("customized_grpo")
 
 
-def policy_batch(rollout: Rollout, advantages: Advantages, samples: Tensor) -> PolicyBatch:
-    """Trained transitions of the valid samples among ``samples`` (int64 rows of the rollout)."""
-    samples = samples[advantages.valid[samples]]
-    step_index = rollout.step_index[samples]
+def policy_batch(
+    rollout: Rollout, advantages: Advantages, rows: Tensor, keep_invalid: bool = False
+) -> PolicyBatch:
+    """Trained transitions of the samples ``rows`` (int64) of the rollout.
+
+    Invalid samples are left out, or kept with weight 0 and with zeros for what is not finite.
+    """
+    is_valid = advantages.valid[rows]
+    if not keep_invalid:
+        rows, is_valid = rows[is_valid], is_valid[is_valid]
+    step_index = rollout.step_index[rows]
     num_trained = step_index.shape[1]
+
+    def pairs(values: Tensor) -> Tensor:
+        kept = values[rows]
+        if keep_invalid:  # weight 0 times NaN would be NaN
+            kept = kept.where(is_valid.view(-1, *[1] * (kept.dim() - 1)), 0)
+        return kept.flatten(0, 1)
+
     return PolicyBatch(
-        latents=rollout.latents[samples].flatten(0, 1),
-        next_latents=rollout.next_latents[samples].flatten(0, 1),
+        latents=pairs(rollout.latents),
+        next_latents=pairs(rollout.next_latents),
         step_index=step_index.flatten(),
-        old_log_prob=rollout.log_probs[samples].flatten(),
-        advantage=advantages.per_step[samples].gather(1, step_index).flatten(),
-        sample_index=samples.repeat_interleave(num_trained),
-        old_mean=None if rollout.means is None else rollout.means[samples].flatten(0, 1),
+        old_log_prob=pairs(rollout.log_probs),
+        advantage=advantages.per_step[rows].gather(1, step_index).flatten(),
+        sample_index=rows.repeat_interleave(num_trained),
+        weight=is_valid.float().repeat_interleave(num_trained),
+        old_mean=None if rollout.means is None else pairs(rollout.means),
     )
 
 
@@ -57,7 +72,8 @@ def accumulate_gradient(
     Args:
         policy: what is trained.
         batch: M (sample, step) pairs. Without a KL those of advantage 0 have no gradient: they
-            count in the mean and are not computed.
+            count in the mean and are not computed, unless the model is sharded. A pass through a
+            sharded one is a meeting of all ranks, and the pairs they hold are equally many.
         conditioning: of the rollout's samples ``[B, ...]``; pairs pick their rows.
         config: of the loss.
         pinned: take the new log-probs, detached, as the old ones (ratio exactly 1).
@@ -69,19 +85,18 @@ def accumulate_gradient(
         ``mismatch`` (mean |ratio - 1| against the rollout's own log-probs) and, if used, ``kl``;
         ``loss``, the mean over all; and, if it did not fit, the ``micro_batch_size`` that did.
     """
+    transformer = policy.generator.transformer
+    sharded = is_sharded(transformer)
     pairs = torch.arange(len(batch.advantage), device=batch.latents.device)
-    if not config.kl_weight and ranks.any(bool(batch.advantage.any())):
+    if not (sharded or config.kl_weight) and ranks.any(bool(batch.advantage.any())):
         pairs = batch.advantage.nonzero()[:, 0]
-    num_pairs, num_computed = (ranks.total(n) for n in (len(batch.advantage), len(pairs)))
+    num_pairs, num_computed = (ranks.sum(n) for n in (int(batch.weight.sum()), len(pairs)))
     pairs_loss = partial(_pairs_loss, policy, batch, conditioning, config, pinned, num_pairs)
     size, start = micro_batch_size or len(pairs), 0
     totals: dict[str, Tensor] = defaultdict(lambda: pairs.new_zeros((), dtype=torch.float32))
-    transformer = policy.generator.transformer
+    # FSDP leaves the mean of the ranks' gradients in each part; the loss is a sum over them.
+    scale = ranks.world_size if sharded else 1
     parameters = [p for p in transformer.parameters() if p.requires_grad]
-    sharded = is_sharded(transformer)
-    scale = ranks.size if sharded else 1  # of sharded gradients the mean over the ranks is left
-    passes = -(-len(pairs) // max(size, 1))
-    idle = ranks.most(passes) - passes if sharded else 0
     with lora_merged(transformer):
         trained = [p for p in transformer.parameters() if p.requires_grad]
         while start < len(pairs):
@@ -101,33 +116,22 @@ def accumulate_gradient(
             start += len(rows)
             for name, value in stats.items():
                 totals[name] += value if name == "loss" else value * (len(rows) / num_computed)
-        for _ in range(idle):
-            _idle(policy, conditioning, config)
     if not sharded:
         _sum_gradients(parameters, ranks)
     values = torch.stack(list(totals.values())).tolist() if totals else []  # waits for the device
     fitted = {} if size == (micro_batch_size or len(pairs)) else {"micro_batch_size": float(size)}
-    return _sum_numbers(ranks.collect(dict(zip(totals, values, strict=True)))) | fitted
-
-
-def _idle(policy: Policy, conditioning: Conditioning, config: LossConfig) -> None:
-    """The passes of a micro-batch whose gradient is 0, while other ranks have one more."""
-    nothing = policy.idle_pass(conditioning).sum() * 0
-    if config.kl_weight:
-        with torch.no_grad():
-            policy.idle_pass(conditioning)
-    nothing.backward()
+    return _sum_numbers(ranks.all_gather_object(dict(zip(totals, values, strict=True)))) | fitted
 
 
 def _sum_gradients(parameters: list[nn.Parameter], ranks: Ranks) -> None:
-    if ranks.size == 1:
+    if ranks.world_size == 1:
         return
     here = [parameter.grad is not None for parameter in parameters]
-    somewhere = [any(found) for found in zip(*ranks.collect(here), strict=True)]
+    somewhere = [any(found) for found in zip(*ranks.all_gather_object(here), strict=True)]
     for parameter, used in zip(parameters, somewhere, strict=True):
         if used and parameter.grad is None:  # this rank had no pair that counts
             parameter.grad = torch.zeros_like(parameter)
-    ranks.add([parameter.grad for parameter in parameters if parameter.grad is not None])
+    ranks.all_reduce([parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
 def _sum_numbers(parts: list[dict[str, float]]) -> dict[str, float]:
@@ -199,5 +203,5 @@ def _pairs_loss(
             reference_mean, _ = policy.transition(latents, step_index, condition)
         divergence = gaussian_kl(mean, reference_mean, std)
         stats["kl"] = divergence.detach().mean()
-        loss = loss + config.kl_weight * divergence.sum() / num_pairs
+        loss = loss + config.kl_weight * (divergence * batch.weight[rows]).sum() / num_pairs
     return loss, stats

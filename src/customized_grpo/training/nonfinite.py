@@ -1,4 +1,7 @@
-"""An update whose gradient is not finite: where it comes from, and a folder that shows it again."""
+"""An update whose gradient is not finite: where it comes from, and a folder that shows it again.
+
+``cgrpo replay`` computes the update in such a folder once more.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from customized_grpo.config import RunConfig, dump_config
+from customized_grpo.config import RunConfig, dump_config, load_config
+from customized_grpo.devices import pick_device
+from customized_grpo.errors import CheckpointError
 from customized_grpo.files import replace_folder
 from customized_grpo.generators.base import Conditioning
-from customized_grpo.runs.ranks import ALONE, Ranks
-from customized_grpo.runs.sharding import is_sharded, whole
-from customized_grpo.training.rollout import Policy
+from customized_grpo.runs.checkpoint import TrainingState
+from customized_grpo.runs.ema import Ema
+from customized_grpo.runs.sharding import whole
+from customized_grpo.training.build import build_generator, make_optimizer, make_trainable
+from customized_grpo.training.loss import accumulate_gradient
+from customized_grpo.training.policy import Policy, make_policy
 from customized_grpo.types import PolicyBatch
 
 REPORT = "diagnosis.json"
@@ -59,15 +67,12 @@ def diagnose(
     conditioning: Conditioning,
     module: nn.Module,
     micro_batch_size: int | None,
-    ranks: Ranks = ALONE,
 ) -> Diagnosis:
     """Looks at weights, gradients (as they are now) and batch, and computes log-probs again."""
     trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
     broken = []
-    count = len(batch.advantage)  # 0 in a process whose samples are all invalid
+    count = len(batch.advantage)  # is 0 in a process whose samples are all invalid
     parts = torch.arange(count).split(micro_batch_size or count) if count else ()
-    for _ in range(ranks.most(len(parts)) - len(parts) if is_sharded(module) else 0):
-        policy.idle_pass(conditioning)
     for rows in parts:
         condition = conditioning.take(batch.sample_index[rows])
         mean, std = policy.transition(batch.latents[rows], batch.step_index[rows], condition)
@@ -126,3 +131,35 @@ def load_failure(
         load_file(folder / "state.safetensors"),
         json.loads((folder / REPORT).read_text(encoding="utf-8"))["pinned"],
     )
+
+
+def replay(folder: Path) -> Diagnosis:
+    """Loss and gradient of the update in a dump, and what is not finite in them.
+
+    Raises:
+        CheckpointError: if the folder is no dump.
+    """
+    if not (folder / REPORT).exists():
+        raise CheckpointError(
+            f"DUMP: {folder} must be a folder that a run has written under failures/"
+        )
+    config = load_config(folder / "config.yaml")
+    device = pick_device(config.device)
+    generator = build_generator(config, device)
+    make_trainable(generator, config)
+    batch, conditioning, state, pinned = load_failure(folder, device)
+    transformer = generator.transformer
+    parameters = [p for p in transformer.parameters() if p.requires_grad]
+    decay = config.train.ema_decay
+    ema = None if decay is None else Ema(transformer, decay)
+    TrainingState(transformer, make_optimizer(parameters, config.train), ema).load(state)
+    policy, size = make_policy(generator, config), config.train.micro_batch_size
+    accumulate_gradient(
+        policy,
+        batch,
+        conditioning,
+        config.loss,
+        pinned=pinned,
+        micro_batch_size=size,
+    )
+    return diagnose(policy, batch, conditioning, transformer, size)

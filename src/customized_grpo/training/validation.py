@@ -16,7 +16,7 @@ from customized_grpo.generators.base import Generator
 from customized_grpo.pictures import save_grid
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.training.advantages import share_statistics
-from customized_grpo.training.rollout import FixedSampler
+from customized_grpo.training.sampling import FixedSampler
 from customized_grpo.types import Advantages, Example, RewardScores
 
 logger = logging.getLogger("customized_grpo")

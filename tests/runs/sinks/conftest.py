@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from customized_grpo.runs.sinks import feed
+
 
 @pytest.fixture(autouse=True)
 def trackio_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -21,3 +23,8 @@ def trackio_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def _wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "_POLL", 0.02)

@@ -13,10 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from customized_grpo.config import load_config
-from customized_grpo.runs.log import RunLog
 from customized_grpo.runs.sinks.feed import Feed
-from customized_grpo.training.session import Trainer, train
+from customized_grpo.training.session import Session, train
+from customized_grpo.training.validation import SampleGrid
 
 
 def die() -> None:
@@ -35,27 +37,27 @@ def noted(folder: Path, kind: str) -> int | None:
 def in_base_validation(update: int) -> None:
     """Its picture is sent and noted, its row is not there yet."""
 
-    def deadly(self: Trainer) -> dict[str, float]:
+    def deadly(self: Session) -> dict[str, float]:
         while noted(self.log.folder, "picture") != update:
             time.sleep(0.01)
         die()
         return {}
 
-    Trainer._validate = deadly
+    Session._validate = deadly
 
 
 def before_picture(update: int) -> None:
-    """Its row is sent and noted, its picture is drawn."""
-    before = RunLog.picture
+    """Its row is sent and noted, its picture is drawn and not yet there."""
+    before = SampleGrid.save
 
-    def deadly(self: RunLog, number: int, file: Path) -> None:
-        if number == update:
-            while noted(self.folder, "row") != update:
+    def deadly(self: SampleGrid, path: Path, now: Tensor) -> None:
+        if path.stem == f"{update:06d}":
+            while noted(path.parents[1], "row") != update:
                 time.sleep(0.01)
             die()
-        before(self, number, file)
+        before(self, path, now)
 
-    RunLog.picture = deadly
+    SampleGrid.save = deadly
 
 
 def before_note(update: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,29 @@ from PIL import Image
 
 from customized_grpo.config import RunConfig, SinkConfig
 from customized_grpo.runs.log import RunLog
+from customized_grpo.runs.sinks.feed import feeding
+
+
+class FedLog(RunLog):
+    """A log whose folder is followed by sinks."""
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(Path(config.output_dir, config.name), config, torch.device("cpu"))
+        self._sinks, self._run = config.sinks, config
+
+    def feeding(self) -> AbstractContextManager[None]:
+        return feeding(self._sinks, self._run, self.folder)
 
 
 def with_sinks(config: RunConfig, *sinks: SinkConfig) -> RunConfig:
     return dataclasses.replace(config, sinks=sinks)
 
 
-def open_log(config: RunConfig, *sinks: SinkConfig) -> RunLog:
-    config = with_sinks(config, *sinks)
-    return RunLog(Path(config.output_dir, config.name), config, torch.device("cpu"))
+def open_log(config: RunConfig, *sinks: SinkConfig) -> FedLog:
+    return FedLog(with_sinks(config, *sinks))
 
 
-def add(log: RunLog, update: int) -> None:
+def add(log: FedLog, update: int) -> None:
     """A row with names and values as they come, and a picture after even updates."""
     log._seconds = {"update": 1.0}
     values = {"loss": update / 7, "reward/clip-text/mean": update / 3, "grad_norm": math.nan}
@@ -35,14 +47,13 @@ def add(log: RunLog, update: int) -> None:
         picture(log, update)
 
 
-def picture(log: RunLog, update: int) -> None:
+def picture(log: FedLog, update: int) -> None:
     file = log.folder / "samples" / f"{update:06d}.png"
     file.parent.mkdir(exist_ok=True)
     Image.new("RGB", (5, 3), (update, 0, 255)).save(file)
-    log.picture(update, file)
 
 
-def live_and_die(log: RunLog) -> None:
+def live_and_die(log: FedLog) -> None:
     """Updates 0 to 6 in two lives: the first one comes to 4, the second goes on after 2."""
     with log.feeding():
         for update in range(5):

@@ -19,7 +19,7 @@ from test_sink_wandb import history, offline_runs
 from customized_grpo.runs.sinks.tensorboard import TensorBoardConfig
 from customized_grpo.runs.sinks.trackio import TrackioConfig
 from customized_grpo.runs.sinks.wandb import WandbConfig
-from customized_grpo.training.session import Trainer, train
+from customized_grpo.training.session import Session, train
 
 for package in ("tensorboard", "trackio", "wandb"):
     pytest.importorskip(package)
@@ -37,7 +37,7 @@ def test_a_run_with_all_sinks_that_is_killed_and_resumed(
         TrackioConfig(project="dogs"),
     )
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_save_checkpoint", _dies_at(4, Trainer._save_checkpoint))
+        patch.setattr(Session, "_save_checkpoint", _dies_at(4, Session._save_checkpoint))
         with pytest.raises(KeyboardInterrupt):
             train(config)
     weights = [
@@ -68,7 +68,7 @@ def test_a_run_with_all_sinks_that_is_killed_and_resumed(
 
 
 def _dies_at(update: int, save):
-    def dying(self: Trainer) -> None:
+    def dying(self: Session) -> None:
         if self.progress.update == update:
             raise KeyboardInterrupt  # nothing in the package catches it
         save(self)

@@ -23,7 +23,8 @@ from customized_grpo.runs.checkpoint import CheckpointStore
 from customized_grpo.tools.export.comfyui import comfyui_tensors
 from customized_grpo.tools.export.folders import export_run
 from customized_grpo.tools.export.trained import TrainedRun
-from customized_grpo.training.rollout import make_policy, sample_images
+from customized_grpo.training.policy import make_policy
+from customized_grpo.training.sampling import sample_images
 from customized_grpo.types import Example
 
 PROMPT = "a picture of it on the beach"

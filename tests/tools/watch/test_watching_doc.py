@@ -16,6 +16,7 @@ from logs import add, begin
 from customized_grpo.cli.main import main
 from customized_grpo.config import RunConfig, dump_config, load_config
 from customized_grpo.runs.log import RunLog
+from customized_grpo.runs.sinks.feed import feeding
 
 PAGE = (ROOT / "docs" / "watching.md").read_text(encoding="utf-8")
 
@@ -60,6 +61,6 @@ def test_a_sink_of_one_s_own() -> None:
     flags = ["--sinks", f'[{{type: "{type_}", file: lines.txt}}]']
     config = load_config("my.yaml", flags)
     log = RunLog(Path("runs", "own"), config, torch.device("cpu"))
-    with log.feeding():
+    with feeding(config.sinks, config, log.folder):
         add(log, 1)
     assert Path("lines.txt").read_text() == "1 0.5\n"

@@ -64,7 +64,7 @@ class FeatureStore:
         """
         if not tasks:
             return
-        mine = self._chunks(len(tasks[0].requests))[ranks.rank :: ranks.size]
+        mine = self._chunks(len(tasks[0].requests))[ranks.rank :: ranks.world_size]
         missing = {
             rows: some
             for rows in mine

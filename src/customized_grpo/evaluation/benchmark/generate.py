@@ -28,7 +28,8 @@ from customized_grpo.generators.base import Generator
 from customized_grpo.pictures import png
 from customized_grpo.runs.ranks import Ranks
 from customized_grpo.training.build import load_trained
-from customized_grpo.training.rollout import Policy, sample_images
+from customized_grpo.training.policy import Policy
+from customized_grpo.training.sampling import sample_images
 from customized_grpo.types import Example
 
 _RECIPE = "recipe.json"
@@ -49,7 +50,7 @@ def generate(
     batches = _batches(wanted, config.sampling.batch_size)
     mine = [
         batch
-        for batch in batches[ranks.rank :: ranks.size]
+        for batch in batches[ranks.rank :: ranks.world_size]
         if not all((folder / files[row]).exists() for row in batch)
     ]
     sampler = _Sampler(config, config.generator, wanted, device) if mine else None
@@ -59,10 +60,10 @@ def generate(
             images = sampler([wanted.items[row] for row in batch])
             for row, image in zip(batch, images, strict=True):
                 _write_new(folder / files[row], image)
-    ranks.wait()
-    if ranks.first:
+    ranks.barrier()
+    if ranks.is_first:
         write_atomic(folder / MANIFEST, write_manifest(wanted.items, files))
-    ranks.wait()
+    ranks.barrier()
 
 
 def _write_new(file: Path, image: Tensor) -> None:
@@ -97,10 +98,10 @@ def _keep_recipe(config: BenchmarkConfig, wanted: BenchmarkSet, folder: Path, ra
     """Pictures of two recipes must not lie in one folder."""
     text = json.dumps(_recipe(config, wanted), sort_keys=True) + "\n"
     file = folder / _RECIPE
-    if ranks.first and not file.exists():
+    if ranks.is_first and not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(file, text)
-    ranks.wait()
+    ranks.barrier()
     if file.read_text(encoding="utf-8") != text:
         raise ConfigError(
             f"name: {folder} must hold pictures of this benchmark, generator, lora and sampling, "

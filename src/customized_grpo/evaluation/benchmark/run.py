@@ -11,6 +11,7 @@ from torch import Tensor
 
 from customized_grpo.config import BenchmarkConfig
 from customized_grpo.config.decoding import to_raw
+from customized_grpo.devices import pick_device
 from customized_grpo.errors import RewardError
 from customized_grpo.evaluation.benchmark.anchors import COPY, identity_anchors
 from customized_grpo.evaluation.benchmark.encoders import PROMPT, Metric, Request, output_request
@@ -29,7 +30,6 @@ from customized_grpo.evaluation.benchmark.sets import build_set
 from customized_grpo.evaluation.benchmark.tables import markdown
 from customized_grpo.files import write_atomic
 from customized_grpo.runs.ranks import ALONE, Ranks
-from customized_grpo.training.rollout import pick_device
 
 TABLES, GALLERY = "benchmark.md", "gallery.html"
 _DEAF = 0.5  # share of pictures whose score is the same under another prompt: a metric that is deaf
@@ -50,8 +50,8 @@ def evaluate_benchmark(config: BenchmarkConfig, ranks: Ranks = ALONE) -> Outcome
     folder.mkdir(parents=True, exist_ok=True)
     baseline = None if config.baseline is None else Baseline.read(Path(config.baseline), folder)
     wanted = build_set(config.benchmark, config.num_images)
-    ranks.wait()  # all have read the baseline and the config's files
-    if ranks.first:
+    ranks.barrier()  # all have read the baseline and the config's files
+    if ranks.is_first:
         _forget(folder)
     if config.generator is not None:
         generate(config, wanted, folder / "images", device, ranks)
@@ -65,8 +65,8 @@ def evaluate_benchmark(config: BenchmarkConfig, ranks: Ranks = ALONE) -> Outcome
     work = [_Work.of(metric, wanted, outputs) for metric in metrics]
     for name in ("photos", "outputs", "copies"):  # each about the same pictures
         store.fill([task for w in work for task in getattr(w, name)], ranks)
-    ranks.wait()
-    if not ranks.first:
+    ranks.barrier()
+    if not ranks.is_first:
         return None
     columns: dict[str, Tensor] = {}
     anchors: dict[str, dict[str, Tensor]] = {}

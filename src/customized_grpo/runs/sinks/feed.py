@@ -1,4 +1,8 @@
-"""From the log of a run to one of its sinks, beside the training."""
+"""From the folder of a run to its sinks, beside the training, which does not know them.
+
+A feed follows ``metrics.jsonl`` and the sample pictures as they are written, as `cgrpo watch` does.
+So a run that is resumed, or gets a sink later, catches up by the same way.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,11 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from queue import SimpleQueue
 from threading import Event, Thread
-from typing import Any
 from uuid import uuid4
 
 from customized_grpo.config import RunConfig, SinkConfig
@@ -25,26 +27,30 @@ from customized_grpo.runs.sinks.masking import masked, without_secrets
 
 logger = logging.getLogger("customized_grpo")
 
-_MOST = 100_000  # entries that may wait: some hundred megabytes
+_POLL = 1.0  # seconds between two looks into the folder
 _PAUSE = 60.0  # seconds until a sink that could not be opened is tried again
 _LAST_WORDS = 30.0  # seconds that the end of a run waits for its sinks
 
 
 def describe_run(config: RunConfig, folder: Path) -> RunInfo:
-    """Of a run that no sink knows yet."""
+    """What a sink is told of a run that no sink knows yet."""
     raw = without_secrets(to_raw(config))
     return RunInfo(folder=folder, name=config.name, config=raw, id=uuid4().hex[:12], first=0)
 
 
 @contextmanager
-def feeding(sinks: Sequence[SinkConfig], run: RunInfo) -> Iterator[list[Feed]]:
-    """A feed for each sink; the end waits for all of them together."""
+def feeding(sinks: Sequence[SinkConfig], config: RunConfig, folder: Path) -> Iterator[None]:
+    """Inside, the sinks get what comes into the run's folder, and first what they have missed.
+
+    The end waits for all of them together.
+    """
+    run = describe_run(config, folder)
     feeds = [Feed(sink, run) for sink in sinks]
     for feed in feeds:
         feed.start()
     failed = True
     try:
-        yield feeds
+        yield
         failed = False
     finally:
         for feed in feeds:
@@ -54,19 +60,12 @@ def feeding(sinks: Sequence[SinkConfig], run: RunInfo) -> Iterator[list[Feed]]:
             feed.wait(deadline)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Entry:
-    kind: str
-    update: int
-    send: Callable[[Sink], None]
-
-
 class Feed:
-    """Rows and pictures go to a sink on a thread; nothing here waits for it, but the end.
+    """Sends rows and pictures to one sink, on a thread; nothing waits for it but the end.
 
     What the sink fails to take is lost to it; the first failure is a warning. The last row and the
-    last picture that were sent to each place are kept in ``sinks/<type>.json``: nothing is sent
-    twice, and a run that is resumed first sends what is in its folder and not there.
+    last picture that were sent to each place are kept in ``sinks/<type>.json``, so that nothing is
+    sent twice.
     """
 
     def __init__(self, config: SinkConfig, run: RunInfo) -> None:
@@ -74,48 +73,30 @@ class Feed:
         self._file = run.folder / "sinks" / f"{config.type}.json"
         self._place = ""
         self._places: dict[str, dict[str, int]] = {}
-        self._before = {"row": -1, "picture": -1}  # updates that an earlier life has sent
-        self._sent = self._before
-        self._waiting: SimpleQueue[_Entry | None] = SimpleQueue()
+        self._sent = {"row": -1, "picture": -1}  # the last updates
+        self._reader = MetricsReader(run.folder)
         self._ending = Event()
         self._failed = self._warned = False
         self._thread = Thread(target=self._work, name=f"sink {config.type}", daemon=True)
 
     def start(self) -> None:
-        """Sends what an earlier life of the run has left."""
+        """Begins to follow the folder."""
         self._attempt(self._recall)
-        self._attempt(self._catch_up)
         self._thread.start()
 
     def end(self, failed: bool) -> None:
-        """Nothing more will come."""
+        """Says that nothing more will come."""
         self._failed = failed
-        self._waiting.put(None)
         self._ending.set()
 
     def wait(self, deadline: float) -> None:
-        """Until everything is sent, or the clock (`time.monotonic`) says so."""
+        """Waits until everything is sent, or until the clock (`time.monotonic`) says so."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
             self._warn(f"not done {_LAST_WORDS:g} s after the end of the run, left alone")
 
-    def row(self, row: dict[str, Any]) -> None:
-        """A line of ``metrics.jsonl``."""
-        update, values = row["update"], {n: v for n, v in row.items() if n != "update"}
-        self._put("row", update, lambda sink: sink.metrics(update, values))
-
-    def picture(self, update: int, file: Path) -> None:
-        """A grid of sample pictures."""
-        self._put("picture", update, lambda sink: sink.picture(update, file))
-
-    def _put(self, kind: str, update: int, send: Callable[[Sink], None]) -> None:
-        if self._waiting.qsize() >= _MOST:
-            self._warn(f"{_MOST:,} entries behind, further ones are lost to it")
-        elif update > self._before[kind]:
-            self._waiting.put(_Entry(kind=kind, update=update, send=send))
-
     def _recall(self) -> None:
-        """What an earlier life of the run has sent to this place."""
+        """Reads what an earlier life of the run has sent to this place."""
         self._place = sha256(self._config.place().encode()).hexdigest()[:12]
         if not self._file.exists():
             return
@@ -128,31 +109,17 @@ class Feed:
         if self._config.replaces():  # the last update again: its picture may be there, not noted
             last = max(sent["row"] - 1, -1)
             sent = {kind: min(update, last) for kind, update in sent.items()}
-        self._before = self._sent = sent
+        self._sent = sent
         self._run = replace(self._run, first=sent["row"] + 1)
-
-    def _catch_up(self) -> None:
-        """Pictures beyond the last row are of an earlier life: they come again."""
-        reader = MetricsReader(self._run.folder)
-        reader.read()
-        rows = {row["update"]: row for row in reader.rows}
-        files = {int(p.stem): p for p in (self._run.folder / SAMPLES).glob("*.png")}
-        last = max(rows, default=-1)
-        for update in sorted(rows.keys() | {number for number in files if number <= last}):
-            if update in rows:
-                self.row(rows[update])
-            if update in files:
-                self.picture(update, files[update])
 
     def _work(self) -> None:
         sink = self._open()
         if sink is None:
             return
-        while (entry := self._waiting.get()) is not None:
-            self._attempt(partial(entry.send, sink))
-            self._sent = {**self._sent, entry.kind: entry.update}
-            if self._waiting.empty():
-                self._attempt(self._remember)
+        is_over = False
+        while not is_over:  # once more after the end: what came until then
+            is_over = self._ending.wait(_POLL)
+            self._attempt(partial(self._send_new, sink))
         self._attempt(lambda: sink.close(self._failed))
         self._attempt(self._remember)
 
@@ -166,6 +133,25 @@ class Feed:
                 self._warn(error)
             if self._ending.wait(_PAUSE):
                 return None
+
+    def _send_new(self, sink: Sink) -> None:
+        """Sends what has come, by update: its row, then its picture."""
+        self._reader.read()
+        news: list[tuple[int, str, Callable[[], None]]] = []
+        for row in self._reader.rows:
+            update, values = row["update"], {n: v for n, v in row.items() if n != "update"}
+            news.append((update, "row", partial(sink.metrics, update, values)))
+        # A picture is written after the row of its update; the base's has none.
+        last = max((update for update, *_ in news), default=0)
+        for file in (self._run.folder / SAMPLES).glob("*.png"):
+            if file.stem.isdecimal() and (update := int(file.stem)) <= last:
+                news.append((update, "picture", partial(sink.picture, update, file)))
+        news = [entry for entry in news if entry[0] > self._sent[entry[1]]]
+        for update, kind, send in sorted(news, key=lambda entry: (entry[0], entry[1] == "picture")):
+            self._attempt(send)
+            self._sent = {**self._sent, kind: update}
+        if news:
+            self._remember()
 
     def _remember(self) -> None:
         self._file.parent.mkdir(exist_ok=True)

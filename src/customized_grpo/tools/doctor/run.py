@@ -13,6 +13,7 @@ from customized_grpo.assets import one_line
 from customized_grpo.config import RunConfig
 from customized_grpo.data.base import DataSource
 from customized_grpo.data.subjects200k import Subjects200KConfig
+from customized_grpo.devices import pick_device
 from customized_grpo.errors import ConfigError, CustomizedGRPOError, DataError, within
 from customized_grpo.evaluation.report.data import count_lines
 from customized_grpo.generators.pipeline import PipelineConfig, quantization_config
@@ -24,7 +25,6 @@ from customized_grpo.tools.doctor.findings import Finding, from_error, ok, probl
 from customized_grpo.tools.doctor.machine import Machine, disk, existing
 from customized_grpo.tools.estimate.workload import Workload
 from customized_grpo.training.build import make_optimizer
-from customized_grpo.training.rollout import pick_device
 
 _PROBE_BYTES = 2**20
 

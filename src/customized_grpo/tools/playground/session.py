@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config import RewardConfig, RunConfig
-from customized_grpo.devices import memory_named
+from customized_grpo.devices import memory_named, pick_device
 from customized_grpo.errors import CheckpointError, CustomizedGRPOError, ResourceError
 from customized_grpo.evaluation.results import BASE
 from customized_grpo.generators.base import Generator
@@ -35,7 +35,6 @@ from customized_grpo.rewards.endpoints.vlm_judge import VlmJudgeConfig
 from customized_grpo.tools.generate import LESS_MEMORY, TUNED, find_model, num_steps, seeded_sampler
 from customized_grpo.tools.playground.request import Drawn, Outcome, Request, Trained, list_trained
 from customized_grpo.training.build import build_generator, load_trained
-from customized_grpo.training.rollout import pick_device
 from customized_grpo.types import Example
 
 logger = logging.getLogger("customized_grpo")

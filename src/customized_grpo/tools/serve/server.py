@@ -5,11 +5,11 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
+from customized_grpo.devices import pick_device
 from customized_grpo.errors import ConfigError, within
 from customized_grpo.rewards.endpoints.http_client import read_secret
 from customized_grpo.tools.serve.batcher import Batcher
 from customized_grpo.tools.serve.config import ServeConfig
-from customized_grpo.training.rollout import pick_device
 
 _SHUTDOWN_SECONDS = 60
 

@@ -1,0 +1,232 @@
+"""The algorithm: examples -> rollout -> scores -> advantages -> loss -> step.
+
+``Loop.iterate`` is one rollout and its updates (Customized-GRPO, arXiv:2510.18263), from top to
+bottom. What keeps a run alive around it (begin, resume, save, stop, rescue) is in ``session``; the
+mathematics is in ``customized_grpo.ops``. Axes: P prompts, G samples of a group, B = P G samples,
+K trained of T denoising steps, N objectives, R rewards.
+
+Several processes draw the same random numbers and compute a share of the samples each; they meet
+twice, to gather scores (an advantage needs its whole group) and to sum gradients.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from customized_grpo.config import RunConfig
+from customized_grpo.data.base import DataSource
+from customized_grpo.errors import RewardError, everywhere
+from customized_grpo.generators.base import Conditioning, Generator
+from customized_grpo.generators.cache import CachedEncoder
+from customized_grpo.rewards.base import RewardSet
+from customized_grpo.runs.ema import Ema
+from customized_grpo.runs.interrupts import Interrupts
+from customized_grpo.runs.log import RunLog
+from customized_grpo.runs.ranks import ALONE, Ranks
+from customized_grpo.runs.sharding import is_sharded, whole
+from customized_grpo.training.advantages import assign_credit
+from customized_grpo.training.build import make_optimizer
+from customized_grpo.training.loss import accumulate_gradient, policy_batch
+from customized_grpo.training.policy import make_policy
+from customized_grpo.training.rollout import collect_rollout
+from customized_grpo.training.scoring import ScoringQueue, settle_scores
+from customized_grpo.training.validation import rollout_metrics
+from customized_grpo.types import Advantages, Example, PolicyBatch, RewardScores, Rollout
+
+logger = logging.getLogger("customized_grpo")
+
+_SEED_STRIDE = 1_000_003  # a prime: rollouts of neighbouring run seeds do not share their noise
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Experience:
+    """What a rollout leaves for its updates; rows are this process's samples ``[b]``."""
+
+    rollout: Rollout
+    advantages: Advantages
+    conditioning: Conditioning
+    metrics: dict[str, float]
+
+
+class Loop:
+    """Holds what an update reads and changes.
+
+    ``guard`` is asked whether an update whose gradient norm is not finite may be skipped.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        data: DataSource,
+        generator: Generator,
+        rewards: RewardSet,
+        log: RunLog,
+        interrupts: Interrupts,
+        guard: Callable[[PolicyBatch, Conditioning, bool], None],
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.config, self.data, self.rewards = config, data, rewards
+        self.log, self.interrupts, self.guard, self.ranks = log, interrupts, guard, ranks
+        cached = CachedEncoder(generator, config.generator, config.cache)
+        self.encode = cached if data.listed() else generator.encode
+        self.policy = make_policy(generator, config)
+        self.parameters = [p for p in generator.transformer.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(self.parameters, config.train)
+        decay = config.train.ema_decay
+        self.ema = None if decay is None else Ema(generator.transformer, decay)
+        self.is_sharded = is_sharded(generator.transformer)
+        self.micro_batch_size = config.train.micro_batch_size
+        """Halved where it does not fit the memory."""
+        self.mid_rollout = False
+        """Some of a rollout's updates are done and some are not: no point to resume from."""
+
+    def iterate(self, number: int) -> Iterator[dict[str, float]]:
+        """Rollout ``number`` and its updates; yields the numbers of each update when it is done."""
+        experience = self.collect(number)
+        metrics = experience.metrics
+        for inner, groups in enumerate(self.inner_groups()):
+            batch = self._batch_of(experience, groups)
+            with self.log.timed("update"):
+                stats = self.update(batch, experience.conditioning, is_first=inner == 0)
+            yield metrics | stats
+            metrics = {}  # the rollout's numbers stand in the row of its first update
+        self.mid_rollout = False
+
+    def collect(self, number: int) -> Experience:
+        """Samples the groups of rollout ``number``, scores them and assigns the advantages."""
+        config, objectives = self.config, self.rewards.objectives
+        num_prompts, group_size = config.rollout.prompts_per_rollout, config.rollout.group_size
+        rng = torch.Generator().manual_seed(config.seed * _SEED_STRIDE + number)
+        group_ids = torch.arange(num_prompts).repeat_interleave(group_size)
+        shares = self.ranks.split([_rows(groups, group_size) for groups in self.inner_groups()])
+        mine = shares[self.ranks.rank]
+        my_groups, place = group_ids[mine].unique(return_inverse=True)
+        with self.log.timed("data"):
+            prompts = self.data.training(number, num_prompts)
+            per_prompt = self.encode([prompts[group] for group in my_groups.tolist()])
+        rollout, scores = self._sample_and_score(prompts, per_prompt, rng, shares)
+        device = rollout.images.device
+        for error in scores.errors:
+            logger.warning("rollout %d: %s", number, error)
+        advantages = assign_credit(
+            scores.scores,
+            group_ids.to(device),
+            rollout.sigmas,
+            config.advantage,
+            config.rewards,
+            objectives,
+        )
+        if not advantages.valid.any():
+            text = "; ".join(scores.errors) or "all scores are NaN"
+            raise everywhere(
+                RewardError(f"rewards: no image of rollout {number} could be scored; {text}")
+            )
+        self.log.advantages(number, advantages.per_objective, objectives)
+        metrics = rollout_metrics(scores, advantages, group_ids.to(device), objectives)
+        return Experience(
+            rollout=rollout,
+            advantages=advantages.take(mine.to(device)),
+            conditioning=per_prompt.take(place.to(device)),
+            metrics=metrics | {f"reward/{name}": v for name, v in self.rewards.metrics().items()},
+        )
+
+    def _sample_and_score(
+        self,
+        prompts: Sequence[Example],
+        per_prompt: Conditioning,
+        rng: torch.Generator,
+        shares: Sequence[Tensor],
+    ) -> tuple[Rollout, RewardScores]:
+        """This process's samples, and the scores of all processes' ``[B, R]``.
+
+        Scoring goes on beside sampling; ``seconds/reward`` is what it takes beyond it.
+        """
+
+        def hand_over(images: Tensor, groups: Tensor) -> None:
+            self.interrupts.check_alone()
+            queue.put(images, [prompts[group] for group in groups.tolist()])
+
+        with ScoringQueue(self.rewards.score) as queue:
+            with self.log.timed("rollout"):
+                rollout = collect_rollout(
+                    self.policy,
+                    per_prompt,
+                    self.config.rollout,
+                    rng,
+                    keep_means=self.config.loss.ratio_norm,
+                    on_images=hand_over,
+                    rows=shares[self.ranks.rank],
+                    num_groups=len(prompts),
+                )
+            with self.log.timed("reward"):
+                scores = settle_scores(
+                    queue.result(),
+                    rollout,
+                    prompts,
+                    self.rewards,
+                    self.config.faults,
+                    self.interrupts,
+                    self.ranks,
+                )
+        return rollout, RewardScores(
+            scores=self.ranks.all_gather(scores.scores, shares),
+            names=scores.names,
+            errors=scores.errors,
+        )
+
+    def inner_groups(self) -> tuple[Tensor, ...]:
+        """Group numbers of every update of a rollout: equal parts of its prompts."""
+        num_prompts = self.config.rollout.prompts_per_rollout
+        return torch.arange(num_prompts).split(num_prompts // self.config.train.inner_updates)
+
+    def _batch_of(self, experience: Experience, groups: Tensor) -> PolicyBatch:
+        rollout = experience.rollout
+        rows = torch.isin(rollout.group_ids, groups.to(rollout.group_ids.device)).nonzero()[:, 0]
+        return policy_batch(rollout, experience.advantages, rows, keep_invalid=self.is_sharded)
+
+    def update(
+        self, batch: PolicyBatch, conditioning: Conditioning, *, is_first: bool
+    ) -> dict[str, float]:
+        """One optimizer step on the pairs of ``batch``, those of all processes together.
+
+        The first update after a rollout is on policy: its ratio is 1, and with ``loss.pin_ratio``
+        exactly so, whatever batch shape, merged weights or kernels the rollout was sampled with.
+        """
+        train, loss = self.config.train, self.config.loss
+        is_pinned = loss.pin_ratio and is_first
+        self.optimizer.zero_grad(set_to_none=True)
+        stats = accumulate_gradient(
+            self.policy,
+            batch,
+            conditioning,
+            loss,
+            pinned=is_pinned,
+            micro_batch_size=self.micro_batch_size,
+            ranks=self.ranks,
+        )
+        if "micro_batch_size" in stats:
+            self.micro_batch_size = int(stats["micro_batch_size"])
+        if not is_first:  # off policy by then: the ratio itself is the number to look at
+            stats.pop("mismatch", None)  # is missing if no sample was valid
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm)
+        stats["grad_norm"] = whole(norm).item()
+        is_finite = math.isfinite(stats["grad_norm"])
+        if not is_finite:
+            self.guard(batch, conditioning, is_pinned)
+        self.mid_rollout = True
+        if is_finite:
+            self.optimizer.step()
+            if self.ema is not None:
+                self.ema.update()
+        return {**stats, "skipped_updates": float(not is_finite)}
+
+
+def _rows(groups: Tensor, group_size: int) -> Tensor:
+    """Rows of the samples of some groups, in a rollout whose groups follow each other."""
+    return (groups[:, None] * group_size + torch.arange(group_size)).flatten()

@@ -1,0 +1,115 @@
+"""Scores of a rollout: rewards run beside the sampling, and what they lose is asked for again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from threading import BoundedSemaphore
+
+import torch
+from torch import Tensor
+
+from customized_grpo.config import FaultConfig
+from customized_grpo.errors import RewardError, everywhere
+from customized_grpo.rewards.base import RewardSet
+from customized_grpo.runs.interrupts import Interrupts
+from customized_grpo.runs.ranks import Ranks
+from customized_grpo.types import Example, RewardScores, Rollout
+
+logger = logging.getLogger("customized_grpo")
+
+Score = Callable[[Tensor, Sequence[Example]], RewardScores]
+
+
+class ScoringQueue:
+    """Scores micro-batches on one worker thread, in the order they were put.
+
+    One worker, so that a reward is never entered twice at a time and the order is that of a loop.
+    Leaving the context waits for the micro-batch under way and drops those that have not begun.
+    """
+
+    def __init__(self, score: Score, max_waiting: int = 2) -> None:
+        """``max_waiting`` bounds the micro-batches held in memory besides the one under way."""
+        self._score = score
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="rewards")
+        self._places = BoundedSemaphore(max_waiting + 1)
+        self._futures: list[Future[RewardScores]] = []
+
+    def __enter__(self) -> ScoringQueue:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._worker.shutdown(wait=True, cancel_futures=True)
+
+    def put(self, images: Tensor, examples: Sequence[Example]) -> None:
+        """Hands over a micro-batch; waits while the queue is full.
+
+        Raises:
+            Exception: what the reward raised on an earlier one; nothing more is worth sampling.
+        """
+        self._places.acquire()
+        future = self._worker.submit(self._score, images, examples)
+        # A place is free again whether the reward succeeds, fails or is dropped: never a deadlock.
+        future.add_done_callback(lambda _: self._places.release())
+        self._futures.append(future)
+        for earlier in self._futures:
+            if earlier.done():
+                earlier.result()
+
+    def result(self) -> RewardScores:
+        """Scores of everything that was put, in that order; waits for them.
+
+        Raises:
+            Exception: what the reward raised.
+        """
+        parts = [future.result() for future in self._futures]
+        return RewardScores(
+            scores=torch.cat([part.scores for part in parts]),
+            names=parts[0].names,
+            errors=tuple(error for part in parts for error in part.errors),
+        )
+
+
+def settle_scores(
+    scores: RewardScores,
+    rollout: Rollout,
+    prompts: Sequence[Example],
+    rewards: RewardSet,
+    faults: FaultConfig,
+    interrupts: Interrupts,
+    ranks: Ranks,
+) -> RewardScores:
+    """Scores with few enough gaps; lost ones are asked for again after longer and longer pauses.
+
+    A sample whose own log-probability is not finite gets NaN: it is no sample of the policy.
+
+    Raises:
+        RewardError: if too much is still missing at the end.
+        Interrupted: if a signal has come meanwhile.
+    """
+    pauses = iter(faults.reward_pauses)
+    while True:
+        is_lost = scores.scores.isnan().any(1)
+        lost_share = ranks.sum(int(is_lost.sum())) / ranks.sum(len(is_lost))
+        if lost_share <= faults.max_lost_rewards:
+            is_finite = rollout.log_probs.isfinite().all(1, keepdim=True)
+            return replace(scores, scores=scores.scores.where(is_finite, torch.nan))
+        text = "; ".join(scores.errors) or "all scores of these images are NaN"
+        what = f"{lost_share:.0%} of the rollout could not be scored: {text}"
+        has_failed = ranks.any(bool(scores.errors))  # a NaN without a reason stays one
+        pause = next(pauses, None) if has_failed else None
+        if pause is None:
+            raise everywhere(RewardError(f"rewards: {what}"))
+        logger.warning("%s; trying again in %g s", what, pause)
+        interrupts.sleep(pause)
+        interrupts.check_together()
+        rows = is_lost.nonzero()[:, 0]
+        if not len(rows):
+            continue
+        examples = [prompts[group] for group in rollout.group_ids[rows].tolist()]
+        again = rewards.score(rollout.images[rows], examples)
+        filled = scores.scores.clone()
+        filled[rows] = again.scores
+        scores = replace(again, scores=filled)
