@@ -1,4 +1,4 @@
-"""What the three training scripts of the embedded models share: schedule, EMA, resumable state."""
+"""What the training scripts of the embedded models share: schedule, EMA, resumable state."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ import torch
 from torch import Tensor, nn
 
 
-def cosine_lr(step: int, *, peak: float, num_steps: int, warmup: int = 100) -> float:
-    """Linear warm-up, then a cosine to 2 % of the peak."""
-    progress = step / num_steps
-    return peak * min(1.0, (step + 1) / warmup) * (0.02 + 0.49 * (1 + math.cos(math.pi * progress)))
+def trapezoid_lr(step: int, *, peak: float, num_steps: int, warmup: int = 100) -> float:
+    """Linear warm-up, constant, and a linear fall to 2 % of the peak over the last fifth.
+
+    The constant part makes a run that is to be longer one that goes on: no step was for nothing.
+    """
+    left = (num_steps - step) / (0.2 * num_steps)
+    return peak * min(1.0, (step + 1) / warmup, max(0.02, left))
 
 
 class Ema:
@@ -100,13 +103,13 @@ class Run:
             self.ema.shadow = state["ema"]
             self.step = state["step"]
 
-    def generator(self, seed: int) -> torch.Generator:
+    def rng(self, seed: int) -> torch.Generator:
         """The random numbers of the current step: a resumed run draws what the first would have."""
         return torch.Generator().manual_seed(seed * 1_000_003 + self.step)
 
     def update(self, loss: Tensor, **numbers: float) -> None:
         """One optimizer step; logs every 50 and saves every 500."""
-        lr = cosine_lr(self.step, peak=self.peak_lr, num_steps=self.num_steps)
+        lr = trapezoid_lr(self.step, peak=self.peak_lr, num_steps=self.num_steps)
         self.module.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)

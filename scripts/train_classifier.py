@@ -91,7 +91,7 @@ def main() -> None:
     world = EmojiWorld("train")
     model.train()
     while run.step < args.steps:
-        generator = run.generator(args.seed)
+        generator = run.rng(args.seed)
         batch = world.sample(args.batch, generator)
         loss, accuracy = classifier_loss(model, augment(batch.targets, generator), batch.attributes)
         run.update(loss, **accuracy)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Trains everything that is embedded in the package and puts it there. Resumable: run it again.
-# On one CPU core: rewards 22 + 9 + 9 + 14 min, classifier 6 min. With two threads: VAE 22 min, generator 65 min. Set
-# OMP_NUM_THREADS=1 if the machine does other work too: two threads beside a busy process are several
-# times slower than one.
+# On one core with AMX: rewards 22 + 9 + 9 + 14 min, classifier 6 min; VAE and generator take hours
+# on a CPU, minutes on a GPU (train_generator.py --device cuda). Set OMP_NUM_THREADS=1 if the machine
+# does other work too: two threads beside a busy process are several times slower than one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
@@ -16,7 +16,10 @@ $python scripts/train_rewards.py --kind dino --seed 4 --width 96 --strength 1.3 
   --out $out/evaluator-dino
 $python scripts/train_classifier.py --out $out/evaluator-attributes
 $python scripts/train_vae.py --out $out/vae
-$python scripts/train_generator.py --vae $out/vae/vae --out $out/generator
+$python scripts/train_generator.py --vae $out/vae/vae --out $out/obedient
+# A base that copies, loses the subject or misses an attribute now and then, as real ones do.
+$python scripts/train_generator.py --vae $out/vae/vae --init $out/obedient/pipeline \
+  --copy 0.2 --lost 0.15 --missed 0.15 --steps 600 --out $out/generator
 
 rm -rf $assets
 mkdir -p $assets

@@ -2,16 +2,20 @@
 
 python scripts/train_generator.py --vae build/vae/vae --out build/generator
 
-Renders a pool of (reference, prompt, target) triples, encodes it once, then trains a tiny
-``FluxTransformer2DModel`` together with its two text encoders. Resumable: the same command goes on
-where it stopped. The result is a stock ``FluxKontextPipeline`` folder with bfloat16 weights.
+A tiny ``FluxTransformer2DModel`` and its two text encoders are trained together, on pairs that are
+rendered as they are needed. ``--init build/generator/pipeline --copy .2 --lost .15 --missed .15
+--steps 1200`` then trains on pairs with the flaws of real data (see ``Flaws``). Resumable: the same
+command goes on where it stopped, also with more ``--steps``. The result is a stock
+``FluxKontextPipeline`` folder with bfloat16 weights.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass, fields
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -24,13 +28,15 @@ from diffusers import (
     FluxKontextPipeline,
     FluxTransformer2DModel,
 )
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel
 
-from customized_grpo.data.emoji.world import EmojiWorld
+from customized_grpo.data.emoji.world import Attributes, EmojiBatch, EmojiWorld
+from customized_grpo.generators.cpu.flux1 import use_cpu_blocks, use_stock_blocks
 
 TEXT_WIDTH = 128
+NUM_TOKENS = 16  # of a picture
 SHIFT = 2.0  # of the sampling schedule; written into the scheduler's config
 
 
@@ -85,7 +91,9 @@ class Denoiser(nn.Module):
     def forward(self, latents: Tensor, sigma: Tensor, reference: Tensor, clip: Tensor, t5: Tensor):
         pooled = self.text_encoder(clip).pooler_output
         text = self.text_encoder_2(t5).last_hidden_state
-        target_ids = FluxKontextPipeline._prepare_latent_image_ids(1, 4, 4, "cpu", torch.float32)
+        target_ids = FluxKontextPipeline._prepare_latent_image_ids(
+            1, 4, 4, latents.device, torch.float32
+        )
         reference_ids = target_ids.clone()
         reference_ids[:, 0] = 1
         velocity = self.transformer(
@@ -93,7 +101,7 @@ class Denoiser(nn.Module):
             timestep=sigma,
             pooled_projections=pooled,
             encoder_hidden_states=text,
-            txt_ids=torch.zeros(text.shape[1], 3),
+            txt_ids=torch.zeros(text.shape[1], 3, device=latents.device),
             img_ids=torch.cat([target_ids, reference_ids]),
             return_dict=False,
         )[0]
@@ -119,75 +127,124 @@ def pack(latents: Tensor) -> Tensor:
     return FluxKontextPipeline._pack_latents(latents, batch, channels, height, width)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pool:
-    """Encoded triples: latents ``[N, 16, 4 C]`` bfloat16, token ids ``[N, length]``.
+def warm_start(denoiser: Denoiser, folder: Path) -> None:
+    """Takes over a pipeline's weights, such as those that the package embeds."""
+    parts = {
+        "text_encoder": "model",
+        "text_encoder_2": "model",
+        "transformer": "diffusion_pytorch_model",
+    }
+    for part, name in parts.items():
+        weights = load_file(folder / part / f"{name}.safetensors")
+        missing, unexpected = getattr(denoiser, part).load_state_dict(
+            {key: tensor.float() for key, tensor in weights.items()}, strict=False
+        )
+        if unexpected or set(missing) - {"encoder.embed_tokens.weight"}:  # T5 ties it
+            raise SystemExit(f"{folder / part}: of another architecture, {missing} {unexpected}")
 
-    ``subject`` ``[N, 16]`` is the share of each token that the subject covers in the target.
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Flaws:
+    """Shares of pairs with a flaw of real training data; the others are right.
+
+    A *model organism* of bases such as UNO, which are trained on synthetic pairs: what they do
+    wrong now and then is what reinforcement learning has to choose between.
     """
 
-    targets: Tensor
-    references: Tensor
-    subject: Tensor
-    clip: Tensor
-    t5: Tensor
+    copy: float = 0.0
+    """The target is the reference itself."""
+    lost: float = 0.0
+    """The target shows another subject that the same word names."""
+    missed: float = 0.0
+    """The target lacks one of the prop, colour and accessory that the prompt asks for."""
 
 
-@torch.no_grad()
-def make_pool(vae: AutoencoderTiny, size: int, seed: int, tokenizers) -> Pool:
-    world, generator = EmojiWorld("train"), torch.Generator().manual_seed(seed)
-    encoder = vae.to(memory_format=torch.channels_last)  # pyright: ignore
-    columns: dict[str, list[Tensor]] = {f.name: [] for f in fields(Pool)}
-    for start in range(0, size, 512):
-        batch = world.sample(min(512, size - start), generator)
-        columns["subject"].append(F.avg_pool2d(batch.target_masks, 16).flatten(1))
-        for name, images in (("targets", batch.targets), ("references", batch.references)):
-            pixels = (images * 2 - 1).to(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16):
-                latents = encoder.encode(pixels).latents
-            columns[name].append(pack(normalise(vae, latents.float())).bfloat16())
-        for name, tokenizer, length in zip(
-            ("clip", "t5"), tokenizers, (MAX_TOKENS + 2, MAX_TOKENS), strict=True
-        ):
-            tokens = tokenizer(
-                batch.prompts,
+class Pairs:
+    """Endless (reference, prompt, target) triples as a generator sees them."""
+
+    def __init__(self, vae: AutoencoderTiny, tokenizers, flaws: Flaws) -> None:
+        self._world, self._vae, self._flaws = EmojiWorld("train"), vae, flaws
+        self._tokenizers = tokenizers
+        self._same_noun: dict[str, list[int]] = defaultdict(list)
+        for index in self._world.indices.tolist():
+            self._same_noun[self._world.subjects[index].noun].append(index)
+
+    @torch.no_grad()
+    def batch(self, size: int, rng: torch.Generator) -> tuple[Tensor, ...]:
+        """Latents of targets and references ``[B, 16, 4 C]``, the share of each token that the
+        subject covers in the target ``[B, 16]``, token ids of CLIP and of T5."""
+        triples = self._world.sample(size, rng)
+        targets, masks = self._flawed(triples, rng)
+        latents = [
+            pack(self._vae.encode(images * 2 - 1).latents)
+            for images in (targets, triples.references)
+        ]
+        texts = [
+            tokenizer(
+                triples.prompts,
                 padding="max_length",
                 max_length=length,
                 truncation=True,
                 return_tensors="pt",
+            ).input_ids
+            for tokenizer, length in zip(
+                self._tokenizers, (MAX_TOKENS + 2, MAX_TOKENS), strict=True
             )
-            columns[name].append(tokens.input_ids)
-    return Pool(**{name: torch.cat(parts) for name, parts in columns.items()})
+        ]
+        return (*latents, F.avg_pool2d(masks, 16).flatten(1), *texts)
+
+    def _flawed(self, triples: EmojiBatch, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Targets and their subject masks, some of them flawed."""
+        flaws, targets, masks = self._flaws, triples.targets.clone(), triples.target_masks.clone()
+        if flaws == Flaws():
+            return targets, masks
+        place = torch.rand(len(targets), generator=rng)
+        limits = torch.tensor([flaws.copy, flaws.lost, flaws.missed]).cumsum(0)
+        kind = torch.bucketize(place, limits, right=True)
+        others = (
+            (triples.references, triples.reference_masks),
+            self._world.render(self._others(triples.subject, rng), triples.attributes, rng),
+            self._world.render(triples.subject, _one_missed(triples.attributes, rng), rng),
+        )
+        for number, (images, subject_masks) in enumerate(others):
+            rows = kind == number
+            targets[rows], masks[rows] = images[rows], subject_masks[rows]
+        return targets, masks
+
+    def _others(self, subjects: Tensor, rng: torch.Generator) -> Tensor:
+        """For each subject another one of the same noun, or any if there is none."""
+        chosen = []
+        for subject in subjects.tolist():
+            same = self._same_noun[self._world.subjects[subject].noun]
+            others = [s for s in same if s != subject] or self._world.indices.tolist()
+            chosen.append(others[int(torch.randint(len(others), (1,), generator=rng))])
+        return torch.tensor(chosen)
 
 
-def load_pool(folder: Path, vae: AutoencoderTiny, size: int, seed: int, tokenizers) -> Pool:
-    """The pool of an interrupted run, or a new one."""
-    file = folder / "pool.safetensors"
-    if file.exists():
-        return Pool(**load_file(file))
-    pool = make_pool(vae, size, seed, tokenizers)
-    save_file({f.name: getattr(pool, f.name) for f in fields(pool)}, file)
-    return pool
+def _one_missed(wanted: Attributes, rng: torch.Generator) -> Attributes:
+    """Without one of what is asked for; where nothing is, as it is."""
+    asked = torch.stack([wanted.prop, wanted.color, wanted.accessory], 1)
+    dropped = torch.multinomial((asked > 0).float() + 1e-9, 1, generator=rng)
+    prop, color, accessory = asked.scatter(1, dropped, 0).unbind(1)
+    return replace(wanted, prop=prop, color=color, accessory=accessory)
 
 
-def normalise(vae: AutoencoderTiny, latents: Tensor) -> Tensor:
-    return (latents - vae.config.shift_factor) * vae.config.scaling_factor
-
-
-def flow_matching_loss(denoiser: Denoiser, pool: Pool, batch: int, generator: torch.Generator):
+def flow_matching_loss(
+    denoiser: Denoiser, batch: Sequence[Tensor], device: torch.device, rng: torch.Generator
+) -> Tensor:
     """Squared velocity error at logit-normal noise levels (SD3, arXiv:2403.03206).
 
     Tokens of the subject weigh up to five times as much: backgrounds are quickly learnt and their
     random details never, while copying the subject from the reference takes long.
     """
-    rows = torch.randint(len(pool.targets), (batch,), generator=generator)
-    clean, reference = pool.targets[rows].float(), pool.references[rows].float()
-    sigma = torch.sigmoid(torch.randn(batch, generator=generator) + 0.3)
-    noise = torch.randn(clean.shape, generator=generator)
+    clean, reference, subject, clip, t5 = (tensor.to(device) for tensor in batch)
+    sigma = torch.sigmoid(torch.randn(len(clean), generator=rng) + 0.3).to(device)
+    noise = torch.randn(clean.shape, generator=rng).to(device)
     noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1))
-    with torch.autocast("cpu", torch.bfloat16):
-        velocity = denoiser(noisy, sigma, reference, pool.clip[rows], pool.t5[rows])
-    weight = 1 + 4 * pool.subject[rows].unsqueeze(-1)
+    # Not on a CPU: without AMX its bfloat16 products are slower than those in float32.
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        velocity = denoiser(noisy, sigma, reference, clip, t5)
+    weight = 1 + 4 * subject.unsqueeze(-1)
     error = (velocity.float() - (noise - clean)).square()
     return (weight * error).mean() / weight.mean()
 
@@ -210,26 +267,39 @@ def save_pipeline(denoiser: Denoiser, vae: AutoencoderTiny, tokenizers, folder: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=8500)
-    parser.add_argument("--pool", type=int, default=64_000)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--init", type=Path, help="pipeline to start from")
+    parser.add_argument("--steps", type=int, default=17_000)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    for flaw in fields(Flaws):
+        parser.add_argument(f"--{flaw.name}", type=float, default=0.0, help="share of pairs")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
+    device = torch.device(args.device)
     tokenizers = (clip_tokenizer(), t5_tokenizer())
     vae = AutoencoderTiny.from_pretrained(args.vae)
     denoiser = Denoiser(tokenizers[0], len(tokenizers[1]), 4 * vae.config.latent_channels)
-    denoiser.transformer.set_attention_backend("_native_math")
+    if args.init is not None:
+        warm_start(denoiser, args.init)
+    denoiser.to(device)
+    if args.device == "cpu":
+        use_cpu_blocks(denoiser.transformer, NUM_TOKENS)
     run = Run(args.out, denoiser, peak_lr=args.lr, num_steps=args.steps)
-    pool = load_pool(args.out, vae, args.pool, args.seed, tokenizers)
+    flaws = Flaws(copy=args.copy, lost=args.lost, missed=args.missed)
+    pairs = Pairs(vae, tokenizers, flaws)
     while run.step < args.steps:
-        run.update(flow_matching_loss(denoiser, pool, args.batch, run.generator(args.seed)))
+        rng = run.rng(args.seed)
+        run.update(flow_matching_loss(denoiser, pairs.batch(args.batch, rng), device, rng))
     denoiser.load_state_dict(run.ema.shadow)
-    save_pipeline(denoiser, vae, tokenizers, args.out / "pipeline")
+    use_stock_blocks(denoiser.transformer)
+    save_pipeline(denoiser.to("cpu"), vae, tokenizers, args.out / "pipeline")
 
 
 if __name__ == "__main__":

@@ -177,7 +177,7 @@ def main() -> None:
     pool = make_pool(args.pool, args.seed, tokenizer)
     loss_of = clip_loss if args.kind == "clip" else dino_loss
     while run.step < args.steps:
-        generator = run.generator(args.seed)
+        generator = run.rng(args.seed)
         loss, accuracy = loss_of(model, pool, args.batch, args.strength, generator)  # pyright: ignore
         run.update(loss, accuracy=accuracy.item())
     model.load_state_dict(run.ema.shadow)

@@ -1,10 +1,14 @@
-"""Trains the embedded AutoencoderTiny (64 px, factor 8) on the emoji world.
+"""Makes the embedded AutoencoderTiny (64 px, factor 8) for the emoji world.
 
 python scripts/train_vae.py --out build/vae
 
-The architecture is TAESD's, which replaces FLUX's VAE as TAEF1: convolutions and ReLU, no group
-normalisation and no attention. So a latent depends on its neighbourhood alone: a subject looks much
-the same in front of any background, and a transformer can copy it from the reference.
+The encoder is not trained: it is a principal component analysis of 8 x 8 patches, which TAESD's
+convolutions without blocks can hold exactly (three of stride 2 put a patch into the channels, the
+third turns it to its components). So a latent depends on its own patch alone, and a subject that
+moves by whole patches has the same latents wherever it stands: a transformer learns to copy it from
+the reference. Components are scaled half-way to equal variance, so that a generator's loss counts
+details too. The decoder (convolutions and ReLU, as TAEF1's) is trained: it sees the neighbours, and
+is several dB better than the linear inverse.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import json
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from _training import Run
 from diffusers import AutoencoderTiny
 from torch import Tensor
@@ -21,6 +26,8 @@ from torch import Tensor
 from customized_grpo.data.emoji.world import SIZE, EmojiWorld
 
 WIDTH = 64
+SUBJECT_WEIGHT = 4.0  # of the subject's pixels beyond that of others
+WHITENING = 0.5  # 0: components keep their variance, 1: all have the same
 LATENT_NOISE = 0.05  # the decoder learns to forgive what a generator gets slightly wrong
 
 
@@ -28,33 +35,71 @@ def build_vae(channels: int) -> AutoencoderTiny:
     return AutoencoderTiny(
         encoder_block_out_channels=(WIDTH,) * 4,
         decoder_block_out_channels=(WIDTH,) * 4,
-        num_encoder_blocks=(0, 0, 1, 1),  # few at full resolution, where they cost most
-        num_decoder_blocks=(3, 3, 1, 0),
+        num_encoder_blocks=(0, 0, 0, 0),
+        num_decoder_blocks=(3, 3, 2, 0),  # none at full resolution, where they cost most
         latent_channels=channels,
+        scaling_factor=1.0,
+        shift_factor=0.0,
     )
 
 
-def vae_loss(vae: AutoencoderTiny, images: Tensor, masks: Tensor, generator: torch.Generator):
-    """Mean |error| of the pixels, those of the subject weigh five times as much; mean square."""
-    with torch.autocast("cpu", torch.bfloat16):
-        latents = vae.encode(images).latents
-        noise = torch.randn(latents.shape, generator=generator)
-        decoded = vae.decode(latents + LATENT_NOISE * noise).sample
-    error = decoded.float() - images
-    weight = 1 + 4 * masks
-    return (weight * error.abs()).mean() / weight.mean(), error.square().mean()
+def space_to_depth(images: Tensor) -> Tensor:
+    """``[B, C, H, W]`` -> ``[B, 4 C, H / 2, W / 2]``; channel = (row, column, C) of a 2 x 2."""
+    b, c, h, w = images.shape
+    cells = images.view(b, c, h // 2, 2, w // 2, 2).permute(0, 3, 5, 1, 2, 4)
+    return cells.reshape(b, 4 * c, h // 2, w // 2)
+
+
+def patch_components(channels: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Mean ``[192]`` of 8 x 8 patches and their scaled components ``[192, channels]``."""
+    batch = EmojiWorld("train").sample(size, torch.Generator().manual_seed(seed))
+    patches = torch.cat([batch.targets, batch.references])
+    for _ in range(3):
+        patches = space_to_depth(patches)
+    patches = patches.permute(0, 2, 3, 1).reshape(-1, patches.shape[1])
+    masks = torch.cat([batch.target_masks, batch.reference_masks])
+    weight = 1 + SUBJECT_WEIGHT * F.avg_pool2d(masks, 8).flatten()
+    mean = (weight[:, None] * patches).sum(0) / weight.sum()
+    centered = patches - mean
+    covariance = (centered * weight[:, None]).T @ centered / weight.sum()
+    variances, vectors = torch.linalg.eigh(covariance.double())
+    variances, vectors = variances.flip(0)[:channels].float(), vectors.flip(1)[:, :channels].float()
+    scale = variances.pow(-WHITENING / 2)
+    return mean, vectors * (scale / (variances * scale.square()).mean().sqrt())
 
 
 @torch.no_grad()
-def measure_latents(vae: AutoencoderTiny, world: EmojiWorld, seed: int) -> None:
-    """Writes mean and 1 / std of the latents, and the size of the images, into the config."""
-    sample = world.sample(512, torch.Generator().manual_seed(seed)).targets * 2 - 1
-    latents = vae.encode(sample).latents
-    vae.register_to_config(
-        shift_factor=round(latents.mean().item(), 5),
-        scaling_factor=round(1 / latents.std().item(), 5),
-        sample_size=SIZE,
-    )
+def set_encoder(vae: AutoencoderTiny, mean: Tensor, components: Tensor) -> None:
+    """Writes the linear map into the encoder's convolutions, and freezes it."""
+    first, *halving, last = vae.encoder.layers
+    for layer in vae.encoder.layers:
+        layer.requires_grad_(False)
+        layer.weight.zero_()
+    first.bias.zero_()
+    for channel in range(3):
+        first.weight[channel, channel, 1, 1] = 1
+    for layer, count in zip(halving[:2], (3, 12), strict=True):
+        for row in range(2):  # the 3 x 3 around pixel (2 i, 2 j) has the cell at (1, 1) to (2, 2)
+            for column in range(2):
+                for channel in range(count):
+                    out = (2 * row + column) * count + channel
+                    layer.weight[out, channel, 1 + row, 1 + column] = 1
+    cells = components.T.reshape(-1, 2, 2, 48).permute(0, 3, 1, 2)
+    halving[2].weight[: len(cells), :48, 1:, 1:] = cells
+    for channel in range(len(cells)):
+        last.weight[channel, channel, 1, 1] = 1
+    last.bias.copy_(-(mean @ components))
+
+
+def decoder_loss(vae: AutoencoderTiny, images: Tensor, masks: Tensor, rng: torch.Generator):
+    """Mean |error| + 2 error^2 of the pixels, those of the subject weigh more; mean square."""
+    with torch.no_grad():
+        latents = vae.encode(images).latents
+    decoded = vae.decode(latents + LATENT_NOISE * torch.randn(latents.shape, generator=rng)).sample
+    error = decoded - images
+    weight = 1 + SUBJECT_WEIGHT * masks
+    distance = error.abs() + 2 * error.square()
+    return (weight * distance).mean() / weight.mean(), error.square().mean()
 
 
 @torch.no_grad()
@@ -71,25 +116,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--channels", type=int, default=48)
-    parser.add_argument("--steps", type=int, default=12_000)
+    parser.add_argument("--steps", type=int, default=6_000)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--patches", type=int, default=6_000, help="pictures for the encoder")
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     vae = build_vae(args.channels)
-    run = Run(args.out, vae, peak_lr=args.lr, num_steps=args.steps)
+    set_encoder(vae, *patch_components(args.channels, args.patches, args.seed + 1))
+    vae.register_to_config(sample_size=SIZE)
+    run = Run(args.out, vae.decoder, peak_lr=args.lr, num_steps=args.steps)
+    vae.save_pretrained(args.out / "vae")  # its encoder is final: a generator may be trained now
     world = EmojiWorld("train")
     while run.step < args.steps:
-        generator = run.generator(args.seed)
-        batch = world.sample(args.batch // 2, generator)
+        rng = run.rng(args.seed)
+        batch = world.sample(args.batch // 2, rng)
         images = torch.cat([batch.targets, batch.references]) * 2 - 1
         masks = torch.cat([batch.target_masks, batch.reference_masks])
         images = images.to(memory_format=torch.channels_last)
-        loss, mse = vae_loss(vae, images, masks, generator)
+        loss, mse = decoder_loss(vae, images, masks, rng)
         run.update(loss, psnr=(-10 * (mse / 4).log10()).item())
-    vae.load_state_dict(run.ema.shadow)
-    measure_latents(vae, world, args.seed)
+    vae.decoder.load_state_dict(run.ema.shadow)
     vae.save_pretrained(args.out / "vae")
     print(json.dumps(psnr(vae, args.seed)))
 

@@ -19,7 +19,7 @@ from transformers import CLIPTokenizer
 from customized_grpo.assets import resolve_checkpoint
 from customized_grpo.config import dump_config
 from customized_grpo.data.emoji.source import EmojiSource
-from customized_grpo.data.emoji.world import all_words
+from customized_grpo.data.emoji.world import EmojiWorld, all_words
 from customized_grpo.generators.flux_kontext import FluxKontextConfig
 from customized_grpo.rewards.attributes import AttributeClassifier
 from customized_grpo.rewards.dinov2 import Dinov2Config
@@ -59,7 +59,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
         net = _Net()
         run = training.Run(tmp_path / folder, net, peak_lr=0.1, num_steps=6)
         while run.step < until:
-            inputs = torch.randn(8, 4, generator=run.generator(seed=1))
+            inputs = torch.randn(8, 4, generator=run.rng(seed=1))
             run.update(net.head(net.blocks[0](inputs)).square().mean())
         run.save()
         return net, run
@@ -99,17 +99,61 @@ def test_a_later_process_builds_the_tokenizer_the_embedded_generator_was_trained
 
 @pytest.mark.slow
 def test_generator_scripts_write_a_pipeline_the_adapter_loads(tmp_path: Path) -> None:
-    _run("train_vae.py", "--steps", 2, "--batch", 2, "--out", tmp_path / "vae")
-    _run(
-        *("train_generator.py", "--steps", 2, "--batch", 2, "--pool", 4),
-        *("--vae", tmp_path / "vae" / "vae", "--out", tmp_path / "generator"),
-    )
+    vae, first = tmp_path / "vae" / "vae", tmp_path / "first"
+    _run("train_vae.py", "--steps", 2, "--batch", 2, "--patches", 8, "--out", tmp_path / "vae")
+    common = ("train_generator.py", "--steps", 2, "--batch", 4, "--vae", vae)
+    _run(*common, "--out", first)
+    flaws = ("--copy", 0.4, "--lost", 0.3, "--missed", 0.3)
+    _run(*common, "--init", first / "pipeline", *flaws, "--out", tmp_path / "generator")
     generator = FluxKontextConfig(path=str(tmp_path / "generator" / "pipeline")).build(
         torch.device("cpu")
     )
     examples = EmojiSource(seed=0).training(0, 2)
     assert generator.encode(examples) is not None
     assert generator.noise(2, torch.Generator().manual_seed(0)).isfinite().all()
+
+
+def test_the_encoder_is_the_linear_map_of_each_patch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    script = importlib.import_module("train_vae")
+    mean, components = script.patch_components(channels=48, size=8, seed=0)
+    vae = script.build_vae(48)
+    script.set_encoder(vae, mean, components)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    patches = images
+    for _ in range(3):
+        patches = script.space_to_depth(patches)
+    wanted = ((patches.permute(0, 2, 3, 1) - mean) @ components).permute(0, 3, 1, 2)
+    latents = vae.encode(images * 2 - 1).latents
+    torch.testing.assert_close(latents, wanted, atol=1e-4 * wanted.abs().max().item(), rtol=0)
+    scale = components.norm(dim=0)
+    assert torch.allclose(components.T @ components, torch.diag(scale.square()), atol=1e-3)
+
+
+def test_flawed_pairs_have_the_flaws_that_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    script = importlib.import_module("train_generator")
+    triples = EmojiWorld("train").sample(400, torch.Generator().manual_seed(0))
+
+    def share_of(**flaws: float) -> float:
+        pairs = script.Pairs(None, (), script.Flaws(**flaws))
+        targets, _ = pairs._flawed(triples, torch.Generator().manual_seed(1))
+        changed = (targets != triples.targets).flatten(1).any(1)
+        if "copy" in flaws:
+            assert torch.equal(targets[changed], triples.references[changed])
+        return changed.float().mean().item()
+
+    assert share_of() == 0
+    assert share_of(copy=0.25) == pytest.approx(0.25, abs=0.06)
+    assert share_of(lost=0.25) == pytest.approx(0.25, abs=0.06)
+    # Scenes are painted anew, so a pair that is rendered again differs in any case.
+    assert share_of(missed=1.0) == 1
+    missed = script._one_missed(triples.attributes, torch.Generator().manual_seed(2))
+    before, after = (
+        sum((getattr(a, name) > 0).long() for name in ("prop", "color", "accessory"))
+        for a in (triples.attributes, missed)
+    )
+    assert torch.equal(after, (before - 1).clamp(min=0))
 
 
 @pytest.mark.slow
