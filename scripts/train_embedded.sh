@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains everything that is embedded in the package and puts it there. Resumable: run it again.
 # On one core with AMX: rewards 22 + 9 + 9 + 14 min, classifier 6 min; VAE and generator take hours
-# on a CPU, minutes on a GPU (train_generator.py --device cuda). Set OMP_NUM_THREADS=1 if the machine
+# on a CPU (train_generator.py also takes --device cuda). Set OMP_NUM_THREADS=1 if the machine
 # does other work too: two threads beside a busy process are several times slower than one.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -99,7 +99,7 @@ class Advantages:
     """``[B]`` bool."""
 
     def take(self, rows: Tensor) -> Advantages:
-        """Of samples ``rows`` (int64)."""
+        """The same for samples ``rows`` (int64) only."""
         return Advantages(
             per_objective=self.per_objective[rows],
             per_step=self.per_step[rows],

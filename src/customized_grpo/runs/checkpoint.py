@@ -159,7 +159,7 @@ class Checkpoint:
 
     folder: Path
     record: dict[str, Any]
-    """Of ``state.json``."""
+    """What ``state.json`` holds."""
 
     @property
     def update(self) -> int:
@@ -167,7 +167,7 @@ class Checkpoint:
         return int(self.folder.name)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Of ``state.safetensors``."""
+        """Reads ``state.safetensors``."""
         return load_file(self.folder / _TENSORS)
 
 

@@ -211,7 +211,7 @@ class RunLog:
 
 
 class SilentLog(RunLog):
-    """Of a process that leaves the folder to another one; its stages are still timed."""
+    """The log of a process that leaves the folder to another one; its stages are still timed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -91,6 +91,7 @@ def accumulate_gradient(
     if not (sharded or config.kl_weight) and ranks.any(bool(batch.advantage.any())):
         pairs = batch.advantage.nonzero()[:, 0]
     num_pairs, num_computed = (ranks.sum(n) for n in (int(batch.weight.sum()), len(pairs)))
+    num_pairs = max(num_pairs, 1)  # no sample of this update may be valid
     pairs_loss = partial(_pairs_loss, policy, batch, conditioning, config, pinned, num_pairs)
     size, start = micro_batch_size or len(pairs), 0
     totals: dict[str, Tensor] = defaultdict(lambda: pairs.new_zeros((), dtype=torch.float32))

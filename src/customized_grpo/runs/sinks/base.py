@@ -37,7 +37,7 @@ class RunInfo:
     config: dict[str, Any]
     """As the YAML has it, without what looks like a secret."""
     id: str
-    """Of this run in this sink; the same when the run is resumed, and no other's."""
+    """Names the run in this sink: the same when it is resumed, and no other's."""
     first: int
     """The first update whose numbers it will get; above 0, it goes on with what it got before."""
 
