@@ -7,7 +7,6 @@ import json
 import re
 import sys
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -17,7 +16,7 @@ import pytest
 import torch
 from helpers import ROOT
 from snippets import snippets
-from torch import Tensor, nn
+from torch import Tensor
 
 from customized_grpo.config import AdvantageConfig
 from customized_grpo.ops import shifted_sigmas
@@ -25,7 +24,7 @@ from customized_grpo.rewards.clip_text import ClipTextConfig
 from customized_grpo.rewards.dinov2 import Dinov2Config
 from customized_grpo.training.advantages import assign_credit
 
-TRAINER = snippets("in_your_trainer", "python")
+TRAINER = snippets("docs/in_your_trainer.md", "python")
 PICTURES = ROOT / "docs" / "pictures"
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "reference_vectors.json").read_text())["sars"][0]
 SIGMAS = shifted_sigmas(25, 3.0)
@@ -159,49 +158,13 @@ def test_verl_calls_it_by_its_name(scores: Tensor, monkeypatch: pytest.MonkeyPat
     golden_advantages(torch.cat([data.batch["advantages"][:, :-1], ours(scores)[:, -1:]], 1))
 
 
-class Points(nn.Module):
-    """Velocity of 2-D points at a noise level."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(3, 32), nn.Tanh(), nn.Linear(32, 2))
-
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self.net(torch.cat([x, sigma.expand(len(x), 1)], 1))
-
-
-def fit(model: Points, steps: int = 300) -> None:
-    """Flow matching on a Gaussian of std .5 around 0."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(steps):
-        data, noise, sigma = 0.5 * torch.randn(256, 2), torch.randn(256, 2), torch.rand(256, 1)
-        mixed = (1 - sigma) * data + sigma * noise
-        predicted = model.net(torch.cat([mixed, sigma], 1))
-        (predicted - (noise - data)).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-@torch.no_grad()
-def drawn(model: Points) -> Tensor:
-    sigmas = shifted_sigmas(8, 3.0)
-    x = torch.randn(512, 2, generator=torch.Generator().manual_seed(1))
-    for now, then in pairwise(sigmas):
-        x = x - (now - then) * model(x, now)
-    return x
-
-
 def test_the_loop_raises_both_rewards() -> None:
-    def rewards(x: Tensor) -> Tensor:
-        return -(x - torch.tensor([0.6, -0.6])).square()
-
+    """The page shows the loop of examples/one_loop.py, which trains a toy."""
+    source = (ROOT / "examples" / "one_loop.py").read_text(encoding="utf-8")
+    loop = TRAINER["loop"]
+    assert loop[loop.index("def train") :] in source
     with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = Points()
-        fit(model)
-        before = rewards(drawn(model)).mean(0)
-        executed(TRAINER["loop"])["train"](model, rewards)
-        after = rewards(drawn(model)).mean(0)
+        before, after = executed(source)["main"]()
     assert before.max() < -0.3
     assert after.min() > -0.05
 
@@ -261,7 +224,7 @@ def test_the_gain_is_what_the_log_probability_gains(figures: Any) -> None:
 
 
 def test_the_share_is_the_scripts(figures: Any) -> None:
-    (source,) = snippets("choosing", "python").values()
+    (source,) = snippets("docs/choosing.md", "python").values()
     names = executed(source)
     gains = figures.step_gains(SIGMAS, "dance", 0.4)
     same(torch.tensor(names["gains"]), gains)
