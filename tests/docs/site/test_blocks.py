@@ -31,7 +31,6 @@ EXECUTED = {
     ("docs/remote_rewards.md", "bash"): "docs/test_docs_remote.py",
     ("docs/remote_rewards.md", "python"): "docs/test_docs_remote.py",
     ("docs/remote_rewards.md", "yaml"): "docs/test_docs_remote.py",
-    ("docs/rewards.md", "python"): "rewards/test_rewards_doc.py",
     ("docs/rewards.md", "yaml"): "rewards/test_rewards_doc.py",
     ("docs/tutorial.md", "bash"): "docs/site/test_tutorial.py",
     ("docs/tutorial.md", "python"): "docs/site/test_tutorial.py",
