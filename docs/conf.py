@@ -62,13 +62,14 @@ def navigation(index: str) -> str:
 
 
 def offer(page: str, text: str) -> str:
-    """Links to Markdown outside of this folder, which is no page of the site, become downloads."""
+    """Links to Markdown that is no page of the site become downloads."""
 
     def replaced(link: re.Match[str]) -> str:
         target = (_HERE / page).parent.joinpath(link[2]).resolve()
-        return link[0] if _HERE in target.parents else f"{{download}}`{link[1]} <{link[2]}>`"
+        is_page = _HERE in target.parents and _HERE / "results" not in target.parents
+        return link[0] if is_page else f"{{download}}`{link[1]} <{link[2]}>`"
 
-    return re.sub(r"\[([^\]]*)\]\((\.\./[\w/.]+\.md)\)", replaced, text)
+    return re.sub(r"\[([^\]]*)\]\(((?:\.\.|results)/[\w/.]+\.md)\)", replaced, text)
 
 
 def complete(app: Sphinx, page: str, content: list[str]) -> None:

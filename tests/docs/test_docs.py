@@ -9,25 +9,30 @@ from helpers import ROOT
 from customized_grpo.evaluation.report.tables import markdown
 from customized_grpo.evaluation.results import Results
 
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RESULTS = ROOT / "docs" / "results"
+MEASURED = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 
 
-def test_results_show_the_tables_of_what_is_kept() -> None:
-    tables = markdown(Results.read(RESULTS / "proof" / "results.json"))
-    assert (RESULTS / "proof" / "tables.md").read_text() == tables
-    assert tables.strip() in (ROOT / "docs" / "results.md").read_text()
-
-
-def test_results_show_the_changes_of_the_sweep() -> None:
-    tables = markdown(Results.read(RESULTS / "sweep" / "results.json"))
-    assert (RESULTS / "sweep" / "tables.md").read_text() == tables
+@pytest.mark.parametrize("study", ["proof", "sweep"])
+def test_results_show_the_changes_of_what_is_kept(study: str) -> None:
+    tables = markdown(Results.read(RESULTS / study / "results.json"))
+    assert (RESULTS / study / "tables.md").read_text() == tables
     _, changes = tables.split("### Change from the base\n")
-    table = changes[changes.index("|") : changes.index("\n\n###")]
-    assert table in (ROOT / "docs" / "results.md").read_text()
+    assert changes[changes.index("|") : changes.index("\n\n###")] in MEASURED
 
 
-@pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_the_small_table_has_the_numbers_of_what_is_kept(page: str) -> None:
+    text, kept = ((path).read_text() for path in (ROOT / page, RESULTS / "proof" / "tables.md"))
+    for name in ("base", "naive GRPO 1:1", "**Customized-GRPO**"):
+        row, *_ = re.findall(rf"^\| {re.escape(name)} \|(.*)$", text, re.M)
+        full, *_ = re.findall(rf"^\| {re.escape(name)} \|(.*)$", kept, re.M)
+        measured = full.replace("0.", ".").split("|")[:3]  # prompt, identity, hypervolume
+        assert row.split("|")[:3] == measured
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
 def test_links_and_pictures_exist(path: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", path.read_text()):
         assert (path.parent / target).exists(), target

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import tomllib
 from pathlib import Path
 
@@ -12,23 +11,17 @@ import pytest
 import yaml
 from helpers import ROOT
 from made_runs import make_run
+from snippets import blocks, commands, snippets
 from worlds import smooth, write_png
 
 from customized_grpo import registry
 from customized_grpo.cli.main import main
 from customized_grpo.config import RunConfig, load_benchmark
 
-TEXT = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+PAGE = "docs/evaluation.md"
+TEXT = (ROOT / PAGE).read_text(encoding="utf-8")
 SHIPPED = sorted((ROOT / "configs" / "benchmarks").glob("*.yaml"))
 DECLARED = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
-
-
-def commands() -> list[list[str]]:
-    lines = [
-        line for block in re.findall(r"```bash\n(.*?)```", TEXT, re.S) for line in block.split("\n")
-    ]
-    words = [shlex.split(line, comments=True) for line in lines]
-    return [w[1:] for w in words if w and w[0] == "cgrpo"]
 
 
 def by_import_path(raw: dict) -> dict:
@@ -71,20 +64,18 @@ def test_commands_run(
     emoji = Path("configs/benchmarks/emoji.yaml")
     emoji.parent.mkdir(parents=True)
     emoji.write_text(yaml.safe_dump(raw))
-    (own,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.S)
-    Path("mine.yaml").write_text(own)
+    Path("mine.yaml").write_text(*blocks(PAGE, "yaml"))
     Path("pictures").mkdir()
-    for name, text in re.findall(r"```jsonl (\S+)\n(.*?)```", TEXT, re.S):
+    for name, text in snippets(PAGE, "jsonl").items():
         folder = Path("pictures" if name == "manifest.jsonl" else ".")
         (folder / name).write_text(text)
         for picture in re.findall(r'"([^"]+\.png)"', text):
             if not picture.startswith("rex/") or folder == Path("."):
                 write_png(folder / picture, smooth(len(picture)))
-    ran = 0
-    for words in commands():
+    lines = [words for program, *words in commands(PAGE) if program == "cgrpo"]
+    assert len(lines) == 6
+    for words in lines:
         assert main(words) == 0, words
-        ran += 1
-    assert ran == 6
     assert "--sampling.num_steps = 2" in capsys.readouterr().out
     for name, count in {"emoji-base": 4, "again": 4, "folder": 4, "mine": 2, "half": 2}.items():
         written = json.loads(Path("evaluations", name, "benchmark.json").read_text())

@@ -22,8 +22,10 @@ from customized_grpo.training.advantages import assign_credit
 from customized_grpo.training.session import train
 from customized_grpo.types import Example
 
-FILES = snippets("extending", "python")
-SECTIONS = {name: yaml.safe_load(text) for name, text in snippets("extending", "yaml").items()}
+FILES = snippets("docs/extending.md", "python")
+SECTIONS = {
+    name: yaml.safe_load(text) for name, text in snippets("docs/extending.md", "yaml").items()
+}
 SMALL = {
     "rollout": {"num_steps": 3, "num_trained_steps": 2, "group_size": 3, "prompts_per_rollout": 2},
     "train": {"num_updates": 1, "learning_rate": 1e-3},
@@ -140,7 +142,7 @@ def test_the_shaping_is_only_a_penalty_and_a_run_uses_it(written: Path) -> None:
 
 
 def test_the_entry_points_lead_to_the_classes(written: Path) -> None:
-    declared = tomllib.loads(snippets("extending", "toml")["pyproject.toml"])["project"]
+    declared = tomllib.loads(snippets("docs/extending.md", "toml")["pyproject.toml"])["project"]
     for group, plugs in declared["entry-points"].items():
         for name, target in plugs.items():
             cls = registry.load_plug(group, target)

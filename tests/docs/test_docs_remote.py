@@ -19,6 +19,7 @@ pytest.importorskip("fastapi", reason="needs the extra [serve]")
 import httpx2
 from helpers import ROOT
 from servers import wait_until
+from snippets import blocks, commands
 
 from customized_grpo.config.decoding import decode
 from customized_grpo.config.sections import RewardPlug
@@ -29,13 +30,10 @@ from customized_grpo.rewards.endpoints.remote import RemoteRewardConfig
 from customized_grpo.rewards.endpoints.vlm_judge import VlmJudgeConfig
 from customized_grpo.types import Example
 
-DOC = (ROOT / "docs" / "remote_rewards.md").read_text(encoding="utf-8")
+PAGE = "docs/remote_rewards.md"
+DOC = (ROOT / PAGE).read_text(encoding="utf-8")
 CPU = torch.device("cpu")
 TYPES = {"remote": RemoteRewardConfig, "vlm-judge": VlmJudgeConfig}
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", DOC, re.S)
 
 
 def rewards_of(block: str) -> list:
@@ -65,15 +63,15 @@ def running(*command: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def serve_commands() -> list[list[str]]:
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
-    lines += re.findall(r"`(cgrpo serve-reward [^`]+embedded[^`]+)`", DOC)
-    return [shlex.split(line)[1:] for line in lines if line.startswith("cgrpo ")]
+    lines = re.findall(r"`(cgrpo serve-reward [^`]+embedded[^`]+)`", DOC)
+    found = [*commands(PAGE), *map(shlex.split, lines)]
+    return [words for program, *words in found if program == "cgrpo"]
 
 
 def test_the_server_serves_what_the_run_asks_for(
     tmp_path: Path, batch: tuple[torch.Tensor, list[Example]]
 ) -> None:
-    served, asked, _ = blocks("yaml")
+    served, asked, _ = blocks(PAGE, "yaml")
     (tmp_path / "rewards.yaml").write_text(served)
     with_file, with_flag = serve_commands()
     for command, configs in (
@@ -94,7 +92,7 @@ def test_the_server_serves_what_the_run_asks_for(
 def test_the_server_without_us_speaks_the_protocol(
     tmp_path: Path, batch: tuple[torch.Tensor, list[Example]]
 ) -> None:
-    (source,) = blocks("python")
+    (source,) = blocks(PAGE, "python")
     (tmp_path / "server.py").write_text(source.replace("8101", "0").replace(
         ".serve_forever()", "\nprint(server.server_port, flush=True)\nserver.serve_forever()"
     ).replace("ThreadingHTTPServer((", "server = ThreadingHTTPServer(("))  # fmt: skip
@@ -110,6 +108,6 @@ def test_the_server_without_us_speaks_the_protocol(
 
 
 def test_the_judges_are_valid_configs() -> None:
-    identity, prompt = rewards_of(blocks("yaml")[2])
+    identity, prompt = rewards_of(blocks(PAGE, "yaml")[2])
     assert (identity.criterion, prompt.criterion) == ("identity", "prompt")
     assert prompt.max_cost == 25

@@ -7,22 +7,15 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
-from helpers import ROOT, import_from
+from helpers import ROOT
+from snippets import blocks
 
 from customized_grpo import registry
 from customized_grpo.config import load_config
-from customized_grpo.rewards.base import RewardSet
-from customized_grpo.types import Example
 
 TEXT = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
 DECLARED = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
-
-
-def block(language: str) -> str:
-    (found,) = re.findall(rf"```{language}\n(.*?)```", TEXT, re.S)
-    return found
 
 
 def config_file(folder: Path, **sections: object) -> Path:
@@ -32,27 +25,9 @@ def config_file(folder: Path, **sections: object) -> Path:
     return path
 
 
-def test_a_reward_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_rewards.py").write_text(block("python"))
-    import_from(tmp_path, monkeypatch)
-    own = {"type": "my_rewards:RednessConfig", "objective": "prompt", "strength": 2.0}
-    identity = {"type": "dinov2", "objective": "identity", "path": "embedded:reward-dino"}
-    config = load_config(config_file(tmp_path, rewards=[own, identity]))
-    rewards = RewardSet(config.rewards, torch.device("cpu"))
-    assert rewards.names == ("redness", "dinov2")
-    colours = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0.5, 0.5, 0.5]])
-    images = colours[:, :, None, None].expand(3, 3, 64, 64)
-    example = Example(id="a", prompt="", references=(images[0],), subject="x")
-    scores = rewards.score(images, [example] * 3).scores[:, 0]
-    torch.testing.assert_close(scores, torch.tensor([2.0, -1.0, 0.0]))
-    assert tomllib.loads(block("toml"))["project"]["entry-points"] == {
-        registry.REWARDS: {"redness": own["type"]}
-    }
-
-
 def test_the_mix_is_a_valid_config(tmp_path: Path) -> None:
     """By import path: a type is known by name only where the package was installed since."""
-    sections = yaml.safe_load(block("yaml"))
+    sections = yaml.safe_load(*blocks("docs/rewards.md", "yaml"))
     for section in (*sections["rewards"], *sections["evaluators"]):
         section["type"] = DECLARED[registry.REWARDS][section["type"]]
     config = load_config(config_file(tmp_path, **sections))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 from helpers import ROOT
 from PIL import Image
+from snippets import blocks, commands
 
 from customized_grpo.cli.main import main
 from customized_grpo.config import RunConfig, dump_config, load_config, shipped
@@ -26,17 +25,7 @@ SMALL = [
 ]  # fmt: skip
 
 
-def text(page: str) -> str:
-    return (ROOT / page).read_text(encoding="utf-8")
-
-
-def blocks(page: str) -> list[tuple[str, str]]:
-    return re.findall(r"^```(bash|python)\n(.*?)^```", text(page), re.M | re.S)
-
-
-def lines(block: str) -> list[list[str]]:
-    words = (shlex.split(line, comments=True) for line in block.splitlines())
-    return [line for line in words if line]
+TUTORIAL = "docs/tutorial.md"
 
 
 @pytest.fixture(autouse=True)
@@ -67,12 +56,10 @@ def run(command: list[str]) -> None:
 
 @pytest.mark.slow
 def test_the_tutorial(monkeypatch: pytest.MonkeyPatch) -> None:
-    for language, block in blocks("docs/tutorial.md"):
-        if language == "python":
-            exec(block, {})
-            continue
-        for command in lines(re.sub(r"--train.num_updates \d+", "", block)):
-            run(command)
+    (snippet,) = blocks(TUTORIAL, "python")
+    exec(snippet, {})
+    for command in commands(TUTORIAL):
+        run([word for word in command if word not in ("--train.num_updates", "80")])
     assert Path("runs/demo-seed0/report.html").exists()
     assert Path("both/report.html").exists()
     assert Image.open("reference.png").size == (64, 64)
@@ -81,20 +68,18 @@ def test_the_tutorial(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_two_commands_of_the_landing_page_are_tested_elsewhere() -> None:
-    ((_, block),) = blocks("docs/index.md")
-    tested = [line for _, other in blocks("docs/tutorial.md") for line in lines(other)]
-    commands = [[Path(program).name, *words] for program, *words in lines(block)]
-    assert len(commands) == 2
-    assert all(command in tested for command in commands)
+    shown = [[Path(program).name, *words] for program, *words in commands("docs/index.md")]
+    assert len(shown) == 2
+    assert all(command in commands(TUTORIAL) for command in shown)
 
 
 @pytest.mark.slow
 def test_going_on_with_a_run() -> None:
-    _, block = blocks("docs/reliability.md")[0]
     assert main(["train", "configs/emoji.yaml", "--name", "mine", *SMALL]) == 0
-    for command in lines(block.replace("400", "2")):
-        more = ["--train.num_updates", "2"] if command[1] == "train" else []
-        run([*command, *more])
+    for program, *words in commands("docs/reliability.md"):
+        if program == "cgrpo":
+            more = ["--train.num_updates", "2"] if "400" in words or words[0] == "train" else []
+            run([program, *words, *more])
     assert '"updates": 2' in Path("runs/mine/finished.json").read_text()
 
 
@@ -106,8 +91,7 @@ def test_overrides(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
         return Path(config.name)
 
     monkeypatch.setattr(trainer, "train", train)
-    ((_, block),) = blocks("docs/reference/config.md")
-    for command in lines(block):
+    for command in commands("docs/reference/config.md"):
         run(command)
     fields, sections = trained
     assert (fields.rollout.group_size, fields.train.betas) == (4, (0.9, 0.99))
