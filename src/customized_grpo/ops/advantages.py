@@ -1,12 +1,13 @@
 """Rewards to advantages: group normalisation, SARS and other shapings, TDW and other schedules.
 
-Legend of axis suffixes: B samples (all groups), G groups, R rewards, N objectives, K trained steps.
+Legend of axis suffixes: B samples (all groups), P prompts (groups), R rewards, N objectives,
+K trained steps.
 
-An unscorable image has reward NaN. NaN is contagious within its sample and within nothing else: it
+An unscorable image has score NaN. NaN is contagious within its sample and within nothing else: it
 never enters a statistic, it stays NaN through `group_normalize` and `synergy_bonus` (so a forgotten
-mask shows in the logs instead of biasing them), and `combine_advantages` / `shape_advantages`, the
-last step, turn every sample with a NaN in any objective into advantage 0, no gradient. The caller
-keeps `valid = ~per_objective.isnan().any(dim=1)`.
+mask shows as NaN in the logs, not as a mean that is a little off), and `combine_advantages` /
+`shape_advantages`, the last step, turn every sample with a NaN in any objective into advantage 0,
+no gradient. The caller keeps `valid = ~per_objective.isnan().any(dim=1)`.
 """
 
 import math
@@ -72,14 +73,14 @@ def group_normalize(
             f"scores must be finite, got an infinity at [sample, reward] = {where}; "
             "score an image that cannot be scored as NaN."
         )
-    index_B, members_GBR = _split_groups(scores_BR, group_ids)
-    mean_GR = members_GBR.nanmean(dim=1)
-    degrees_GR = (~members_GBR.isnan()).sum(dim=1) - 1
-    squares_GR = (members_GBR - mean_GR[:, None]).square().nansum(dim=1)
-    std_GR = (squares_GR / degrees_GR.clamp(min=1)).sqrt()
-    tied_GR = std_GR <= _TIE_TOLERANCE * members_GBR.abs().nan_to_num(nan=0.0).amax(dim=1)
-    advantages_BR = (scores_BR - mean_GR[index_B]) / (std_GR[index_B] + eps)
-    return advantages_BR.masked_fill(tied_GR[index_B] & ~scores_BR.isnan(), 0.0)
+    index_B, members_PBR = _split_groups(scores_BR, group_ids)
+    mean_PR = members_PBR.nanmean(dim=1)
+    degrees_PR = (~members_PBR.isnan()).sum(dim=1) - 1
+    squares_PR = (members_PBR - mean_PR[:, None]).square().nansum(dim=1)
+    std_PR = (squares_PR / degrees_PR.clamp(min=1)).sqrt()
+    tied_PR = std_PR <= _TIE_TOLERANCE * members_PBR.abs().nan_to_num(nan=0.0).amax(dim=1)
+    advantages_BR = (scores_BR - mean_PR[index_B]) / (std_PR[index_B] + eps)
+    return advantages_BR.masked_fill(tied_PR[index_B] & ~scores_BR.isnan(), 0.0)
 
 
 def synergy_bonus(
@@ -122,14 +123,15 @@ def combine_advantages(
     weights: Float[Tensor, "steps objectives"],
     clip: Real = 5.0,
 ) -> Float32[Tensor, "batch steps"]:
-    """Returns the total advantage of every sample at every trained step (arXiv:2510.18263).
+    """Returns the total advantage of every sample at every step given (arXiv:2510.18263).
 
-    `A[b, k] = clip(sum_n w[k, n] A[b, n] + S[b], -clip, clip)`.
+    `A[b, k] = clip(sum_n w[k, n] A[b, n] + S[b], -clip, clip)`. With `synergy_bonus` it is what
+    `shape_advantages("sars", ...)`, which the trainer calls, gives in one go.
 
     Args:
         per_objective: `[B, N]`; a row with a NaN is an invalid sample.
         synergy: `[B]` bonus, or None for none.
-        weights: `[K, N]` weight of every objective at every trained step.
+        weights: `[K, N]` weight of every objective at every step.
         clip: bound on the absolute advantage, positive.
 
     Returns:
@@ -183,8 +185,8 @@ def shaping_bonus(
         shaping: a name from `SHAPINGS`, or a `Shaping` of your own.
         advantages: `[B, N]` group-normalised.
         gamma: strength of the bonus, not negative; shapings without a bonus do not read it.
-        center: subtract the group mean of the bonus over the valid samples. Not for `harmonic`,
-            whose pole would then move its whole group.
+        center: subtract the group mean of the bonus over the valid samples. Not advisable for
+            `harmonic`, whose pole would then move its whole group.
         group_ids: `[B]` int64; needed by, and only read for, `center`.
 
     Returns:
@@ -434,10 +436,10 @@ def cosine_weights(
 def _split_groups(values_BR: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Returns each sample's group index `[B]` and the values `[G, B, R]`, NaN outside the group."""
     labels, index_B = torch.unique(group_ids, return_inverse=True)
-    member_GB = torch.arange(len(labels), device=group_ids.device)[:, None] == index_B
+    member_PB = torch.arange(len(labels), device=group_ids.device)[:, None] == index_B
     # Masked copies, not index_add_, whose order of addition changes from run to run on CUDA: a
     # resumed run must repeat its numbers bit by bit.
-    return index_B, torch.where(member_GB[:, :, None], values_BR, math.nan)
+    return index_B, torch.where(member_PB[:, :, None], values_BR, math.nan)
 
 
 def _weighted_total(per_objective: Tensor, synergy: Tensor | None, weights: Tensor) -> Tensor:

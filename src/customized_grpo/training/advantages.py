@@ -39,7 +39,8 @@ def objective_advantages(
     """Group-normalised advantage of every objective ``[B, N]`` from scores ``[B, R]``.
 
     Rewards of one objective are mixed by weight after normalisation, and the mix is normalised
-    again. An image that any reward could not score is left out of its group altogether: NaN row.
+    again. An image that at least one reward could not score is left out of its group altogether:
+    its row is NaN.
     """
     unscorable = scores.isnan().any(dim=1, keepdim=True)
     normalized = group_normalize(scores.masked_fill(unscorable, torch.nan), group_ids)

@@ -3,10 +3,12 @@
 ``Loop.iterate`` is one rollout and its updates (Customized-GRPO, arXiv:2510.18263), from top to
 bottom. What keeps a run alive around it (begin, resume, save, stop, rescue) is in ``session``; the
 mathematics is in ``customized_grpo.ops``. Axes: P prompts, G samples of a group, B = P G samples,
-K trained of T denoising steps, N objectives, R rewards.
+b of them this process's own, K trained of T denoising steps, M (sample, step) pairs, N objectives,
+R rewards.
 
-Several processes draw the same random numbers and compute a share of the samples each; they meet
-twice, to gather scores (an advantage needs its whole group) and to sum gradients.
+Several processes draw the same random numbers and compute a share of the samples each. They meet at
+two points: once a rollout to gather scores, as an advantage needs its whole group, and once an
+update to sum gradients.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ from customized_grpo.types import Advantages, Example, PolicyBatch, RewardScores
 
 logger = logging.getLogger("customized_grpo")
 
-_SEED_STRIDE = 1_000_003  # a prime: rollouts of neighbouring run seeds do not share their noise
+_SEED_STRIDE = 1_000_003  # more than the rollouts of any run: no two seeds share a noise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +59,8 @@ class Experience:
 class Loop:
     """Holds what an update reads and changes.
 
-    ``guard`` is asked whether an update whose gradient norm is not finite may be skipped.
+    ``guard`` is told of an update whose gradient norm is not finite; it raises if that must not be
+    skipped.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Loop:
     ) -> None:
         self.config, self.data, self.rewards = config, data, rewards
         self.log, self.interrupts, self.guard, self.ranks = log, interrupts, guard, ranks
+        # Examples that are listed come again; an endless source's do not.
         cached = CachedEncoder(generator, config.generator, config.cache)
         self.encode = cached if data.listed() else generator.encode
         self.policy = make_policy(generator, config)
@@ -96,17 +100,18 @@ class Loop:
                 stats = self.update(batch, experience.conditioning, is_first=inner == 0)
             yield metrics | stats
             metrics = {}  # the rollout's numbers stand in the row of its first update
-        self.mid_rollout = False
+        self.mid_rollout = False  # not before the caller has taken in the last update
 
     def collect(self, number: int) -> Experience:
         """Samples the groups of rollout ``number``, scores them and assigns the advantages."""
         config, objectives = self.config, self.rewards.objectives
         num_prompts, group_size = config.rollout.prompts_per_rollout, config.rollout.group_size
         rng = torch.Generator().manual_seed(config.seed * _SEED_STRIDE + number)
-        group_ids = torch.arange(num_prompts).repeat_interleave(group_size)
+        all_group_ids = torch.arange(num_prompts).repeat_interleave(group_size)  # [B]
+        # Update by update, so that each of them is shared evenly.
         shares = self.ranks.split([_rows(groups, group_size) for groups in self.inner_groups()])
         mine = shares[self.ranks.rank]
-        my_groups, place = group_ids[mine].unique(return_inverse=True)
+        my_groups, place = all_group_ids[mine].unique(return_inverse=True)
         with self.log.timed("data"):
             prompts = self.data.training(number, num_prompts)
             per_prompt = self.encode([prompts[group] for group in my_groups.tolist()])
@@ -116,7 +121,7 @@ class Loop:
             logger.warning("rollout %d: %s", number, error)
         advantages = assign_credit(
             scores.scores,
-            group_ids.to(device),
+            all_group_ids.to(device),
             rollout.sigmas,
             config.advantage,
             config.rewards,
@@ -128,7 +133,7 @@ class Loop:
                 RewardError(f"rewards: no image of rollout {number} could be scored; {text}")
             )
         self.log.advantages(number, advantages.per_objective, objectives)
-        metrics = rollout_metrics(scores, advantages, group_ids.to(device), objectives)
+        metrics = rollout_metrics(scores, advantages, all_group_ids.to(device), objectives)
         return Experience(
             rollout=rollout,
             advantages=advantages.take(mine.to(device)),
@@ -148,11 +153,12 @@ class Loop:
         Scoring goes on beside sampling; ``seconds/reward`` is what it takes beyond it.
         """
 
-        def hand_over(images: Tensor, groups: Tensor) -> None:
-            self.interrupts.check_alone()
-            queue.put(images, [prompts[group] for group in groups.tolist()])
-
         with ScoringQueue(self.rewards.score) as queue:
+
+            def hand_over(images: Tensor, groups: Tensor) -> None:
+                self.interrupts.check_alone()
+                queue.put(images, [prompts[group] for group in groups.tolist()])
+
             with self.log.timed("rollout"):
                 rollout = collect_rollout(
                     self.policy,
@@ -187,6 +193,7 @@ class Loop:
 
     def _batch_of(self, experience: Experience, groups: Tensor) -> PolicyBatch:
         rollout = experience.rollout
+        # Sharded, a pass is a meeting of all processes: each keeps as many pairs as the others.
         rows = torch.isin(rollout.group_ids, groups.to(rollout.group_ids.device)).nonzero()[:, 0]
         return policy_batch(rollout, experience.advantages, rows, keep_invalid=self.is_sharded)
 
@@ -212,8 +219,8 @@ class Loop:
         )
         if "micro_batch_size" in stats:
             self.micro_batch_size = int(stats["micro_batch_size"])
-        if not is_first:  # off policy by then: the ratio itself is the number to look at
-            stats.pop("mismatch", None)  # is missing if no sample was valid
+        if not is_first:  # off policy: the ratio moves by itself
+            stats.pop("mismatch", None)  # absent if no sample was valid
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm)
         stats["grad_norm"] = whole(norm).item()
         is_finite = math.isfinite(stats["grad_norm"])
