@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from customized_grpo.assets import resolve_checkpoint
-from customized_grpo.tools.export.trained import TrainedRun
+from customized_grpo.runs.run import Run
 
 _NATIVE_SIZE = 1024
 _EMBEDDED = "embedded:"
@@ -32,12 +32,12 @@ _FAMILIES = {
 }
 
 
-def is_stock(run: TrainedRun) -> bool:
+def is_stock(run: Run) -> bool:
     """Whether a stock pipeline makes pictures of references with these weights."""
     return _generator(run).type in _FAMILIES
 
 
-def snippet(run: TrainedRun, folder: str) -> str:
+def snippet(run: Run, folder: str) -> str:
     """Python that makes a picture; the weights are read from ``folder``."""
     config, generator = run.config, _generator(run)
     family = _FAMILIES[generator.type]
@@ -81,7 +81,7 @@ def snippet(run: TrainedRun, folder: str) -> str:
     return "\n".join([*lines, ").images[0]", 'image.save("picture.png")'])
 
 
-def _generator(run: TrainedRun) -> Any:
+def _generator(run: Run) -> Any:
     return run.config.generator
 
 
@@ -113,7 +113,7 @@ def _special(generator: Any, family: _Family, area: int) -> dict[str, Any]:
     return found
 
 
-def _size(run: TrainedRun) -> tuple[int, int]:
+def _size(run: Run) -> tuple[int, int]:
     """Height and width of the pictures; of a small FLUX.1 checkpoint, its VAE says so."""
     generator, native = _generator(run), _NATIVE_SIZE
     file = Path(resolve_checkpoint(generator.path), "vae", "config.json")
