@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 
 from customized_grpo.tools.playground.quadrant import CAVEAT, WORDS, plot, quadrant
-from customized_grpo.tools.playground.request import Outcome
-from customized_grpo.tools.playground.session import Job, Session
+from customized_grpo.tools.playground.request import Comparison
+from customized_grpo.tools.playground.session import Session
 
 _BASE_ONLY = (
     "the base: there is nothing trained here. <code>cgrpo playground RUN</code> shows it beside "
@@ -43,32 +43,14 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def progress(session: Session, jobs: Sequence[Job]) -> str:
-    """How far one's requests are, a line each."""
-    return f'<ol class="jobs">{"".join(_line(session, job) for job in jobs)}</ol>'
-
-
-def _line(session: Session, job: Job) -> str:
-    prompt, seed = escape(job.request.example.prompt), job.request.seed
-    ahead = session.ahead_of(job)
-    if ahead:
-        state = f"waiting, {ahead} before it"
-    else:
-        state = f"{job.stage}, step {job.done} of {job.total}" if job.done else job.stage
-    return (
-        f"<li><span>{prompt} (seed {seed})</span><span>{escape(state)}</span>"
-        f'<progress aria-label="{prompt}" max="{job.total}" value="{job.done}"></progress></li>'
-    )
-
-
-def answer(outcome: Outcome, objectives: Mapping[str, str]) -> str:
+def answer(drawn: Comparison, objectives: Mapping[str, str]) -> str:
     """What was drawn, its rewards, what could not be scored, and the quadrant."""
-    parts = (_caption(outcome), _table(outcome, objectives), _errors(outcome), _plane(outcome))
+    parts = (_caption(drawn), _table(drawn, objectives), _errors(drawn), _plane(drawn))
     return "".join(parts)
 
 
-def _caption(outcome: Outcome) -> str:
-    request = outcome.request
+def _caption(drawn: Comparison) -> str:
+    request = drawn.request
     words = [f"“{request.example.prompt}”", f"seed {request.seed}"]
     if request.trained is not None:
         words.append(f"weights {request.trained.label}")
@@ -77,8 +59,8 @@ def _caption(outcome: Outcome) -> str:
     return f'<p class="caption">{escape(", ".join(words))}</p>'
 
 
-def _table(outcome: Outcome, objectives: Mapping[str, str]) -> str:
-    base, tuned = outcome.base.scores, outcome.tuned and outcome.tuned.scores
+def _table(drawn: Comparison, objectives: Mapping[str, str]) -> str:
+    base, tuned = drawn.base.scores, drawn.tuned and drawn.tuned.scores
     heads = ("reward", "base") if tuned is None else ("reward", "base", "tuned", "change")
     rows = []
     for reward, objective in objectives.items():
@@ -97,14 +79,14 @@ def _number(value: float, sign: str = "") -> str:
     return "not scored" if math.isnan(value) else f"{value:{sign}.3f}"
 
 
-def _errors(outcome: Outcome) -> str:
-    found = [*outcome.base.errors, *(outcome.tuned.errors if outcome.tuned else ())]
+def _errors(drawn: Comparison) -> str:
+    found = [*drawn.base.errors, *(drawn.tuned.errors if drawn.tuned else ())]
     return "".join(error(text) for text in dict.fromkeys(found))
 
 
-def _plane(outcome: Outcome) -> str:
+def _plane(drawn: Comparison) -> str:
     """The quadrant, where both objectives are known."""
-    identity, prompt = (outcome.change.get(name, math.nan) for name in ("identity", "prompt"))
+    identity, prompt = (drawn.change.get(name, math.nan) for name in ("identity", "prompt"))
     if math.isnan(identity + prompt):
         return ""
     name = quadrant(identity, prompt)
