@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from customized_grpo.tools.init.models import Model, Step
+from customized_grpo.tools.init.models import Preset, Step
 from customized_grpo.tools.init.prompts import OWN, with_article
 
 if TYPE_CHECKING:
@@ -33,18 +33,11 @@ folder moves, correct output_dir and data.
 """
 
 
-def title(project: Project) -> str:
-    """Of the contact sheet."""
-    count, found = len(project.album.photos), len(project.album.remarks)
-    photos = f"{count} photo{'s' * (count != 1)} of {with_article(project.words)}"
-    return f"{photos}, {found or 'no'} remark{'s' * (found != 1)}"
-
-
 def summary(project: Project) -> list[str]:
     """What the project is, and what was decided without asking."""
     aside, count = len(project.aside), len(project.album.photos)
     lines = [
-        f"model: {project.model.name}",
+        f"model: {project.preset.name}",
         f"photos: {count}, {aside} of them kept aside to judge by",
         f"prompts: {len(project.prompts.training)} to train on, {len(project.prompts.held_out)} "
         f"others to judge by; examples: {len(project.training)} and {len(project.held_out)}",
@@ -53,19 +46,20 @@ def summary(project: Project) -> list[str]:
         lines.append("photos are cropped to their central square, which is all the model knows")
         if project.called != project.words:
             lines.append(f"prompts say {project.called!r}: it does not know {project.words!r}")
-    elif all(prompt.kind != OWN for prompt in project.prompts.training):
-        kind, flag = ("a living thing", "--no-live") if project.live else ("a thing", "--live")
-        lines.append(f"prompts are those for {kind} (if that is wrong: {flag})")
+    elif not project.live and all(prompt.kind != OWN for prompt in project.prompts.training):
+        lines.append("prompts are those for a thing (for a person or an animal: --live)")
     return lines
 
 
 def header(project: Project, folder: Path) -> list[str]:
     """Opens the config of a project in an absolute folder; each a line of a comment."""
-    model = project.model
+    preset = project.preset
     expect = (_EMBEDDED if project.is_embedded else _LARGE).format(
-        memory=model.memory, name=project.run.name
+        memory=preset.memory, name=project.run.name
     )
-    about = f"A run about {with_article(project.words)}, by cgrpo init from configs/{model.config}."
+    about = (
+        f"A run about {with_article(project.words)}, by cgrpo init from configs/{preset.config}."
+    )
     commands = [line for step in project.steps(folder) for line in step.lines()]
     return [
         about,
@@ -82,10 +76,10 @@ def steps(project: Project, folder: Path) -> list[Step]:
     reference = folder / row["references"][0]
     estimate = Step(
         why="how long it will take, computed",
-        command=_command("estimate", config, "--device", _device(project.model)),
+        command=_command("estimate", config, "--device", _device(project.preset)),
     )
     return [
-        *project.model.before,
+        *project.preset.before,
         Step(
             why=f"look at what will be trained on, in {folder / 'data.png'}",
             command=_command("data", config, "--out", folder / "data.png"),
@@ -118,9 +112,9 @@ def flag(name: str, value: str) -> list[str]:
     return [f"{name}={value}"] if value.startswith("-") else [name, value]
 
 
-def _device(model: Model) -> str:
-    """Of the memory that a model is set up for."""
-    return "rtx4090" if model.memory <= 24 else "h100"
+def _device(preset: Preset) -> str:
+    """A device of the memory that the config is made for."""
+    return "rtx4090" if preset.memory <= 24 else "h100"
 
 
 def _command(*words: object) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 from customized_grpo.buckets import RATIOS, nearest_ratio
 from customized_grpo.config.decoding import is_clean
@@ -21,19 +20,17 @@ from customized_grpo.pictures import to_pil
 from customized_grpo.tools.init import measures
 
 TOO_FEW, TOO_MANY, MOST = 5, 40, 200
-_THUMBNAIL = 220
 _WIDEST = max(RATIOS)
 _SPREAD = 2.0  # between the widest and the tallest photo: two different croppings
 
 Kind = Literal[
-    "count", "unreadable", "unused", "small", "blurred", "duplicate", "cut off", "shape",
-    "transparent", "prompts",
-]  # fmt: skip
+    "count", "unreadable", "unused", "small", "blurred", "duplicate", "shape", "transparent"
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Remark:
-    """Something to know about a photo, about all of them, or about the prompts."""
+    """Something to know about a photo, or about all of them."""
 
     photo: str
     """Name of the file; '' = it is about all."""
@@ -45,7 +42,7 @@ class Remark:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Photo:
+class CheckedPhoto:
     """A photo that can be read, and what was measured of it; sizes are upright."""
 
     path: Path
@@ -53,16 +50,14 @@ class Photo:
     width: int
     sharpness: float
     fingerprint: np.ndarray
-    touched: tuple[str, ...]
     transparent: bool
-    thumbnail: Image.Image
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Album:
     """The photos of a folder that can be used, and what there is to say about all of them."""
 
-    photos: tuple[Photo, ...]
+    photos: tuple[CheckedPhoto, ...]
     remarks: tuple[Remark, ...]
 
 
@@ -86,7 +81,7 @@ def read_album(folder: Path, side: int, *, squares: bool = False) -> Album:
             f"--photos: {folder} must hold at most {MOST} photos of one subject, got {len(paths)}; "
             "keep the best 10 to 30"
         )
-    photos: list[Photo] = []
+    photos: list[CheckedPhoto] = []
     remarks = list(_unused(folder, set(paths)))
     for path in paths:
         try:
@@ -111,7 +106,7 @@ def printable(path: Path) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in path.name)
 
 
-def _inspect(path: Path) -> Photo:
+def _inspect(path: Path) -> CheckedPhoto:
     """Raises a DataError if the photo cannot be used."""
     where = "left out, as"
     if not is_clean(str(path)):
@@ -119,17 +114,13 @@ def _inspect(path: Path) -> Photo:
     file = (path, "RGB")
     picture = check_pictures({file: where})[file]
     image = to_pil(picture.load())
-    thumbnail = image.copy()
-    thumbnail.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    return Photo(
+    return CheckedPhoto(
         path=path,
         height=picture.height,
         width=picture.width,
         sharpness=measures.sharpness(image),
         fingerprint=measures.fingerprint(image),
-        touched=measures.touched_sides(image),
         transparent=_is_transparent(path),
-        thumbnail=thumbnail,
     )
 
 
@@ -155,7 +146,7 @@ def _unused(folder: Path, used: set[Path]) -> Iterator[Remark]:
         yield Remark(photo=printable(path), kind="unused", text=why)
 
 
-def _remarks(photo: Photo, side: int) -> Iterator[Remark]:
+def _remarks(photo: CheckedPhoto, side: int) -> Iterator[Remark]:
     name, short = printable(photo.path), min(photo.height, photo.width)
     if short < side:
         yield Remark(
@@ -171,13 +162,6 @@ def _remarks(photo: Photo, side: int) -> Iterator[Remark]:
             text=f"looks blurred (sharpness {photo.sharpness:.0f}, below {measures.BLURRED:.0f}): "
             "the model would learn that; leave it out or take it again",
         )
-    if photo.touched:
-        yield Remark(
-            photo=name,
-            kind="cut off",
-            text=f"the subject may be cut off at the {' and '.join(photo.touched)} (guessed from "
-            "colours): a part that is in no photo cannot be learned",
-        )
     if photo.transparent:
         yield Remark(
             photo=name,
@@ -187,7 +171,7 @@ def _remarks(photo: Photo, side: int) -> Iterator[Remark]:
         )
 
 
-def _duplicates(photos: Sequence[Photo]) -> Iterator[Remark]:
+def _duplicates(photos: Sequence[CheckedPhoto]) -> Iterator[Remark]:
     """Names a photo once, with the first one that it repeats."""
     named: set[Path] = set()
     for one, other in combinations(photos, 2):
@@ -214,7 +198,7 @@ def _count(number: int) -> Iterator[Remark]:
         yield Remark(photo="", kind="count", text=text)
 
 
-def _shapes(photos: Sequence[Photo]) -> Iterator[Remark]:
+def _shapes(photos: Sequence[CheckedPhoto]) -> Iterator[Remark]:
     for photo in photos:
         if (ratio := max(photo.height / photo.width, photo.width / photo.height)) > _WIDEST:
             yield Remark(
