@@ -30,7 +30,6 @@ def add(commands: Any) -> None:
         "  cgrpo generate runs/emoji --file prompts.jsonl --seeds 3 7 --strength 0.7 --out mine\n"
         "  cgrpo generate configs/emoji.yaml --lora my-lora --no-base --file prompts.jsonl\n"
         "what the options do: docs/using.md",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("target", metavar="TARGET", type=Path, help="folder of a run, or a config")
     text = "what to show; may be repeated: every prompt is drawn with all references"

@@ -30,7 +30,6 @@ def add(commands: Any) -> None:
         "  cgrpo init my-cat --photos photos --class cat --live --model flux2-klein \\\n"
         "      --llm http://localhost:8000/v1 --llm-model Qwen/Qwen3-8B\n"
         "what the checks mean, and the way to a LoRA: docs/own_subject.md",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="new folder of the project")
     photos = "folder with 5 to 20 photos of your subject"

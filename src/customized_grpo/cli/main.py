@@ -1,4 +1,4 @@
-"""The command `cgrpo`; its subcommands are in ``commands``."""
+"""The command `cgrpo`; its subcommands are the other modules here."""
 
 from __future__ import annotations
 
@@ -139,8 +139,11 @@ def _one_line(error: Exception) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
+    """The parser of the command, and of each subcommand."""
+
     def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)  # that of a subcommand as well
+        keep_lines: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(allow_abbrev=False, **(keep_lines | options))
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see `{self.prog} --help`")
@@ -151,7 +154,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="cgrpo",
         description=_ABOUT,
         epilog=_EXAMPLES + _EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=_version())
     parser.add_argument("--debug", action="store_true", help="print a traceback with an error")
@@ -168,7 +170,6 @@ def _parser() -> argparse.ArgumentParser:
         "version",
         help="print the version",
         epilog="example:\n  cgrpo version",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     show_version.set_defaults(run=lambda options: print(_version()))
     return parser

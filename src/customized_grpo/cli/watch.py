@@ -31,7 +31,6 @@ def add(commands: Any) -> None:
         "  ssh cluster cgrpo watch /runs/emoji --once\n"
         "  cgrpo watch runs/emoji --json | jq .state\n"
         "what is shown, and what the states mean: docs/watching.md",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     folder = "folder of a run, which need not have begun"
     parser.add_argument("run_folder", metavar="RUN", type=Path, help=folder)

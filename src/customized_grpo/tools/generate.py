@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +16,8 @@ from typing import Any, cast
 
 import torch
 from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
 from torch import Tensor
 
 from customized_grpo.config import RunConfig, load_config
@@ -165,7 +165,10 @@ def generate(
         return seeded_sampler(generator, config, examples, [shot.seed for shot in batch], encode)()
 
     strength = 1.0 if strength is None else strength
-    with _bar(len(shots) * len(columns)) as bar, memory_named(f"--batch-size, or {LESS_MEMORY}"):
+    console = Console(stderr=True)
+    bar = Progress(console=console, disable=not console.is_terminal)
+    job = bar.add_task("pictures", total=len(shots) * len(columns))
+    with bar, memory_named(f"--batch-size, or {LESS_MEMORY}"):
         for column in columns:
             if column == TUNED:
                 _load(generator, target, strength)
@@ -175,7 +178,7 @@ def generate(
                 for number, (shot, image) in enumerate(zip(batch, draw(batch), strict=True), 1):
                     texts = story | _story_of(shot) if metadata else None
                     write_atomic(out / shot.file_name(first + number, column), png(image, texts))
-                bar.advance(bar.task_ids[0], len(batch))
+                bar.advance(job, len(batch))
     return _write_sheets(shots, columns, out)
 
 
@@ -259,16 +262,3 @@ def _write_sheets(shots: Sequence[Shot], columns: Sequence[str], out: Path) -> l
 def _read_png(path: Path) -> Tensor:
     with Image.open(path) as image:
         return Picture(path, "RGB", image.height, image.width).load()
-
-
-@contextmanager
-def _bar(total: int) -> Iterator[Any]:
-    """A progress bar on a terminal, nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    parts = ("pictures", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*parts, console=console, disable=not sys.stderr.isatty()) as bar:
-        bar.add_task("pictures", total=total)
-        yield bar

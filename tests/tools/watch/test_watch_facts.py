@@ -18,7 +18,7 @@ from customized_grpo.errors import CheckpointError
 from customized_grpo.runs.files import MetricsReader
 from customized_grpo.runs.log import RunLog
 from customized_grpo.tools.watch import facts as module
-from customized_grpo.tools.watch.facts import Score, Watcher, binned
+from customized_grpo.tools.watch.facts import ValidationScore, Watcher, binned
 
 
 def age(folder: Path, seconds: float) -> None:
@@ -46,8 +46,8 @@ def test_speed_is_that_of_the_last_rollouts_without_the_first(tiny_config: RunCo
     assert seen.stages == pytest.approx({"update": 0.25, "rollout": 0.5, "validation": 0.25})
     assert (seen.state, seen.update, seen.num_updates) == ("running", 8, 40)
     assert seen.validated == 8
-    assert seen.validation["clip-text"] == Score(last=0.5, base=0.25)
-    assert seen.validation["new"] == Score(last=0.75, base=None)
+    assert seen.validation["clip-text"] == ValidationScore(last=0.5, base=0.25)
+    assert seen.validation["new"] == ValidationScore(last=0.75, base=None)
 
 
 def test_speed_is_of_whole_rollouts(tiny_config: RunConfig) -> None:

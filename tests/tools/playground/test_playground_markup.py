@@ -1,4 +1,4 @@
-"""The quadrant of a change, its words and its picture; and that nothing on the page is code."""
+"""What is shown beside the pictures, and that nothing of it is code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from customized_grpo.tools.playground import markup
-from customized_grpo.tools.playground.quadrant import WORDS, plot, quadrant
 from customized_grpo.tools.playground.request import Comparison, Drawn, DrawRequest
 from customized_grpo.types import Example
 
@@ -30,32 +29,10 @@ EVIL = "<script>alert(1)</script>\"'&"
     ],
 )
 def test_signs_name_the_quadrant(identity: float, prompt: float, name: str) -> None:
-    assert quadrant(identity, prompt) == name
-    svg = ET.fromstring(plot(identity, prompt))
-    assert f": {name}" in svg.attrib["aria-label"]
-    here = [rect for rect in svg.findall("rect") if rect.get("class") == "here"]
-    assert len(here) == (name != "same")
-    point = svg.findall("circle")[-1].attrib
-    x, y = float(point["cx"]) - 112, 112 - float(point["cy"])
-    assert (x > 0, x < 0, y > 0, y < 0) == (identity > 0, identity < 0, prompt > 0, prompt < 0)
-    if here:  # the point lies in the coloured corner, inside the frame
-        left, top, width = (float(here[0].attrib[name]) for name in ("x", "y", "width"))
-        assert left <= float(point["cx"]) <= left + width
-        assert top <= float(point["cy"]) <= top + width
+    assert markup.quadrant(identity, prompt) == name
 
 
-@pytest.mark.parametrize("change", [0.0, 1e-6, 0.0099, 0.01, 0.3, 1.0, 12.0])
-def test_the_point_stays_inside_and_the_axis_says_how_long_it_is(change: float) -> None:
-    svg = ET.fromstring(plot(change, change))
-    distance = float(svg.findall("circle")[-1].attrib["cx"]) - 112
-    labels = [text.text or "" for text in svg.findall("text")]
-    (end,) = [float(label[len("identity (±") : -1]) for label in labels if "identity" in label]
-    assert distance == pytest.approx(90 * change / end, abs=0.06)
-    assert 0 <= distance <= 90 / 1.35  # clear of the quadrant's name
-    assert end >= 0.01
-
-
-def outcome(base: float = 0.2, text: str = EVIL) -> Comparison:
+def compared(base: float = 0.2, text: str = EVIL) -> Comparison:
     example = Example(id="x", prompt=text, references=(torch.zeros(3, 32, 32),), subject="")
     image = Image.new("RGB", (64, 64))
     return Comparison(
@@ -70,7 +47,7 @@ def test_what_people_type_is_no_code() -> None:
     parts = [
         markup.error(EVIL),
         markup.note(EVIL),
-        markup.answer(outcome(math.nan), {"r": EVIL}),
+        markup.answer(compared(math.nan), {"r": EVIL}),
     ]
     for part in parts:
         assert "&lt;script&gt;" in part
@@ -80,18 +57,18 @@ def test_what_people_type_is_no_code() -> None:
 
 
 def test_the_table_has_scores_and_their_change() -> None:
-    html = markup.answer(outcome(), {"r": "identity"})
+    html = markup.answer(compared(), {"r": "identity"})
     cells = re.findall(r"<td>(.*?)</td>", html)
     assert cells == ["0.200", "0.250", "+0.050"]
-    assert WORDS["synergy"] in html
-    unknown = markup.answer(outcome(math.nan), {"r": "identity"})
+    assert "<h3>Synergy</h3>" in html
+    unknown = markup.answer(compared(math.nan), {"r": "identity"})
     assert re.findall(r"<td>(.*?)</td>", unknown) == ["not scored", "0.250", "not scored"]
 
 
 def test_without_both_objectives_there_is_no_quadrant() -> None:
-    asked = outcome()
+    asked = compared()
     for change in ({}, {"identity": 0.1}, {"identity": 0.1, "prompt": math.nan}):
         only = Comparison(request=asked.request, base=asked.base, tuned=asked.tuned, change=change)
-        assert "<svg" not in markup.answer(only, {"r": "identity"})
+        assert "<h3>" not in markup.answer(only, {"r": "identity"})
     base_only = Comparison(request=asked.request, base=asked.base)
     assert re.findall(r"<td>(.*?)</td>", markup.answer(base_only, {"r": "identity"})) == ["0.200"]
