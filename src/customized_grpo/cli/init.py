@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from customized_grpo.cli.shared import positive, seed
+from customized_grpo.cli.shared import number, positive, seed
 from customized_grpo.errors import ConfigError
 from customized_grpo.tools.init.models import PRESETS
 
@@ -43,7 +43,8 @@ def add(commands: Any) -> None:
         "embedded: a small model to try everything with on a CPU)",
     )
     memory = "of the GPU that will train it, if it is not this machine's"
-    parser.add_argument("--gpu-memory", type=_gigabytes, metavar="GB", help=memory)
+    gigabytes = number(0, 10_000, "a number of GB above 0")
+    parser.add_argument("--gpu-memory", type=gigabytes, metavar="GB", help=memory)
     parser.add_argument(
         "--live",
         action="store_true",
@@ -65,16 +66,6 @@ def add(commands: Any) -> None:
     random = "of the prompts, and of the run (default: 0)"
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help=random)
     parser.set_defaults(run=_init)
-
-
-def _gigabytes(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0
-    if not 0 < number < 10_000:
-        raise argparse.ArgumentTypeError(f"must be a number of GB above 0, got {text!r}")
-    return number
 
 
 def _init(options: argparse.Namespace) -> None:
@@ -112,7 +103,7 @@ def _writer(options: argparse.Namespace) -> Writer | None:
 
 
 def _print(project: Project) -> None:
-    from customized_grpo.tools.init.guide import summary
+    from customized_grpo.tools.init.guide import steps, summary
 
     print(f"project: {project.folder}")
     print("\n".join(f"  {line}" for line in summary(project)))
@@ -122,4 +113,6 @@ def _print(project: Project) -> None:
     print(f"all photos, and what was found: {project.folder / 'photos.png'}")
     print(f"every number of the config, explained: {project.folder / 'config.yaml'}")
     print("next:")
-    print("\n".join(f"  {line}" for step in project.steps() for line in step.lines()))
+    print(
+        "\n".join(f"  {line}" for step in steps(project, project.folder) for line in step.lines())
+    )

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from customized_grpo.cli.shared import number
 from customized_grpo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,18 +38,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--once", action="store_true", help="print one frame and end")
     parser.add_argument("--json", action="store_true", help="print one JSON object and end")
     interval = "seconds between two looks (default: 2)"
-    parser.add_argument("--interval", type=_seconds, metavar="S", help=interval)
+    seconds = number(0.1, 3600, "seconds from 0.1 to 3600")
+    parser.add_argument("--interval", type=seconds, metavar="S", help=interval)
     parser.set_defaults(run=_watch)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0.1 <= seconds <= 3600:
-        raise argparse.ArgumentTypeError(f"must be seconds from 0.1 to 3600, got {text!r}")
-    return seconds
 
 
 def _watch(options: argparse.Namespace) -> None:

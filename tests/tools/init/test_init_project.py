@@ -248,7 +248,7 @@ def test_paths_with_spaces_can_be_pasted(photos: Path, capsys) -> None:
         (["--gpu-memory", "80GB"], "--gpu-memory: must be a number of GB above 0, got '80GB'"),
         (["--gpu-memory", "24", "--model", "uno"], "for a GPU of 80 GB, got --gpu-memory 24; take"),
         (["--prompts", "p.txt", "--num-prompts", "20"], "--num-prompts must be left out with --pr"),
-        (["--prompts", "p.txt", "--live"], "--live must be left out"),
+        (["--prompts", "p.txt", "--live", "--model", "uno"], "--live must be left out"),
         (["--prompts", "p.txt"], "--prompts: p.txt: cannot be read"),
         (["--llm", "http://127.0.0.1:1/v1"], "--llm-model must be given"),
         (["--llm-model", "m"], "--llm-model has no effect without --llm"),

@@ -1,6 +1,7 @@
 """Prompts: three kinds, different, of disjoint phrases, in words that the model knows."""
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,17 +18,17 @@ from customized_grpo.tools.init.prompts import (
     Write,
     check_class,
     draw_prompts,
-    embedded_writer,
-    plain_writer,
     read_prompts,
     split_prompts,
     with_article,
+    write_embedded,
+    write_plain,
 )
 
 WRITERS = {
-    "live": plain_writer("dog", True),
-    "thing": plain_writer("orange mug", False),
-    "embedded": embedded_writer("animal"),
+    "live": partial(write_plain, "dog", True),
+    "thing": partial(write_plain, "orange mug", False),
+    "embedded": partial(write_embedded, "animal"),
 }
 each = pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 

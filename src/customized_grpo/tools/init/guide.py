@@ -60,7 +60,7 @@ def header(project: Project, folder: Path) -> list[str]:
     about = (
         f"A run about {with_article(project.words)}, by cgrpo init from configs/{preset.config}."
     )
-    commands = [line for step in project.steps(folder) for line in step.lines()]
+    commands = [line for step in steps(project, folder) for line in step.lines()]
     return [
         about,
         *("", *textwrap.wrap(expect.strip(), _WIDTH)),

@@ -28,7 +28,7 @@ Kind = Literal[
 ]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Remark:
     """Something to know about a photo, or about all of them."""
 
@@ -89,7 +89,7 @@ def read_album(folder: Path, side: int, *, squares: bool = False) -> Album:
         except DataError as error:
             name = printable(path)
             reason = str(error).replace(f": {path}", " it", 1).replace(str(path), name)
-            remarks.append(Remark(photo=name, kind="unreadable", text=reason))
+            remarks.append(Remark(name, "unreadable", reason))
     if not photos:
         found = f"; {remarks[0]}" if remarks else ""
         raise DataError(
@@ -143,32 +143,29 @@ def _unused(folder: Path, used: set[Path]) -> Iterator[Remark]:
             why = 'not used: add it to train.jsonl yourself ("masks", docs/data.md)'
         else:
             why = "not used: no picture in a format that can be read; save it as JPEG or PNG"
-        yield Remark(photo=printable(path), kind="unused", text=why)
+        yield Remark(printable(path), "unused", why)
 
 
 def _remarks(photo: CheckedPhoto, side: int) -> Iterator[Remark]:
-    name, short = printable(photo.path), min(photo.height, photo.width)
-    if short < side:
-        yield Remark(
-            photo=name,
-            kind="small",
-            text=f"small, {photo.width} x {photo.height} px: it will be enlarged to the model's "
-            f"{side} px and look soft; take the original if there is a larger one",
+    name = printable(photo.path)
+    if min(photo.height, photo.width) < side:
+        text = (
+            f"small, {photo.width} x {photo.height} px: it will be enlarged to the model's {side} "
+            "px and look soft; take the original if there is a larger one"
         )
+        yield Remark(name, "small", text)
     if photo.sharpness < measures.BLURRED:
-        yield Remark(
-            photo=name,
-            kind="blurred",
-            text=f"looks blurred (sharpness {photo.sharpness:.0f}, below {measures.BLURRED:.0f}): "
-            "the model would learn that; leave it out or take it again",
+        text = (
+            f"looks blurred (sharpness {photo.sharpness:.0f}, below {measures.BLURRED:.0f}): the "
+            "model would learn that; leave it out or take it again"
         )
+        yield Remark(name, "blurred", text)
     if photo.transparent:
-        yield Remark(
-            photo=name,
-            kind="transparent",
-            text="has a transparent background, which becomes white: fine for a few, but with "
-            "such photos only the model sees the subject in no surroundings",
+        text = (
+            "has a transparent background, which becomes white: fine for a few, but with such "
+            "photos only the model sees the subject in no surroundings"
         )
+        yield Remark(name, "transparent", text)
 
 
 def _duplicates(photos: Sequence[CheckedPhoto]) -> Iterator[Remark]:
@@ -177,42 +174,39 @@ def _duplicates(photos: Sequence[CheckedPhoto]) -> Iterator[Remark]:
     for one, other in combinations(photos, 2):
         if other.path not in named and measures.alike(one.fingerprint, other.fingerprint):
             named.add(other.path)
-            yield Remark(
-                photo=printable(other.path),
-                kind="duplicate",
-                text=f"nearly the same picture as {printable(one.path)}: it counts double and "
-                "shows nothing new; keep one of the two",
+            text = (
+                f"nearly the same picture as {printable(one.path)}: it counts double and shows "
+                "nothing new; keep one of the two"
             )
+            yield Remark(printable(other.path), "duplicate", text)
 
 
 def _count(number: int) -> Iterator[Remark]:
-    text = ""
+    photos = f"{number} photo{'s' * (number > 1)}"
     if number < TOO_FEW:
         text = (
-            f"{number} photo{'s' * (number > 1)}: {TOO_FEW} to 20, from different sides and in "
-            "different places, teach more; with fewer none is kept aside to judge by"
+            f"{photos}: {TOO_FEW} to 20, from different sides and in different places, teach more; "
+            "with fewer none is kept aside to judge by"
         )
+        yield Remark("", "count", text)
     if number > TOO_MANY:
-        text = f"{number} photos: more than about 20 rarely help; keep the sharpest and most varied"
-    if text:
-        yield Remark(photo="", kind="count", text=text)
+        text = f"{photos}: more than about 20 rarely help; keep the sharpest and most varied"
+        yield Remark("", "count", text)
 
 
 def _shapes(photos: Sequence[CheckedPhoto]) -> Iterator[Remark]:
     for photo in photos:
         if (ratio := max(photo.height / photo.width, photo.width / photo.height)) > _WIDEST:
-            yield Remark(
-                photo=printable(photo.path),
-                kind="shape",
-                text=f"very long, {ratio:.1f} : 1: its ends beyond 7 : 3 are cropped away; crop it "
-                "yourself around the subject",
+            text = (
+                f"very long, {ratio:.1f} : 1: its ends beyond 7 : 3 are cropped away; crop it "
+                "yourself around the subject"
             )
+            yield Remark(printable(photo.path), "shape", text)
     ratios = [photo.width / photo.height for photo in photos]
     if max(ratios) / min(ratios) > _SPREAD:
         count = len(Counter(nearest_ratio(photo.height, photo.width) for photo in photos))
-        yield Remark(
-            photo="",
-            kind="shape",
-            text=f"the photos have {count} very different shapes: every update sees photos of one "
-            "shape only; crop them to one shape, square is best",
+        text = (
+            f"the photos have {count} very different shapes: every update sees photos of one shape "
+            "only; crop them to one shape, square is best"
         )
+        yield Remark("", "shape", text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from customized_grpo.errors import ConfigError
@@ -43,15 +44,10 @@ def plan_project(order: Order) -> Project:
         ConfigError: if options contradict each other, or the folder is not new.
         DataError: if photos or prompts cannot be used.
     """
-    _check_options(order)
     folder, words = check_new(order.folder), prompts.check_class(order.words)
     preset = choose_preset(order.model, order.gpu_memory)
     is_embedded = preset.name == EMBEDDED
-    if is_embedded and order.writer is not None:
-        raise ConfigError(
-            "--llm must be left out with the embedded model, which knows the sentences of its own "
-            "grammar only; take a large model by --model"
-        )
+    _check_options(order, is_embedded)
     album = read_album(order.photos, preset.side, squares=is_embedded)
     called = _embedded_noun(words, order.live) if is_embedded else words
     return Project(
@@ -66,12 +62,18 @@ def plan_project(order: Order) -> Project:
     )
 
 
-def _check_options(order: Order) -> None:
+def _check_options(order: Order, is_embedded: bool) -> None:
     if order.prompts is not None:
-        flags = {"--llm": order.writer, "--num-prompts": order.num_prompts, "--live": order.live}
+        named_by_it = order.live and not is_embedded  # which does not know every class
+        flags = {"--llm": order.writer, "--num-prompts": order.num_prompts, "--live": named_by_it}
         for flag, value in flags.items():
             if value:
                 raise ConfigError(f"{flag} must be left out with --prompts, whose lines are taken")
+    if is_embedded and order.writer is not None:
+        raise ConfigError(
+            "--llm must be left out with the embedded model, which knows the sentences of its own "
+            "grammar only; take a large model by --model"
+        )
     count = order.num_prompts
     if count is not None and not prompts.FEWEST <= count <= prompts.MOST:
         raise ConfigError(
@@ -98,7 +100,8 @@ def _prompts(order: Order, called: str, is_embedded: bool) -> prompts.Prompts:
     count = DEFAULT_PROMPTS if order.num_prompts is None else order.num_prompts
     if order.writer is not None:
         return order.writer.write(called, order.live, count)
-    write = (
-        prompts.embedded_writer(called) if is_embedded else prompts.plain_writer(called, order.live)
-    )
+    if is_embedded:
+        write = partial(prompts.write_embedded, called)
+    else:
+        write = partial(prompts.write_plain, called, order.live)
     return prompts.draw_prompts(count, order.seed, write)

@@ -31,7 +31,7 @@ from customized_grpo.pictures import png, save_grid
 from customized_grpo.tools.init import guide
 from customized_grpo.tools.init.config_text import write_config
 from customized_grpo.tools.init.measures import alike
-from customized_grpo.tools.init.models import EMBEDDED, Preset, Step
+from customized_grpo.tools.init.models import EMBEDDED, Preset
 from customized_grpo.tools.init.photos import TOO_FEW, Album, CheckedPhoto, printable
 from customized_grpo.tools.init.prompts import Prompt, Prompts
 from customized_grpo.types import Example, crop_and_resize
@@ -121,10 +121,6 @@ class Project:
             }
             for (number, prompt), photo in product(numbered, photos)
         ]
-
-    def steps(self, folder: Path | None = None) -> list[Step]:
-        """What to do with it, from any folder or from the one where it was made."""
-        return guide.steps(self, folder or self.folder)
 
     def write(self) -> None:
         """Writes the folder, which appears as a whole.

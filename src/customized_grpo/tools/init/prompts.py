@@ -11,7 +11,6 @@ import random
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from customized_grpo.data.photos import SHARE
@@ -91,12 +90,9 @@ def draw_prompts(count: int, seed: int, write: Write) -> Prompts:
     return Prompts(training=tuple(parts[False].values()), held_out=tuple(parts[True].values()))
 
 
-def plain_writer(words: str, live: bool) -> Write:
+def write_plain(words: str, live: bool, kind: str, held_out: bool, random: random.Random) -> str:
     """English for the large models."""
-    return partial(_plain, words, live)
 
-
-def _plain(words: str, live: bool, kind: str, held_out: bool, random: random.Random) -> str:
     def pick(phrases: Sequence[str]) -> str:
         return random.choice(_share(phrases, held_out))
 
@@ -114,12 +110,8 @@ def _plain(words: str, live: bool, kind: str, held_out: bool, random: random.Ran
     return " ".join(f"{opening}{subject} {action} {company} {where} {light}".split())
 
 
-def embedded_writer(noun: str) -> Write:
-    """Sentences of the emoji world, about one of its nouns."""
-    return partial(_embedded, noun)
-
-
-def _embedded(noun: str, kind: str, held_out: bool, random: random.Random) -> str:
+def write_embedded(noun: str, kind: str, held_out: bool, random: random.Random) -> str:
+    """A sentence of the emoji world, about one of its nouns."""
     from customized_grpo.data.emoji import world as emoji
 
     def pick(attribute: str) -> int:
