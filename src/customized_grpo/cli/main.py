@@ -44,22 +44,13 @@ Teaches a generator to keep the subject of a reference picture and to do what th
 _EXAMPLES = """\
 examples:
   cgrpo demo                                              teach the embedded generator on a CPU
-  cgrpo init my-dog --photos photos --class dog           your own photos: prompts and a config
   cgrpo train configs/emoji.yaml --train.num_updates 100  train; any field can be overridden
-  cgrpo data configs/emoji.yaml                           what will be trained on, as a picture
-  cgrpo train --help                                      all fields, with their defaults
-  cgrpo resume runs/emoji                                 go on with a run that was stopped
-  cgrpo watch runs/emoji                                  how a run is going, live
+  cgrpo init my-dog --photos photos --class dog           your own photos: prompts and a config
   cgrpo evaluate runs/emoji                               base against tuned, held-out subjects
-  cgrpo evaluate configs/benchmarks/dreambench.yaml       any model's pictures, on DreamBench
   cgrpo generate runs/emoji --file prompts.jsonl          your own prompts, base beside tuned
   cgrpo export runs/emoji --to hub-folder --out my-lora   a LoRA with its model card
-  cgrpo playground runs/emoji                             a page to try it on
-  cgrpo report runs/emoji                                 curves, tables and pictures in one page
-  cgrpo compare configs/studies/proof.yaml                many methods and seeds, and their report
   cgrpo estimate configs/flux-kontext.yaml --num-devices 8  seconds, memory and cost of a run
   cgrpo doctor configs/flux-kontext.yaml                  is everything there that a run needs?
-  cgrpo serve-reward rewards.yaml --port 8100             rewards for runs on other machines
 """
 
 _EXIT_CODES = """\

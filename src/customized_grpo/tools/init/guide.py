@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from customized_grpo.tools.init.models import Preset, Step
+from customized_grpo.tools.init.models import Step
 from customized_grpo.tools.init.prompts import OWN, with_article
 
 if TYPE_CHECKING:
@@ -74,9 +74,10 @@ def steps(project: Project, folder: Path) -> list[Step]:
     config, run = folder / "config.yaml", folder / "runs" / project.run.name
     row = project.held_out[0]
     reference = folder / row["references"][0]
+    device = "rtx4090" if project.preset.memory <= 24 else "h100"  # of the config's memory
     estimate = Step(
         why="how long it will take, computed",
-        command=_command("estimate", config, "--device", _device(project.preset)),
+        command=_command("estimate", config, "--device", device),
     )
     return [
         *project.preset.before,
@@ -110,11 +111,6 @@ def steps(project: Project, folder: Path) -> list[Step]:
 def flag(name: str, value: str) -> list[str]:
     """For a command line, where a value that begins with - would be taken for another flag."""
     return [f"{name}={value}"] if value.startswith("-") else [name, value]
-
-
-def _device(preset: Preset) -> str:
-    """A device of the memory that the config is made for."""
-    return "rtx4090" if preset.memory <= 24 else "h100"
 
 
 def _command(*words: object) -> str:

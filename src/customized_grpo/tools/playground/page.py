@@ -226,9 +226,9 @@ class Page:
         asked += [self._place, self._trained, sent_at]
         shown = [self._status, self._base, self._tuned, self._answer]
         raw: dict[str, Any] = {"preprocess": False, "api_visibility": "private"}
-        hidden = raw | {"show_progress": "hidden"}
-        stopping = hidden | {"queue": False, "js": _NOW}
-        drawing = raw | {
+        hidden: dict[str, Any] = raw | {"show_progress": "hidden"}
+        stopping: dict[str, Any] = hidden | {"queue": False, "js": _NOW}
+        drawing: dict[str, Any] = raw | {
             "js": _NOW,
             "show_progress_on": self._status,
             "concurrency_id": "generator",
@@ -276,7 +276,7 @@ class Page:
     ) -> Changes:
         """Draws by other weights what is asked for; nothing, where it is not filled in yet."""
         picture, prompt, *_ = asked
-        ready = picture is not None and prompt.strip()
+        ready = picture and (prompt or "").strip()
         return self._draw(request, progress, *asked) if ready else gr.skip()
 
     def _show(self, compared: Comparison) -> Changes:
