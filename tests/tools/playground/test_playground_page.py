@@ -46,7 +46,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     good = Image.fromarray(small).resize((80, 64), Image.Resampling.NEAREST)
     good.save(folder / "good.png")
     good.resize((20, 20)).save(folder / "small.png")
-    good.save(folder / "animated.gif", save_all=True, append_images=[good.rotate(90)])
     (folder / "truncated.png").write_bytes((folder / "good.png").read_bytes()[:150])
     (folder / "text.png").write_text("this is no picture")
     Image.new("1", (9500, 9500)).save(folder / "huge.png")
@@ -295,11 +294,6 @@ def test_a_bad_upload_gets_a_message_and_the_next_works(
     assert page.locator("#base img").count() == 0
     ask(page, folder)
     says(page, "Done")
-
-
-def test_an_animation_is_taken_with_a_note(page: Any, folder: Path) -> None:
-    upload(page, folder / "animated.gif")
-    says(page, "it is animated: only the first frame is used")
 
 
 def test_what_is_missing_is_said(page: Any, folder: Path) -> None:

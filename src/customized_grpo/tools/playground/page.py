@@ -325,16 +325,9 @@ class Page:
         }
 
 
-def _read(
-    picture: dict[str, Any] | None,
-    prompt: str,
-    subject: str,
-    seed: object,
-    strength: object,
-    place: int,
-    trained: Sequence[TrainedWeights],
-) -> DrawRequest:
-    path = None if picture is None else Path(picture["path"])
+def _read(picture: Any, prompt: Any, subject: Any, *numbers: Any) -> DrawRequest:
+    seed, strength, place, trained = numbers
+    path = Path(picture["path"]) if picture else None
     chosen = trained[int(place) - 1] if trained else None
     return read_request(path, prompt or "", seed, chosen, strength, subject or "")
 

@@ -107,18 +107,15 @@ class _Plan:
     @classmethod
     def read(cls, file: Path) -> _Plan:
         raw = read_mapping(str(file), "RUN")  # plugs of the run need not be installed here
-        try:
-            prompts = raw["rollout"]["prompts_per_rollout"]
-            return cls(
-                num_updates=raw["train"]["num_updates"],
-                inner_updates=raw["train"]["inner_updates"],
-                num_prompts=prompts,
-                num_images=prompts * raw["rollout"]["group_size"],
-                objectives={r.get("name") or r["type"]: r["objective"] for r in raw["rewards"]},
-                begun=file.stat().st_mtime,
-            )
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"RUN: {file} is not the config of a run: no {error}") from error
+        prompts = raw["rollout"]["prompts_per_rollout"]
+        return cls(
+            num_updates=raw["train"]["num_updates"],
+            inner_updates=raw["train"]["inner_updates"],
+            num_prompts=prompts,
+            num_images=prompts * raw["rollout"]["group_size"],
+            objectives={r.get("name") or r["type"]: r["objective"] for r in raw["rewards"]},
+            begun=file.stat().st_mtime,
+        )
 
 
 class Watcher:
@@ -127,7 +124,6 @@ class Watcher:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._metrics = MetricsReader(folder)
-        self._grown: float | None = None  # when the log was last seen to grow, by our own clock
 
     def look(self) -> Facts:
         """What is known now.
@@ -142,13 +138,12 @@ class Watcher:
             return Facts(run=str(self._folder), state="waiting")
         check_run(self._folder)
         plan = _Plan.read(self._folder / CONFIG)
-        first_look = self._metrics.written is None
-        if self._metrics.read() and not first_look:
-            self._grown = time.monotonic()
+        self._metrics.read()
         rows = self._metrics.rows
         updates = [row for row in rows if row["update"]]
         recent = updates[-_RECENT * plan.inner_updates :]
-        silent, patience = self._silence(plan), _patience(updates)
+        silent = max(0.0, time.time() - max(self._metrics.written or 0.0, plan.begun))
+        patience = _patience(updates)
         finished = finished_updates(self._folder) == plan.num_updates  # not yet, if made longer
         why = why_stopped(self._folder)
         checkpoint, checkpoint_age = self._checkpoint()
@@ -175,12 +170,6 @@ class Watcher:
             checkpoint_age=checkpoint_age,
             warnings=_warnings(recent, plan, self._folder),
         )  # fmt: skip
-
-    def _silence(self, plan: _Plan) -> float:
-        """By our own clock once the log was seen to grow: two machines may differ in the time."""
-        if self._grown is not None:
-            return time.monotonic() - self._grown
-        return max(0.0, time.time() - max(self._metrics.written or 0.0, plan.begun))
 
     def _checkpoint(self) -> tuple[int | None, float | None]:
         folders = checkpoint_folders(self._folder)
