@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,43 +76,28 @@ def steps(project: Project, folder: Path) -> list[Step]:
     row = project.held_out[0]
     reference = folder / row["references"][0]
     device = "rtx4090" if project.preset.memory <= 24 else "h100"  # of the config's memory
-    estimate = Step(
-        why="how long it will take, computed",
-        command=_command("estimate", config, "--device", device),
-    )
+    estimate = ["estimate", config, "--device", device]
+    data = ["data", config, "--out", folder / "data.png"]
+    shown = flag("--prompt", row["prompt"])
+    generate = ["generate", run, *shown, "--reference", reference, "--count", 4]
+    export = ["export", run, "--to", "hub-folder", "--out", folder / "lora"]
+    commands: list[tuple[str, Sequence[object]]] = [
+        (f"look at what will be trained on, in {folder / 'data.png'}", data),
+        *([] if project.is_embedded else [("how long it will take, computed", estimate)]),
+        ("train" + " (about two minutes of one CPU core)" * project.is_embedded, ["train", config]),
+        ("pictures of a prompt that was not trained on, before and after", generate),
+        (
+            f"measure what training changed, on {project.num_judged} held-out examples",
+            ["evaluate", run],
+        ),
+        ("a LoRA with a model card, for diffusers and the hub", export),
+    ]
     return [
         *project.preset.before,
-        Step(
-            why=f"look at what will be trained on, in {folder / 'data.png'}",
-            command=_command("data", config, "--out", folder / "data.png"),
-        ),
-        *([] if project.is_embedded else [estimate]),
-        Step(
-            why="train" + " (about two minutes of one CPU core)" * project.is_embedded,
-            command=_command("train", config),
-        ),
-        Step(
-            why="pictures of a prompt that was not trained on, before and after",
-            command=_command(
-                *("generate", run, *flag("--prompt", row["prompt"])),
-                *("--reference", reference, "--count", 4),
-            ),
-        ),
-        Step(
-            why=f"measure what training changed, on {project.num_judged} held-out examples",
-            command=_command("evaluate", run),
-        ),
-        Step(
-            why="a LoRA with a model card, for diffusers and the hub",
-            command=_command("export", run, "--to", "hub-folder", "--out", folder / "lora"),
-        ),
+        *(Step(why, shlex.join(["cgrpo", *map(str, words)])) for why, words in commands),
     ]
 
 
 def flag(name: str, value: str) -> list[str]:
     """For a command line, where a value that begins with - would be taken for another flag."""
     return [f"{name}={value}"] if value.startswith("-") else [name, value]
-
-
-def _command(*words: object) -> str:
-    return shlex.join(["cgrpo", *map(str, words)])

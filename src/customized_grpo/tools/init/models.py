@@ -9,7 +9,7 @@ from customized_grpo.errors import ConfigError
 EMBEDDED = "embedded"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Step:
     """Something for the user to do."""
 
@@ -42,14 +42,12 @@ class Preset:
     def before(self) -> list[Step]:
         """What has to be done once."""
         install = Step(
-            why="install what reads the model in fewer bits",
-            command=f"pip install 'customized-grpo[{self.extra}]'",
+            "install what reads the model in fewer bits",
+            f"pip install 'customized-grpo[{self.extra}]'",
         )
         page = f"https://huggingface.co/black-forest-labs/{self.licence}"
-        accept = Step(why=f"accept the licence of the weights at {page}")
-        login = Step(
-            why="log in to the hub, with a token of yours that may read", command="hf auth login"
-        )
+        accept = Step(f"accept the licence of the weights at {page}")
+        login = Step("log in to the hub, with a token of yours that may read", "hf auth login")
         return [install] * bool(self.extra) + [accept, login] * bool(self.licence)
 
 
