@@ -34,9 +34,9 @@ class Preset:
     side: int = 512
     """Pixels of what it makes."""
     extra: str = ""
-    """Of this package, with what reads the model in fewer bits."""
+    """The extra of this package that reads the model in fewer bits."""
     licence: str = ""
-    """Repository of black-forest-labs whose licence has to be accepted."""
+    """The repository of black-forest-labs whose licence has to be accepted."""
 
     @property
     def before(self) -> list[Step]:
