@@ -20,7 +20,10 @@ _CELL, _GAP, _HEADER, _TEXT = 144, 8, 26, 220
 
 
 def save_grid(
-    path: Path, examples: Sequence[Example], columns: Mapping[str, Tensor | Sequence[Tensor]]
+    path: Path,
+    examples: Sequence[Example],
+    columns: Mapping[str, Tensor | Sequence[Tensor]],
+    headings: tuple[str, str] = ("reference", "prompt"),
 ) -> None:
     """Writes a PNG with one row per example.
 
@@ -29,6 +32,7 @@ def save_grid(
         examples: give reference and prompt.
         columns: heading -> images ``[len(examples), 3, H, W]`` in [0, 1], or one of any size for
             each example.
+        headings: of the first two columns.
     """
     width = _GAP * (3 + len(columns)) + _CELL * (1 + len(columns)) + _TEXT
     sheet = Image.new("RGB", (width, _HEADER + (_CELL + _GAP) * len(examples)), "white")
@@ -36,7 +40,7 @@ def save_grid(
     title, font = ImageFont.load_default(15), ImageFont.load_default(14)
     lefts = [_GAP, 2 * _GAP + _CELL]
     lefts += [lefts[1] + _TEXT + _GAP + i * (_CELL + _GAP) for i in range(len(columns))]
-    for left, heading in zip(lefts, ("reference", "prompt", *columns), strict=True):
+    for left, heading in zip(lefts, (*headings, *columns), strict=True):
         draw.text((left, 4), heading, fill="black", font=title)
     for row, example in enumerate(examples):
         top = _HEADER + row * (_CELL + _GAP)

@@ -246,6 +246,7 @@ def test_plugs_may_lie_beside_the_config(tmp_path, calls):
         ["--version"],
         ["version"],
         ["evaluate", "-h"],
+        ["init", "-h"],
         ["serve-reward", "-h"],
         ["generate", "-h"],
         ["export", "-h"],

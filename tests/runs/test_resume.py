@@ -28,9 +28,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from customized_grpo.runs import checkpoint
-from customized_grpo.training import loop
-from customized_grpo.runs.checkpoint import CheckpointStore, checkpoint_folders
 from customized_grpo.cli.main import main
 from customized_grpo.config import RunConfig, dump_config
 from customized_grpo.data.emoji.source import EmojiSource
@@ -44,14 +41,17 @@ from customized_grpo.errors import (
 )
 from customized_grpo.evaluation.evaluate import evaluate_run
 from customized_grpo.generators.flux1 import Flux1Generator
-from customized_grpo.training.loss import policy_batch
-from customized_grpo.runs.resume import check_changes, remove_leftovers, resumed_config
 from customized_grpo.rewards.base import RewardSet
+from customized_grpo.runs import checkpoint
+from customized_grpo.runs.checkpoint import CheckpointStore, checkpoint_folders
 from customized_grpo.runs.log import RunLog, run_folder
+from customized_grpo.runs.resume import check_changes, remove_leftovers, resumed_config
+from customized_grpo.tools.watch.facts import Watcher
+from customized_grpo.training import loop
 from customized_grpo.training.loop import Loop
+from customized_grpo.training.loss import policy_batch
 from customized_grpo.training.session import Session, train
 from customized_grpo.types import Example, RewardScores
-from customized_grpo.tools.watch.facts import Watcher
 
 
 @pytest.fixture(autouse=True)
@@ -353,7 +353,12 @@ def test_leftovers_are_removed_where_a_run_leaves_them(tmp_path: Path) -> None:
         "checkpoints/000002.weights/a", "samples/000002.png.tmp", "failures/000002.tmp/a",
         "sinks/wandb.json.7.tmp", "pictures/test/base.png.tmp", "samples/000002.png",
     ]  # fmt: skip
-    kept = ["samples/000000.png", "samples/mine.png", "mine/notes.tmp", "runs/other/checkpoints/000002.tmp/a"]
+    kept = [
+        "samples/000000.png",
+        "samples/mine.png",
+        "mine/notes.tmp",
+        "runs/other/checkpoints/000002.tmp/a",
+    ]
     for name in (*gone, *kept):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()

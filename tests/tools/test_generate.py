@@ -15,7 +15,7 @@ from customized_grpo.cli.main import main
 from customized_grpo.config import RunConfig
 from customized_grpo.errors import CheckpointError, ResourceError
 from customized_grpo.tools import generate as generate_module
-from customized_grpo.tools.generate import Model, Task, find_model, generate, read_prompts
+from customized_grpo.tools.generate import Shot, Target, generate, open_target, read_prompts
 
 FOX, CUP = "a golden fox on the beach", "a cup in the snow"
 
@@ -186,8 +186,8 @@ def test_many_pictures_make_several_sheets(
 ) -> None:
     monkeypatch.setattr(generate_module, "_SHEET_ROWS", 2)
     (entry,) = read_prompts([FOX], [Path("a.png")], None)
-    tasks = [Task(entry=entry, seed=seed) for seed in range(3)]
-    sheets = generate(Model(config=tiny_config), tasks, Path("many"))
+    shots = [Shot(entry=entry, seed=seed) for seed in range(3)]
+    sheets = generate(Target(config=tiny_config), shots, Path("many"))
     assert [sheet.name for sheet in sheets] == ["sheet-001.png", "sheet-002.png"]
     assert pixels(sheets[0]).shape[0] - pixels(sheets[1]).shape[0] == 152  # one row
 
@@ -201,9 +201,9 @@ def test_memory_that_runs_out_names_the_option(
     monkeypatch.setattr(generate_module, "FixedSampler", fail)
     (entry,) = read_prompts([FOX], [Path("a.png")], None)
     with pytest.raises(ResourceError, match="lower --batch-size"):
-        generate(Model(config=tiny_config), [Task(entry=entry, seed=0)], Path("none"))
+        generate(Target(config=tiny_config), [Shot(entry=entry, seed=0)], Path("none"))
 
 
 def test_a_run_that_is_not_there_yet_is_to_be_trained() -> None:
     with pytest.raises(CheckpointError, match=r"got 'runs/none', which is not there.*train first"):
-        find_model(Path("runs/none"))
+        open_target(Path("runs/none"))

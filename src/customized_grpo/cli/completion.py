@@ -17,7 +17,6 @@ def add(commands: Any, whole: argparse.ArgumentParser) -> None:
         epilog='examples:\n  eval "$(cgrpo completion bash)"             in this shell\n'
         "  cgrpo completion bash > ~/.local/share/bash-completion/completions/cgrpo\n"
         "  cgrpo completion zsh > ~/.zfunc/_cgrpo       in a folder of $fpath",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="of your terminal")
     parser.set_defaults(run=lambda options: print(script(whole, options.shell)))

@@ -16,7 +16,6 @@ def add(commands: Any) -> None:
         help="check the data of a config and show the first training batch",
         description="Check the data of a config, count them, and draw the first training batch.",
         epilog="example:\n  cgrpo data configs/emoji.yaml --out batch.png",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", metavar="CONFIG", type=Path, help="YAML file of a run")
     parser.add_argument(

@@ -29,7 +29,6 @@ def add(commands: Any) -> None:
         "  cgrpo export runs/emoji --to comfyui --out ComfyUI/models/loras/mine\n"
         "  cgrpo export runs/emoji --to merged --out my-model\n"
         "what is in the folders, and what was tested: docs/using.md",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run")
     parser.add_argument("--to", choices=("hub-folder", "comfyui", "merged"), required=True)

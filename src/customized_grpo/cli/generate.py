@@ -30,7 +30,6 @@ def add(commands: Any) -> None:
         "  cgrpo generate runs/emoji --file prompts.jsonl --seeds 3 7 --strength 0.7 --out mine\n"
         "  cgrpo generate configs/emoji.yaml --lora my-lora --no-base --file prompts.jsonl\n"
         "what the options do: docs/using.md",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("target", metavar="TARGET", type=Path, help="folder of a run, or a config")
     text = "what to show; may be repeated: every prompt is drawn with all references"
@@ -69,17 +68,17 @@ def add(commands: Any) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from customized_grpo.tools.generate import Task, find_model, generate, read_prompts
+    from customized_grpo.tools.generate import Shot, generate, open_target, read_prompts
 
-    model = find_model(options.target, options.lora)
+    target = open_target(options.target, options.lora)
     entries = read_prompts(options.prompt, options.reference, options.file)
     seeds = _seeds(options.seeds, options.count)
-    tasks = [Task(entry=entry, seed=seed) for entry in entries for seed in seeds]
+    shots = [Shot(entry=entry, seed=seed) for entry in entries for seed in seeds]
     out = options.out or free_path(Path("generated"))
     hide_loading_bars()
     sheets = generate(
-        model,
-        tasks,
+        target,
+        shots,
         out,
         base=options.base,
         strength=options.strength,
@@ -90,7 +89,7 @@ def _generate(options: argparse.Namespace) -> None:
     for sheet in sheets:
         print(f"contact sheet: {sheet}")
     if options.target.is_dir():
-        next_step(*after_pictures(model.config, options.target))
+        next_step(*after_pictures(target.config, options.target))
 
 
 def _seeds(seeds: list[int], count: int | None) -> list[int]:

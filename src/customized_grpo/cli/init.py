@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from customized_grpo.cli.shared import positive, seed
+from customized_grpo.cli.shared import number, positive, seed
 from customized_grpo.errors import ConfigError
-from customized_grpo.tools.init.models import MODELS
+from customized_grpo.tools.init.models import PRESETS
 
 if TYPE_CHECKING:
     from customized_grpo.tools.init.llm import Writer
-    from customized_grpo.tools.init.photos import Remark
     from customized_grpo.tools.init.project import Project
 
 
@@ -26,13 +24,12 @@ def add(commands: Any) -> None:
         "judge by, and a config in which every number is explained; then print the commands from "
         "there to a LoRA. Everything goes into one new folder; your photos are copied, never "
         "changed.",
-        epilog='examples:\n  cgrpo init my-dog --photos photos --class "dog"\n'
+        epilog="examples:\n  cgrpo init my-dog --photos photos --class dog --live\n"
         '  cgrpo init my-mug --photos photos --class "red mug" --gpu-memory 24\n'
-        "  cgrpo init my-bear --photos photos --class bear --no-live --prompts prompts.txt\n"
-        "  cgrpo init my-cat --photos photos --class cat --model flux2-klein \\\n"
+        "  cgrpo init my-bear --photos photos --class bear --prompts prompts.txt\n"
+        "  cgrpo init my-cat --photos photos --class cat --live --model flux2-klein \\\n"
         "      --llm http://localhost:8000/v1 --llm-model Qwen/Qwen3-8B\n"
         "what the checks mean, and the way to a LoRA: docs/own_subject.md",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="new folder of the project")
     photos = "folder with 5 to 20 photos of your subject"
@@ -41,16 +38,17 @@ def add(commands: Any) -> None:
     parser.add_argument("--class", dest="words", metavar="WORDS", required=True, help=words)
     parser.add_argument(
         "--model",
-        choices=MODELS,
+        choices=PRESETS,
         help="what to train (default: what fits --gpu-memory or this machine's GPU; without one, "
         "embedded: a small model to try everything with on a CPU)",
     )
     memory = "of the GPU that will train it, if it is not this machine's"
-    parser.add_argument("--gpu-memory", type=_gigabytes, metavar="GB", help=memory)
+    gigabytes = number(0, 10_000, "a number of GB above 0")
+    parser.add_argument("--gpu-memory", type=gigabytes, metavar="GB", help=memory)
     parser.add_argument(
         "--live",
-        action=argparse.BooleanOptionalAction,
-        help="it is a person or an animal, which can wear a hat (default: guessed from the class)",
+        action="store_true",
+        help="it is a person or an animal, which can sit and wear a hat",
     )
     own = "your own prompts, one a line, {class} stands for the class (default: from our grammar)"
     parser.add_argument("--prompts", type=Path, metavar="FILE", help=own)
@@ -67,22 +65,11 @@ def add(commands: Any) -> None:
     parser.add_argument("--num-prompts", type=positive, metavar="N", help=count)
     random = "of the prompts, and of the run (default: 0)"
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help=random)
-    parser.add_argument("--json", action="store_true", help="print JSON, no text")
     parser.set_defaults(run=_init)
 
 
-def _gigabytes(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0
-    if not 0 < number < 10_000:
-        raise argparse.ArgumentTypeError(f"must be a number of GB above 0, got {text!r}")
-    return number
-
-
 def _init(options: argparse.Namespace) -> None:
-    from customized_grpo.tools.init.plan import Order, plan_project, remarks_on_prompts
+    from customized_grpo.tools.init.plan import Order, plan_project
 
     order = Order(
         folder=options.folder,
@@ -98,11 +85,7 @@ def _init(options: argparse.Namespace) -> None:
     )
     project = plan_project(order)
     project.write()
-    remarks = [*project.album.remarks, *remarks_on_prompts(project)]
-    if options.json:
-        print(json.dumps(_content(project, remarks), allow_nan=False))
-    else:
-        _print(project, remarks)
+    _print(project)
 
 
 def _writer(options: argparse.Namespace) -> Writer | None:
@@ -119,40 +102,17 @@ def _writer(options: argparse.Namespace) -> Writer | None:
     return Writer(url=options.llm, model=options.llm_model, key_env=options.llm_key_env)
 
 
-def _print(project: Project, remarks: list[Remark]) -> None:
-    from customized_grpo.tools.init.guide import summary
+def _print(project: Project) -> None:
+    from customized_grpo.tools.init.guide import steps, summary
 
     print(f"project: {project.folder}")
     print("\n".join(f"  {line}" for line in summary(project)))
-    if remarks:
+    if project.album.remarks:
         print("worth a look:")
-        print("\n".join(f"  {remark}" for remark in remarks))
-    print(f"all photos with their remarks: {project.folder / 'photos.png'}")
+        print("\n".join(f"  {remark}" for remark in project.album.remarks))
+    print(f"all photos, and what was found: {project.folder / 'photos.png'}")
     print(f"every number of the config, explained: {project.folder / 'config.yaml'}")
     print("next:")
-    print("\n".join(f"  {line}" for step in project.steps() for line in step.lines()))
-
-
-def _content(project: Project, remarks: list[Remark]) -> dict[str, Any]:
-    return {
-        "folder": str(project.folder),
-        "model": project.model.name,
-        "class": project.words,
-        "called": project.called,
-        "live": project.live,
-        "photos": [
-            {
-                "file": str(photo.path),
-                "copy": project.copies[photo.path],
-                "width": photo.width,
-                "height": photo.height,
-                "sharpness": round(photo.sharpness, 1),
-                "held_out": photo.path in project.aside,
-            }
-            for photo in project.album.photos
-        ],
-        "remarks": [{"photo": r.photo, "kind": r.kind, "text": r.text} for r in remarks],
-        "training_examples": len(project.training),
-        "held_out_examples": len(project.held_out),
-        "next": [{"why": step.why, "command": step.command} for step in project.steps()],
-    }
+    print(
+        "\n".join(f"  {line}" for step in steps(project, project.folder) for line in step.lines())
+    )

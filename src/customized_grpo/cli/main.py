@@ -1,4 +1,4 @@
-"""The command `cgrpo`; its subcommands are in ``commands``."""
+"""The command `cgrpo`; its subcommands are the other modules here."""
 
 from __future__ import annotations
 
@@ -44,22 +44,13 @@ Teaches a generator to keep the subject of a reference picture and to do what th
 _EXAMPLES = """\
 examples:
   cgrpo demo                                              teach the embedded generator on a CPU
-  cgrpo init my-dog --photos photos --class dog           your own photos: prompts and a config
   cgrpo train configs/emoji.yaml --train.num_updates 100  train; any field can be overridden
-  cgrpo data configs/emoji.yaml                           what will be trained on, as a picture
-  cgrpo train --help                                      all fields, with their defaults
-  cgrpo resume runs/emoji                                 go on with a run that was stopped
-  cgrpo watch runs/emoji                                  how a run is going, live
+  cgrpo init my-dog --photos photos --class dog           your own photos: prompts and a config
   cgrpo evaluate runs/emoji                               base against tuned, held-out subjects
-  cgrpo evaluate configs/benchmarks/dreambench.yaml       any model's pictures, on DreamBench
   cgrpo generate runs/emoji --file prompts.jsonl          your own prompts, base beside tuned
   cgrpo export runs/emoji --to hub-folder --out my-lora   a LoRA with its model card
-  cgrpo playground runs/emoji                             a page to try it on
-  cgrpo report runs/emoji                                 curves, tables and pictures in one page
-  cgrpo compare configs/studies/proof.yaml                many methods and seeds, and their report
   cgrpo estimate configs/flux-kontext.yaml --num-devices 8  seconds, memory and cost of a run
   cgrpo doctor configs/flux-kontext.yaml                  is everything there that a run needs?
-  cgrpo serve-reward rewards.yaml --port 8100             rewards for runs on other machines
 """
 
 _EXIT_CODES = """\
@@ -139,8 +130,11 @@ def _one_line(error: Exception) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
+    """The parser of the command, and of each subcommand."""
+
     def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)  # that of a subcommand as well
+        keep_lines: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(allow_abbrev=False, **(keep_lines | options))
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see `{self.prog} --help`")
@@ -151,7 +145,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="cgrpo",
         description=_ABOUT,
         epilog=_EXAMPLES + _EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=_version())
     parser.add_argument("--debug", action="store_true", help="print a traceback with an error")
@@ -168,7 +161,6 @@ def _parser() -> argparse.ArgumentParser:
         "version",
         help="print the version",
         epilog="example:\n  cgrpo version",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     show_version.set_defaults(run=lambda options: print(_version()))
     return parser

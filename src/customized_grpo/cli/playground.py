@@ -24,7 +24,6 @@ def add(commands: Any) -> None:
         "  cgrpo playground configs/emoji.yaml --port 8000   the base, before any training\n"
         "  cgrpo playground configs/emoji.yaml --lora my-lora\n"
         "what is on the page: docs/playground.md",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("target", metavar="TARGET", type=Path, help="folder of a run, or a config")
     lora = "folder of trained weights, where TARGET is a config"

@@ -18,7 +18,6 @@ def add(commands: Any) -> None:
         "--reward, for `type: remote` rewards of runs. See docs/remote_rewards.md.",
         epilog="examples:\n  cgrpo serve-reward rewards.yaml --port 8100\n"
         "  cgrpo serve-reward --reward '{type: clip-text, path: openai/clip-vit-large-patch14}'",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     file = "YAML file of a server"
     parser.add_argument("config", metavar="CONFIG", type=Path, nargs="?", help=file)

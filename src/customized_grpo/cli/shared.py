@@ -6,6 +6,8 @@ import argparse
 import itertools
 import shlex
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,19 @@ def seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2^32 - 1, got {text!r}")
     return int(text)
+
+
+def number(lowest: float, highest: float, words: str) -> Callable[[str], float]:
+    """A type of an argument, above 0."""
+
+    def parse(text: str) -> float:
+        with suppress(ValueError):
+            value = float(text)
+            if value > 0 and lowest <= value <= highest:
+                return value
+        raise argparse.ArgumentTypeError(f"must be {words}, got {text!r}")
+
+    return parse
 
 
 def free_path(path: Path) -> Path:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from customized_grpo.cli.shared import number
 from customized_grpo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,32 +23,22 @@ def add(commands: Any) -> None:
         "watch",
         help="how far, how fast and how well a run is going, live, from its folder alone",
         description="Show a run as it goes on: progress, speed, rewards, conflicts, validation "
-        "scores, and whether it is alive. It reads the run's folder and nothing else, so it works "
+        "scores, and its state. It reads the run's folder and nothing else, so it works "
         "from any machine that sees the folder. Ctrl-C leaves; the run does not notice. Without a "
         "terminal it prints one frame.",
         epilog="examples:\n  cgrpo watch runs/emoji\n"
         "  ssh cluster cgrpo watch /runs/emoji --once\n"
         "  cgrpo watch runs/emoji --json | jq .state\n"
         "what is shown, and what the states mean: docs/watching.md",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     folder = "folder of a run, which need not have begun"
     parser.add_argument("run_folder", metavar="RUN", type=Path, help=folder)
     parser.add_argument("--once", action="store_true", help="print one frame and end")
     parser.add_argument("--json", action="store_true", help="print one JSON object and end")
     interval = "seconds between two looks (default: 2)"
-    parser.add_argument("--interval", type=_seconds, metavar="S", help=interval)
+    seconds = number(0.1, 3600, "seconds from 0.1 to 3600")
+    parser.add_argument("--interval", type=seconds, metavar="S", help=interval)
     parser.set_defaults(run=_watch)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0.1 <= seconds <= 3600:
-        raise argparse.ArgumentTypeError(f"must be seconds from 0.1 to 3600, got {text!r}")
-    return seconds
 
 
 def _watch(options: argparse.Namespace) -> None:
@@ -63,7 +52,9 @@ def _watch(options: argparse.Namespace) -> None:
         raise ConfigError(f"--interval has no effect with --{flag}; leave it out")
     watcher, console = Watcher(options.run_folder), Console(highlight=False)
     if options.json:
-        print(_as_json(watcher.look()))
+        from pydantic_core import to_json
+
+        print(to_json(watcher.look(), inf_nan_mode="null").decode())
     elif options.once or not sys.stdout.isatty() or console.is_dumb_terminal:
         console.print(frame(watcher.look(), console.width))
     else:
@@ -86,18 +77,3 @@ def _follow(watcher: Watcher, console: Console, interval: float) -> Facts:
     except KeyboardInterrupt:
         pass
     return facts
-
-
-def _as_json(facts: Facts) -> str:
-    """Strict JSON, which has no NaN."""
-    from dataclasses import asdict
-
-    return json.dumps(_plain(asdict(facts)), allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

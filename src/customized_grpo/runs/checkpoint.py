@@ -29,9 +29,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from customized_grpo.runs.ema import Ema
 from customized_grpo.errors import CheckpointError
 from customized_grpo.files import filled, replace_folder
+from customized_grpo.runs.ema import Ema
 from customized_grpo.runs.files import CHECKPOINTS, checkpoint_folders, hint_at_run
 from customized_grpo.runs.sharding import split_like, whole
 

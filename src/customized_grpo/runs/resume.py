@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from customized_grpo.runs.checkpoint import WEIGHTS
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.config.decoding import show, to_raw
 from customized_grpo.errors import ConfigError
+from customized_grpo.runs.checkpoint import WEIGHTS
 from customized_grpo.runs.files import (
     CHECKPOINTS,
     CONFIG,

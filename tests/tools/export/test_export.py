@@ -20,9 +20,9 @@ from customized_grpo.config import RunConfig
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.lora import LORA_FILE
 from customized_grpo.runs.checkpoint import CheckpointStore
+from customized_grpo.runs.run import Run
 from customized_grpo.tools.export.comfyui import comfyui_tensors
 from customized_grpo.tools.export.folders import export_run
-from customized_grpo.tools.export.trained import TrainedRun
 from customized_grpo.training.policy import make_policy
 from customized_grpo.training.sampling import sample_images
 from customized_grpo.types import Example
@@ -249,7 +249,7 @@ def test_a_module_that_comfyui_does_not_know_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_run_gives_its_newest_checkpoint(run: Path) -> None:
-    assert TrainedRun.open(run).updates == 2
+    assert Run.open(run).updates == 2
     store = CheckpointStore(run, keep=2)
     weights = load_file(run / "weights" / LORA_FILE)
     record = {"score": None}

@@ -38,21 +38,9 @@ def test_good_answers_become_prompts_of_every_kind() -> None:
     assert {request.path for request in requests} == {"/v1/chat/completions"}
     first, second = (json.loads(request.body) for request in requests[:2])
     assert first["model"] == "m"
-    assert first["response_format"]["type"] == "json_schema"
     assert '"dog", a live subject' in first["messages"][0]["content"]
     assert "candles" in second["messages"][0]["content"]  # what it has said, not to be said again
     assert "authorization" not in requests[0].headers
-
-
-def test_an_endpoint_without_structured_output_is_asked_without() -> None:
-    def answer(request: Request) -> Reply:
-        if "response_format" in json.loads(request.body):
-            return Reply.json({"error": {"message": "no response_format here"}}, status=400)
-        return good(request)
-
-    with scripted_server(answer) as (url, requests):
-        assert len(writer(url).write("dog", True, 30).training) == 24
-    assert sum(b"response_format" in request.body for request in requests) == 1
 
 
 def test_what_cannot_be_used_is_left_out_and_asked_for_again() -> None:

@@ -1,5 +1,4 @@
-"""What is measured of a photo: thresholds hold for sharp and blurred, same and other, whole and
-cut."""
+"""What is measured of a photo: thresholds hold for sharp and blurred, same and other."""
 
 import io
 from functools import cache
@@ -11,13 +10,7 @@ from made_photos import photo
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from customized_grpo.data.photos import photos_in
-from customized_grpo.tools.init.measures import (
-    BLURRED,
-    alike,
-    fingerprint,
-    sharpness,
-    touched_sides,
-)
+from customized_grpo.tools.init.measures import BLURRED, alike, fingerprint, sharpness
 
 
 def blurred(image: Image.Image, share: float) -> Image.Image:
@@ -81,37 +74,14 @@ def test_plain_backgrounds_do_not_make_two_things_alike() -> None:
     assert alike(fingerprint(on_white("navy")), fingerprint(on_white("navy")))
 
 
-@pytest.mark.parametrize(
-    ("center", "sides"),
-    [
-        ((0.5, 0.5), ()),
-        ((0.1, 0.5), ("left",)),
-        ((0.9, 0.5), ("right",)),
-        ((0.5, 0.12), ("top",)),
-        ((0.5, 0.88), ("bottom",)),
-    ],
-)
-def test_a_subject_is_touched_where_it_goes_beyond_the_border(center, sides) -> None:
-    radius = 0.25 if not sides else 0.35
-    assert touched_sides(photo(2, center=center, radius=radius)) == sides
-
-
-def test_a_subject_that_fills_the_photo_but_ends_before_the_border_is_whole() -> None:
-    assert touched_sides(photo(radius=0.42)) == ()
-
-
-def test_a_picture_of_one_colour_has_no_subject_and_no_sharpness() -> None:
-    plain = Image.new("RGB", (100, 80), "teal")
-    assert touched_sides(plain) == ()
-    assert sharpness(plain) == 0
+def test_a_picture_of_one_colour_has_no_sharpness() -> None:
+    assert sharpness(Image.new("RGB", (100, 80), "teal")) == 0
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("size", [(9000, 33), (33, 9000), (5000, 50)])
 def test_the_longest_picture_has_numbers(size: tuple[int, int]) -> None:
-    image = photo(size=size)
-    assert sharpness(image) >= 0
-    assert touched_sides(image) in ((), ("left", "right"), ("top", "bottom"))
+    assert sharpness(photo(size=size)) >= 0
 
 
 @on_the_dataset
@@ -128,12 +98,3 @@ def test_real_photos_are_told_apart_and_their_copies_found() -> None:
     copies = [fingerprint(saved(image.resize((300, 300)), 60)) for image in images]
     assert all(alike(a, b) for a, b in zip(prints, copies, strict=True))
     assert sum(alike(a, b) for a, b in combinations(prints, 2)) <= 1  # two drawings of one pose
-
-
-@on_the_dataset
-def test_the_guess_at_cut_subjects_is_right_more_often_than_wrong() -> None:
-    images = real_photos()
-    whole = [bool(touched_sides(image)) for image in images]
-    cut = ["left" in touched_sides(i.crop((i.width // 3, 0, i.width, i.height))) for i in images]
-    assert sum(whole) <= 0.1 * len(images)
-    assert sum(cut) >= 2 * sum(whole)

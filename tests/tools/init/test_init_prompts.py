@@ -1,6 +1,7 @@
 """Prompts: three kinds, different, of disjoint phrases, in words that the model knows."""
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,20 +18,17 @@ from customized_grpo.tools.init.prompts import (
     Write,
     check_class,
     draw_prompts,
-    embedded_writer,
-    is_live,
-    plain_writer,
     read_prompts,
     split_prompts,
-    unknown_words,
-    unnamed,
     with_article,
+    write_embedded,
+    write_plain,
 )
 
 WRITERS = {
-    "live": plain_writer("dog", True),
-    "thing": plain_writer("orange mug", False),
-    "embedded": embedded_writer("animal"),
+    "live": partial(write_plain, "dog", True),
+    "thing": partial(write_plain, "orange mug", False),
+    "embedded": partial(write_embedded, "animal"),
 }
 each = pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 
@@ -91,12 +89,10 @@ def test_what_is_alive_wears_and_a_thing_is_decorated() -> None:
         assert all(("wearing" in t or "dressed" in t) is worn for t in accessories)
         assert all(named in p.text for p in everything if p.kind != "property")
         assert all("a orange" not in p.text and "  " not in p.text for p in everything)
-        assert not unnamed(prompts, named.split(maxsplit=1)[1])
 
 
 def test_the_embedded_model_has_seen_every_word() -> None:
     prompts = draw_prompts(MOST, 0, WRITERS["embedded"])
-    assert unknown_words(prompts) == []
     known = set(emoji.all_words())
     everything = [text for part in texts(prompts) for text in part]
     words = {word for text in everything for word in text.replace(",", " ,").split()}
@@ -117,33 +113,6 @@ def test_the_embedded_model_has_seen_every_word() -> None:
 def test_a_class_becomes_a_noun_of_the_emoji_world(words: str, noun: str | None) -> None:
     assert known_noun(words) == noun
     assert noun is None or noun in emoji.all_words()
-
-
-@pytest.mark.parametrize(
-    ("words", "live"),
-    [
-        ("dog", True),
-        ("Golden Retriever", True),
-        ("old woman", True),
-        ("plush dog", False),
-        ("dog bowl", False),
-        ("mug", False),
-        ("teddy bear", False),
-        ("gummy bears", False),
-        ("hot dog", False),
-        ("computer mouse", False),
-        ("dogs", True),
-        ("two puppies", True),
-        ("toy poodle", True),
-        ("toy fox terrier", True),
-        ("plush toy poodle", False),
-        ("toy dog", False),
-        ("my son", True),
-        ("grandmother", True),
-    ],
-)
-def test_what_is_taken_for_alive(words: str, live: bool) -> None:
-    assert is_live(words) is live
 
 
 def test_the_class_loses_its_article_and_gets_the_right_one() -> None:
@@ -169,8 +138,6 @@ def test_own_prompts_are_taken_and_split(tmp_path: Path) -> None:
     assert len(held_out) == 2
     assert sorted(training + held_out)[1:] == sorted(f"a dog beside {n} cups" for n in range(1, 10))
     assert {p.kind for p in prompts.training} == {"own"}
-    assert unnamed(prompts, "dog") == []
-    assert len(unnamed(prompts, "cat")) == 10
 
 
 def test_own_prompts_get_the_right_article(tmp_path: Path) -> None:

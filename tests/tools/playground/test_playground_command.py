@@ -13,7 +13,6 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from helpers import ROOT
@@ -37,16 +36,6 @@ def test_what_is_missing_is_named_with_the_line_that_installs_it(
     error = capsys.readouterr().err
     assert error.startswith("cgrpo: error: playground needs the extra packages")
     assert error.endswith("pip install 'customized-grpo[playground]'\n")
-
-
-def test_a_target_that_is_none_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    page = ModuleType("page")  # gradio takes seconds to be imported
-    monkeypatch.setattr(page, "serving", None, raising=False)
-    monkeypatch.setitem(sys.modules, "customized_grpo.tools.playground.page", page)
-    assert main(["playground", str(tmp_path)]) == 2
-    assert "config.yaml is not in it" in capsys.readouterr().err
 
 
 @pytest.mark.slow

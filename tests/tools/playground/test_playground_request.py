@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from customized_grpo.data.images import Picture
-from customized_grpo.errors import ConfigError, CustomizedGRPOError
+from customized_grpo.errors import CustomizedGRPOError
 from customized_grpo.tools.playground.request import describe_picture, read_request
 
 FOX = "a fox"
@@ -108,20 +108,3 @@ def test_a_mistake_is_named(
     with pytest.raises(CustomizedGRPOError) as caught:
         read_request(picture and Path(picture), prompt, seed, None, strength)  # pyright: ignore
     assert expected in str(caught.value)
-
-
-def test_the_largest_seed_is_taken() -> None:
-    assert read_request(Path("good.png"), FOX, 2**32 - 1).seed == 2**32 - 1
-    with pytest.raises(ConfigError):
-        read_request(Path("good.png"), FOX, 2**32)
-
-
-def test_ids_differ_where_anything_differs() -> None:
-    asked = [
-        read_request(Path(name), prompt, 0, subject=subject).example.id
-        for name in ("good.png", "clear.png")
-        for prompt in (FOX, "a cup")
-        for subject in ("", "fox")
-    ]
-    assert len(set(asked)) == 8
-    assert read_request(Path("good.png"), FOX, 9).example.id == asked[0]

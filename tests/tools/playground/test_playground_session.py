@@ -1,12 +1,10 @@
-"""The work behind the page: the pictures of `cgrpo generate`, in a queue, cancelled at any step."""
+"""The work behind the page: the pictures of `cgrpo generate`, which can be ended at any step."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import shutil
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import torch
 from helpers import ROOT
 from made_runs import make_run
 from PIL import Image
-from playground_tools import SECONDS, Gate, add_checkpoint, quick_config
+from playground_tools import add_checkpoint, quick_config
 
 from customized_grpo.cli.main import main
 from customized_grpo.config import CacheConfig, dump_config
@@ -26,9 +24,8 @@ from customized_grpo.generators.lora import LORA_FILE
 from customized_grpo.rewards.endpoints.remote import RemoteRewardConfig
 from customized_grpo.rewards.endpoints.vlm_judge import VlmJudgeConfig
 from customized_grpo.tools.playground import markup
-from customized_grpo.tools.playground import session as session_module
-from customized_grpo.tools.playground.request import Outcome, Request, read_request
-from customized_grpo.tools.playground.session import Cancelled, Job, Session
+from customized_grpo.tools.playground.request import Comparison, DrawRequest, read_request
+from customized_grpo.tools.playground.session import Session
 
 FOX = "a golden fox on the beach"
 PICTURE = Path("a.png")
@@ -41,10 +38,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def loaded(run: Path) -> Iterator[Session]:
-    session = Session(run)
-    yield session
-    session.close()
+def loaded(run: Path) -> Session:
+    return Session(run)
 
 
 @pytest.fixture
@@ -66,17 +61,15 @@ def _reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def copied(run: Path, tmp_path: Path, loaded: Session, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The session's run, to be changed."""
     shutil.copytree(run, tmp_path / "copied")
-    monkeypatch.setattr(loaded, "_target", tmp_path / "copied")
+    monkeypatch.setattr(loaded, "_run", tmp_path / "copied")
     return tmp_path / "copied"
 
 
-def draw(session: Session, request: Request) -> Outcome:
-    job = session.submit(request)
-    assert job.wait(SECONDS)
-    return job.result()
+def draw(session: Session, request: DrawRequest) -> Comparison:
+    return session.draw(request, lambda stage, done, total: None)
 
 
-def ask(session: Session, seed: int = 3, strength: float = 1.0, place: int = -1) -> Request:
+def ask(session: Session, seed: int = 3, strength: float = 1.0, place: int = -1) -> DrawRequest:
     trained = session.trained()
     return read_request(PICTURE, FOX, seed, trained[place] if trained else None, strength)
 
@@ -94,7 +87,7 @@ def pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB")).astype(int)
 
 
-def assert_same(outcome: Outcome, expected: dict[str, np.ndarray]) -> None:
+def assert_same(outcome: Comparison, expected: dict[str, np.ndarray]) -> None:
     drawn = {"base": outcome.base, "tuned": outcome.tuned}
     assert {name for name, one in drawn.items() if one is not None} == expected.keys()
     for name, wanted in expected.items():
@@ -117,7 +110,6 @@ def test_under_autocast_too(tmp_path: Path) -> None:
     run = make_run(quick_config(tmp_path, mixed_precision="bf16"))
     session = Session(run)
     outcomes = [draw(session, ask(session, seed)) for seed in (8, 3)]
-    session.close()
     assert_same(outcomes[1], generated(run, "--seeds", 3))
 
 
@@ -141,24 +133,6 @@ def test_the_checkpoint_of_the_last_update_is_the_end(session: Session, copied: 
     assert [trained.label for trained in session.trained()] == ["at the end of training"]
     add_checkpoint(copied, 1, 1.0)  # the run goes on while the page is open
     assert len(session.trained()) == 2
-
-
-def test_a_checkpoint_that_is_deleted_while_it_is_listed_is_left_out(
-    session: Session, copied: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    empty, folder = (add_checkpoint(copied, update, 1.0) for update in (1, 2))
-    (empty / LORA_FILE).unlink()  # the first that goes
-    exists = Path.exists
-
-    def delete_after(path: Path) -> bool:
-        found = exists(path)
-        if path == folder / LORA_FILE:
-            shutil.rmtree(folder.parent)
-        return found
-
-    monkeypatch.setattr(Path, "exists", delete_after)
-    assert [trained.label for trained in session.trained()] == ["at the end of training"]
-    assert not folder.is_dir()
 
 
 def test_a_loaded_checkpoint_has_a_strength_when_the_run_has_deleted_it(
@@ -192,7 +166,6 @@ def test_all_weights_are_trained(tmp_path: Path) -> None:
     base, tuned = (generator.pipeline for generator in (session._base, session._tuned))  # pyright: ignore
     shared = [name for name, part in base.components.items() if part is getattr(tuned, name)]
     assert base.components.keys() - shared == {"transformer"}
-    session.close()
     assert_same(outcomes[0], generated(full, "--seeds", 3))
     assert_same(outcomes[1], generated(full, "--seeds", 4))
 
@@ -202,9 +175,8 @@ def test_a_config_has_the_base_only() -> None:
     assert session.trained() == ()
     assert not session.is_lora
     (example,) = session.examples(1)
-    request = Request(example=example, seed=0, trained=None, strength=1.0)
+    request = DrawRequest(example=example, seed=0, trained=None, strength=1.0)
     outcome = draw(session, request)
-    session.close()
     assert outcome.tuned is None
     assert outcome.change == {}
     assert outcome.base.scores.keys() == {"clip-text", "dinov2"}
@@ -232,7 +204,6 @@ def test_several_rewards_of_an_objective_are_averaged_by_weight(tmp_path: Path) 
     other = dataclasses.replace(first, name="other", path="embedded:evaluator-clip", weight=3.0)
     session = Session(make_run(dataclasses.replace(config, rewards=(first, second, other))))
     outcome = draw(session, ask(session))
-    session.close()
     assert outcome.tuned is not None
     tuned = outcome.tuned.scores
     gains = {name: tuned[name] - score for name, score in outcome.base.scores.items()}
@@ -296,69 +267,26 @@ def test_a_subject_that_a_reward_cannot_do_without_is_named(
     assert "subject: must say what the references show" in outcome.base.errors[0]
 
 
-@pytest.fixture
-def gate(session: Session, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    gate = Gate(session, monkeypatch)
-    yield gate
-    gate.open()
+def test_progress_counts_the_steps_of_both_pictures(session: Session) -> None:
+    seen: list[tuple[str, int, int]] = []
+    first = session.draw(ask(session), lambda *said: seen.append(said))
+    assert [said for said in seen if "denoising" in said[0]] == [
+        (f"{name}: denoising", step, 2) for name in ("base", "tuned") for step in (0, 1)
+    ]
+    seen.clear()
+    again = session.draw(ask(session), lambda *said: seen.append(said))
+    assert seen == []  # nothing is drawn twice
+    assert again.base.image is first.base.image
 
 
-def test_progress_counts_the_steps_of_both_pictures(session: Session, gate: Gate) -> None:
-    job = session.submit(ask(session))
-    gate.go_to(1)
-    assert (job.stage, job.done, job.total) == ("base: denoising", 1, 4)
-    gate.go_to(3)
-    assert (job.stage, job.done, job.total) == ("tuned: denoising", 3, 4)
-    gate.open()
-    assert job.wait(SECONDS)
-    assert job.done == 4
-    known = session.submit(ask(session))
-    assert known.wait(SECONDS)
-    assert (known.done, gate.steps) == (4, 4)  # nothing is drawn twice
-    assert known.result().base.image is job.result().base.image
+def test_a_request_that_is_ended_leaves_no_trace(session: Session, run: Path) -> None:
+    def end(stage: str, done: int, total: int) -> None:
+        if (stage, done) == ("tuned: denoising", 1):  # its LoRA is merged into the weights
+            raise InterruptedError
 
-
-def test_cancel_ends_what_one_owner_has_in_the_queue(session: Session, gate: Gate) -> None:
-    running = session.submit(ask(session, seed=1), "me")
-    gate.go_to(1)
-    waiting = session.submit(ask(session, seed=2), "me")
-    others = session.submit(ask(session, seed=3), "you")
-    assert [session.ahead_of(job) for job in (running, waiting, others)] == [0, 1, 2]
-    assert session.jobs("me") == [running, waiting]
-    assert session.cancel("me") == 2
-    assert waiting.wait(1)  # at once
-    assert session.ahead_of(others) == 1
-    gate.open()
-    for job in (running, waiting):
-        assert job.wait(SECONDS)
-        with pytest.raises(Cancelled):
-            job.result()
-    assert others.wait(SECONDS)
-    assert others.result().tuned is not None
-    assert gate.steps == 1 + 4  # the step under way when it was cancelled was the last
-    assert session.jobs() == []
-    assert session.cancel("me") == 0
-
-
-def test_a_cancelled_request_leaves_no_trace(session: Session, gate: Gate, run: Path) -> None:
-    job = session.submit(ask(session))
-    gate.go_to(4)  # in the last step of the tuned picture, its LoRA merged into the weights
-    job.cancel()
-    gate.open()
-    assert job.wait(SECONDS)
+    with pytest.raises(InterruptedError):
+        session.draw(ask(session), end)
     assert_same(draw(session, ask(session, seed=4)), generated(run, "--seeds", 4))
-
-
-def test_a_full_queue_is_refused(
-    session: Session, gate: Gate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(session_module, "MOST_JOBS", 2)
-    jobs = [session.submit(ask(session, seed)) for seed in (1, 2)]
-    with pytest.raises(ResourceError, match="queue: must have at most 2 requests, it is full"):
-        session.submit(ask(session, 3))
-    gate.open()
-    assert jobs[-1].wait(SECONDS)
-    assert draw(session, ask(session, 3))
 
 
 def test_damaged_weights_are_named_and_the_next_are_drawn(session: Session, copied: Path) -> None:
@@ -370,16 +298,6 @@ def test_damaged_weights_are_named_and_the_next_are_drawn(session: Session, copi
     gone = dataclasses.replace(session.trained()[0], folder=copied / "checkpoints" / "gone")
     with pytest.raises(CheckpointError):
         draw(session, dataclasses.replace(ask(session), trained=gone))
-
-
-def test_rewritten_weights_are_read_again(session: Session, copied: Path) -> None:
-    first = draw(session, ask(session))
-    other = add_checkpoint(copied, 1, 3.0) / LORA_FILE
-    (copied / "weights" / LORA_FILE).write_bytes(other.read_bytes())
-    second = draw(session, ask(session))
-    assert second.tuned is not None
-    assert first.tuned is not None
-    assert (pixels(first.tuned.image) != pixels(second.tuned.image)).any()
 
 
 def test_memory_that_runs_out_names_what_to_lower(
@@ -399,16 +317,15 @@ def test_the_generator_says_what_it_cannot_take(session: Session) -> None:
     request = ask(session)
     two = dataclasses.replace(request.example, references=request.example.references * 2)
     with pytest.raises(DataError, match="takes exactly one reference, got 2"):
-        session.submit(dataclasses.replace(request, example=two))
-    assert session.jobs() == []
+        draw(session, dataclasses.replace(request, example=two))
 
 
 def test_without_data_there_are_no_examples(
     session: Session, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = JsonlConfig(path="gone.jsonl", held_out="gone.jsonl")
-    model = dataclasses.replace(session._model, config=quick_config(Path(), data=data))
-    monkeypatch.setattr(session, "_model", model)
+    target = dataclasses.replace(session._target, config=quick_config(Path(), data=data))
+    monkeypatch.setattr(session, "_target", target)
     assert session.examples(4) == []
     assert "no examples on the page" in caplog.text
 
@@ -418,7 +335,6 @@ def test_an_upload_is_encoded_into_no_folder(run: Path, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(dump_config(config))
     session = Session(tmp_path / "config.yaml")
     draw(session, ask(session))
-    session.close()
     assert not (tmp_path / "encoded").exists()
 
 
@@ -431,7 +347,7 @@ def test_who_gets_the_pictures_is_said(session: Session, monkeypatch: pytest.Mon
         objective="prompt", base_url="https://api.example.com/v1", model="m", criterion="prompt"
     )
     config = dataclasses.replace(session.config, rewards=(*session.config.rewards, remote, judge))
-    monkeypatch.setattr(session, "_model", dataclasses.replace(session._model, config=config))
+    monkeypatch.setattr(session, "_target", dataclasses.replace(session._target, config=config))
     assert session.receivers == {
         "<far>": ("gpu2:8100", "gpu3:8100"),
         "vlm-judge": ("api.example.com",),
@@ -440,19 +356,3 @@ def test_who_gets_the_pictures_is_said(session: Session, monkeypatch: pytest.Mon
         "sent to gpu2:8100, gpu3:8100 (&lt;far&gt;); api.example.com (vlm-judge)."
         in markup.heading(session)
     )
-
-
-@pytest.mark.slow
-def test_closing_ends_what_is_drawn_and_what_waits(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    session = Session(run)
-    gate = Gate(session, monkeypatch)
-    jobs: list[Job] = [session.submit(ask(session, seed)) for seed in (1, 2)]
-    gate.go_to(1)
-    threading.Timer(0.2, gate.open).start()
-    session.close()
-    assert all(job.wait(0) for job in jobs)
-    for job in jobs:
-        with pytest.raises(Cancelled):
-            job.result()

@@ -17,8 +17,7 @@ from customized_grpo.config import RunConfig
 from customized_grpo.errors import CheckpointError
 from customized_grpo.runs.files import MetricsReader
 from customized_grpo.runs.log import RunLog
-from customized_grpo.tools.watch import facts as module
-from customized_grpo.tools.watch.facts import Score, Watcher, binned
+from customized_grpo.tools.watch.facts import ValidationScore, Watcher, binned
 
 
 def age(folder: Path, seconds: float) -> None:
@@ -46,8 +45,8 @@ def test_speed_is_that_of_the_last_rollouts_without_the_first(tiny_config: RunCo
     assert seen.stages == pytest.approx({"update": 0.25, "rollout": 0.5, "validation": 0.25})
     assert (seen.state, seen.update, seen.num_updates) == ("running", 8, 40)
     assert seen.validated == 8
-    assert seen.validation["clip-text"] == Score(last=0.5, base=0.25)
-    assert seen.validation["new"] == Score(last=0.75, base=None)
+    assert seen.validation["clip-text"] == ValidationScore(last=0.5, base=0.25)
+    assert seen.validation["new"] == ValidationScore(last=0.75, base=None)
 
 
 def test_speed_is_of_whole_rollouts(tiny_config: RunConfig) -> None:
@@ -173,24 +172,6 @@ def test_a_run_is_stalled_when_it_is_silent_for_much_longer_than_an_update_takes
         assert seen.patience == 4 * 101
 
 
-def test_a_clock_that_differs_does_not_make_a_run_stalled(
-    tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log = begin(tiny_config)
-    add(log, 1)
-    age(log.folder, 3600)
-    watcher = Watcher(log.folder)
-    assert watcher.look().state == "stalled"
-    add(log, 2)
-    age(log.folder, 3590)  # a clock that is an hour late writes on
-    assert watcher.look().state == "running"
-    later = time.monotonic() + 61
-    monkeypatch.setattr(module.time, "monotonic", lambda: later)
-    assert watcher.look().state == "stalled"
-    age(log.folder, -3600)
-    assert Watcher(log.folder).look().silent == 0
-
-
 def test_what_the_metrics_warn_of(tiny_config: RunConfig) -> None:
     log = begin(tiny_config)
     for update in (1, 2, 3):
@@ -235,9 +216,6 @@ def test_what_is_no_run_is_named(tmp_path: Path) -> None:
         Watcher(tmp_path / "file").look()
     (tmp_path / "config.yaml").write_text("rollout: {}")
     with pytest.raises(CheckpointError, match=r"environment\.json is not in it; begin: "):
-        Watcher(tmp_path).look()
-    (tmp_path / "environment.json").touch()
-    with pytest.raises(CheckpointError, match="not the config of a run: no 'prompts_per_rollout'"):
         Watcher(tmp_path).look()
 
 

@@ -12,7 +12,7 @@ from rich.padding import Padding
 
 from customized_grpo.config import RunConfig
 from customized_grpo.runs.log import RunLog
-from customized_grpo.tools.watch.facts import Facts, Reward, Score, Watcher
+from customized_grpo.tools.watch.facts import Facts, RewardCurve, ValidationScore, Watcher
 from customized_grpo.tools.watch.view import Sparkline, duration, frame
 
 
@@ -58,7 +58,6 @@ def test_everything_is_there_on_80_columns(log: RunLog) -> None:
         "checkpoint update 8 0 s ago",
     ):
         assert part in text, part
-    assert "conflicted" not in text
 
 
 def test_the_same_is_there_on_40_columns(log: RunLog) -> None:
@@ -68,13 +67,6 @@ def test_the_same_is_there_on_40_columns(log: RunLog) -> None:
     words = {word for line in narrow for word in line.split()}
     wide = {word for line in shown(facts, 80)[2:] for word in line.split() if "━" not in word}
     assert wide <= words
-
-
-def test_a_log_without_the_four_quadrants_shows_three(tiny_config: RunConfig) -> None:
-    log = begin(tiny_config)
-    log.row(1, {"share/conflicted": 0.5, "share/both_positive": 0.25, "share/both_negative": 0.25})
-    text = " ".join(" ".join(shown(Watcher(log.folder).look(), 80)).split())
-    assert "samples synergy 25% conflicted 50% both bad 25%" in text
 
 
 @pytest.mark.parametrize("width", [40, 80])
@@ -107,12 +99,12 @@ def test_warnings_come_first_where_a_small_terminal_does_not_cut_them_off(log: R
 def test_names_may_have_brackets(log: RunLog) -> None:
     """They are no markup: it would end the run's watcher, or hide a part of a name."""
     names = ["clip[v2]", "a[/b]", ":dog:"]
-    rewards = [Reward(name=n, objective="o", last=0, recent=0, trend=[0]) for n in names]
+    rewards = [RewardCurve(name=n, objective="o", last=0, recent=0, trend=[0]) for n in names]
     facts = dataclasses.replace(
         Watcher(log.folder).look(),
         rewards=rewards,
         stages={"[x]": 1.0},
-        validation={n: Score(last=0.5, base=None) for n in names},
+        validation={n: ValidationScore(last=0.5, base=None) for n in names},
     )
     text = "\n".join(shown(facts, 80))
     assert all(text.count(name) == 2 for name in names)

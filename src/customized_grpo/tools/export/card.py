@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from customized_grpo.evaluation.evaluate import EvaluationReport, evaluation_file
+from customized_grpo.runs.run import Run
 from customized_grpo.tools.export.snippet import is_stock, snippet
-from customized_grpo.tools.export.trained import TrainedRun
 
 PICTURE = "samples.png"
 _PAPER = "[From Competition to Synergy](https://arxiv.org/abs/2510.18263)"
@@ -21,7 +21,7 @@ _QWEN = (
 )
 
 
-def model_card(run: TrainedRun, folder: str, license: str, picture: bool) -> str:
+def model_card(run: Run, folder: str, license: str, picture: bool) -> str:
     """Markdown with the hub's YAML on top; ``folder`` is where the weights will lie."""
     kind = "A LoRA" if run.is_lora else "The transformer"
     parts = [
@@ -40,12 +40,12 @@ def model_card(run: TrainedRun, folder: str, license: str, picture: bool) -> str
     return "\n".join(part for part in parts if part)
 
 
-def _base(run: TrainedRun) -> str:
+def _base(run: Run) -> str:
     generator: Any = run.config.generator
     return getattr(generator, "path", generator.type)
 
 
-def _front_matter(run: TrainedRun, license: str) -> str:
+def _front_matter(run: Run, license: str) -> str:
     fields: dict[str, Any] = {"license": license, "library_name": "diffusers"}
     if re.fullmatch(r"[\w.-]+/[\w.-]+", _base(run)):  # a hub id, which the hub makes a link
         fields["base_model"] = _base(run)
@@ -55,7 +55,7 @@ def _front_matter(run: TrainedRun, license: str) -> str:
     return yaml.safe_dump(fields, sort_keys=False)
 
 
-def _use(run: TrainedRun, folder: str) -> str:
+def _use(run: Run, folder: str) -> str:
     generator: Any = run.config.generator
     note = _QWEN if generator.type == "qwen-image-edit-plus" else ""
     generate = (
@@ -68,7 +68,7 @@ def _use(run: TrainedRun, folder: str) -> str:
     return f"```python\n{snippet(run, folder)}\n```\n{note}\nOr with customized-grpo, {command}"
 
 
-def _results(run: TrainedRun) -> str:
+def _results(run: Run) -> str:
     file = run.folder / evaluation_file("held_out")
     if not file.exists():
         return "The weights were not evaluated on held-out examples.\n"
@@ -77,7 +77,7 @@ def _results(run: TrainedRun) -> str:
     )
 
 
-def _training(run: TrainedRun) -> str:
+def _training(run: Run) -> str:
     config = run.config
     rollout, train, lora = config.rollout, config.train, config.lora
     advantage = config.advantage

@@ -31,7 +31,7 @@ _KNOWN = re.compile(
     rf"transformer\.(transformer_blocks\.\d+\.({_DOUBLE})|"
     rf"single_transformer_blocks\.\d+\.({_SINGLE})|x_embedder|context_embedder|proj_out)"
 )
-_MATRICES = (".lora_A.weight", ".lora_B.weight")
+_MATRIX = re.compile(r"\.lora_[AB]\.weight$")
 
 
 def comfyui_tensors(lora: Path) -> dict[str, Tensor]:
@@ -46,7 +46,7 @@ def comfyui_tensors(lora: Path) -> dict[str, Tensor]:
     with one_line(f"{lora}: cannot be read as a LoRA", CheckpointError), safe_open(lora, "pt") as f:
         tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
         alpha = float(json.loads(f.metadata()[LORA_METADATA])["transformer.lora_alpha"])
-    for module in sorted({_module(name) for name in tensors}):
+    for module in sorted({_MATRIX.sub("", name) for name in tensors}):
         if not _KNOWN.fullmatch(module):
             raise ConfigError(
                 f"lora.target_modules: must name what ComfyUI knows of the FLUX family for --to "
@@ -54,9 +54,3 @@ def comfyui_tensors(lora: Path) -> dict[str, Tensor]:
             )
         tensors[f"{module}.alpha"] = torch.tensor(alpha)
     return tensors
-
-
-def _module(name: str) -> str:
-    for matrix in _MATRICES:
-        name = name.removesuffix(matrix)
-    return name

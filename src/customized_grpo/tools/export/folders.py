@@ -13,12 +13,11 @@ import torch
 
 from customized_grpo.assets import resolve_checkpoint
 from customized_grpo.errors import ConfigError
-from customized_grpo.files import write_folder
-from customized_grpo.generators.lora import LORA_FILE
+from customized_grpo.files import LORA_FILE, write_folder
 from customized_grpo.generators.pipeline import PipelineConfig
+from customized_grpo.runs.run import Run
 from customized_grpo.tools.export.card import PICTURE, model_card
 from customized_grpo.tools.export.comfyui import FAMILIES, comfyui_tensors
-from customized_grpo.tools.export.trained import TrainedRun
 from customized_grpo.training.build import build_generator
 
 Format = Literal["hub-folder", "comfyui", "merged"]
@@ -42,7 +41,7 @@ def export_run(
     """
     if out.exists():
         raise ConfigError(f"--out must not exist yet, got {str(out)!r}; name another folder")
-    run = TrainedRun.open(folder)
+    run = Run.open(folder)
     writers: dict[Format, Callable[[Path], None]] = {
         "hub-folder": partial(_write_hub_folder, run, str(out), license, picture),
         "comfyui": partial(_write_comfyui, run),
@@ -51,9 +50,7 @@ def export_run(
     write_folder(out, writers[to])
 
 
-def _write_hub_folder(
-    run: TrainedRun, name: str, license: str, picture: bool, folder: Path
-) -> None:
+def _write_hub_folder(run: Run, name: str, license: str, picture: bool, folder: Path) -> None:
     shutil.copytree(run.weights, folder, dirs_exist_ok=True)
     shutil.copyfile(run.folder / "config.yaml", folder / "config.yaml")
     shown = run.picture if picture else None
@@ -63,7 +60,7 @@ def _write_hub_folder(
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _write_comfyui(run: TrainedRun, folder: Path) -> None:
+def _write_comfyui(run: Run, folder: Path) -> None:
     from safetensors.torch import save_file
 
     kind = run.config.generator.type
@@ -81,7 +78,7 @@ def _write_comfyui(run: TrainedRun, folder: Path) -> None:
     save_file(tensors, folder / f"{run.config.name}.safetensors", {"format": "pt"})
 
 
-def _write_merged(run: TrainedRun, folder: Path) -> None:
+def _write_merged(run: Run, folder: Path) -> None:
     config: Any = run.config.generator
     if not isinstance(config, PipelineConfig):
         raise ConfigError(f"--to merged: {config.type!r} must be a diffusers pipeline, it is not")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from customized_grpo.assets import resolve_checkpoint
-from customized_grpo.tools.export.trained import TrainedRun
+from customized_grpo.runs.run import Run
 
 _NATIVE_SIZE = 1024
 _EMBEDDED = "embedded:"
@@ -32,14 +32,14 @@ _FAMILIES = {
 }
 
 
-def is_stock(run: TrainedRun) -> bool:
+def is_stock(run: Run) -> bool:
     """Whether a stock pipeline makes pictures of references with these weights."""
-    return _generator(run).type in _FAMILIES
+    return run.config.generator.type in _FAMILIES
 
 
-def snippet(run: TrainedRun, folder: str) -> str:
+def snippet(run: Run, folder: str) -> str:
     """Python that makes a picture; the weights are read from ``folder``."""
-    config, generator = run.config, _generator(run)
+    config, generator = run.config, cast(Any, run.config.generator)
     family = _FAMILIES[generator.type]
     height, width = _size(run)
     dtype = f"dtype=torch.{generator.dtype}"
@@ -52,20 +52,24 @@ def snippet(run: TrainedRun, folder: str) -> str:
         *_base_lines(generator.path),
     ]
     if run.is_lora:
-        lines.append(f"pipeline = {family.pipeline}.from_pretrained(base, {dtype})")
-        lines.append(f"pipeline.load_lora_weights({folder!r})")
+        lines += [
+            f"pipeline = {family.pipeline}.from_pretrained(base, {dtype})",
+            f"pipeline.load_lora_weights({folder!r})",
+        ]
     else:
-        lines.append(f"transformer = {family.transformer}.from_pretrained(")
-        lines.append(f"    {folder!r}, subfolder='transformer', {dtype}")
-        lines.append(")")
-        lines.append(f"pipeline = {family.pipeline}.from_pretrained(")
-        lines.append(f"    base, transformer=transformer, {dtype}")
-        lines.append(")")
+        lines += [
+            f"transformer = {family.transformer}.from_pretrained(",
+            f"    {folder!r}, subfolder='transformer', {dtype}",
+            ")",
+            f"pipeline = {family.pipeline}.from_pretrained(base, transformer=transformer, {dtype})",
+        ]
     if config.rollout.shift is not None:
-        lines.append("pipeline.scheduler = pipeline.scheduler.from_config(  # as in training")
-        lines.append(f"    pipeline.scheduler.config, shift={config.rollout.shift},")
-        lines.append("    use_dynamic_shifting=False, shift_terminal=None,")
-        lines.append(")")
+        lines += [
+            "pipeline.scheduler = pipeline.scheduler.from_config(  # as in training",
+            f"    pipeline.scheduler.config, shift={config.rollout.shift},",
+            "    use_dynamic_shifting=False, shift_terminal=None,",
+            ")",
+        ]
     lines.append('reference = Image.open("reference.png").convert("RGB")')
     lines.append("image = pipeline(")
     arguments = {
@@ -79,10 +83,6 @@ def snippet(run: TrainedRun, folder: str) -> str:
     }
     lines += [f"    {name}={value}," for name, value in arguments.items()]
     return "\n".join([*lines, ").images[0]", 'image.save("picture.png")'])
-
-
-def _generator(run: TrainedRun) -> Any:
-    return run.config.generator
 
 
 def _base_lines(path: str) -> list[str]:
@@ -113,9 +113,9 @@ def _special(generator: Any, family: _Family, area: int) -> dict[str, Any]:
     return found
 
 
-def _size(run: TrainedRun) -> tuple[int, int]:
+def _size(run: Run) -> tuple[int, int]:
     """Height and width of the pictures; of a small FLUX.1 checkpoint, its VAE says so."""
-    generator, native = _generator(run), _NATIVE_SIZE
+    generator, native = cast(Any, run.config.generator), _NATIVE_SIZE
     file = Path(resolve_checkpoint(generator.path), "vae", "config.json")
     if generator.type == "flux-kontext" and file.exists():
         native = json.loads(file.read_text(encoding="utf-8")).get("sample_size", native)

@@ -26,46 +26,10 @@ _SECTIONS = {
     "evaluation": "How `cgrpo evaluate` compares the model before and after.",
 }
 
-# In plain words; for fields that are not here, the words of `cgrpo train --help`.
-_WORDS = {
-    "name": "folder of the run in output_dir; for another try: --name second",
-    "seed": "of everything random: the same seed gives the same run on the same machine",
-    "output_dir": "where runs are written",
-    "mixed_precision": "bf16: faster and in less memory; sums and losses stay exact",
-    "generator.height": "pixels of the pictures that are made; more take longer",
-    "generator.width": "and their width",
-    "generator.guidance_scale": "how strongly the prompt is followed, as its makers advise",
-    "generator.dtype": "the model's weights in 2 bytes each",
-    "generator.offload": "true: what does not work at the moment leaves the GPU, to save memory",
-    "generator.gradient_checkpointing": "true: less memory, a third slower",
-    "generator.reference_area": "pixels at which your photo is shown to the model, 512 x 512",
-    "generator.quantization": "weights in less than 2 bytes each, to fit the GPU",
-    "lora.rank": "size of the addition: more can learn more, and takes more memory",
-    "lora.target_modules": "the layers that get one",
-    "rollout.num_steps": "steps from noise to a picture: fewer are faster, too few are blurred",
-    "rollout.num_trained_steps": "so many of them are learned from; at most num_steps - 1",
-    "rollout.dynamics": "the formula of the noise that makes siblings differ",
-    "rollout.noise_level": "how different the siblings of a prompt are: too little teaches nothing",
-    "rollout.shift": "how long the steps stay at high noise; the paper's value",
-    "rollout.group_size": "pictures of one prompt, compared with each other; more are steadier, "
-    "and slower",
-    "rollout.prompts_per_rollout": "prompts at a time; more are steadier, and slower",
-    "rollout.batch_size": "pictures made at once: lower it where memory runs out, it changes "
-    "nothing else",
-    "advantage.shaping": "sars: a bonus for pictures that are good at both",
-    "advantage.gamma": "strength of that bonus; the paper's value",
-    "advantage.center": "true: the bonus is above 0 as often as below",
-    "advantage.schedule": "tdw: the prompt counts more in the early steps, the subject in the late "
-    "ones",
-    "train.num_updates": "how long it trains: the first number to change",
-    "train.inner_updates": "times that the weights change per set of pictures",
-    "train.micro_batch_size": "(picture, step) pairs at once: lower it where memory runs out, it "
-    "changes nothing else",
-    "train.learning_rate": "how far one update goes: halve it where pictures get worse, the second "
-    "number to change",
-    "train.ema_decay": "what is saved is an average over the last updates: 0.95 = about 20 of them",
-    "evaluation.num_examples": "lines of held_out.jsonl that are judged: all, or 64",
-    "evaluation.batch_size": "pictures made at once",
+_ADVICE = {
+    "rollout.batch_size": "Lower it where memory runs out: it changes nothing else.",
+    "train.num_updates": "The first number to change.",
+    "train.learning_rate": "The second: halve it where pictures get worse.",
 }
 
 
@@ -76,29 +40,27 @@ def write_config(raw: Mapping[str, Any], header: Sequence[str]) -> str:
         ConfigError: if the config is not valid.
     """
     config = read_config(yaml.dump(dict(raw), Dumper=Dumper), "the project's config")
-    docs = {info.path: info.doc for info in list_fields(config)}
-    words = docs | _WORDS
+    docs = {info.path: f"{info.doc} {_ADVICE.get(info.path, '')}" for info in list_fields(config)}
     lines = [*(f"# {line}".rstrip() for line in header), ""]
     for name, value in raw.items():
         lines += ["", *_comment(_SECTIONS[name])] if name in _SECTIONS else []
-        lines += _section(name, value, words)
+        lines += _section(name, value, docs)
     return "\n".join(lines) + "\n"
 
 
-def _section(name: str, value: Any, words: Mapping[str, str]) -> list[str]:
+def _section(name: str, value: Any, docs: Mapping[str, str]) -> list[str]:
     if isinstance(value, dict):
-        inside = [_field(f"{name}.{key}", item, words, "  ") for key, item in value.items()]
+        inside = [_field(f"{name}.{key}", item, docs, "  ") for key, item in value.items()]
         return [f"{name}:", *(line for lines in inside for line in lines)]
     if isinstance(value, list):
         return [f"{name}:", *(f"  - {_flow(item)}" for item in value)]
-    return _field(name, value, words, "")
+    return _field(name, value, docs, "")
 
 
-def _field(path: str, value: Any, words: Mapping[str, str], indent: str) -> list[str]:
+def _field(path: str, value: Any, docs: Mapping[str, str], indent: str) -> list[str]:
     """The comment beside the value where there is room, else above it."""
     text = f"{indent}{path.rpartition('.')[2]}: {_flow(value, indent)}"
-    needed = not isinstance(value, str) or path in _WORDS
-    comment = words.get(path, "") if needed else ""
+    comment = "" if isinstance(value, str) else docs.get(path, "").strip()
     if not comment:
         return [text]
     beside = f"{text}  # {comment}"

@@ -67,25 +67,3 @@ ADDED = (
 # Beginnings of words that are spoken with a vowel, and of some that are only written with one.
 VOWELS = ("a", "e", "i", "o", "u", "hour", "honest", "heir")
 NO_VOWELS = ("eu", "one", "ufo", "ukulele", "unic", "unif", "union", "unit", "univ", "use")
-
-# A class is live if its last word is one of LIVE, or several of one, and none is of NOT_LIVE.
-_LIVE_WORDS = """
-alpaca aunt baby beagle bear bee bird boy boyfriend bride brother budgie bulldog bunny butterfly
-camel cat chicken chihuahua child children chimpanzee collie corgi couple cousin cow crab dachshund
-dad dalmatian daughter deer dog dolphin donkey duck eagle elephant father ferret fish fox friend
-frog gecko geese gentleman gerbil giraffe girl girlfriend goat goldfish goose gorilla granddaughter
-grandfather grandma grandmother grandpa grandson granny groom guy hamster hedgehog hen horse husband
-husky infant kid kitten kitty koala labrador lady lamb leopard lion lizard llama man men mice mom
-monkey mother mouse mum nephew niece owl panda parakeet parrot penguin people person pig pigeon
-piglet pony poodle pug puppy rabbit raccoon rat retriever rooster schnauzer seal shark sheep
-shepherd sister snail snake son spaniel spider squirrel swan terrier tiger toddler tortoise turtle
-uncle whale wife wolf wolves woman women zebra
-"""
-_NOT_LIVE_WORDS = """
-balloon bronze carved ceramic china clay computer cuddly cup doll figure figurine fried gingerbread
-glass gummy hot knitted lego marble model mug optical ornament painted plastic plush porcelain roast
-robot rocking rubber sculpture soft statue stuffed teddy toy wireless wooden
-"""
-LIVE = frozenset(_LIVE_WORDS.split())
-NOT_LIVE = frozenset(_NOT_LIVE_WORDS.split())
-TOY_BREED = r"\btoy ((?:\w+ )?(?:poodle|spaniel|terrier)s?)$"  # a small dog, no toy

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from customized_grpo.tools.init.models import Model, Step
+from customized_grpo.tools.init.models import Step
 from customized_grpo.tools.init.prompts import OWN, with_article
 
 if TYPE_CHECKING:
@@ -33,18 +34,11 @@ folder moves, correct output_dir and data.
 """
 
 
-def title(project: Project) -> str:
-    """Of the contact sheet."""
-    count, found = len(project.album.photos), len(project.album.remarks)
-    photos = f"{count} photo{'s' * (count != 1)} of {with_article(project.words)}"
-    return f"{photos}, {found or 'no'} remark{'s' * (found != 1)}"
-
-
 def summary(project: Project) -> list[str]:
     """What the project is, and what was decided without asking."""
     aside, count = len(project.aside), len(project.album.photos)
     lines = [
-        f"model: {project.model.name}",
+        f"model: {project.preset.name}",
         f"photos: {count}, {aside} of them kept aside to judge by",
         f"prompts: {len(project.prompts.training)} to train on, {len(project.prompts.held_out)} "
         f"others to judge by; examples: {len(project.training)} and {len(project.held_out)}",
@@ -53,20 +47,21 @@ def summary(project: Project) -> list[str]:
         lines.append("photos are cropped to their central square, which is all the model knows")
         if project.called != project.words:
             lines.append(f"prompts say {project.called!r}: it does not know {project.words!r}")
-    elif all(prompt.kind != OWN for prompt in project.prompts.training):
-        kind, flag = ("a living thing", "--no-live") if project.live else ("a thing", "--live")
-        lines.append(f"prompts are those for {kind} (if that is wrong: {flag})")
+    elif not project.live and all(prompt.kind != OWN for prompt in project.prompts.training):
+        lines.append("prompts are those for a thing (for a person or an animal: --live)")
     return lines
 
 
 def header(project: Project, folder: Path) -> list[str]:
     """Opens the config of a project in an absolute folder; each a line of a comment."""
-    model = project.model
+    preset = project.preset
     expect = (_EMBEDDED if project.is_embedded else _LARGE).format(
-        memory=model.memory, name=project.run.name
+        memory=preset.memory, name=project.run.name
     )
-    about = f"A run about {with_article(project.words)}, by cgrpo init from configs/{model.config}."
-    commands = [line for step in project.steps(folder) for line in step.lines()]
+    about = (
+        f"A run about {with_article(project.words)}, by cgrpo init from configs/{preset.config}."
+    )
+    commands = [line for step in steps(project, folder) for line in step.lines()]
     return [
         about,
         *("", *textwrap.wrap(expect.strip(), _WIDTH)),
@@ -80,48 +75,29 @@ def steps(project: Project, folder: Path) -> list[Step]:
     config, run = folder / "config.yaml", folder / "runs" / project.run.name
     row = project.held_out[0]
     reference = folder / row["references"][0]
-    estimate = Step(
-        why="how long it will take, computed",
-        command=_command("estimate", config, "--device", _device(project.model)),
-    )
+    device = "rtx4090" if project.preset.memory <= 24 else "h100"  # of the config's memory
+    estimate = ["estimate", config, "--device", device]
+    data = ["data", config, "--out", folder / "data.png"]
+    shown = flag("--prompt", row["prompt"])
+    generate = ["generate", run, *shown, "--reference", reference, "--count", 4]
+    export = ["export", run, "--to", "hub-folder", "--out", folder / "lora"]
+    commands: list[tuple[str, Sequence[object]]] = [
+        (f"look at what will be trained on, in {folder / 'data.png'}", data),
+        *([] if project.is_embedded else [("how long it will take, computed", estimate)]),
+        ("train" + " (about two minutes of one CPU core)" * project.is_embedded, ["train", config]),
+        ("pictures of a prompt that was not trained on, before and after", generate),
+        (
+            f"measure what training changed, on {project.num_judged} held-out examples",
+            ["evaluate", run],
+        ),
+        ("a LoRA with a model card, for diffusers and the hub", export),
+    ]
     return [
-        *project.model.before,
-        Step(
-            why=f"look at what will be trained on, in {folder / 'data.png'}",
-            command=_command("data", config, "--out", folder / "data.png"),
-        ),
-        *([] if project.is_embedded else [estimate]),
-        Step(
-            why="train" + " (about two minutes of one CPU core)" * project.is_embedded,
-            command=_command("train", config),
-        ),
-        Step(
-            why="pictures of a prompt that was not trained on, before and after",
-            command=_command(
-                *("generate", run, *flag("--prompt", row["prompt"])),
-                *("--reference", reference, "--count", 4),
-            ),
-        ),
-        Step(
-            why=f"measure what training changed, on {project.num_judged} held-out examples",
-            command=_command("evaluate", run),
-        ),
-        Step(
-            why="a LoRA with a model card, for diffusers and the hub",
-            command=_command("export", run, "--to", "hub-folder", "--out", folder / "lora"),
-        ),
+        *project.preset.before,
+        *(Step(why, shlex.join(["cgrpo", *map(str, words)])) for why, words in commands),
     ]
 
 
 def flag(name: str, value: str) -> list[str]:
     """For a command line, where a value that begins with - would be taken for another flag."""
     return [f"{name}={value}"] if value.startswith("-") else [name, value]
-
-
-def _device(model: Model) -> str:
-    """Of the memory that a model is set up for."""
-    return "rtx4090" if model.memory <= 24 else "h100"
-
-
-def _command(*words: object) -> str:
-    return shlex.join(["cgrpo", *map(str, words)])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,19 +24,6 @@ _ASKED = {
     "context": "puts it into a new place, light or company; it keeps its look",
     "property": "changes one property of it: its colour, its material or the style of the picture",
     "accessory": "gives it something to wear, to hold or to have on it, in a new place",
-}
-_FORMAT = {
-    "type": "json_schema",
-    "json_schema": {
-        "name": "prompts",
-        "strict": True,
-        "schema": {
-            "type": "object",
-            "properties": {"prompts": {"type": "array", "items": {"type": "string"}}},
-            "required": ["prompts"],
-            "additionalProperties": False,
-        },
-    },
 }
 
 
@@ -90,7 +76,6 @@ class _Author:
         self._writer, self._endpoint, self._words = writer, endpoint, words
         self._task = f"{json.dumps(words, ensure_ascii=False)}, {nature}"
         self._backoff = Backoff(retries=writer.retries, base=1.0)
-        self._format: dict[str, Any] = {"response_format": _FORMAT}
 
     def prompts(self, kind: str, count: int) -> list[Prompt]:
         """Raises a PermanentFailure if the answers hold too few that can be used."""
@@ -100,7 +85,7 @@ class _Author:
             if len(found) >= count:
                 return [Prompt(kind=kind, text=text) for text in list(found.values())[:count]]
             body = self._body(kind, min(_AT_ONCE, count - len(found) + 2), list(found.values()))
-            for text in self._backoff.run(lambda body=body: list(self._ask(body))):
+            for text in self._backoff.run(lambda body=body: self._ask(body)):
                 if mistake := self._mistake(text, found):
                     refused[mistake] += 1
                 else:
@@ -127,22 +112,13 @@ class _Author:
         if known:
             task += f" Not again: {json.dumps(known[-_AT_ONCE:], ensure_ascii=False)}"
         messages = [{"role": "user", "content": task}]
-        return {"model": self._writer.model, "messages": messages, **self._format}
+        return {"model": self._writer.model, "messages": messages}
 
-    def _ask(self, body: dict[str, Any]) -> Iterator[Any]:
+    def _ask(self, body: dict[str, Any]) -> list[Any]:
         url = f"{self._writer.url.rstrip('/')}/chat/completions"
-        content = json.dumps(body).encode()
-        try:
-            answer = self._endpoint.send("POST", url, content, "application/json")
-        except PermanentFailure as failure:
-            refused = failure.status in (400, 422) and "response_format" in str(failure)
-            if not (refused and self._format):
-                raise
-            self._format = {}  # this endpoint takes none: the task asks for JSON anyway
-            body = {name: value for name, value in body.items() if name != "response_format"}
-            yield from self._ask(body)
-            return
-        yield from _texts(answer)
+        return _texts(
+            self._endpoint.send("POST", url, json.dumps(body).encode(), "application/json")
+        )
 
 
 def _texts(answer: Any) -> list[Any]:

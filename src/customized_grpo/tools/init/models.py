@@ -9,7 +9,7 @@ from customized_grpo.errors import ConfigError
 EMBEDDED = "embedded"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Step:
     """Something for the user to do."""
 
@@ -22,13 +22,9 @@ class Step:
         return [f"{self.why}:", f"  {self.command}"] if self.command else [self.why]
 
 
-_HUB = "https://huggingface.co/black-forest-labs"
-_LOGIN = Step(why="log in to the hub, with a token of yours that may read", command="hf auth login")
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Model:
-    """A model that can be taken."""
+class Preset:
+    """A model that can be taken, and its config."""
 
     name: str
     config: str
@@ -37,55 +33,50 @@ class Model:
     """GB of a GPU that its config is made for (computed, docs/generators.md)."""
     side: int = 512
     """Pixels of what it makes."""
-    before: tuple[Step, ...] = ()
-    """What has to be done once."""
+    extra: str = ""
+    """The extra of this package that reads the model in fewer bits."""
+    licence: str = ""
+    """The repository of black-forest-labs whose licence has to be accepted."""
+
+    @property
+    def before(self) -> list[Step]:
+        """What has to be done once."""
+        install = Step(
+            "install what reads the model in fewer bits",
+            f"pip install 'customized-grpo[{self.extra}]'",
+        )
+        page = f"https://huggingface.co/black-forest-labs/{self.licence}"
+        accept = Step(f"accept the licence of the weights at {page}")
+        login = Step("log in to the hub, with a token of yours that may read", "hf auth login")
+        return [install] * bool(self.extra) + [accept, login] * bool(self.licence)
 
 
-def _licence(repository: str) -> Step:
-    return Step(why=f"accept the licence of the weights at {_HUB}/{repository}")
-
-
-def _extra(name: str) -> Step:
-    return Step(
-        why="install what reads the model in fewer bits",
-        command=f"pip install 'customized-grpo[{name}]'",
-    )
-
-
-MODELS = {
-    model.name: model
-    for model in (
-        Model(name=EMBEDDED, config="emoji.yaml", memory=0, side=64),
-        Model(name="flux2-klein", config="flux2-klein.yaml", memory=24),
-        Model(
+_KONTEXT = "FLUX.1-Kontext-dev"
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset(name=EMBEDDED, config="emoji.yaml", memory=0, side=64),
+        Preset(name="flux2-klein", config="flux2-klein.yaml", memory=24),
+        Preset(
             name="flux-kontext-24gb",
             config="flux-kontext-24gb.yaml",
             memory=24,
-            before=(_extra("bitsandbytes"), _licence("FLUX.1-Kontext-dev"), _LOGIN),
+            extra="bitsandbytes",
+            licence=_KONTEXT,
         ),
-        Model(
-            name="flux-kontext",
-            config="flux-kontext.yaml",
-            memory=80,
-            before=(_licence("FLUX.1-Kontext-dev"), _LOGIN),
-        ),
-        Model(
+        Preset(name="flux-kontext", config="flux-kontext.yaml", memory=80, licence=_KONTEXT),
+        Preset(
             name="qwen-image-edit-plus",
             config="qwen-image-edit-plus.yaml",
             memory=80,
-            before=(_extra("torchao"),),
+            extra="torchao",
         ),
-        Model(
-            name="uno",
-            config="uno-paper.yaml",
-            memory=80,
-            before=(_licence("FLUX.1-dev"), _LOGIN),
-        ),
+        Preset(name="uno", config="uno-paper.yaml", memory=80, licence="FLUX.1-dev"),
     )
 }
 
 
-def choose_model(name: str | None, memory: float | None) -> Model:
+def choose_preset(name: str | None, memory: float | None) -> Preset:
     """The model of that name, or a sensible one for the memory of a GPU in GB.
 
     Without either, for this machine's GPU; the embedded model where there is none.
@@ -94,27 +85,27 @@ def choose_model(name: str | None, memory: float | None) -> Model:
         ConfigError: if it does not fit.
     """
     if name is not None:
-        model = MODELS[name]
-        if memory is not None and memory < model.memory:
+        preset = PRESETS[name]
+        if memory is not None and memory < preset.memory:
             raise ConfigError(
-                f"--model {name} is set up for a GPU of {model.memory} GB, got --gpu-memory "
+                f"--model {name} is set up for a GPU of {preset.memory} GB, got --gpu-memory "
                 f"{memory:g}; take {_fitting(memory).name}, or leave --gpu-memory out to try it"
             )
-        return model
+        return preset
     found = _gpu_memory() if memory is None else memory
-    model = _fitting(found)
-    if memory is not None and model.name == EMBEDDED:
+    preset = _fitting(found)
+    if memory is not None and preset.name == EMBEDDED:
         raise ConfigError(
             f"--gpu-memory must be at least 24 for the smallest of the large models, got {memory:g}"
             "; rent a larger GPU, or write --model embedded to try it all on the CPU"
         )
-    return model
+    return preset
 
 
-def _fitting(memory: float) -> Model:
+def _fitting(memory: float) -> Preset:
     """FLUX.1 Kontext where there is room for it, else the fastest of those that fit."""
     fitting = ("flux-kontext", "flux2-klein", EMBEDDED)
-    return next(MODELS[name] for name in fitting if MODELS[name].memory <= memory)
+    return next(PRESETS[name] for name in fitting if PRESETS[name].memory <= memory)
 
 
 def _gpu_memory() -> int:

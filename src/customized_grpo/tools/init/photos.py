@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 from customized_grpo.buckets import RATIOS, nearest_ratio
 from customized_grpo.config.decoding import is_clean
@@ -21,19 +20,17 @@ from customized_grpo.pictures import to_pil
 from customized_grpo.tools.init import measures
 
 TOO_FEW, TOO_MANY, MOST = 5, 40, 200
-_THUMBNAIL = 220
 _WIDEST = max(RATIOS)
 _SPREAD = 2.0  # between the widest and the tallest photo: two different croppings
 
 Kind = Literal[
-    "count", "unreadable", "unused", "small", "blurred", "duplicate", "cut off", "shape",
-    "transparent", "prompts",
-]  # fmt: skip
+    "count", "unreadable", "unused", "small", "blurred", "duplicate", "shape", "transparent"
+]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Remark:
-    """Something to know about a photo, about all of them, or about the prompts."""
+    """Something to know about a photo, or about all of them."""
 
     photo: str
     """Name of the file; '' = it is about all."""
@@ -45,7 +42,7 @@ class Remark:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Photo:
+class CheckedPhoto:
     """A photo that can be read, and what was measured of it; sizes are upright."""
 
     path: Path
@@ -53,16 +50,14 @@ class Photo:
     width: int
     sharpness: float
     fingerprint: np.ndarray
-    touched: tuple[str, ...]
     transparent: bool
-    thumbnail: Image.Image
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Album:
     """The photos of a folder that can be used, and what there is to say about all of them."""
 
-    photos: tuple[Photo, ...]
+    photos: tuple[CheckedPhoto, ...]
     remarks: tuple[Remark, ...]
 
 
@@ -86,7 +81,7 @@ def read_album(folder: Path, side: int, *, squares: bool = False) -> Album:
             f"--photos: {folder} must hold at most {MOST} photos of one subject, got {len(paths)}; "
             "keep the best 10 to 30"
         )
-    photos: list[Photo] = []
+    photos: list[CheckedPhoto] = []
     remarks = list(_unused(folder, set(paths)))
     for path in paths:
         try:
@@ -94,7 +89,7 @@ def read_album(folder: Path, side: int, *, squares: bool = False) -> Album:
         except DataError as error:
             name = printable(path)
             reason = str(error).replace(f": {path}", " it", 1).replace(str(path), name)
-            remarks.append(Remark(photo=name, kind="unreadable", text=reason))
+            remarks.append(Remark(name, "unreadable", reason))
     if not photos:
         found = f"; {remarks[0]}" if remarks else ""
         raise DataError(
@@ -111,7 +106,7 @@ def printable(path: Path) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in path.name)
 
 
-def _inspect(path: Path) -> Photo:
+def _inspect(path: Path) -> CheckedPhoto:
     """Raises a DataError if the photo cannot be used."""
     where = "left out, as"
     if not is_clean(str(path)):
@@ -119,17 +114,13 @@ def _inspect(path: Path) -> Photo:
     file = (path, "RGB")
     picture = check_pictures({file: where})[file]
     image = to_pil(picture.load())
-    thumbnail = image.copy()
-    thumbnail.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    return Photo(
+    return CheckedPhoto(
         path=path,
         height=picture.height,
         width=picture.width,
         sharpness=measures.sharpness(image),
         fingerprint=measures.fingerprint(image),
-        touched=measures.touched_sides(image),
         transparent=_is_transparent(path),
-        thumbnail=thumbnail,
     )
 
 
@@ -152,83 +143,70 @@ def _unused(folder: Path, used: set[Path]) -> Iterator[Remark]:
             why = 'not used: add it to train.jsonl yourself ("masks", docs/data.md)'
         else:
             why = "not used: no picture in a format that can be read; save it as JPEG or PNG"
-        yield Remark(photo=printable(path), kind="unused", text=why)
+        yield Remark(printable(path), "unused", why)
 
 
-def _remarks(photo: Photo, side: int) -> Iterator[Remark]:
-    name, short = printable(photo.path), min(photo.height, photo.width)
-    if short < side:
-        yield Remark(
-            photo=name,
-            kind="small",
-            text=f"small, {photo.width} x {photo.height} px: it will be enlarged to the model's "
-            f"{side} px and look soft; take the original if there is a larger one",
+def _remarks(photo: CheckedPhoto, side: int) -> Iterator[Remark]:
+    name = printable(photo.path)
+    if min(photo.height, photo.width) < side:
+        text = (
+            f"small, {photo.width} x {photo.height} px: it will be enlarged to the model's {side} "
+            "px and look soft; take the original if there is a larger one"
         )
+        yield Remark(name, "small", text)
     if photo.sharpness < measures.BLURRED:
-        yield Remark(
-            photo=name,
-            kind="blurred",
-            text=f"looks blurred (sharpness {photo.sharpness:.0f}, below {measures.BLURRED:.0f}): "
-            "the model would learn that; leave it out or take it again",
+        text = (
+            f"looks blurred (sharpness {photo.sharpness:.0f}, below {measures.BLURRED:.0f}): the "
+            "model would learn that; leave it out or take it again"
         )
-    if photo.touched:
-        yield Remark(
-            photo=name,
-            kind="cut off",
-            text=f"the subject may be cut off at the {' and '.join(photo.touched)} (guessed from "
-            "colours): a part that is in no photo cannot be learned",
-        )
+        yield Remark(name, "blurred", text)
     if photo.transparent:
-        yield Remark(
-            photo=name,
-            kind="transparent",
-            text="has a transparent background, which becomes white: fine for a few, but with "
-            "such photos only the model sees the subject in no surroundings",
+        text = (
+            "has a transparent background, which becomes white: fine for a few, but with such "
+            "photos only the model sees the subject in no surroundings"
         )
+        yield Remark(name, "transparent", text)
 
 
-def _duplicates(photos: Sequence[Photo]) -> Iterator[Remark]:
+def _duplicates(photos: Sequence[CheckedPhoto]) -> Iterator[Remark]:
     """Names a photo once, with the first one that it repeats."""
     named: set[Path] = set()
     for one, other in combinations(photos, 2):
         if other.path not in named and measures.alike(one.fingerprint, other.fingerprint):
             named.add(other.path)
-            yield Remark(
-                photo=printable(other.path),
-                kind="duplicate",
-                text=f"nearly the same picture as {printable(one.path)}: it counts double and "
-                "shows nothing new; keep one of the two",
+            text = (
+                f"nearly the same picture as {printable(one.path)}: it counts double and shows "
+                "nothing new; keep one of the two"
             )
+            yield Remark(printable(other.path), "duplicate", text)
 
 
 def _count(number: int) -> Iterator[Remark]:
-    text = ""
+    photos = f"{number} photo{'s' * (number > 1)}"
     if number < TOO_FEW:
         text = (
-            f"{number} photo{'s' * (number > 1)}: {TOO_FEW} to 20, from different sides and in "
-            "different places, teach more; with fewer none is kept aside to judge by"
+            f"{photos}: {TOO_FEW} to 20, from different sides and in different places, teach more; "
+            "with fewer none is kept aside to judge by"
         )
+        yield Remark("", "count", text)
     if number > TOO_MANY:
-        text = f"{number} photos: more than about 20 rarely help; keep the sharpest and most varied"
-    if text:
-        yield Remark(photo="", kind="count", text=text)
+        text = f"{photos}: more than about 20 rarely help; keep the sharpest and most varied"
+        yield Remark("", "count", text)
 
 
-def _shapes(photos: Sequence[Photo]) -> Iterator[Remark]:
+def _shapes(photos: Sequence[CheckedPhoto]) -> Iterator[Remark]:
     for photo in photos:
         if (ratio := max(photo.height / photo.width, photo.width / photo.height)) > _WIDEST:
-            yield Remark(
-                photo=printable(photo.path),
-                kind="shape",
-                text=f"very long, {ratio:.1f} : 1: its ends beyond 7 : 3 are cropped away; crop it "
-                "yourself around the subject",
+            text = (
+                f"very long, {ratio:.1f} : 1: its ends beyond 7 : 3 are cropped away; crop it "
+                "yourself around the subject"
             )
+            yield Remark(printable(photo.path), "shape", text)
     ratios = [photo.width / photo.height for photo in photos]
     if max(ratios) / min(ratios) > _SPREAD:
         count = len(Counter(nearest_ratio(photo.height, photo.width) for photo in photos))
-        yield Remark(
-            photo="",
-            kind="shape",
-            text=f"the photos have {count} very different shapes: every update sees photos of one "
-            "shape only; crop them to one shape, square is best",
+        text = (
+            f"the photos have {count} very different shapes: every update sees photos of one shape "
+            "only; crop them to one shape, square is best"
         )
+        yield Remark("", "shape", text)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from customized_grpo.errors import ConfigError
 from customized_grpo.tools.init import prompts
 from customized_grpo.tools.init.llm import Writer
-from customized_grpo.tools.init.models import EMBEDDED, choose_model
-from customized_grpo.tools.init.photos import Remark, read_album
+from customized_grpo.tools.init.models import EMBEDDED, choose_preset
+from customized_grpo.tools.init.photos import read_album
 from customized_grpo.tools.init.project import Project, check_new
 
 DEFAULT_PROMPTS = 60
@@ -26,7 +27,7 @@ class Order:
     model: str | None = None
     gpu_memory: float | None = None
     """GB."""
-    live: bool | None = None
+    live: bool = False
     """Whether it is a person or an animal."""
     prompts: Path | None = None
     """Text file with one a line, instead of ours."""
@@ -43,40 +44,36 @@ def plan_project(order: Order) -> Project:
         ConfigError: if options contradict each other, or the folder is not new.
         DataError: if photos or prompts cannot be used.
     """
-    _check_options(order)
     folder, words = check_new(order.folder), prompts.check_class(order.words)
-    model = choose_model(order.model, order.gpu_memory)
-    is_embedded = model.name == EMBEDDED
+    preset = choose_preset(order.model, order.gpu_memory)
+    is_embedded = preset.name == EMBEDDED
+    _check_options(order, is_embedded)
+    album = read_album(order.photos, preset.side, squares=is_embedded)
+    called = _embedded_noun(words, order.live) if is_embedded else words
+    return Project(
+        folder=folder,
+        words=words,
+        called=called,
+        live=order.live,
+        seed=order.seed,
+        preset=preset,
+        album=album,
+        prompts=_prompts(order, called, is_embedded),
+    )
+
+
+def _check_options(order: Order, is_embedded: bool) -> None:
+    if order.prompts is not None:
+        named_by_it = order.live and not is_embedded  # which does not know every class
+        flags = {"--llm": order.writer, "--num-prompts": order.num_prompts, "--live": named_by_it}
+        for flag, value in flags.items():
+            if value:
+                raise ConfigError(f"{flag} must be left out with --prompts, whose lines are taken")
     if is_embedded and order.writer is not None:
         raise ConfigError(
             "--llm must be left out with the embedded model, which knows the sentences of its own "
             "grammar only; take a large model by --model"
         )
-    album = read_album(order.photos, model.side, squares=is_embedded)
-    live = prompts.is_live(words) if order.live is None else order.live
-    called = _embedded_noun(words, live) if is_embedded else words
-    return Project(
-        folder=folder,
-        words=words,
-        called=called,
-        live=live,
-        seed=order.seed,
-        model=model,
-        album=album,
-        prompts=_prompts(order, called, live, is_embedded),
-    )
-
-
-def _check_options(order: Order) -> None:
-    if order.prompts is not None:
-        given = {
-            "--llm": order.writer,
-            "--num-prompts": order.num_prompts,
-            "--live and --no-live": order.live,
-        }
-        for flag, value in given.items():
-            if value is not None:
-                raise ConfigError(f"{flag} must be left out with --prompts, whose lines are taken")
     count = order.num_prompts
     if count is not None and not prompts.FEWEST <= count <= prompts.MOST:
         raise ConfigError(
@@ -97,27 +94,14 @@ def _embedded_noun(words: str, live: bool) -> str:
         ) from error
 
 
-def _prompts(order: Order, called: str, live: bool, is_embedded: bool) -> prompts.Prompts:
+def _prompts(order: Order, called: str, is_embedded: bool) -> prompts.Prompts:
     if order.prompts is not None:
         return prompts.read_prompts(order.prompts, called)
     count = DEFAULT_PROMPTS if order.num_prompts is None else order.num_prompts
     if order.writer is not None:
-        return order.writer.write(called, live, count)
-    writer = prompts.embedded_writer(called) if is_embedded else prompts.plain_writer(called, live)
-    return prompts.draw_prompts(count, order.seed, writer)
-
-
-def remarks_on_prompts(project: Project) -> list[Remark]:
-    """What is odd about prompts that a user has written."""
-    remarks = []
-    if texts := prompts.unnamed(project.prompts, project.called):
-        remarks.append(
-            f"prompts that do not say {project.called!r}: {len(texts)}, such as {texts[0]!r}; the "
-            "model has to guess what in the photo is meant"
-        )
-    if project.is_embedded and (words := prompts.unknown_words(project.prompts)):
-        remarks.append(
-            f"the embedded model has never seen these words: {', '.join(words[:12])}"
-            f"{', ...' if len(words) > 12 else ''}"
-        )
-    return [Remark(photo="", kind="prompts", text=text) for text in remarks]
+        return order.writer.write(called, order.live, count)
+    if is_embedded:
+        write = partial(prompts.write_embedded, called)
+    else:
+        write = partial(prompts.write_plain, called, order.live)
+    return prompts.draw_prompts(count, order.seed, write)

@@ -27,17 +27,17 @@ from customized_grpo.data.photos import SHARE
 from customized_grpo.data.splits import scattered
 from customized_grpo.errors import ConfigError
 from customized_grpo.files import write_folder
-from customized_grpo.pictures import png
+from customized_grpo.pictures import png, save_grid
 from customized_grpo.tools.init import guide
 from customized_grpo.tools.init.config_text import write_config
 from customized_grpo.tools.init.measures import alike
-from customized_grpo.tools.init.models import EMBEDDED, Model, Step
-from customized_grpo.tools.init.photos import TOO_FEW, Album, Photo, printable
+from customized_grpo.tools.init.models import EMBEDDED, Preset
+from customized_grpo.tools.init.photos import TOO_FEW, Album, CheckedPhoto, printable
 from customized_grpo.tools.init.prompts import Prompt, Prompts
-from customized_grpo.tools.init.sheet import draw_sheet
-from customized_grpo.types import crop_and_resize
+from customized_grpo.types import Example, crop_and_resize
 
 _UPDATES = 40  # of the embedded model: 110 s of one core
+_TILE = 144  # pixels of a photo on the contact sheet
 _MOST_JUDGED = 64  # examples of an evaluation
 
 
@@ -51,16 +51,16 @@ class Project:
     called: str
     """What prompts call the subject."""
     live: bool
-    """Whether it was taken for a person or an animal."""
+    """Whether it is a person or an animal."""
     seed: int
-    model: Model
+    preset: Preset
     album: Album
     prompts: Prompts
 
     @property
     def is_embedded(self) -> bool:
         """Whether the small model is taken, which knows squares and its own grammar only."""
-        return self.model.name == EMBEDDED
+        return self.preset.name == EMBEDDED
 
     @property
     def run(self) -> Path:
@@ -122,10 +122,6 @@ class Project:
             for (number, prompt), photo in product(numbered, photos)
         ]
 
-    def steps(self, folder: Path | None = None) -> list[Step]:
-        """What to do with it, from any folder or from the one where it was made."""
-        return guide.steps(self, folder or self.folder)
-
     def write(self) -> None:
         """Writes the folder, which appears as a whole.
 
@@ -134,25 +130,33 @@ class Project:
             DataError: if a photo has changed meanwhile.
         """
         config = write_config(self._config(), guide.header(self, absolute(self.folder)))
-        notes = {printable(path): self._note(path) for path in self.copies}
-        sheet = draw_sheet(self.album, guide.title(self), notes)
 
         def fill(folder: Path) -> None:
             (folder / "photos").mkdir()
+            sheet = []
             for photo in self.album.photos:
-                (folder / self.copies[photo.path]).write_bytes(png(self._pixels(photo)))
+                pixels = self._pixels(photo)
+                (folder / self.copies[photo.path]).write_bytes(png(pixels))
+                sheet.append(self._tile(photo, pixels))
+            save_grid(folder / "photos.png", sheet, {}, ("photo", "what was found out about it"))
             (folder / "train.jsonl").write_text(_lines(self.training), encoding="utf-8")
             (folder / "held_out.jsonl").write_text(_lines(self.held_out), encoding="utf-8")
             (folder / "config.yaml").write_text(config, encoding="utf-8")
-            (folder / "photos.png").write_bytes(sheet)
 
         write_folder(absolute(self.folder), fill)
 
-    def _note(self, photo: Path) -> str:
-        number = Path(self.copies[photo]).stem.partition("-")[0]
-        return f"{number}: {'kept aside to judge by' if photo in self.aside else 'to train on'}"
+    def _tile(self, photo: CheckedPhoto, pixels: Tensor) -> Example:
+        """A reduced copy, what becomes of it and the kinds of remarks on it, for the sheet."""
+        use = "kept aside to judge by" if photo.path in self.aside else "to train on"
+        name, copy = printable(photo.path), Path(self.copies[photo.path]).stem
+        kinds = [remark.kind for remark in self.album.remarks if remark.photo == name]
+        scale = _TILE / max(pixels.shape[1:])
+        height, width = (max(1, round(side * scale)) for side in pixels.shape[1:])
+        small = crop_and_resize(pixels, height, width)
+        text = f"{copy}: {', '.join([use, *kinds])}"
+        return Example(id=copy, prompt=text, references=(small,), subject=self.words)
 
-    def _pixels(self, photo: Photo) -> Tensor:
+    def _pixels(self, photo: CheckedPhoto) -> Tensor:
         pixels = Picture(photo.path, "RGB", photo.height, photo.width).load()
         side = min(photo.height, photo.width)
         return crop_and_resize(pixels, side, side) if self.is_embedded else pixels
@@ -160,7 +164,7 @@ class Project:
     def _config(self) -> dict[str, Any]:
         """The config that ships, for these data. Paths are absolute: it works from anywhere."""
         folder = absolute(self.folder)
-        raw = _shipped(self.model)
+        raw = _shipped(self.preset)
         evaluation = raw["evaluation"]
         evaluation["num_examples"] = self.num_judged
         first = {"name": self.run.name, "seed": self.seed, "output_dir": str(folder / "runs")}
@@ -173,13 +177,13 @@ class Project:
         return {**first, "mixed_precision": precision, **(raw | first | {"data": data})}
 
 
-def _shipped(model: Model) -> dict[str, Any]:
+def _shipped(preset: Preset) -> dict[str, Any]:
     """The config that ships, without what one's own photos cannot use."""
-    raw = read_mapping(str(shipped_config(model.config)), "CONFIG")
-    if model.name == EMBEDDED:  # nobody has labelled the user's prompts for the classifier
+    raw = read_mapping(str(shipped_config(preset.config)), "CONFIG")
+    if preset.name == EMBEDDED:  # nobody has labelled the user's prompts for the classifier
         del raw["evaluation"]["classifier"]
         raw["train"]["num_updates"] = _UPDATES
-    if model.name == "uno":  # the paper's HPSv3 wants a file of instructions and 17 GB
+    if preset.name == "uno":  # the paper's HPSv3 wants a file of instructions and 17 GB
         kontext = read_mapping(str(shipped_config("flux-kontext.yaml")), "CONFIG")
         raw["rewards"] = kontext["rewards"]
     return raw
@@ -197,11 +201,6 @@ def check_new(folder: Path) -> Path:
         raise ConfigError(
             f"FOLDER must be a new or empty folder, got {str(folder)!r}, which holds "
             "something; name another: nothing is overwritten"
-        )
-    if os.path.ismount(folder):
-        raise ConfigError(
-            f"FOLDER must not be a mount point, got {str(folder)!r}, which cannot be put there as "
-            "a whole; name a new folder in it"
         )
     if Path(os.path.realpath(folder)) == Path.cwd():
         raise ConfigError(

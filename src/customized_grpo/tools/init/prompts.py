@@ -7,15 +7,12 @@ world's grammar, the only sentences it knows.
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
 from pathlib import Path
 
-from customized_grpo.assets import resolve_checkpoint
 from customized_grpo.data.photos import SHARE
 from customized_grpo.data.splits import scattered
 from customized_grpo.data.texts import read_text
@@ -48,13 +45,6 @@ class Prompts:
 
     training: tuple[Prompt, ...]
     held_out: tuple[Prompt, ...]
-
-
-def is_live(words: str) -> bool:
-    """Whether a class is a person or an animal, as far as our list goes."""
-    *others, last = re.sub(grammar.TOY_BREED, r"\1", words.lower()).split()
-    one = {last, last.removesuffix("s"), last.removesuffix("es"), last.removesuffix("ies") + "y"}
-    return bool(one & grammar.LIVE) and not grammar.NOT_LIVE & {last, *others}
 
 
 def with_article(words: str) -> str:
@@ -100,12 +90,9 @@ def draw_prompts(count: int, seed: int, write: Write) -> Prompts:
     return Prompts(training=tuple(parts[False].values()), held_out=tuple(parts[True].values()))
 
 
-def plain_writer(words: str, live: bool) -> Write:
+def write_plain(words: str, live: bool, kind: str, held_out: bool, random: random.Random) -> str:
     """English for the large models."""
-    return partial(_plain, words, live)
 
-
-def _plain(words: str, live: bool, kind: str, held_out: bool, random: random.Random) -> str:
     def pick(phrases: Sequence[str]) -> str:
         return random.choice(_share(phrases, held_out))
 
@@ -123,12 +110,8 @@ def _plain(words: str, live: bool, kind: str, held_out: bool, random: random.Ran
     return " ".join(f"{opening}{subject} {action} {company} {where} {light}".split())
 
 
-def embedded_writer(noun: str) -> Write:
-    """Sentences of the emoji world, about one of its nouns."""
-    return partial(_embedded, noun)
-
-
-def _embedded(noun: str, kind: str, held_out: bool, random: random.Random) -> str:
+def write_embedded(noun: str, kind: str, held_out: bool, random: random.Random) -> str:
+    """A sentence of the emoji world, about one of its nouns."""
     from customized_grpo.data.emoji import world as emoji
 
     def pick(attribute: str) -> int:
@@ -201,24 +184,3 @@ def split_prompts(prompts: Iterable[Prompt], where: str) -> Prompts:
         training=tuple(p for p in unique.values() if p.text not in held),
         held_out=tuple(p for p in unique.values() if p.text in held),
     )
-
-
-def unnamed(prompts: Prompts, words: str) -> list[str]:
-    """Texts that do not name the subject by its class."""
-    texts = [prompt.text for prompt in (*prompts.training, *prompts.held_out)]
-    return [text for text in texts if words.lower() not in text.lower()]
-
-
-def unknown_words(prompts: Prompts) -> list[str]:
-    """Words of the prompts that the embedded model has never seen."""
-    texts = (prompt.text for prompt in (*prompts.training, *prompts.held_out))
-    words = {word.strip(".,!?").lower() for text in texts for word in text.split()}
-    return sorted(word for word in words if word and word not in _vocabulary())
-
-
-@cache
-def _vocabulary() -> frozenset[str]:
-    folder = Path(resolve_checkpoint("embedded:generator"))
-    content = json.loads((folder / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))
-    end = "</w>"  # of a whole word, which is one token; any other word is spelled
-    return frozenset(t.removesuffix(end) for t in content["model"]["vocab"] if t.endswith(end))

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
+from typing import Literal
 
-from customized_grpo.tools.playground.quadrant import CAVEAT, WORDS, plot, quadrant
-from customized_grpo.tools.playground.request import Outcome
-from customized_grpo.tools.playground.session import Job, Session
+from customized_grpo.tools.playground.request import Comparison
+from customized_grpo.tools.playground.session import Session
 
+Quadrant = Literal["synergy", "copy", "forgets", "worse", "same"]
+
+_WORDS: dict[Quadrant, str] = {
+    "synergy": "Nearer to the subject and nearer to the prompt. SARS rewards this most.",
+    "copy": "Nearer to the subject, further from the prompt: towards a copy of the reference.",
+    "forgets": "Nearer to the prompt, further from the subject: the subject is being forgotten.",
+    "worse": "Further from both.",
+    "same": "No change in one of the two: on the border between quadrants.",
+}
+_CAVEAT = (
+    "This is one picture, judged by the rewards of the training. For means over many held-out "
+    "pictures, by models that were not trained on: <code>cgrpo evaluate</code>."
+)
 _BASE_ONLY = (
     "the base: there is nothing trained here. <code>cgrpo playground RUN</code> shows it beside "
     "what a run has trained."
@@ -43,32 +56,19 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def progress(session: Session, jobs: Sequence[Job]) -> str:
-    """How far one's requests are, a line each."""
-    return f'<ol class="jobs">{"".join(_line(session, job) for job in jobs)}</ol>'
-
-
-def _line(session: Session, job: Job) -> str:
-    prompt, seed = escape(job.request.example.prompt), job.request.seed
-    ahead = session.ahead_of(job)
-    if ahead:
-        state = f"waiting, {ahead} before it"
-    else:
-        state = f"{job.stage}, step {job.done} of {job.total}" if job.done else job.stage
-    return (
-        f"<li><span>{prompt} (seed {seed})</span><span>{escape(state)}</span>"
-        f'<progress aria-label="{prompt}" max="{job.total}" value="{job.done}"></progress></li>'
-    )
-
-
-def answer(outcome: Outcome, objectives: Mapping[str, str]) -> str:
+def answer(compared: Comparison, objectives: Mapping[str, str]) -> str:
     """What was drawn, its rewards, what could not be scored, and the quadrant."""
-    parts = (_caption(outcome), _table(outcome, objectives), _errors(outcome), _plane(outcome))
+    parts = (
+        _caption(compared),
+        _table(compared, objectives),
+        _errors(compared),
+        _verdict(compared),
+    )
     return "".join(parts)
 
 
-def _caption(outcome: Outcome) -> str:
-    request = outcome.request
+def _caption(compared: Comparison) -> str:
+    request = compared.request
     words = [f"“{request.example.prompt}”", f"seed {request.seed}"]
     if request.trained is not None:
         words.append(f"weights {request.trained.label}")
@@ -77,8 +77,8 @@ def _caption(outcome: Outcome) -> str:
     return f'<p class="caption">{escape(", ".join(words))}</p>'
 
 
-def _table(outcome: Outcome, objectives: Mapping[str, str]) -> str:
-    base, tuned = outcome.base.scores, outcome.tuned and outcome.tuned.scores
+def _table(compared: Comparison, objectives: Mapping[str, str]) -> str:
+    base, tuned = compared.base.scores, compared.tuned and compared.tuned.scores
     heads = ("reward", "base") if tuned is None else ("reward", "base", "tuned", "change")
     rows = []
     for reward, objective in objectives.items():
@@ -97,19 +97,27 @@ def _number(value: float, sign: str = "") -> str:
     return "not scored" if math.isnan(value) else f"{value:{sign}.3f}"
 
 
-def _errors(outcome: Outcome) -> str:
-    found = [*outcome.base.errors, *(outcome.tuned.errors if outcome.tuned else ())]
+def _errors(compared: Comparison) -> str:
+    found = [*compared.base.errors, *(compared.tuned.errors if compared.tuned else ())]
     return "".join(error(text) for text in dict.fromkeys(found))
 
 
-def _plane(outcome: Outcome) -> str:
+def _verdict(compared: Comparison) -> str:
     """The quadrant, where both objectives are known."""
-    identity, prompt = (outcome.change.get(name, math.nan) for name in ("identity", "prompt"))
+    identity, prompt = (compared.change.get(name, math.nan) for name in ("identity", "prompt"))
     if math.isnan(identity + prompt):
         return ""
     name = quadrant(identity, prompt)
     return (
-        f'<div class="verdict">{plot(identity, prompt)}'
-        f"<div><h3>{name.capitalize()}</h3><p>{WORDS[name]}</p>"
-        f"<p><small>{CAVEAT}</small></p></div></div>"
+        f"<h3>{name.capitalize()}</h3><p>identity {identity:+.3f}, prompt {prompt:+.3f}: "
+        f"{_WORDS[name]}</p><p><small>{_CAVEAT}</small></p>"
     )
+
+
+def quadrant(identity: float, prompt: float) -> Quadrant:
+    """The quadrant of SARS's plane in which a change from base to tuned lies."""
+    if identity == 0 or prompt == 0:
+        return "same"
+    if identity > 0:
+        return "synergy" if prompt > 0 else "copy"
+    return "forgets" if prompt > 0 else "worse"

@@ -2,12 +2,18 @@
 
 Events take raw values (``preprocess=False``): what someone has uploaded or typed is checked by
 ``request``, whose messages say what is wrong. gradio still refuses files that were not uploaded.
+
+gradio's queue lets one request draw at a time. It cannot end a function that is running, nor all
+that one tab has in the queue; so each request carries the time at which it was sent, and ends by
+itself before its next step if its tab has cancelled since.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,13 +31,13 @@ from customized_grpo.tools.playground import markup
 from customized_grpo.tools.playground.request import (
     MOST_LETTERS,
     MOST_STRENGTH,
-    Outcome,
-    Request,
-    Trained,
+    Comparison,
+    DrawRequest,
+    TrainedWeights,
     describe_picture,
     read_request,
 )
-from customized_grpo.tools.playground.session import Cancelled, Job, Session
+from customized_grpo.tools.playground.session import Session
 
 logger = logging.getLogger("customized_grpo")
 
@@ -39,10 +45,16 @@ Changes = dict[Any, Any]
 """Component -> its new value or fields."""
 
 _CSS = (Path(__file__).with_name("page.css")).read_text(encoding="utf-8")
-_POLL_SECONDS = 0.2
-_EXAMPLES = 4
+_EXAMPLES, _MOST_JOBS = 4, 16
 _CRISP_BELOW = 256  # px: smaller pictures are enlarged with hard edges
 _MOST_BYTES = "64mb"
+# In place of the last input; of one clock, the tab's, so that it can be compared.
+_NOW = "(...values) => [...values.slice(0, -1), Date.now()]"
+_PROGRESS = gr.Progress()  # by this default gradio knows where to put one that belongs to the event
+
+
+class Cancelled(Exception):
+    """The request was called off."""
 
 
 @contextmanager
@@ -54,17 +66,17 @@ def serving(session: Session, port: int | None = None, share: bool = False) -> I
     """
     with TemporaryDirectory(prefix="cgrpo-playground-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        page = Page(session).blocks
+        page = Page(session)
         try:
-            yield _launch(page, port, share)
+            yield _launch(page.blocks, port, share)
         finally:
-            session.close()
-            page.close(verbose=False)
+            page.close()
 
 
 def _launch(page: gr.Blocks, port: int | None, share: bool) -> str:
     try:
-        _, local, public = page.queue(default_concurrency_limit=None).launch(
+        page.queue(max_size=_MOST_JOBS, default_concurrency_limit=None)
+        _, local, public = page.launch(
             server_name="127.0.0.1",
             server_port=port,
             share=share,
@@ -124,6 +136,8 @@ class Page:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._cancelled_at: dict[str, float] = {}  # tab -> by its own clock, in ms
+        self._closing = threading.Event()
         trained = session.trained()
         name = session.config.name
         with gr.Blocks(
@@ -138,7 +152,7 @@ class Page:
             self._add_examples()
             self._connect()
 
-    def _add_inputs(self, trained: Sequence[Trained]) -> None:
+    def _add_inputs(self, trained: Sequence[TrainedWeights]) -> None:
         session = self._session
         self._picture = gr.Image(
             label="Reference picture",
@@ -207,84 +221,69 @@ class Page:
             gr.Examples(rows, [self._picture, self._prompt], label="Held-out examples")
 
     def _connect(self) -> None:
+        sent_at = gr.Number(visible=False)
         asked = [self._picture, self._prompt, self._subject, self._seed, self._strength]
-        asked += [self._place, self._trained]
+        asked += [self._place, self._trained, sent_at]
         shown = [self._status, self._base, self._tuned, self._answer]
-        raw: dict[str, Any] = {
-            "preprocess": False,
-            "show_progress": "hidden",
-            "api_visibility": "private",
+        raw: dict[str, Any] = {"preprocess": False, "api_visibility": "private"}
+        hidden: dict[str, Any] = raw | {"show_progress": "hidden"}
+        stopping: dict[str, Any] = hidden | {"queue": False, "js": _NOW}
+        drawing: dict[str, Any] = raw | {
+            "js": _NOW,
+            "show_progress_on": self._status,
+            "concurrency_id": "generator",
+            "concurrency_limit": 1,
         }
-        gr.on(
-            [self._generate.click, self._prompt.submit, self._subject.submit, self._seed.submit],
-            self._draw,
-            asked,
-            shown,
-            trigger_mode="multiple",
-            **raw,
-        )
-        self._place.change(self._browse, asked, shown, trigger_mode="multiple", **raw)
-        self._place.change(_label, [self._trained, self._place], self._label, **raw)
-        self._picture.change(self._look, self._picture, self._status, **raw)
-        self._cancel.click(self._stop, None, self._status, **raw)
-        self.blocks.load(self._refresh, None, [self._trained, self._place, self._label], **raw)
+        submits = [field.submit for field in (self._prompt, self._subject, self._seed)]
+        triggers = [self._generate.click, *submits]
+        gr.on(triggers, self._draw, asked, shown, trigger_mode="multiple", **drawing)
+        turned = [self._place, self._trained, sent_at]
+        turn = self._place.change(self._turn, turned, self._label, **stopping)
+        turn.then(self._browse, asked, shown, **drawing)
+        self._cancel.click(self._stop, sent_at, self._status, **stopping)
+        self._picture.change(self._look, self._picture, self._status, **hidden)
+        self.blocks.load(self._refresh, None, [self._trained, self._place, self._label], **hidden)
         self.blocks.unload(self._leave)
 
-    def _draw(self, request: gr.Request, *asked: Any) -> Iterator[Changes]:
+    def close(self) -> None:
+        """Ends what is drawn before its next step, and what waits, and the page."""
+        self._closing.set()
+        self.blocks.close(verbose=False)
+
+    def _draw(self, request: gr.Request, progress: gr.Progress = _PROGRESS, *asked: Any) -> Changes:
         """Draws what is asked for, or says what is wrong with it."""
-        try:
-            wanted = _read(*asked)
-        except (CustomizedGRPOError, OSError) as error:
-            yield {self._status: markup.error(str(error))}
-            return
-        yield from self._follow(wanted, request.session_hash or "")
+        tab, sent_at = request.session_hash or "", asked[-1]
 
-    def _browse(self, request: gr.Request, *asked: Any) -> Iterator[Changes]:
-        """Draws by other weights what is asked for, in place of what was asked for before."""
-        owner = request.session_hash or ""
-        try:
-            wanted = _read(*asked)
-        except (CustomizedGRPOError, OSError):
-            return  # nothing to draw yet
-        for job in self._session.jobs(owner):
-            if job.request.example.id == wanted.example.id:
-                job.cancel()
-        yield from self._follow(wanted, owner)
+        def on_progress(stage: str, done: int, total: int) -> None:
+            if self._closing.is_set() or sent_at < self._cancelled_at.get(tab, -math.inf):
+                raise Cancelled
+            progress((done, total), stage)
 
-    def _follow(self, wanted: Request, owner: str) -> Iterator[Changes]:
-        """Puts a request into the queue and shows how far it is, then what came out."""
         try:
-            job = self._session.submit(wanted, owner)
-        except CustomizedGRPOError as error:
-            yield {self._status: markup.error(str(error))}
-            return
-        while not job.wait(_POLL_SECONDS):
-            yield {self._status: markup.progress(self._session, self._session.jobs(owner))}
-        yield self._ended(job)
-
-    def _ended(self, job: Job) -> Changes:
-        try:
-            outcome = job.result()
+            compared = self._session.draw(_read(*asked[:-1]), on_progress)
         except Cancelled:
-            return self._after(job, markup.note("Cancelled."))
+            return {self._status: markup.note("Cancelled.")}
         except (CustomizedGRPOError, OSError) as error:
             return {self._status: markup.error(str(error))}
         except Exception as error:
             logger.exception("a request of the playground has failed")
             text = f"{type(error).__name__}: see the terminal. The page goes on working."
             return {self._status: markup.error(text)}
-        return self._after(job, markup.note("Done.")) | self._show(outcome)
+        return {self._status: markup.note("Done.")} | self._show(compared)
 
-    def _after(self, job: Job, text: str) -> Changes:
-        """The text, or how far the others are that the same person waits for."""
-        others = self._session.jobs(job.owner)
-        return {self._status: markup.progress(self._session, others) if others else text}
+    def _browse(
+        self, request: gr.Request, progress: gr.Progress = _PROGRESS, *asked: Any
+    ) -> Changes:
+        """Draws by other weights what is asked for; nothing, where it is not filled in yet."""
+        picture, prompt, *_ = asked
+        ready = picture and (prompt or "").strip()
+        return self._draw(request, progress, *asked) if ready else gr.skip()
 
-    def _show(self, outcome: Outcome) -> Changes:
-        prompt = outcome.request.example.prompt
-        changes: Changes = {self._answer: markup.answer(outcome, self._session.objectives)}
+    def _show(self, compared: Comparison) -> Changes:
+        prompt = compared.request.example.prompt
+        changes: Changes = {self._answer: markup.answer(compared, self._session.objectives)}
         for name, component in (("base", self._base), ("tuned", self._tuned)):
-            drawn = getattr(outcome, name)
+            drawn = getattr(compared, name)
             if drawn is not None:
                 crisp = ["crisp"] if max(drawn.image.size) < _CRISP_BELOW else []
                 changes[component] = gr.Image(
@@ -301,12 +300,20 @@ class Page:
         except CustomizedGRPOError as error:
             return markup.error(str(error))
 
-    def _stop(self, request: gr.Request) -> str:
-        count = self._session.cancel(request.session_hash or "")
-        return markup.note("Cancelling." if count else "There is nothing to cancel.")
+    def _stop(self, request: gr.Request, now: float) -> str:
+        """Calls off what the tab has in the queue."""
+        self._cancelled_at[request.session_hash or ""] = now
+        return markup.note("Cancelled.")
+
+    def _turn(
+        self, request: gr.Request, place: float, trained: Sequence[TrainedWeights], now: float
+    ) -> str:
+        """Names the chosen weights; what they draw takes the place of what was asked for before."""
+        self._stop(request, now)
+        return _label(trained, place)
 
     def _leave(self, request: gr.Request) -> None:
-        self._session.cancel(request.session_hash or "")
+        self._stop(request, math.inf)
 
     def _refresh(self) -> Changes:
         """The checkpoints that there are now."""
@@ -318,21 +325,14 @@ class Page:
         }
 
 
-def _read(
-    picture: dict[str, Any] | None,
-    prompt: str,
-    subject: str,
-    seed: object,
-    strength: object,
-    place: int,
-    trained: Sequence[Trained],
-) -> Request:
-    path = None if picture is None else Path(picture["path"])
+def _read(picture: Any, prompt: Any, subject: Any, *numbers: Any) -> DrawRequest:
+    seed, strength, place, trained = numbers
+    path = Path(picture["path"]) if picture else None
     chosen = trained[int(place) - 1] if trained else None
     return read_request(path, prompt or "", seed, chosen, strength, subject or "")
 
 
-def _places(trained: Sequence[Trained]) -> dict[str, Any]:
+def _places(trained: Sequence[TrainedWeights]) -> dict[str, Any]:
     """Fields of the slider along training."""
     count = len(trained)
     return {
@@ -345,5 +345,5 @@ def _places(trained: Sequence[Trained]) -> dict[str, Any]:
     }
 
 
-def _label(trained: Sequence[Trained], place: float) -> str:
+def _label(trained: Sequence[TrainedWeights], place: float) -> str:
     return markup.note(f"Tuned: {trained[int(place) - 1].label}") if trained else ""

@@ -1,4 +1,4 @@
-"""What is asked of the playground, checked before it waits in the queue; and what comes out."""
+"""What is asked of the playground, checked before it is drawn; and what comes out."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from PIL import Image
 from customized_grpo.config.decoding import is_clean
 from customized_grpo.data.images import KEPT_PIXELS, Picture, check_pictures, opened
 from customized_grpo.errors import ConfigError, DataError
-from customized_grpo.generators.lora import LORA_FILE
-from customized_grpo.runs.checkpoint import WEIGHTS, checkpoint_folders
-from customized_grpo.tools.generate import Model
+from customized_grpo.files import LORA_FILE
+from customized_grpo.runs.checkpoint import WEIGHTS
+from customized_grpo.runs.files import checkpoint_folders
+from customized_grpo.tools.generate import Target
 from customized_grpo.types import Example
 
 MOST_SEEDS = 2**32
@@ -25,7 +26,7 @@ _WHERE = "reference picture"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Trained:
+class TrainedWeights:
     """Weights that a run has written."""
 
     label: str
@@ -33,45 +34,35 @@ class Trained:
     folder: Path
     is_lora: bool
     """Whether its strength can be chosen; known also when a run under way has deleted it."""
-    stamp: tuple[tuple[int, int], ...]
-    """When each file was last written, and its size: other weights have another one."""
 
 
-def list_trained(target: Path, model: Model) -> tuple[Trained, ...]:
+def list_trained(run: Path | None, target: Target) -> tuple[TrainedWeights, ...]:
     """All weights of a run, the last are its end's; or those that came with a config, or none.
 
     The checkpoint of a run's last update is left out: it is the end.
     """
-    if not target.is_dir():
-        found = {} if model.weights is None else {"trained": model.weights}
+    if run is None:
+        found = {} if target.weights is None else {"trained": target.weights}
     else:
-        found = {f"after update {int(f.name)}": f / WEIGHTS for f in checkpoint_folders(target)}
-        if (end := target / WEIGHTS).is_dir():
-            found.pop(f"after update {model.config.train.num_updates}", None)
+        found = {f"after update {int(f.name)}": f / WEIGHTS for f in checkpoint_folders(run)}
+        if (end := run / WEIGHTS).is_dir():
+            found.pop(f"after update {target.config.train.num_updates}", None)
             found["at the end of training"] = end
-    listed = (_listed(label, folder) for label, folder in found.items())
-    return tuple(trained for trained in listed if trained is not None)
-
-
-def _listed(label: str, folder: Path) -> Trained | None:
-    """None where there are no weights, or no more: a run under way deletes its old ones."""
-    lora = folder / LORA_FILE
-    is_lora = lora.exists()
-    files = [lora] if is_lora else sorted((folder / "transformer").glob("*.safetensors"))
-    try:
-        stamp = tuple((found.st_mtime_ns, found.st_size) for found in map(Path.stat, files))
-    except FileNotFoundError:
-        return None
-    return Trained(label=label, folder=folder, is_lora=is_lora, stamp=stamp) if stamp else None
+    return tuple(
+        TrainedWeights(label=label, folder=folder, is_lora=is_lora)
+        for label, folder in found.items()
+        # A run under way deletes its old ones meanwhile.
+        if (is_lora := (folder / LORA_FILE).exists()) or (folder / "transformer").is_dir()
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
+class DrawRequest:
     """Draw this by the base and, if there are some, with these weights."""
 
     example: Example
     seed: int
-    trained: Trained | None
+    trained: TrainedWeights | None
     strength: float
 
 
@@ -79,10 +70,10 @@ def read_request(
     picture: Path | None,
     prompt: str,
     seed: object,
-    trained: Trained | None = None,
+    trained: TrainedWeights | None = None,
     strength: object = 1.0,
     subject: str = "",
-) -> Request:
+) -> DrawRequest:
     """What someone has filled in, with the picture's pixels.
 
     Raises:
@@ -96,7 +87,7 @@ def read_request(
     example = Example(
         id=digest.hexdigest(), prompt=prompt, references=(pixels,), subject=subject.strip()
     )
-    return Request(
+    return DrawRequest(
         example=example,
         seed=_check_seed(seed),
         trained=trained,
@@ -122,19 +113,14 @@ def describe_picture(path: Path) -> str:
     """Size of a checked picture, and what is done to it."""
     picture = check_picture(path)
     with opened(path, _WHERE) as image:
-        notes = [f"{image.width} x {image.height} px", *_changes(image)]
+        notes = [f"{image.width} x {image.height} px"]
+        if getattr(image, "is_animated", False):
+            notes.append("it is animated: only the first frame is used")
+        if image.has_transparency_data:
+            notes.append("transparent parts become white")
     if picture.height * picture.width < image.width * image.height:
         notes.append(f"reduced to {picture.width} x {picture.height} ({KEPT_PIXELS:,} px are used)")
     return f"{path.name}: {'; '.join(notes)}"
-
-
-def _changes(image: Image.Image) -> list[str]:
-    notes = []
-    if getattr(image, "is_animated", False):
-        notes.append("it is animated: only the first frame is used")
-    if image.has_transparency_data:
-        notes.append("transparent parts become white")
-    return notes
 
 
 def _check_prompt(prompt: str) -> str:
@@ -174,10 +160,10 @@ class Drawn:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
+class Comparison:
     """The answer to a request."""
 
-    request: Request
+    request: DrawRequest
     base: Drawn
     tuned: Drawn | None = None
     change: Mapping[str, float] = field(default_factory=dict)

@@ -33,6 +33,10 @@ def make_app(config: ServeConfig, batchers: dict[str, Batcher], token: str | Non
         if token is not None and not hmac.compare_digest(given, f"Bearer {token}".encode()):
             raise HTTPException(401, "authorization: must be 'Bearer' and the server's token")
 
+    rewards = [
+        {"name": reward.label, "description": inspect.getdoc(type(reward)) or ""}
+        for reward in config.rewards
+    ]
     # No pages about the interface: the body is no JSON that they could describe.
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -42,7 +46,8 @@ def make_app(config: ServeConfig, batchers: dict[str, Batcher], token: str | Non
 
     @app.get("/rewards", dependencies=[Depends(check_token)])
     async def list_rewards() -> dict[str, Any]:
-        return describe(config)
+        limits = dataclasses.asdict(config.limits)
+        return {"version": VERSION, "rewards": rewards, "limits": limits}
 
     @app.post("/score", dependencies=[Depends(check_token)])
     async def score(request: Request) -> dict[str, Any]:
@@ -54,16 +59,6 @@ def make_app(config: ServeConfig, batchers: dict[str, Batcher], token: str | Non
         }
 
     return app
-
-
-def describe(config: ServeConfig) -> dict[str, Any]:
-    """The answer to ``GET /rewards``: a reward's description is the doc of its config class."""
-    rewards = [
-        {"name": reward.label, "description": inspect.getdoc(type(reward)) or ""}
-        for reward in config.rewards
-    ]
-    limits = dataclasses.asdict(config.limits)
-    return {"version": VERSION, "rewards": rewards, "limits": limits}
 
 
 async def _score(

@@ -65,27 +65,19 @@ class Batcher:
         await asyncio.gather(self._task, return_exceptions=True)
         self._thread.shutdown()
 
-    def check_room(self, count: int = 1) -> None:
-        """Whether ``count`` more images may wait.
-
-        Raises:
-            Busy: if not; with the time that the last batch took.
-        """
-        waiting = sum(len(job.examples) for job in self._jobs if not job.result.cancelled())
-        if waiting + count > self._max_waiting:
-            raise Busy(
-                f"{waiting} images are waiting, at most {self._max_waiting} may",
-                max(1, math.ceil(self._seconds)),
-            )
-
     async def submit(self, images: Tensor, examples: list[Example]) -> list[Scored]:
         """Scores ``[B, 3, H, W]``; one that is cancelled before its turn is never scored.
 
         Raises:
-            Busy: if the queue is full.
+            Busy: if the queue is full; with the time that the last batch took.
             Exception: what the reward raised that no reward should.
         """
-        self.check_room(len(examples))
+        waiting = sum(len(job.examples) for job in self._jobs if not job.result.cancelled())
+        if waiting + len(examples) > self._max_waiting:
+            raise Busy(
+                f"{waiting} images are waiting, at most {self._max_waiting} may",
+                max(1, math.ceil(self._seconds)),
+            )
         result: asyncio.Future[list[Scored]] = asyncio.get_running_loop().create_future()
         self._jobs.append(_Job(images=images, examples=examples, result=result))
         self._arrived.set()

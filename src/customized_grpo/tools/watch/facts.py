@@ -1,4 +1,4 @@
-"""What a run folder tells of a run: how far it is, how fast, how well, and whether it lives."""
+"""What a run folder tells of a run: how far it is, how fast, how well, and in which state."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ Row = Mapping[str, Any]
 _RECENT = 10  # rollouts that a moving average is of
 _RARE = ("validation", "checkpoint")  # stages that only some updates have
 _SHARES = (
-    "share/both_positive", "share/identity_only", "share/prompt_only", "share/conflicted",
-    "share/both_negative",
+    "share/both_positive", "share/identity_only", "share/prompt_only", "share/both_negative"
 )  # fmt: skip
 _POLICY = ("loss", "kl", "clip_fraction", "grad_norm", "mismatch")
 _PATIENCE, _LEAST_PATIENCE = 4, 60.0  # times the longest update so far; seconds
@@ -37,8 +36,8 @@ _TREND = 64  # points of a curve
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reward:
-    """Means over the rollouts' images by one reward."""
+class RewardCurve:
+    """One reward's means over the images of each rollout."""
 
     name: str
     objective: str
@@ -50,7 +49,7 @@ class Reward:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Score:
+class ValidationScore:
     """A validation score."""
 
     last: float
@@ -77,14 +76,14 @@ class Facts:
     images_per_second: float | None = None
     stages: dict[str, float] = field(default_factory=dict)
     """Shares of the time of an update."""
-    rewards: list[Reward] = field(default_factory=list)
+    rewards: list[RewardCurve] = field(default_factory=list)
     shares: dict[str, float] = field(default_factory=dict)
-    """Of the samples of the last ten rollouts, by the signs of their two advantages."""
+    """What part of the last ten rollouts' samples has which signs of the two advantages."""
     policy: dict[str, float] = field(default_factory=dict)
     """Means of the last rollout's updates."""
     validated: int | None = None
     """Update of the last validation scores."""
-    validation: dict[str, Score] = field(default_factory=dict)
+    validation: dict[str, ValidationScore] = field(default_factory=dict)
     checkpoint: int | None = None
     """Update of the newest one."""
     checkpoint_age: float | None = None
@@ -100,7 +99,7 @@ class _Plan:
     inner_updates: int
     num_prompts: int
     num_images: int
-    """Of a rollout."""
+    """In a rollout."""
     objectives: dict[str, str]
     """Reward -> what it measures."""
     begun: float
@@ -108,18 +107,15 @@ class _Plan:
     @classmethod
     def read(cls, file: Path) -> _Plan:
         raw = read_mapping(str(file), "RUN")  # plugs of the run need not be installed here
-        try:
-            prompts = raw["rollout"]["prompts_per_rollout"]
-            return cls(
-                num_updates=raw["train"]["num_updates"],
-                inner_updates=raw["train"]["inner_updates"],
-                num_prompts=prompts,
-                num_images=prompts * raw["rollout"]["group_size"],
-                objectives={r.get("name") or r["type"]: r["objective"] for r in raw["rewards"]},
-                begun=file.stat().st_mtime,
-            )
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"RUN: {file} is not the config of a run: no {error}") from error
+        prompts = raw["rollout"]["prompts_per_rollout"]
+        return cls(
+            num_updates=raw["train"]["num_updates"],
+            inner_updates=raw["train"]["inner_updates"],
+            num_prompts=prompts,
+            num_images=prompts * raw["rollout"]["group_size"],
+            objectives={r.get("name") or r["type"]: r["objective"] for r in raw["rewards"]},
+            begun=file.stat().st_mtime,
+        )
 
 
 class Watcher:
@@ -128,7 +124,6 @@ class Watcher:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._metrics = MetricsReader(folder)
-        self._grown: float | None = None  # when the log was last seen to grow, by our own clock
 
     def look(self) -> Facts:
         """What is known now.
@@ -143,13 +138,12 @@ class Watcher:
             return Facts(run=str(self._folder), state="waiting")
         check_run(self._folder)
         plan = _Plan.read(self._folder / CONFIG)
-        first_look = self._metrics.written is None
-        if self._metrics.read() and not first_look:
-            self._grown = time.monotonic()
+        self._metrics.read()
         rows = self._metrics.rows
         updates = [row for row in rows if row["update"]]
         recent = updates[-_RECENT * plan.inner_updates :]
-        silent, patience = self._silence(plan), _patience(updates)
+        silent = max(0.0, time.time() - max(self._metrics.written or 0.0, plan.begun))
+        patience = _patience(updates)
         finished = finished_updates(self._folder) == plan.num_updates  # not yet, if made longer
         why = why_stopped(self._folder)
         checkpoint, checkpoint_age = self._checkpoint()
@@ -177,12 +171,6 @@ class Watcher:
             warnings=_warnings(recent, plan, self._folder),
         )  # fmt: skip
 
-    def _silence(self, plan: _Plan) -> float:
-        """By our own clock once the log was seen to grow: two machines may differ in the time."""
-        if self._grown is not None:
-            return time.monotonic() - self._grown
-        return max(0.0, time.time() - max(self._metrics.written or 0.0, plan.begun))
-
     def _checkpoint(self) -> tuple[int | None, float | None]:
         folders = checkpoint_folders(self._folder)
         if not folders:
@@ -204,7 +192,7 @@ def _patience(updates: Sequence[Row]) -> float:
 
 
 def _speed(updates: Sequence[Row], plan: _Plan) -> dict[str, Any]:
-    """Of the last whole rollouts, without the first one, which compiles and fills caches."""
+    """The pace of the last whole rollouts but the first one, which compiles and fills caches."""
     whole = updates[: len(updates) // plan.inner_updates * plan.inner_updates]
     warm = whole[plan.inner_updates :] or whole
     recent = warm[-_RECENT * plan.inner_updates :]
@@ -243,12 +231,12 @@ def binned(values: Sequence[float], most: int) -> list[float]:
     return [_mean(values[a:b]) for a, b in pairwise(edges)]
 
 
-def _rewards(updates: Sequence[Row], plan: _Plan) -> list[Reward]:
+def _rewards(updates: Sequence[Row], plan: _Plan) -> list[RewardCurve]:
     found = []
     for name, objective in plan.objectives.items():
         if values := _series(updates, f"reward/{name}/mean"):
             found.append(
-                Reward(
+                RewardCurve(
                     name=name,
                     objective=objective,
                     last=values[-1],
@@ -269,12 +257,12 @@ def _scores(row: Row) -> dict[str, float]:
     return {n.removeprefix(start): v for n, v in row.items() if n.startswith(start)}
 
 
-def _validation(validated: Sequence[Row]) -> dict[str, Score]:
+def _validation(validated: Sequence[Row]) -> dict[str, ValidationScore]:
     if not validated:
         return {}
     base = _scores(validated[0]) if validated[0]["update"] == 0 else {}
     last = _scores(validated[-1])
-    return {name: Score(last=value, base=base.get(name)) for name, value in last.items()}
+    return {name: ValidationScore(last=value, base=base.get(name)) for name, value in last.items()}
 
 
 def _warnings(recent: Sequence[Row], plan: _Plan, run: Path) -> list[str]:

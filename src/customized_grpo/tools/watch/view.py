@@ -20,7 +20,6 @@ _QUADRANTS = {
     "share/both_positive": "synergy",
     "share/identity_only": "identity only",
     "share/prompt_only": "prompt only",
-    "share/conflicted": "conflicted",
     "share/both_negative": "both bad",
 }
 _POLICY = {
@@ -63,7 +62,7 @@ def frame(facts: Facts, width: int) -> RenderableType:
         parts += ["", _rewards(facts, width)]
     rows = {
         "time": [f"{name} {share:.0%}" for name, share in facts.stages.items()],
-        "samples": _samples(facts.shares),
+        "samples": [f"{_QUADRANTS[n]} {share:.0%}" for n, share in facts.shares.items()],
         "policy": [f"{_POLICY[n]} {_number(n, v)}" for n, v in facts.policy.items()],
         "validation": _validation(facts),
         "checkpoint": _checkpoint(facts),
@@ -116,14 +115,6 @@ def _rewards(facts: Facts, width: int) -> Table:
         numbers = f"{reward.last:.3f}", f"{reward.recent:.3f}"
         table.add_row(Text(name), *numbers, Sparkline(reward.trend))
     return table
-
-
-def _samples(shares: dict[str, float]) -> list[str]:
-    """The four quadrants, or three where a log has no more."""
-    names = [name for name in _QUADRANTS if name in shares]
-    if "share/identity_only" in names:
-        names.remove("share/conflicted")
-    return [f"{_QUADRANTS[name]} {shares[name]:.0%}" for name in names]
 
 
 def _number(name: str, value: float) -> str:
