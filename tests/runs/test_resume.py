@@ -45,7 +45,8 @@ from customized_grpo.rewards.base import RewardSet
 from customized_grpo.runs import checkpoint
 from customized_grpo.runs.checkpoint import CheckpointStore, checkpoint_folders
 from customized_grpo.runs.log import RunLog, run_folder
-from customized_grpo.runs.resume import check_changes, remove_leftovers, resumed_config
+from customized_grpo.runs.resume import check_changes, remove_leftovers
+from customized_grpo.runs.run import Run
 from customized_grpo.tools.watch.facts import Watcher
 from customized_grpo.training import loop
 from customized_grpo.training.loop import Loop
@@ -246,7 +247,7 @@ def test_a_run_that_kept_nothing_of_its_end_is_not_begun_again(tmp_path: Path) -
     run = train(small(tmp_path, *flags, "--evaluation.validate_every", "0"))
     before = content(run), (run / "config.yaml").read_bytes()
     with pytest.raises(CheckpointError, match="ended after update 2 and kept no checkpoint"):
-        train(resumed_config(run, ["--train.num_updates", "4"]), resume=True)
+        train(Run.open(run, ["--train.num_updates", "4"]).config, resume=True)
     assert (content(run), (run / "config.yaml").read_bytes()) == before
 
 
@@ -254,7 +255,7 @@ def test_a_run_is_found_by_any_name(straight: Path, tmp_path: Path, monkeypatch)
     (tmp_path / "latest").symlink_to(straight)
     monkeypatch.chdir(straight)
     for name in (Path("."), tmp_path / "latest", straight):
-        config = resumed_config(name)
+        config = Run.open(name).config
         assert Path(config.output_dir, config.name).resolve() == straight.resolve()
 
 
@@ -284,7 +285,7 @@ def test_a_finished_run_can_be_made_longer(straight: Path, tmp_path: Path, caplo
     assert train(small(tmp_path, "--train.num_updates", "4"), resume=True) == run
     assert "is finished, there is nothing to resume" in caplog.text
     assert content(run) == before
-    train(resumed_config(run, ["--train.num_updates", "8"]), resume=True)
+    train(Run.open(run, ["--train.num_updates", "8"]).config, resume=True)
     assert content(run) == content(straight)
 
 
@@ -303,13 +304,13 @@ def test_a_finished_run_can_be_made_longer(straight: Path, tmp_path: Path, caplo
 def test_a_changed_config_is_refused_where_it_is_wrong(
     straight: Path, flags: list[str], allow: bool, message: str | None
 ) -> None:
-    old, new = resumed_config(straight), resumed_config(straight, flags)
+    old, new = Run.open(straight).config, Run.open(straight, flags).config
     if message is None:
         check_changes(old, new, allow_changed=allow)
     else:
         with pytest.raises(ConfigError, match=message):
             train(new, resume=True, allow_changed=allow)
-        assert resumed_config(straight) == old  # nothing was written
+        assert Run.open(straight).config == old  # nothing was written
 
 
 def test_train_begins_or_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -391,7 +392,7 @@ def test_a_run_that_was_killed_before_it_began_can_begin(
 
 
 def test_one_process_at_a_time(straight: Path) -> None:
-    config = dataclasses.replace(resumed_config(straight), output_dir=str(straight.parent))
+    config = dataclasses.replace(Run.open(straight).config, output_dir=str(straight.parent))
     config = changed(config, train={"num_updates": 10})
     with (
         FileLock(straight / ".lock"),
@@ -429,9 +430,9 @@ def test_what_runs_out_stops_the_run_resumably(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(straight, run)
-    config = resumed_config(run, ["--train.num_updates", "10"])
+    config = Run.open(run, ["--train.num_updates", "10"]).config
     writes = isinstance(error, OSError | SafetensorError)
-    owner, name = (checkpoint, "save_file") if writes else (trainer, "collect_rollout")
+    owner, name = (checkpoint, "save_file") if writes else (loop, "collect_rollout")
 
     def failing(*args: object, **kwargs: object) -> None:
         raise error
@@ -477,9 +478,9 @@ def test_a_bug_is_shown_as_one_and_loses_nothing(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(straight, run)
-    monkeypatch.setattr(trainer, "assign_credit", lambda *_: 1 / 0)
+    monkeypatch.setattr(loop, "assign_credit", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        train(resumed_config(run, ["--train.num_updates", "10"]), resume=True)
+        train(Run.open(run, ["--train.num_updates", "10"]).config, resume=True)
     assert f"`cgrpo resume {run}` goes on after update 8" in caplog.text
 
 

@@ -116,10 +116,10 @@ def run_resume(arguments: Sequence[str]) -> None:
             f"RUN must come first, got {run or 'nothing'}; write `cgrpo resume RUN`, for example "
             "`cgrpo resume runs/emoji`"
         )
-    from customized_grpo.runs.resume import resumed_config
+    from customized_grpo.runs.run import Run
 
     allow_changed, overrides = _take_flag("--allow-changed", flags)
-    config = resumed_config(Path(run), overrides)
+    config = Run.open(Path(run), overrides).config
 
     from customized_grpo.training.session import train
 

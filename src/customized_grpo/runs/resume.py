@@ -5,20 +5,17 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from customized_grpo.config import RunConfig, load_config
+from customized_grpo.config import RunConfig
 from customized_grpo.config.decoding import show, to_raw
 from customized_grpo.errors import ConfigError
 from customized_grpo.runs.checkpoint import WEIGHTS
 from customized_grpo.runs.files import (
     CHECKPOINTS,
-    CONFIG,
     FAILURES,
     SAMPLES,
-    check_run,
     checkpoint_folders,
 )
 
@@ -38,19 +35,6 @@ _TEMPORARY = (
     "*.tmp", "*.old", f"{SAMPLES}/*.tmp", f"{FAILURES}/*.tmp", f"{FAILURES}/*.old",
     "sinks/*.tmp", "pictures/*/*.tmp",
 )  # fmt: skip
-
-
-def resumed_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The config of a run folder, wherever it has been moved to, with overrides.
-
-    Raises:
-        CheckpointError: if the folder holds no run; a project's is none.
-        ConfigError: if an override is wrong.
-    """
-    if run.name != run.resolve().name:  # ".", or a link of another name
-        run = run.resolve()
-    check_run(run)
-    return replace(load_config(run / CONFIG, overrides), name=run.name, output_dir=str(run.parent))
 
 
 def check_changes(old: RunConfig, new: RunConfig, *, allow_changed: bool) -> None:

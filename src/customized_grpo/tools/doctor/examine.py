@@ -70,9 +70,9 @@ def examine(
 
 def _read(target: Path, overrides: Sequence[str]) -> RunConfig:
     from customized_grpo.config import load_config
-    from customized_grpo.runs.resume import resumed_config
+    from customized_grpo.runs.run import Run
 
-    return (resumed_config if target.is_dir() else load_config)(target, overrides)
+    return Run.open(target, overrides).config if target.is_dir() else load_config(target, overrides)
 
 
 def _import_error() -> Finding | None:
