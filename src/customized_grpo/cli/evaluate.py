@@ -89,8 +89,8 @@ def _evaluate_benchmark(options: argparse.Namespace, overrides: Sequence[str]) -
             raise ConfigError(f"--{name} has no effect on a benchmark; leave it out")
     config = load_benchmark(options.target, overrides)
 
-    from customized_grpo.evaluation.benchmark.run import evaluate_benchmark
-    from customized_grpo.evaluation.benchmark.tables import markdown
+    from customized_grpo.evaluation.benchmark import evaluate_benchmark
+    from customized_grpo.evaluation.tables import markdown
     from customized_grpo.runs.ranks import connected
 
     hide_loading_bars()

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from customized_grpo.assets import one_line
 from customized_grpo.errors import CheckpointError
-from customized_grpo.evaluation.benchmark.encoders import Compute, Request
+from customized_grpo.evaluation.metrics import Compute, Request
 from customized_grpo.files import write_atomic
 from customized_grpo.runs.ranks import Ranks
 

@@ -12,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from customized_grpo.evaluation.benchmark import statistics
-from customized_grpo.evaluation.benchmark.anchors import COPY, ORACLE, RANDOM, identity_anchors
-from customized_grpo.evaluation.benchmark.items import BenchmarkSet, BenchSubject, Item, Photo
-from customized_grpo.evaluation.benchmark.metrics import (
+from customized_grpo.evaluation import statistics
+from customized_grpo.evaluation.anchors import COPY, ORACLE, RANDOM, identity_anchors
+from customized_grpo.evaluation.items import BenchmarkSet, BenchSubject, Item, Photo
+from customized_grpo.evaluation.measures import (
     diversity_column,
     identity_columns,
     joint_columns,
     other_prompts,
 )
-from customized_grpo.evaluation.benchmark.sets import Rendered
+from customized_grpo.evaluation.sets import Rendered
 
 NAN = math.nan
 

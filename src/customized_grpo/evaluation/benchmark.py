@@ -12,21 +12,21 @@ from torch import Tensor
 from customized_grpo.config import BenchmarkConfig
 from customized_grpo.config.decoding import to_raw
 from customized_grpo.errors import RewardError
-from customized_grpo.evaluation.benchmark.anchors import COPY, identity_anchors
-from customized_grpo.evaluation.benchmark.encoders import PROMPT, Metric, Request, output_request
-from customized_grpo.evaluation.benchmark.features import FeatureStore, Task
-from customized_grpo.evaluation.benchmark.gallery import gallery
-from customized_grpo.evaluation.benchmark.generate import generate
-from customized_grpo.evaluation.benchmark.items import BenchmarkSet
-from customized_grpo.evaluation.benchmark.manifest import Outputs, read_outputs
-from customized_grpo.evaluation.benchmark.metrics import (
+from customized_grpo.evaluation.anchors import COPY, identity_anchors
+from customized_grpo.evaluation.metrics import PROMPT, Metric, Request, output_request
+from customized_grpo.evaluation.store import FeatureStore, Task
+from customized_grpo.evaluation.report.gallery import gallery
+from customized_grpo.evaluation.sampling import generate
+from customized_grpo.evaluation.items import BenchmarkSet
+from customized_grpo.evaluation.manifest import Outputs, read_outputs
+from customized_grpo.evaluation.measures import (
     diversity_column,
     identity_columns,
     other_prompts,
 )
-from customized_grpo.evaluation.benchmark.outcome import JSON, Baseline, Outcome
-from customized_grpo.evaluation.benchmark.sets import build_set
-from customized_grpo.evaluation.benchmark.tables import markdown
+from customized_grpo.evaluation.outcome import JSON, Baseline, Outcome
+from customized_grpo.evaluation.sets import build_set
+from customized_grpo.evaluation.tables import markdown
 from customized_grpo.files import write_atomic
 from customized_grpo.runs.ranks import ALONE, Ranks
 from customized_grpo.training.rollout import pick_device

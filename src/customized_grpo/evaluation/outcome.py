@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from customized_grpo.errors import ConfigError
-from customized_grpo.evaluation.benchmark.anchors import COPY, ORACLE, RANDOM
-from customized_grpo.evaluation.benchmark.items import Item
-from customized_grpo.evaluation.benchmark.metrics import joint_columns
-from customized_grpo.evaluation.benchmark.statistics import Estimate, estimates
+from customized_grpo.evaluation.anchors import COPY, ORACLE, RANDOM
+from customized_grpo.evaluation.items import Item
+from customized_grpo.evaluation.measures import joint_columns
+from customized_grpo.evaluation.statistics import Estimate, estimates
 from customized_grpo.evaluation.measures import hypervolume
 
 JSON = "benchmark.json"

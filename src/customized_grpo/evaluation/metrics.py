@@ -18,7 +18,7 @@ from customized_grpo.config import RewardConfig
 from customized_grpo.config.decoding import to_raw
 from customized_grpo.data.listed import PictureCache
 from customized_grpo.errors import ConfigError, RewardError, within
-from customized_grpo.evaluation.benchmark.items import BenchmarkSet, Item, Photo
+from customized_grpo.evaluation.items import BenchmarkSet, Item, Photo
 from customized_grpo.rewards.base import PartialFailures, Reward
 from customized_grpo.rewards.identity import IdentityConfig, IdentityReward
 from customized_grpo.types import Example

@@ -16,8 +16,8 @@ from typing import Any
 from customized_grpo.data.images import Picture, check_pictures, kept_size, opened
 from customized_grpo.data.texts import check_text, inside, parse_object, read_text, short
 from customized_grpo.errors import ConfigError, DataError
-from customized_grpo.evaluation.benchmark.items import BenchmarkSet, Item, Photo
-from customized_grpo.evaluation.benchmark.sets import digest_of_files
+from customized_grpo.evaluation.items import BenchmarkSet, Item, Photo
+from customized_grpo.evaluation.sets import digest_of_files
 
 MANIFEST = "manifest.jsonl"
 _KEYS = ("subject", "prompt_index", "prompt", "reference", "index", "file")

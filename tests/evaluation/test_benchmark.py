@@ -22,11 +22,11 @@ from worlds import config_of, smooth, write_jsonl, write_outputs, write_png
 from customized_grpo.config import EmojiSet, RewardConfig
 from customized_grpo.data.emoji.source import EmojiSource
 from customized_grpo.errors import ConfigError, DataError, RewardError
-from customized_grpo.evaluation.benchmark.anchors import COPY, ORACLE, RANDOM
-from customized_grpo.evaluation.benchmark.items import BenchmarkSet, Item
-from customized_grpo.evaluation.benchmark.outcome import Outcome
-from customized_grpo.evaluation.benchmark.run import evaluate_benchmark
-from customized_grpo.evaluation.benchmark.sets import build_set
+from customized_grpo.evaluation.anchors import COPY, ORACLE, RANDOM
+from customized_grpo.evaluation.items import BenchmarkSet, Item
+from customized_grpo.evaluation.outcome import Outcome
+from customized_grpo.evaluation.benchmark import evaluate_benchmark
+from customized_grpo.evaluation.sets import build_set
 from customized_grpo.rewards.preprocess import Preprocessing
 from customized_grpo.types import Example
 
@@ -311,7 +311,7 @@ class FirstLetter:
 def test_a_first_letter_bug_is_caught(tmp_path: Path) -> None:
     wanted = emoji_set(12)
     write_outputs(tmp_path / "outputs", wanted, lambda i: smooth(i.prompt_index, 64, 64))
-    metric = {"type": "test_run:FirstLetterConfig", "objective": "prompt"}
+    metric = {"type": "test_benchmark:FirstLetterConfig", "objective": "prompt"}
     fields = {"benchmark": {"type": "emoji", "num_examples": 12}}
     with pytest.raises(RewardError, match="first-letter: must depend on the whole prompt, got the"):
         evaluate(tmp_path, [metric], **fields)
@@ -505,7 +505,7 @@ class Sometimes:
 
 def test_a_picture_that_cannot_be_scored_ends_it(tmp_path: Path) -> None:
     write_outputs(tmp_path / "outputs", own_set(tmp_path), lambda i: smooth(i.prompt_index))
-    metric = {"type": "test_run:SometimesConfig", "objective": "quality"}
+    metric = {"type": "test_benchmark:SometimesConfig", "objective": "quality"}
     with pytest.raises(RewardError, match=r"sometimes: pictures/.*png could not be scored"):
         evaluate(tmp_path, [metric])
     with pytest.raises(RewardError, match="sometimes: no answer"):
@@ -540,7 +540,7 @@ def test_numbers_are_kept_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_gallery_is_one_file_by_a_rule(tmp_path: Path) -> None:
-    from customized_grpo.evaluation.benchmark.gallery import chosen
+    from customized_grpo.evaluation.report.gallery import chosen
 
     values = torch.tensor([3.0, math.nan, 1, 2, 2, 5, 0, 9, 8, 7, 6, 4, 10, 11])
     rows = chosen(values)

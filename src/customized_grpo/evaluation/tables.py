@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from customized_grpo.evaluation.benchmark.outcome import Outcome
-from customized_grpo.evaluation.benchmark.statistics import RESAMPLES, Estimate
+from customized_grpo.evaluation.outcome import Outcome
+from customized_grpo.evaluation.statistics import RESAMPLES, Estimate
 
 # arXiv:2510.18263, DreamBench, 750 prompts; (DINO, HPSv3).
 PUBLISHED = {

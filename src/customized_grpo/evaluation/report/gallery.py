@@ -8,10 +8,10 @@ from io import BytesIO
 
 from torch import Tensor
 
-from customized_grpo.evaluation.benchmark.items import BenchmarkSet, Photo
-from customized_grpo.evaluation.benchmark.manifest import Outputs
-from customized_grpo.evaluation.benchmark.outcome import Outcome
-from customized_grpo.evaluation.benchmark.tables import partial_note
+from customized_grpo.evaluation.items import BenchmarkSet, Photo
+from customized_grpo.evaluation.manifest import Outputs
+from customized_grpo.evaluation.outcome import Outcome
+from customized_grpo.evaluation.tables import partial_note
 from customized_grpo.pictures import to_pil
 from customized_grpo.types import crop_and_resize
 

@@ -13,9 +13,9 @@ from worlds import config_of
 
 from customized_grpo.config import LoraSettings, load_benchmark
 from customized_grpo.errors import CheckpointError, ConfigError
-from customized_grpo.evaluation.benchmark import generate
-from customized_grpo.evaluation.benchmark.outcome import Outcome
-from customized_grpo.evaluation.benchmark.run import evaluate_benchmark
+from customized_grpo.evaluation import sampling
+from customized_grpo.evaluation.outcome import Outcome
+from customized_grpo.evaluation.benchmark import evaluate_benchmark
 from customized_grpo.generators.flux_kontext import FluxKontextConfig
 from customized_grpo.generators.lora import attach_lora
 
@@ -87,7 +87,7 @@ def test_a_download_does_not_make_it_another_recipe(
         return build(self, device)
 
     monkeypatch.setattr(FluxKontextConfig, "build", download)
-    monkeypatch.setattr(generate, "path_revision", lambda _: known[-1] if known else None)
+    monkeypatch.setattr(sampling, "path_revision", lambda _: known[-1] if known else None)
     evaluate(tmp_path)
     before = pictures(tmp_path)
     evaluate(tmp_path)  # nothing to sample

@@ -20,9 +20,9 @@ from customized_grpo.config import BenchmarkConfig, GeneratorConfig
 from customized_grpo.config.decoding import to_raw
 from customized_grpo.data.listed import PictureCache
 from customized_grpo.errors import CheckpointError, ConfigError, within
-from customized_grpo.evaluation.benchmark.encoders import path_revision
-from customized_grpo.evaluation.benchmark.items import BenchmarkSet, Item
-from customized_grpo.evaluation.benchmark.manifest import MANIFEST, write_manifest
+from customized_grpo.evaluation.metrics import path_revision
+from customized_grpo.evaluation.items import BenchmarkSet, Item
+from customized_grpo.evaluation.manifest import MANIFEST, write_manifest
 from customized_grpo.files import write_atomic
 from customized_grpo.generators.base import Generator
 from customized_grpo.pictures import png

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from customized_grpo.evaluation.benchmark.items import BenchmarkSet, Item
-from customized_grpo.evaluation.benchmark.metrics import Rows, identity_columns
+from customized_grpo.evaluation.items import BenchmarkSet, Item
+from customized_grpo.evaluation.measures import Rows, identity_columns
 
 ORACLE, COPY, RANDOM = "real photos (oracle)", "copy of the reference", "random other subject"
 

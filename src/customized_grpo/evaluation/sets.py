@@ -28,7 +28,7 @@ from customized_grpo.data.texts import (
     short,
 )
 from customized_grpo.errors import ConfigError, DataError, within
-from customized_grpo.evaluation.benchmark.items import (
+from customized_grpo.evaluation.items import (
     LIVE,
     OBJECT,
     BenchmarkSet,
