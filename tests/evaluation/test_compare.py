@@ -15,7 +15,8 @@ from helpers import ROOT
 from customized_grpo.cli.main import main
 from customized_grpo.config import dump_config
 from customized_grpo.errors import CheckpointError, ConfigError
-from customized_grpo.evaluation.evaluate import EvaluationReport, evaluate_run
+from customized_grpo.evaluation.evaluate import evaluate_run
+from customized_grpo.evaluation.outcome import Outcome
 from customized_grpo.evaluation.results import Results
 from customized_grpo.evaluation.study import (
     RESULTS,
@@ -320,7 +321,7 @@ def test_one_more_seed_goes_with_results_from_elsewhere(
     results = compare(study, jobs=2)
     assert len(results.cells) == 6
     assert results.yardstick == finished[1].yardstick
-    report = EvaluationReport.read(study.config.folder / "naive" / "seed2" / "evaluation.json")
+    report = Outcome.read(study.config.folder / "naive" / "seed2" / "evaluation.json")
     assert report.yardstick == finished[1].yardstick
 
 

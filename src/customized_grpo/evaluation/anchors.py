@@ -1,7 +1,7 @@
-"""What numbers mean: real photos, a copy of the reference, another subject, by the same metrics.
+"""Anchors of identity, without sampling: real photos, a copy of the reference, another subject.
 
-Each anchor is a model of which the numbers are known without sampling it. Its columns have one
-number per item, as those of the evaluated pictures, so that all statistics are the same.
+Each anchor has one number per item, as the evaluated pictures have, so that all statistics are the
+same. The anchors of a run are pictures, which its judge sees as any others.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from torch import Tensor
 
 from customized_grpo.evaluation.items import BenchmarkSet, Item
 from customized_grpo.evaluation.measures import Rows, identity_columns
+from customized_grpo.evaluation.outcome import COPY, ORACLE, RANDOM
 
-ORACLE, COPY, RANDOM = "real photos (oracle)", "copy of the reference", "random other subject"
+_Anchor = Callable[[Tensor, list[int], list[int], str], dict[str, Tensor]]
+"""(similarities of all photos, references, photos of the subject, pool) -> numbers of an item."""
 
 
 def identity_anchors(
@@ -33,11 +35,8 @@ def identity_anchors(
     return {name: _per_item(kind, similarity, wanted, items, pool) for name, kind in kinds.items()}
 
 
-Anchor = Callable[[Tensor, list[int], list[int], str], dict[str, Tensor]]
-
-
 def _per_item(
-    anchor: Anchor, similarity: Tensor, wanted: BenchmarkSet, items: Sequence[Item], pool: str
+    anchor: _Anchor, similarity: Tensor, wanted: BenchmarkSet, items: Sequence[Item], pool: str
 ) -> dict[str, Tensor]:
     known: dict[tuple, dict[str, Tensor]] = {}
     for item in items:

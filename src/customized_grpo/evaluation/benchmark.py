@@ -1,38 +1,28 @@
-"""One evaluation, from its config to its files."""
+"""A model, or anyone's pictures, on a benchmark: from its config to its files."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from customized_grpo.config import BenchmarkConfig
 from customized_grpo.config.decoding import to_raw
-from customized_grpo.errors import RewardError
-from customized_grpo.evaluation.anchors import COPY, identity_anchors
-from customized_grpo.evaluation.metrics import PROMPT, Metric, Request, output_request
-from customized_grpo.evaluation.store import FeatureStore, Task
-from customized_grpo.evaluation.report.gallery import gallery
-from customized_grpo.evaluation.sampling import generate
+from customized_grpo.errors import CheckpointError, ConfigError
 from customized_grpo.evaluation.items import BenchmarkSet
 from customized_grpo.evaluation.manifest import Outputs, read_outputs
-from customized_grpo.evaluation.measures import (
-    diversity_column,
-    identity_columns,
-    other_prompts,
-)
-from customized_grpo.evaluation.outcome import JSON, Baseline, Outcome
+from customized_grpo.evaluation.metrics import Metric
+from customized_grpo.evaluation.outcome import Judgement, Origin, Outcome, Yardstick
+from customized_grpo.evaluation.panel import Measured, measure
+from customized_grpo.evaluation.report.gallery import gallery
+from customized_grpo.evaluation.sampling import generate
 from customized_grpo.evaluation.sets import build_set
-from customized_grpo.evaluation.tables import markdown
+from customized_grpo.evaluation.store import FeatureStore
+from customized_grpo.evaluation.tables import benchmark_markdown
 from customized_grpo.files import write_atomic
 from customized_grpo.runs.ranks import ALONE, Ranks
 from customized_grpo.training.rollout import pick_device
 
-TABLES, GALLERY = "benchmark.md", "gallery.html"
-_DEAF = 0.5  # share of pictures whose score is the same under another prompt: a metric that is deaf
+JSON, TABLES, GALLERY = "benchmark.json", "benchmark.md", "gallery.html"
 
 
 def evaluate_benchmark(config: BenchmarkConfig, ranks: Ranks = ALONE) -> Outcome | None:
@@ -48,7 +38,7 @@ def evaluate_benchmark(config: BenchmarkConfig, ranks: Ranks = ALONE) -> Outcome
     device = pick_device(config.device)
     folder = Path(config.output_dir) / config.name
     folder.mkdir(parents=True, exist_ok=True)
-    baseline = None if config.baseline is None else Baseline.read(Path(config.baseline), folder)
+    baseline = None if config.baseline is None else _read_baseline(Path(config.baseline), folder)
     wanted = build_set(config.benchmark, config.num_images)
     ranks.wait()  # all have read the baseline and the config's files
     if ranks.first:
@@ -60,27 +50,20 @@ def evaluate_benchmark(config: BenchmarkConfig, ranks: Ranks = ALONE) -> Outcome
     metrics = [Metric(c, position, device) for position, c in enumerate(config.metrics)]
     encoders = {metric.label: metric.identity for metric in metrics}
     if baseline is not None:
-        baseline.check(wanted.digest, encoders, config.allow_partial)
+        _check_baseline(baseline, wanted.digest, encoders, config.allow_partial)
     store = FeatureStore(Path(config.cache or folder / "cache"), config.batch_size)
-    work = [_Work.of(metric, wanted, outputs) for metric in metrics]
-    for name in ("photos", "outputs", "copies"):  # each about the same pictures
-        store.fill([task for w in work for task in getattr(w, name)], ranks)
-    ranks.wait()
-    if not ranks.first:
+    measured = measure(metrics, wanted, outputs, store, ranks)
+    if measured is None:
         return None
-    columns: dict[str, Tensor] = {}
-    anchors: dict[str, dict[str, Tensor]] = {}
-    for w in work:
-        w.read(store, wanted, outputs, columns, anchors)
-    outcome = _outcome(config, wanted, outputs, metrics, columns, anchors, baseline)
-    write_atomic(folder / TABLES, markdown(outcome))
+    outcome = _outcome(config, wanted, outputs, metrics, measured, baseline)
+    write_atomic(folder / TABLES, benchmark_markdown(outcome))
     write_atomic(folder / GALLERY, gallery(outcome, wanted, outputs))
     write_atomic(folder / JSON, outcome.to_json())  # the last: it says that all is there
     return outcome
 
 
 def _forget(folder: Path) -> None:
-    """Results of an earlier evaluation are not to be taken for those of one that has failed.
+    """Deletes the results of an earlier evaluation, lest they be taken for those of a failed one.
 
     What they were made of is kept, so that they come back as soon as nothing is missing.
     """
@@ -88,148 +71,88 @@ def _forget(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Work:
-    """What one metric computes."""
-
-    metric: Metric
-    photos: list[Task]
-    outputs: list[Task]
-    copies: list[Task]
-
-    @classmethod
-    def of(cls, metric: Metric, wanted: BenchmarkSet, outputs: Outputs) -> _Work:
-        pairs = zip(outputs.items, outputs.photos, strict=True)
-        requests = [output_request(item, photo, wanted) for item, photo in pairs]
-        if metric.is_encoder:
-            photos = [
-                Request(photo=photo, words=subject.words)
-                for subject in wanted.subjects.values()
-                for photo in subject.photos
-            ]
-            own = [Request(photo=r.photo, words=r.words) for r in requests]
-            return cls(
-                metric=metric,
-                photos=[_task(metric, "photos", photos)],
-                outputs=[_task(metric, "outputs", own)],
-                copies=[],
-            )
-        copied = {item.key[:-1]: item for item in outputs.items}  # whatever the index
-        copies = [output_request(i, wanted.references(i)[0], wanted) for i in copied.values()]
-        scored = [requests]
-        if metric.objective == PROMPT:
-            asked = [(item.subject, item.prompt) for item in wanted.items]  # missing ones too
-            others = dict(zip(asked, other_prompts(asked), strict=True))
-            other = [others[item.subject, item.prompt] for item in outputs.items]
-            scored.append(
-                [
-                    Request(photo=r.photo, words=r.words, prompt=p, references=r.references)
-                    for r, p in zip(requests, other, strict=True)
-                ]
-            )
-        return cls(
-            metric=metric,
-            photos=[],
-            outputs=[_task(metric, "scores", some) for some in scored],
-            copies=[_task(metric, "scores", copies)],
-        )
-
-    def read(
-        self,
-        store: FeatureStore,
-        wanted: BenchmarkSet,
-        outputs: Outputs,
-        columns: dict[str, Tensor],
-        anchors: dict[str, dict[str, Tensor]],
-    ) -> None:
-        """Adds the metric's columns, of the pictures and of the anchors."""
-        label = self.metric.label
-        if self.metric.is_encoder:
-            own, known = self._identity(store, wanted, outputs)
-            columns |= {f"{label}/{name}": column for name, column in own.items()}
-            for anchor, some in known.items():
-                named = {f"{label}/{name}": column for name, column in some.items()}
-                anchors[anchor] = anchors.get(anchor, {}) | named
-            return
-        found = [store.read(task).double() for task in self.outputs]
-        columns[label] = found[0]
-        if self.metric.objective == PROMPT:
-            columns[f"{label}/specific"] = self._specific(*found)
-        keys = [item.key[:-1] for item in outputs.items]
-        places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
-        copies = store.read(self.copies[0]).double()[[places[key] for key in keys]]
-        anchors[COPY] = anchors.get(COPY, {}) | {label: copies}
-
-    def _identity(
-        self, store: FeatureStore, wanted: BenchmarkSet, outputs: Outputs
-    ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-        """Columns of the pictures, and of every anchor."""
-        pool, items = self.metric.pools, outputs.items
-        features, photos = (store.read(t).double() for t in (*self.outputs, *self.photos))
-        own = identity_columns(
-            features @ photos.T,
-            [wanted.reference_rows(item) for item in items],
-            [wanted.subject_rows(item.subject) for item in items],
-            pool,
-        )
-        groups = [item.key[:-1] for item in items]
-        if len(set(groups)) < len(groups):
-            own["diversity"] = diversity_column(features, groups)
-        return own, identity_anchors(photos, wanted, items, pool)
-
-    def _specific(self, own: Tensor, other: Tensor) -> Tensor:
-        """Score by the own prompt less that by another one.
-
-        Raises:
-            RewardError: if most scores do not depend on the prompt at all.
-        """
-        asked = [
-            a.prompt != b.prompt
-            for a, b in zip(self.outputs[0].requests, self.outputs[1].requests, strict=True)
-        ]
-        differs = torch.tensor(asked)
-        same = (own == other)[differs].double()
-        if len(same) and same.mean() > _DEAF:
-            raise RewardError(
-                f"{self.metric.label}: must depend on the whole prompt, got the same score under "
-                f"another prompt for {int(same.sum())} of {len(same)} pictures; its text input is "
-                "cut off or not used: mend the model, or give it another objective"
-            )
-        return torch.where(differs, own - other, torch.nan)
-
-
-def _task(metric: Metric, what: str, requests: list[Request]) -> Task:
-    return Task(compute=getattr(metric, what), digest=metric.digest(what), requests=requests)
-
-
 def _outcome(
     config: BenchmarkConfig,
     wanted: BenchmarkSet,
     outputs: Outputs,
     metrics: list[Metric],
-    columns: dict[str, Tensor],
-    anchors: dict[str, dict[str, Tensor]],
-    baseline: Baseline | None,
+    measured: Measured,
+    baseline: Outcome | None,
 ) -> Outcome:
-    leading: dict[str, str] = {}
-    for metric in metrics:
-        column = f"{metric.label}/photos" if metric.is_encoder else metric.label
-        leading.setdefault(metric.objective, column)
-    raw: dict[str, Any] = to_raw(config)
     return Outcome(
         name=config.name,
-        type=wanted.type,
-        set_digest=wanted.digest,
-        counts=wanted.counts(),
-        rules=dict(wanted.rules),
-        config=raw,
-        encoders={metric.label: metric.identity for metric in metrics},
-        leading=leading,
-        items=outputs.items,
-        files=tuple(photo.name for photo in outputs.photos),
-        digests=tuple(photo.digest for photo in outputs.photos),
-        columns=columns,
-        anchors=anchors,
-        missing=tuple(item.describe() for item in outputs.missing),
-        baseline=baseline,
+        own=Judgement.of(measured.columns),
+        yardstick=Yardstick(
+            set=wanted.type,
+            items=outputs.items,
+            objectives={metric.leading: metric.objective for metric in metrics},
+            anchors={name: Judgement.of(some) for name, some in measured.anchors.items()},
+            base=None if baseline is None else _aligned(baseline, outputs),
+            base_name="" if baseline is None else f"{baseline.name} (baseline)",
+        ),
+        origin=Origin(
+            digest=wanted.digest,
+            counts=wanted.counts(),
+            rules=dict(wanted.rules),
+            config=to_raw(config),
+            encoders={metric.label: metric.identity for metric in metrics},
+            files=tuple(photo.name for photo in outputs.photos),
+            digests=tuple(photo.digest for photo in outputs.photos),
+            missing=tuple(item.describe() for item in outputs.missing),
+            base_is_partial=baseline is not None and _is_partial(baseline),
+        ),
     )
+
+
+def _aligned(baseline: Outcome, outputs: Outputs) -> Judgement:
+    """The baseline's numbers for these pictures, so that rows are pairs."""
+    rows = {item.key: row for row, item in enumerate(baseline.yardstick.items)}
+    return baseline.own.take([rows.get(item.key) for item in outputs.items])
+
+
+def _is_partial(outcome: Outcome) -> bool:
+    return outcome.origin is not None and bool(outcome.origin.missing)
+
+
+def _read_baseline(folder: Path, own: Path) -> Outcome:
+    if folder.resolve() == own.resolve():
+        raise ConfigError(
+            f"baseline: must be another evaluation than this one, got {str(folder)!r}; choose "
+            "another name"
+        )
+    try:
+        return Outcome.read(folder / JSON)
+    except CheckpointError as error:
+        raise ConfigError(
+            f"baseline: must be the folder of a finished evaluation, got {str(folder)!r} "
+            f"({error.__cause__!r}); run cgrpo evaluate on its config first"
+        ) from error
+
+
+def _check_baseline(
+    baseline: Outcome, digest: str, encoders: Mapping[str, dict], allow_partial: bool
+) -> None:
+    """Makes sure that the baseline's numbers can be compared with others."""
+    name, origin = baseline.name, baseline.origin
+    if _is_partial(baseline) and not allow_partial:
+        raise ConfigError(
+            f"baseline: must be complete, got {name!r} with pictures missing; add them, or write "
+            "--allow-partial true"
+        )
+    if origin is None or origin.digest != digest:
+        raise ConfigError(
+            f"baseline: must be of the same benchmark, got {name!r} of other photos, prompts, "
+            "references or num_images; evaluate it on this one"
+        )
+    shared = encoders.keys() & origin.encoders.keys()
+    for label in shared:
+        if origin.encoders[label] != encoders[label]:
+            raise ConfigError(
+                f"baseline: metric {label!r} must be measured by the same model, settings and "
+                f"software in {name!r}; evaluate it again by this config's metrics"
+            )
+    if not shared:
+        raise ConfigError(
+            f"baseline: must have a metric of this config, got {sorted(origin.encoders)} in "
+            f"{name!r}; evaluate it again by this config's metrics"
+        )

@@ -1,6 +1,8 @@
-"""What an evaluation found: numbers per picture, anchors, statistics, as ``benchmark.json``.
+"""What an evaluation found: numbers per picture of a model, of anchors and of a base, and the JSON.
 
-Nothing of time, machine load or process is in it: the same pictures and models give the same bytes.
+A run and a benchmark have the same form. Nothing of time, machine load or process is in it: the
+same pictures and models give the same bytes. Numbers are rounded when a judgement is made, so that
+what is read from a file is what was written.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,319 +18,326 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from customized_grpo.errors import ConfigError
-from customized_grpo.evaluation.anchors import COPY, ORACLE, RANDOM
+from customized_grpo.errors import CheckpointError
 from customized_grpo.evaluation.items import Item
-from customized_grpo.evaluation.measures import joint_columns
-from customized_grpo.evaluation.statistics import Estimate, estimates
-from customized_grpo.evaluation.measures import hypervolume
+from customized_grpo.evaluation.measures import hypervolume, joint_columns
+from customized_grpo.evaluation.statistics import Estimate, estimates, standard_error
 
-JSON = "benchmark.json"
-FORMAT = 1
+FORMAT = 2
+BASE, TUNED = "base", "tuned"
+# Anchors: models whose numbers are known beforehand, and which say what numbers mean.
+COPY = "copy"  # the reference itself
+TRUTH, UNRELATED = "ground truth", "unrelated"  # of synthetic worlds, which know perfect answers
+ORACLE, RANDOM = "real photos (oracle)", "random other subject"  # of sets with photos
+_ZERO = {"prompt": (UNRELATED, COPY), "identity": (UNRELATED, RANDOM)}  # where the axes begin
 _DIGITS = 7  # float32 has no more
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """Of one model."""
+@dataclass(frozen=True)
+class Judgement:
+    """What was measured of one model's pictures."""
 
-    name: str
-    type: str
-    """Of the benchmark."""
-    set_digest: str
+    columns: dict[str, list[float | None]]
+    """Measure -> one number per picture; None where it does not apply."""
+    numbers: dict[str, float] = field(default_factory=dict)
+    """Measures of the set as a whole."""
+
+    @classmethod
+    def of(
+        cls, columns: Mapping[str, Tensor], numbers: Mapping[str, float] | None = None
+    ) -> Judgement:
+        """Rounds columns ``[N]``, whose NaN do not apply, and numbers."""
+        return cls(
+            columns={
+                name: [_rounded(v) for v in column.tolist()] for name, column in columns.items()
+            },
+            numbers={name: round(number, _DIGITS) for name, number in (numbers or {}).items()},
+        )
+
+    def column(self, name: str) -> Tensor:
+        """Numbers of one measure ``[N]``, NaN where it does not apply."""
+        values = self.columns[name]
+        return torch.tensor([math.nan if v is None else v for v in values], dtype=torch.float64)
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """Every column ``[N]``."""
+        return {name: self.column(name) for name in self.columns}
+
+    @cached_property
+    def means(self) -> dict[str, float]:
+        """Mean of every column over the pictures it applies to."""
+        return {name: column.nanmean().item() for name, column in self.tensors.items()}
+
+    def take(self, rows: Sequence[int | None]) -> Judgement:
+        """The columns of some pictures in another order; None stands for one that is not there."""
+        return Judgement(
+            columns={
+                name: [None if row is None else column[row] for row in rows]
+                for name, column in self.columns.items()
+            },
+            numbers=self.numbers,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Yardstick:
+    """What a model is held against: what was asked for, anchors and a base."""
+
+    set: str
+    """A split, or the type of a benchmark."""
+    items: tuple[Item, ...]
+    """What the rows of all columns are."""
+    objectives: dict[str, str]
+    """Column -> the objective it measures; the first one of each is its leading column."""
+    rewards: dict[str, str] = field(default_factory=dict)
+    """Reward of the training -> its objective; the columns are called ``reward/LABEL``."""
+    anchors: dict[str, Judgement] = field(default_factory=dict)
+    base: Judgement | None = None
+    """The model to compare with; None: there is none."""
+    base_name: str = BASE
+
+    @property
+    def models(self) -> dict[str, Judgement]:
+        """Anchors and base."""
+        return self.anchors | ({} if self.base is None else {self.base_name: self.base})
+
+    def describe(self) -> str:
+        """``512 held-out examples``."""
+        return f"{len(self.items)} {self.set.replace('_', '-')} examples"
+
+    def agrees_with(self, other: Yardstick) -> bool:
+        """Whether numbers of both can be compared: the same items, judged by the same models."""
+        mine, theirs = ((y.set, y.items, y.objectives, y.rewards) for y in (self, other))
+        return mine == theirs
+
+    @cached_property
+    def leading(self) -> dict[str, str]:
+        """Objective -> the column that joint rates and the hypervolume take."""
+        return {objective: name for name, objective in reversed(self.objectives.items())}
+
+    @property
+    def subjects(self) -> list[str]:
+        """Whose picture each one is; where the data do not say, each is a subject of its own."""
+        return [item.subject or f"#{row}" for row, item in enumerate(self.items)]
+
+    def joint(self, judged: Judgement) -> dict[str, Tensor]:
+        """Joint domination of the base and joint collapse; {} where a leading column is missing."""
+        names = [self.leading[objective] for objective in dict.fromkeys(self.objectives.values())]
+        if self.base is None or not set(names) <= judged.columns.keys() & self.base.columns.keys():
+            return {}
+        own, base = ({name: j.tensors[name] for name in names} for j in (judged, self.base))
+        return joint_columns(own, base)
+
+    def differences(self, judged: Judgement) -> dict[str, Tensor]:
+        """A model less the base, picture by picture; NaN where one of the two is missing."""
+        base = {} if self.base is None else self.base.tensors
+        return {name: own - base[name] for name, own in judged.tensors.items() if name in base}
+
+    def hypervolume(self, judged: Judgement) -> float | None:
+        """Area of (prompt, identity) above the anchors where these two axes begin; None without."""
+        point, zero = [], []
+        for objective, names in _ZERO.items():
+            column = self.leading.get(objective, "")
+            found = [self.anchors[name].means.get(column) for name in names if name in self.anchors]
+            point.append(judged.means.get(column))
+            zero.append(next((mean for mean in found if mean is not None), None))
+        if None in point or None in zero:
+            return None
+        return hypervolume([point], zero)
+
+    def values(self, judged: Judgement) -> dict[str, float]:
+        """Every measure of a model as one number."""
+        joint = {name: column.nanmean().item() for name, column in self.joint(judged).items()}
+        values = judged.means | judged.numbers | joint
+        area = self.hypervolume(judged)
+        return values | ({} if area is None else {"hypervolume": area}) | self._gaps(judged)
+
+    def _gaps(self, judged: Judgement) -> dict[str, float]:
+        """Gain over the base by the reward less gain by the evaluator; not of anchors and base."""
+        if self.base is None or judged in self.models.values():
+            return {}
+        gaps: dict[str, float] = {}
+        for label, objective in reversed(self.rewards.items()):  # so that the first one counts
+            names = f"reward/{label}", self.leading.get(objective, "")
+            if all(name in judged.columns for name in names):
+                gains = [judged.means[name] - self.base.means[name] for name in names]
+                gaps[f"hacking_gap/{objective}"] = gains[0] - gains[1]
+        return {name: gaps[name] for name in reversed(gaps)}
+
+    def summary(self, judged: Judgement) -> dict[str, Estimate]:
+        """Every column's mean with its interval."""
+        return estimates(judged.tensors | self.joint(judged), self.subjects)
+
+    def take(self, rows: Sequence[int]) -> Yardstick:
+        """The same for some of the items."""
+        return replace(
+            self,
+            items=tuple(self.items[row] for row in rows),
+            anchors={name: anchor.take(rows) for name, anchor in self.anchors.items()},
+            base=None if self.base is None else self.base.take(rows),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, from which ``from_json`` makes the same again."""
+        return {
+            "set": self.set,
+            "objectives": self.objectives,
+            "rewards": self.rewards,
+            "items": [asdict(item) for item in self.items],
+            "anchors": {name: asdict(anchor) for name, anchor in self.anchors.items()},
+            "base": None if self.base is None else {"name": self.base_name} | asdict(self.base),
+        }
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Yardstick:
+        """Raises KeyError, TypeError or AttributeError where something is missing."""
+        base = None if raw["base"] is None else dict(raw["base"])
+        return cls(
+            set=raw["set"],
+            items=tuple(
+                Item(**{**item, "references": tuple(item["references"])}) for item in raw["items"]
+            ),
+            objectives=raw["objectives"],
+            rewards=raw["rewards"],
+            anchors={name: Judgement(**fields) for name, fields in raw["anchors"].items()},
+            base_name=BASE if base is None else base.pop("name"),
+            base=None if base is None else Judgement(**base),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a benchmark's numbers depend on besides the items; a run has its config in its folder.
+
+    Two evaluations can be compared if their ``digest`` and the encoders that they share are equal.
+    """
+
+    digest: str
+    """SHA-256 of photos and items."""
     counts: dict[str, int]
     rules: dict[str, str]
     config: dict[str, Any]
     encoders: dict[str, dict[str, Any]]
     """Metric -> what its numbers depend on."""
-    leading: dict[str, str]
-    """Objective -> the column that joint rates and the hypervolume take."""
-    items: tuple[Item, ...]
     files: tuple[str, ...]
     digests: tuple[str, ...]
     """SHA-256 of the pictures."""
-    columns: dict[str, Tensor]
-    anchors: dict[str, dict[str, Tensor]]
     missing: tuple[str, ...] = ()
-    """Of a partial evaluation: the pictures that it lacks."""
-    baseline: Baseline | None = None
+    """Pictures that a partial evaluation lacks."""
+    base_is_partial: bool = False
 
-    @cached_property
-    def subjects(self) -> list[str]:
-        """Of every picture."""
-        return [item.subject for item in self.items]
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One model against its yardstick."""
+
+    name: str
+    own: Judgement
+    yardstick: Yardstick
+    origin: Origin | None = None
+
+    @property
+    def models(self) -> dict[str, Judgement]:
+        """Anchors, base and the model itself."""
+        return self.yardstick.models | {self.name: self.own}
 
     @cached_property
     def summary(self) -> dict[str, Estimate]:
-        """Of every column over all pictures."""
-        return estimates(self.columns | self.joint, self.subjects)
-
-    @cached_property
-    def anchor_summaries(self) -> dict[str, dict[str, Estimate]]:
-        """The same of the anchors, over the same pictures' subjects and prompts."""
-        names = [name for name in (ORACLE, COPY, RANDOM) if name in self.anchors]
-        return {name: estimates(self.anchors[name], self.subjects) for name in names}
-
-    @cached_property
-    def paired(self) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]] | None:
-        """Columns of both, own and the baseline's, for the pictures that both have."""
-        if self.baseline is None:
-            return None
-        rows = [n for n, item in enumerate(self.items) if item.key in self.baseline.rows]
-        other = [self.baseline.rows[self.items[n].key] for n in rows]
-        names = [name for name in self.columns if name in self.baseline.columns]
-        return (
-            {name: self.columns[name][rows] for name in names},
-            {name: self.baseline.columns[name][other] for name in names},
-            [self.subjects[n] for n in rows],
-        )
-
-    @cached_property
-    def differences(self) -> dict[str, Tensor]:
-        """This less the baseline, picture by picture."""
-        if self.paired is None:
-            return {}
-        own, other, _ = self.paired
-        return {name: own[name] - other[name] for name in own}
+        """The model's means."""
+        return self.yardstick.summary(self.own)
 
     @cached_property
     def changes(self) -> dict[str, Estimate]:
-        """Paired differences to the baseline."""
-        return estimates(self.differences, self.paired[2]) if self.paired else {}
+        """Paired differences to the base."""
+        return estimates(self.yardstick.differences(self.own), self.yardstick.subjects)
 
-    @cached_property
-    def joint(self) -> dict[str, Tensor]:
-        """Joint domination and collapse against the baseline, per picture; NaN without a pair.
-
-        {} where the baseline lacks a leading metric.
-        """
-        if self.paired is None or self.baseline is None:
-            return {}
-        names = list(self.leading.values())
-        if any(name not in self.paired[0] for name in names):
-            return {}
-        own = {name: _as_written(self.paired[0][name]) for name in names}  # as the baseline's are
-        found = joint_columns(own, {name: self.paired[1][name] for name in names})
-        rows = [n for n, item in enumerate(self.items) if item.key in self.baseline.rows]
-        whole = {}
-        for name, values in found.items():
-            whole[name] = torch.full((len(self.items),), torch.nan, dtype=torch.float64)
-            whole[name][rows] = values
-        return whole
+    def change(self, column: str) -> tuple[float, float]:
+        """Mean paired difference to the base and its standard error over the pictures."""
+        difference = self.yardstick.differences(self.own)[column]
+        return difference.nanmean().item(), standard_error(difference)
 
     @cached_property
     def groups(self) -> dict[str, dict[str, Outcome]]:
         """``category`` and ``kind`` -> group -> its part; {} where there is one group only."""
-        attributes = {
-            "category": [item.category for item in self.items],
-            "kind": [item.kind for item in self.items],
+        return {name: self._parts(name) for name in ("category", "kind")}
+
+    def _parts(self, attribute: str) -> dict[str, Outcome]:
+        rows: dict[str, list[int]] = {}
+        for row, item in enumerate(self.yardstick.items):
+            rows.setdefault(getattr(item, attribute), []).append(row)
+        names = sorted(rows.keys() - {""})
+        if len(names) < 2:
+            return {}
+        return {
+            name: replace(
+                self, own=self.own.take(rows[name]), yardstick=self.yardstick.take(rows[name])
+            )
+            for name in names
         }
-        return {name: self._parts(groups) for name, groups in attributes.items()}
-
-    def _parts(self, groups: Sequence[str]) -> dict[str, Outcome]:
-        names = sorted(set(groups) - {""})
-        rows = {name: [n for n, group in enumerate(groups) if group == name] for name in names}
-        return {n: self._part(some) for n, some in rows.items()} if len(names) > 1 else {}
-
-    def _part(self, rows: list[int]) -> Outcome:
-        """Of some pictures, with anchors and baseline."""
-        return replace(
-            self,
-            items=tuple(self.items[row] for row in rows),
-            files=tuple(self.files[row] for row in rows),
-            digests=tuple(self.digests[row] for row in rows),
-            columns={name: column[rows] for name, column in self.columns.items()},
-            anchors={
-                anchor: {name: column[rows] for name, column in columns.items()}
-                for anchor, columns in self.anchors.items()
-            },
-        )
-
-    def hypervolume(self, summary: Mapping[str, Estimate] | None = None) -> float | None:
-        """Area of (prompt, identity) above a copy's prompt score and a random subject's identity.
-
-        None where one of the two is not measured.
-        """
-        summary = self.summary if summary is None else summary
-        prompt, identity = self.leading.get("prompt"), self.leading.get("identity")
-        anchors = self.anchor_summaries
-        if (
-            prompt not in summary
-            or identity not in summary
-            or prompt not in anchors.get(COPY, {})
-            or identity not in anchors.get(RANDOM, {})
-        ):
-            return None
-        chance = (anchors[COPY][prompt].mean, anchors[RANDOM][identity].mean)
-        return hypervolume([(summary[prompt].mean, summary[identity].mean)], chance)
 
     def to_json(self) -> str:
-        """The whole file."""
+        """The whole file: every number of every picture, and what follows from them."""
         content = {
             "format": FORMAT,
             "name": self.name,
-            "complete": not self.missing,
-            "missing": list(self.missing),
-            "benchmark": {
-                "type": self.type,
-                "digest": self.set_digest,
-                "counts": self.counts,
-                "rules": self.rules,
-            },
-            "config": self.config,
-            "encoders": self.encoders,
-            "leading": self.leading,
-            **self._statistics_json(),
+            "complete": self.origin is None or not self.origin.missing,
+            "origin": None if self.origin is None else asdict(self.origin),
+            "statistics": self._statistics(),
             "groups": {
-                name: {group: part._statistics_json() for group, part in parts.items()}
+                name: {group: part._statistics() for group, part in parts.items()}
                 for name, parts in self.groups.items()
             },
-            "items": [self._item_json(row) for row in range(len(self.items))],
+            "yardstick": self.yardstick.to_json(),
+            "own": asdict(self.own),
         }
-        return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(content, ensure_ascii=False) + "\n"
 
-    def _statistics_json(self) -> dict[str, Any]:
+    def _statistics(self) -> dict[str, Any]:
         return {
-            "summary": _plain(self.summary),
-            "hypervolume": _rounded(self.hypervolume()),
-            "anchors": _plain(self.anchor_summaries),
-            "baseline": None if self.baseline is None else self._baseline_json(),
-        }
-
-    def _baseline_json(self) -> dict[str, Any]:
-        assert self.baseline is not None
-        assert self.paired is not None
-        return {
-            "name": self.baseline.name,
-            "complete": self.baseline.complete,
-            "summary": _plain(self.baseline_summary),
-            "hypervolume": _rounded(self.hypervolume(self.baseline_summary)),
+            "models": {
+                name: {
+                    "means": _plain(self.yardstick.summary(judged)),
+                    "hypervolume": _rounded(self.yardstick.hypervolume(judged)),
+                }
+                for name, judged in self.models.items()
+            },
             "changes": _plain(self.changes),
         }
 
-    @cached_property
-    def baseline_summary(self) -> dict[str, Estimate]:
-        """Of the baseline's pictures that have a partner here."""
-        return estimates(self.paired[1], self.paired[2]) if self.paired else {}
-
-    def _item_json(self, row: int) -> dict[str, Any]:
-        item = self.items[row]
-        columns = self.columns | self.joint
-        return {
-            "subject": item.subject,
-            "prompt_index": item.prompt_index,
-            "prompt": item.prompt,
-            "kind": item.kind,
-            "category": item.category,
-            "references": list(item.references),
-            "index": item.index,
-            "file": self.files[row],
-            "sha256": self.digests[row],
-            "numbers": {name: _rounded(column[row].item()) for name, column in columns.items()},
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Baseline:
-    """A finished evaluation to compare with."""
-
-    name: str
-    complete: bool
-    set_digest: str
-    encoders: dict[str, dict[str, Any]]
-    rows: dict[tuple[Any, ...], int] = field(repr=False)
-    """Key of an item -> its row in the columns."""
-    columns: dict[str, Tensor] = field(repr=False)
-
     @classmethod
-    def read(cls, folder: Path, own: Path) -> Baseline:
-        """Reads ``benchmark.json`` of a folder, which is not to be the ``own`` one.
+    def read(cls, file: Path) -> Outcome:
+        """Reads what ``to_json`` wrote.
 
         Raises:
-            ConfigError: if it is missing or is something else.
+            CheckpointError: if the file is missing or is no evaluation.
         """
-        if folder.resolve() == own.resolve():
-            raise ConfigError(
-                f"baseline: must be another evaluation than this one, got {str(folder)!r}; choose "
-                "another name"
-            )
-        file = folder / JSON
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            if content["format"] != FORMAT:
-                raise ValueError(f"format {content['format']}")
-            items = content["items"]
+            raw = json.loads(file.read_text(encoding="utf-8"))
+            if raw["format"] != FORMAT:
+                raise ValueError(f"format {raw['format']}")
+            origin = raw["origin"]
+            if origin is not None:
+                names = ("files", "digests", "missing")
+                origin = Origin(**origin | {name: tuple(origin[name]) for name in names})
             return cls(
-                name=content["name"],
-                complete=content["complete"],
-                set_digest=content["benchmark"]["digest"],
-                encoders=content["encoders"],
-                rows={_key(item): row for row, item in enumerate(items)},
-                columns=_columns([item["numbers"] for item in items]),
+                name=raw["name"],
+                own=Judgement(**raw["own"]),
+                yardstick=Yardstick.from_json(raw["yardstick"]),
+                origin=origin,
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"baseline: must be the folder of a finished evaluation, got {str(folder)!r} "
-                f"({error!r}); run cgrpo evaluate on its config first"
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{file}: must be the result of an evaluation, cannot be read ({error!r}); "
+                "run cgrpo evaluate"
             ) from error
 
-    def check(
-        self, set_digest: str, encoders: Mapping[str, dict[str, Any]], allow_partial: bool
-    ) -> None:
-        """Makes sure that its numbers can be compared with others.
 
-        Raises:
-            ConfigError: naming what differs.
-        """
-        if not self.complete and not allow_partial:
-            raise ConfigError(
-                f"baseline: must be complete, got {self.name!r} with pictures missing; add them, "
-                "or write --allow-partial true"
-            )
-        if self.set_digest != set_digest:
-            raise ConfigError(
-                f"baseline: must be of the same benchmark, got {self.name!r} of other photos, "
-                "prompts, references or num_images; evaluate it on this one"
-            )
-        for label in encoders.keys() & self.encoders.keys():
-            if self.encoders[label] != encoders[label]:
-                raise ConfigError(
-                    f"baseline: metric {label!r} must be measured by the same model, settings and "
-                    f"software in {self.name!r}; evaluate it again by this config's metrics"
-                )
-        if not encoders.keys() & self.encoders.keys():
-            raise ConfigError(
-                f"baseline: must have a metric of this config, got {sorted(self.encoders)} in "
-                f"{self.name!r}; evaluate it again by this config's metrics"
-            )
-
-
-def _key(item: Mapping[str, Any]) -> tuple[Any, ...]:
-    return (item["subject"], item["prompt_index"], tuple(item["references"]), item["index"])
-
-
-def _columns(rows: Sequence[Mapping[str, float | None]]) -> dict[str, Tensor]:
+def _plain(values: Mapping[str, Estimate]) -> dict[str, dict[str, Any]]:
     return {
-        name: torch.tensor(
-            [math.nan if row[name] is None else row[name] for row in rows], dtype=torch.float64
-        )
-        for name in (rows[0] if rows else ())
-        if not name.startswith("joint/")
+        name: {key: _rounded(v) if isinstance(v, float) else v for key, v in asdict(value).items()}
+        for name, value in values.items()
     }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Estimate):
-        return _plain(value.to_json())
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return _rounded(value) if isinstance(value, float) else value
-
-
-def _as_written(column: Tensor) -> Tensor:
-    """The numbers that the file holds."""
-    values = [_rounded(value) for value in column.tolist()]
-    return torch.tensor([math.nan if v is None else v for v in values], dtype=torch.float64)
 
 
 def _rounded(value: float | None) -> float | None:

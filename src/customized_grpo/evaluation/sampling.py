@@ -20,9 +20,9 @@ from customized_grpo.config import BenchmarkConfig, GeneratorConfig
 from customized_grpo.config.decoding import to_raw
 from customized_grpo.data.listed import PictureCache
 from customized_grpo.errors import CheckpointError, ConfigError, within
-from customized_grpo.evaluation.metrics import path_revision
 from customized_grpo.evaluation.items import BenchmarkSet, Item
 from customized_grpo.evaluation.manifest import MANIFEST, write_manifest
+from customized_grpo.evaluation.metrics import path_revision
 from customized_grpo.files import write_atomic
 from customized_grpo.generators.base import Generator
 from customized_grpo.pictures import png
@@ -32,7 +32,7 @@ from customized_grpo.training.rollout import Policy, sample_images
 from customized_grpo.types import Example
 
 _RECIPE = "recipe.json"
-_CHECKPOINTS = ("path", "uno_lora")  # of any generator
+_CHECKPOINTS = ("path", "uno_lora")  # fields of generators that name one
 
 
 def generate(
@@ -73,7 +73,7 @@ def _write_new(file: Path, image: Tensor) -> None:
 
 
 def _file(wanted: BenchmarkSet, item: Item) -> str:
-    """Path of a picture; numbers, because names of photos may be paths."""
+    """Path of a picture, made of numbers, because names of photos may be paths."""
     subject = list(wanted.subjects).index(item.subject)
     places = wanted.subject_rows(item.subject)
     photos = "-".join(str(places.index(row)) for row in wanted.reference_rows(item))

@@ -1,17 +1,16 @@
-"""Means over pictures, with intervals from a bootstrap over subjects.
+"""Means with 95 % intervals: of pictures by a bootstrap over subjects, of runs by Student's t.
 
 Pictures of one subject are not independent: a bootstrap over pictures would be too sure. Subjects
 are drawn with replacement, each with all its pictures, always by the same random numbers, so that
-an evaluation has one result.
+an evaluation has one result. Differences are paired before they come here.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,37 +22,59 @@ _TAIL = 0.025  # on either side of the interval
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean, and the 95 % interval of the subjects one might have had."""
+    """A mean and the interval of those that one might have had with other subjects, or seeds."""
 
     mean: float
     low: float | None
-    """None for a single subject: there is nothing to draw from."""
+    """None for a single subject or seed, which says nothing of others."""
     high: float | None
-    images: int
-    subjects: int
+    count: int
+    """Numbers in the mean."""
+    subjects: int | None = None
+    """What was drawn from; None over seeds."""
 
-    def text(self, sign: bool = False) -> str:
+    @property
+    def half_width(self) -> float:
+        """Of the interval; NaN without one."""
+        return math.nan if self.low is None or self.high is None else (self.high - self.low) / 2
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the whole interval lies on one side of 0."""
+        return self.low is not None and self.high is not None and self.low * self.high > 0
+
+    def in_brackets(self, sign: bool = False) -> str:
         """``0.760 [0.741, 0.778]``."""
         form = "+.3f" if sign else ".3f"
         if self.low is None or self.high is None:
             return f"{self.mean:{form}}"
         return f"{self.mean:{form}} [{self.low:{form}}, {self.high:{form}}]"
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+    def plus_minus(self, digits: int = 4, sign: bool = False) -> str:
+        """``0.7600 ± 0.0185``: the mean and the half-width."""
+        mean = f"{self.mean:{'+' if sign else ''}.{digits}f}"
+        return mean if self.low is None else f"{mean} ± {self.half_width:.{digits}f}"
 
 
-@lru_cache(maxsize=32)
-def _draws(subjects: int) -> Tensor:
-    """How often each resample holds each subject, ``[RESAMPLES, S]``."""
-    random = torch.Generator().manual_seed(_SEED)
-    drawn = torch.randint(subjects, (RESAMPLES, subjects), generator=random)
-    counts = torch.zeros(RESAMPLES, subjects, dtype=torch.float64)
-    return counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
+def over_seeds(numbers: Sequence[float]) -> Estimate:
+    """Mean of one number per seed, with the confidence interval of Student's t."""
+    from scipy.stats import t
+
+    values = torch.tensor(numbers, dtype=torch.float64)
+    count, mean = len(values), values.mean().item()
+    if count == 1:
+        return Estimate(mean, None, None, count)
+    half = float(t.ppf(1 - _TAIL, count - 1)) * standard_error(values)
+    return Estimate(mean, mean - half, mean + half, count)
 
 
-def estimate(values: Tensor, subjects: Sequence[str]) -> Estimate | None:
+def standard_error(differences: Tensor) -> float:
+    """Standard error of the mean of ``[B]`` paired differences; NaN entries are left out."""
+    values = differences[~differences.isnan()]
+    return (values.std() / len(values) ** 0.5).item()
+
+
+def over_subjects(values: Tensor, subjects: Sequence[str]) -> Estimate | None:
     """Mean of numbers ``[N]`` of pictures of the given subjects; NaN are left out.
 
     None if there is none left.
@@ -76,15 +97,24 @@ def estimate(values: Tensor, subjects: Sequence[str]) -> Estimate | None:
     return Estimate(numbers.mean().item(), low, high, len(names), len(places))
 
 
+def estimates(columns: Mapping[str, Tensor], subjects: Sequence[str]) -> dict[str, Estimate]:
+    """``over_subjects`` for every column that has numbers."""
+    found = {name: over_subjects(column, subjects) for name, column in columns.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+@lru_cache(maxsize=32)
+def _draws(subjects: int) -> Tensor:
+    """How often each resample holds each subject, ``[RESAMPLES, S]``."""
+    rng = torch.Generator().manual_seed(_SEED)
+    drawn = torch.randint(subjects, (RESAMPLES, subjects), generator=rng)
+    counts = torch.zeros(RESAMPLES, subjects, dtype=torch.float64)
+    return counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
+
+
 def _quantile(ordered: Tensor, share: float) -> float:
-    """With linear interpolation, as numpy's default."""
+    """Linear interpolation, as numpy's default."""
     position = share * (len(ordered) - 1)
     first = math.floor(position)
     second = min(first + 1, len(ordered) - 1)
     return torch.lerp(ordered[first], ordered[second], position - first).item()
-
-
-def estimates(columns: Mapping[str, Tensor], subjects: Sequence[str]) -> dict[str, Estimate]:
-    """Estimate of every column that has numbers."""
-    found = {name: estimate(column, subjects) for name, column in columns.items()}
-    return {name: value for name, value in found.items() if value is not None}

@@ -22,22 +22,17 @@ from customized_grpo.config import (
     StudyConfig,
     dump_config,
     first_difference,
-    load_config,
     load_study,
     read_config,
 )
 from customized_grpo.errors import CheckpointError, ConfigError
-from customized_grpo.evaluation.evaluate import (
-    TUNED,
-    Evaluation,
-    EvaluationReport,
-    evaluate_run,
-    evaluation_file,
-)
-from customized_grpo.evaluation.results import BASE, Cell, Results, Yardstick, read_cell
+from customized_grpo.evaluation.evaluate import Evaluation, Place, evaluate_run
+from customized_grpo.evaluation.outcome import BASE, TUNED, Outcome, Yardstick
+from customized_grpo.evaluation.results import Cell, Results, read_cell
 from customized_grpo.files import write_atomic
 from customized_grpo.pictures import save_strip
-from customized_grpo.runs.files import FINISHED
+from customized_grpo.runs.files import CONFIG, FINISHED, METRICS
+from customized_grpo.runs.run import Run
 from customized_grpo.training.session import train
 
 logger = logging.getLogger("customized_grpo")
@@ -125,28 +120,32 @@ def results_of_runs(runs: Sequence[Path]) -> Results:
     labels: dict[str, str] = {}
     methods: dict[str, str] = {}
     cells: dict[tuple[str, int], Cell] = {}
-    reports = [EvaluationReport.read(run / evaluation_file("held_out")) for run in runs]
-    configs = [load_config(run / "config.yaml") for run in runs]
-    for run, report, config in zip(runs, reports, configs, strict=True):
-        if not (run / FINISHED).exists():
-            raise CheckpointError(f"RUN: {run} is not finished; report it when it is")
+    outcomes = [Outcome.read(Place(folder, "held_out").json) for folder in runs]
+    opened = [Run.open(folder) for folder in runs]
+    configs = [run.config for run in opened]
+    for folder, run, outcome in zip(runs, opened, outcomes, strict=True):
+        config = run.config
+        if not run.is_finished:
+            raise CheckpointError(f"RUN: {folder} is not finished; report it when it is")
         # What `cgrpo evaluate --num-examples` says counts, not the config.
         same_count = replace(config.evaluation, num_examples=configs[0].evaluation.num_examples)
         field = first_difference(configs[0], replace(config, evaluation=same_count))
-        if field or not report.yardstick.agrees_with(reports[0].yardstick):
+        if field or not outcome.yardstick.agrees_with(outcomes[0].yardstick):
             raise CheckpointError(
-                f"RUN: {run} was judged otherwise than {runs[0]} ({field or 'other examples'}); "
+                f"RUN: {folder} was judged otherwise than {runs[0]} ({field or 'other examples'}); "
                 "report them apart, or evaluate both with the same data and evaluators"
             )
         kind = dump_config(replace(config, name="run", seed=0, output_dir="runs"))
-        method = methods.setdefault(kind, str(run))
+        method = methods.setdefault(kind, str(folder))
         labels.setdefault(method, method)
         if (method, config.seed) in cells:
-            raise CheckpointError(f"RUN: {run} has the config and seed of {method}; leave one out")
-        cells[method, config.seed] = read_cell(run, method, config.seed, report.tuned)
+            raise CheckpointError(
+                f"RUN: {folder} has the config and seed of {method}; leave one out"
+            )
+        cells[method, config.seed] = read_cell(folder, method, config.seed, outcome.own)
     return Results(
         name=", ".join(labels.values()),
-        yardstick=reports[0].yardstick,
+        yardstick=outcomes[0].yardstick,
         labels=labels,
         main=next(iter(labels)),
         cells=list(cells.values()),
@@ -185,7 +184,7 @@ def _read_results(study: Study) -> Results | None:
     if not file.exists():
         return None
     results, config = Results.read(file), next(iter(study.methods.values()))
-    found = {"name": results.name, "split": results.yardstick.split}
+    found = {"name": results.name, "split": results.yardstick.set}
     for field, value in found.items():
         if value != getattr(study.config, field):
             raise ConfigError(
@@ -215,14 +214,14 @@ def _finished_cells(
             _check_same(cell.config, wanted, where)
         else:
             _check_folder(folder, wanted)
-            needed = (FINISHED, evaluation_file(study.config.split))
-            if all((folder / name).exists() for name in needed):
+            evaluated = Place(folder, study.config.split).json
+            if (folder / FINISHED).exists() and evaluated.exists():
                 cells[method.name, seed] = _collect(study, yardstick, method, seed)
     return cells
 
 
 def _check_folder(folder: Path, wanted: RunConfig) -> None:
-    file = folder / "config.yaml"
+    file = folder / CONFIG
     if file.exists():
         _check_same(file.read_text(encoding="utf-8"), wanted, str(folder))
 
@@ -252,16 +251,16 @@ def _collect(study: Study, yardstick: Yardstick, method: Method, seed: int) -> C
     config = study.run_config(method, seed)
     folder = Path(config.output_dir, config.name)
     _check_folder(folder, config)
-    split = study.config.split
-    report = EvaluationReport.read(folder / evaluation_file(split))
-    if not report.yardstick.agrees_with(yardstick):
+    place = Place(folder, study.config.split)
+    outcome = Outcome.read(place.json)
+    if not outcome.yardstick.agrees_with(yardstick):
         raise CheckpointError(
             f"{folder} was judged on other examples or by other evaluators than the study's base; "
-            f"remove {evaluation_file(split)} in it"
+            f"remove {place.json.name} in it"
         )
     if seed == 0:
-        _keep_picture(study, folder / "pictures" / split / f"{TUNED}.png", f"{method.name}.png")
-    return read_cell(folder, method.name, seed, report.tuned)
+        _keep_picture(study, place.strip(TUNED), f"{method.name}.png")
+    return read_cell(folder, method.name, seed, outcome.own)
 
 
 def _judged_base(study: Study) -> Yardstick | None:
@@ -270,7 +269,7 @@ def _judged_base(study: Study) -> Yardstick | None:
     if not (folder / RESULTS).exists():
         return None
     config = next(iter(study.methods.values()))
-    judged = read_config((folder / "config.yaml").read_text(encoding="utf-8"), str(folder))
+    judged = read_config((folder / CONFIG).read_text(encoding="utf-8"), str(folder))
     if field := first_difference(judged, config):
         raise ConfigError(
             f"{folder}: the base was judged with another {field}; give the study another name, or "
@@ -287,7 +286,7 @@ def _judge_base(study: Study) -> Yardstick:
         evaluation = Evaluation(next(iter(study.methods.values())), study.config.split)
         yardstick = evaluation.yardstick()
         for name, images in (evaluation.truth() | {BASE: evaluation.pictures()}).items():
-            save_strip(folder / f"{name}.png", images)
+            save_strip(folder / f"{name.replace(' ', '-')}.png", images)
         _save_base(study, yardstick)
     for strip in sorted(folder.glob("*.png")):
         _keep_picture(study, strip, strip.name)
@@ -298,9 +297,9 @@ def _save_base(study: Study, yardstick: Yardstick) -> None:
     """Where the cells' processes find it."""
     folder = study.config.folder / BASELINES
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "config.yaml", dump_config(next(iter(study.methods.values()))))
+    write_atomic(folder / CONFIG, dump_config(next(iter(study.methods.values()))))
     base = Results(name=study.config.name, yardstick=yardstick, labels={}, main="", cells=[])
-    base.write(folder / RESULTS, write_atomic)
+    base.write(folder / RESULTS)
 
 
 def _write(
@@ -316,7 +315,7 @@ def _write(
         cells=[cells[key] for key in (*order, *others) if key in cells],
     )
     study.results.mkdir(parents=True, exist_ok=True)
-    results.write(study.results / RESULTS, write_atomic)
+    results.write(study.results / RESULTS)
     # Tables are made of what was written, so that they are the same when they are made again.
     return Results.read(study.results / RESULTS)
 
@@ -366,7 +365,7 @@ class _Progress:
 
     def __init__(self, study: Study, cells: Sequence[tuple[Method, int]]) -> None:
         configs = [study.run_config(method, seed) for method, seed in cells]
-        self._files = [Path(c.output_dir, c.name, "metrics.jsonl") for c in configs]
+        self._files = [Path(c.output_dir, c.name, METRICS) for c in configs]
         self._total = sum(c.train.num_updates for c in configs)
         self._num_cells, self._num_finished = len(cells), 0
         self._started = time.monotonic()

@@ -1,11 +1,14 @@
-"""The Markdown of an evaluation: anchors, baseline and model side by side, intervals, groups."""
+"""Tables: Markdown for files and pages, aligned text for terminals; what evaluations show in them.
+
+Those of a study are in ``report.tables``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from customized_grpo.evaluation.outcome import Outcome
-from customized_grpo.evaluation.statistics import RESAMPLES, Estimate
+from customized_grpo.evaluation.outcome import Origin, Outcome
+from customized_grpo.evaluation.statistics import RESAMPLES
 
 # arXiv:2510.18263, DreamBench, 750 prompts; (DINO, HPSv3).
 PUBLISHED = {
@@ -21,64 +24,101 @@ PUBLISHED = {
 }
 
 
-def markdown(outcome: Outcome) -> str:
-    """The whole document."""
-    parts = [f"# {outcome.name} on {outcome.type}", _what(outcome)]
-    if outcome.missing:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A table with a title and a sentence on what it says; the first column names the row."""
+
+    title: str = ""
+    note: str = ""
+    heads: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        """GitHub's flavour."""
+        lines = [self.heads, ["---"] + ["---:"] * (len(self.heads) - 1), *self.rows]
+        body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+        return f"### {self.title}\n\n{self.note}\n\n{body}\n" if self.title else body
+
+    def aligned(self) -> str:
+        """Plain text."""
+        lines = [self.heads, *self.rows]
+        widths = [max(map(len, column)) + 2 for column in zip(*lines, strict=True)]
+        return "\n".join(
+            "".join([first.ljust(widths[0]), *map(str.rjust, cells, widths[1:])])
+            for first, *cells in lines
+        )
+
+
+def run_table(outcome: Outcome) -> str:
+    """Plain text: a row per measure, a column per model, the paired change with its error."""
+    yardstick = outcome.yardstick
+    columns = {name: yardstick.values(judged) for name, judged in outcome.models.items()}
+    headings = {name: f"{objective} ({name})" for name, objective in yardstick.objectives.items()}
+    rows = []
+    for name in dict.fromkeys(name for values in columns.values() for name in values):
+        cells = [f"{values[name]:.4f}" if name in values else "" for values in columns.values()]
+        change = ""
+        if name in outcome.own.columns:
+            mean, error = outcome.change(name)
+            change = f"{mean:+.4f} +- {error:.4f}"
+        rows.append([headings.get(name, name), *cells, change])
+    heads = ["", *columns, f"{outcome.name} - {yardstick.base_name}"]
+    note = f"{yardstick.describe()}; +- is the standard error of the paired difference"
+    return f"{Table(heads=heads, rows=rows).aligned()}\n{note}"
+
+
+def benchmark_markdown(outcome: Outcome) -> str:
+    """The whole document: anchors, baseline and model side by side, intervals, groups."""
+    origin = outcome.origin
+    assert origin is not None
+    parts = [f"# {outcome.name} on {outcome.yardstick.set}", _what(origin)]
+    if origin.missing:
         parts.append(partial_note(outcome))
-    parts += ["## All pictures", _main(outcome), _notes(outcome)]
+    parts += ["## All pictures", _models(outcome), _notes(outcome)]
     for name, groups in outcome.groups.items():
         for group, part in groups.items():
-            parts += [f"## {name.capitalize()}: {group} ({len(part.items)} pictures)", _main(part)]
-    if outcome.type == "dreambench":
+            count = len(part.yardstick.items)
+            parts += [f"## {name.capitalize()}: {group} ({count} pictures)", _models(part)]
+    if outcome.yardstick.set == "dreambench":
         parts += ["## Published (not measured here)", _published()]
     return "\n\n".join(parts) + "\n"
 
 
 def partial_note(outcome: Outcome) -> str:
     """Says that it is no evaluation of the whole benchmark, and why."""
-    total = len(outcome.items) + len(outcome.missing)
+    missing = () if outcome.origin is None else outcome.origin.missing
+    total = len(outcome.yardstick.items) + len(missing)
     return (
-        f"**PARTIAL: {len(outcome.missing)} of {total} pictures are missing. These are not the "
-        "numbers of this benchmark.** Missing: " + "; ".join(outcome.missing[:5])
-    ) + (" ..." if len(outcome.missing) > 5 else "")
+        f"**PARTIAL: {len(missing)} of {total} pictures are missing. These are not the "
+        "numbers of this benchmark.** Missing: " + "; ".join(missing[:5])
+    ) + (" ..." if len(missing) > 5 else "")
 
 
-def _what(outcome: Outcome) -> str:
-    counts = ", ".join(f"{number} {name}" for name, number in outcome.counts.items())
-    rules = "; ".join(f"{name}: {rule}" for name, rule in outcome.rules.items())
+def _what(origin: Origin) -> str:
+    counts = ", ".join(f"{number} {name}" for name, number in origin.counts.items())
+    rules = "; ".join(f"{name}: {rule}" for name, rule in origin.rules.items())
     return f"{counts}. {rules[:1].upper()}{rules[1:]}."
 
 
-def _main(outcome: Outcome) -> str:
-    models: dict[str, Mapping[str, Estimate]] = dict(outcome.anchor_summaries)
-    if outcome.baseline is not None:
-        models[f"{outcome.baseline.name} (baseline)"] = outcome.baseline_summary
-    models[outcome.name] = outcome.summary
-    names = list(outcome.summary)
-    rows = []
-    for name in names:
-        cells = [summary[name].text() if name in summary else "" for summary in models.values()]
-        if outcome.baseline is not None:
-            cells.append(outcome.changes[name].text(sign=True) if name in outcome.changes else "")
+def _models(outcome: Outcome) -> str:
+    """A row per column, a column per model; the hypervolume last."""
+    yardstick = outcome.yardstick
+    summaries = {name: yardstick.summary(judged) for name, judged in outcome.models.items()}
+    heads, rows = ["", *summaries], []
+    for name in outcome.summary:
+        cells = [s[name].in_brackets() if name in s else "" for s in summaries.values()]
         rows.append([f"`{name}`", *cells])
-    heads = ["", *models]
-    if outcome.baseline is not None:
+    areas = [yardstick.hypervolume(judged) for judged in outcome.models.values()]
+    if areas[-1] is not None:
+        rows.append(["`hypervolume`", *("" if a is None else f"{a:.4f}" for a in areas)])
+    if yardstick.base is not None:
         heads.append(f"{outcome.name} - baseline")
-    rows += _area(outcome, len(heads))
-    return _table(heads, rows)
-
-
-def _area(outcome: Outcome, width: int) -> list[list[str]]:
-    own = outcome.hypervolume()
-    if own is None:
-        return []
-    cells = [f"{own:.4f}"]
-    if outcome.baseline is not None:
-        other = outcome.hypervolume(outcome.baseline_summary)
-        change = "" if other is None else f"{own - other:+.4f}"
-        cells = ["" if other is None else f"{other:.4f}", *cells, change]
-    return [["`hypervolume`", *[""] * (width - 1 - len(cells)), *cells]]
+        for name, row in zip([*outcome.summary, ""], rows, strict=False):
+            change = outcome.changes.get(name)
+            row.append("" if change is None else change.in_brackets(sign=True))
+        if areas[-1] is not None and areas[-2] is not None:
+            rows[-1][-1] = f"{areas[-1] - areas[-2]:+.4f}"
+    return Table(heads=heads, rows=rows).markdown()
 
 
 def _notes(outcome: Outcome) -> str:
@@ -90,9 +130,9 @@ def _notes(outcome: Outcome) -> str:
         "more is copying); `specific`: score by the own prompt less that by another one (0 is a "
         "model that ignores the prompt).",
     ]
-    if outcome.baseline is None:
+    if outcome.yardstick.base is None:
         lines.append("No baseline: evaluate the base model by this config and name its folder.")
-    elif not outcome.baseline.complete:
+    elif outcome.origin is not None and outcome.origin.base_is_partial:
         lines.append("**The baseline is PARTIAL.**")
     return "\n".join(f"* {line}" for line in lines)
 
@@ -103,9 +143,4 @@ def _published() -> str:
         "arXiv:2510.18263; HPSv3 and the last two rows are read off its figure (+-0.02). Harnesses "
         "differ: the same base has DINO .760 published and .707 in its author's own notebook. "
         "Compare within this evaluation only.\n\n"
-    ) + _table(["published", "DINO", "HPSv3"], rows)
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    ) + Table(heads=["published", "DINO", "HPSv3"], rows=rows).markdown()

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from customized_grpo.evaluation.results import BASE, Results
+from customized_grpo.evaluation.outcome import BASE
+from customized_grpo.evaluation.results import Results
+from customized_grpo.evaluation.tables import Table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,22 +20,6 @@ class Measure:
     explanation: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """A table with a title and a sentence on what it says; the first column names the row."""
-
-    title: str
-    note: str
-    heads: list[str]
-    rows: list[list[str]]
-
-    def markdown(self) -> str:
-        """GitHub's flavour."""
-        lines = [self.heads, ["---"] + ["---:"] * (len(self.heads) - 1), *self.rows]
-        body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-        return f"### {self.title}\n\n{self.note}\n\n{body}\n"
-
-
 _OBJECTIVES = (
     Measure(
         name="hypervolume",
@@ -41,13 +27,13 @@ _OBJECTIVES = (
         explanation="area that the (prompt, identity) point dominates above an unrelated picture",
     ),
     Measure(
-        name="joint_domination",
+        name="joint/domination",
         heading="joint domination",
         digits=3,
         explanation="share of examples better than the base on every objective",
     ),
     Measure(
-        name="joint_collapse",
+        name="joint/collapse",
         heading="joint collapse",
         digits=3,
         explanation="share of examples worse than the base on every objective",
@@ -116,9 +102,9 @@ _PAPER_SHARES = ("50.2 %", "26.8 %", "23.0 %")
 def tables(results: Results) -> list[Table]:
     """All tables that the results have numbers for."""
     scores = [
-        Measure(name=evaluator, heading=objective, explanation=f"{objective} by the evaluator")
-        for evaluator, objective in results.yardstick.objectives.items()
-        if evaluator == results.yardstick.evaluator(objective)
+        Measure(name=column, heading=objective, explanation=f"{objective} by the evaluator")
+        for column, objective in results.yardstick.objectives.items()
+        if column == results.yardstick.leading[objective]
     ]
     made = [
         _absolute(results, "Both objectives", [*scores, *_OBJECTIVES]),
@@ -142,7 +128,7 @@ def markdown(results: Results) -> str:
 
 
 def _known(results: Results, measures: Sequence[Measure]) -> list[Measure]:
-    judged = [results.yardstick.base, *(cell.judgement for cell in results.cells[:1])]
+    judged = [*results.yardstick.models.values(), *(cell.judgement for cell in results.cells[:1])]
     names = {name for judgement in judged for name in results.yardstick.values(judgement)}
     return [measure for measure in measures if measure.name in names]
 
@@ -162,7 +148,9 @@ def _absolute(results: Results, title: str, measures: Sequence[Measure]) -> Tabl
         rows.append([name, *cells])
     for method in results.methods:
         intervals = [results.over_seeds(method, m.name) for m in measures]
-        cells = [i.text(m.digits) if i else "" for i, m in zip(intervals, measures, strict=True)]
+        cells = [
+            i.plus_minus(m.digits) if i else "" for i, m in zip(intervals, measures, strict=True)
+        ]
         rows.append([_emphasised(results, method), *cells])
     heads = ["", *(m.heading for m in measures)]
     return Table(title=title, note=_note(measures), heads=heads, rows=rows)
@@ -210,7 +198,7 @@ def _differences(
     cells = []
     for measure in measures:
         interval = results.over_seeds(method, measure.name, minus=other)
-        text = interval.text(measure.digits, sign=True) if interval else ""
+        text = interval.plus_minus(measure.digits, sign=True) if interval else ""
         cells.append(f"**{text}**" if interval and interval.excludes_zero else text)
     return cells
 

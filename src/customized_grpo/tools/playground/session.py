@@ -23,7 +23,7 @@ from torch import Tensor
 from customized_grpo.config import RewardConfig, RunConfig
 from customized_grpo.devices import memory_named
 from customized_grpo.errors import CheckpointError, CustomizedGRPOError, ResourceError
-from customized_grpo.evaluation.results import BASE
+from customized_grpo.evaluation.outcome import BASE
 from customized_grpo.generators.base import Generator
 from customized_grpo.generators.cache import CachedEncoder
 from customized_grpo.generators.lora import LORA_FILE, detach_lora, set_strength
