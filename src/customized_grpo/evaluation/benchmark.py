@@ -124,8 +124,7 @@ def _read_baseline(folder: Path, own: Path) -> Outcome:
         return Outcome.read(folder / JSON)
     except CheckpointError as error:
         raise ConfigError(
-            f"baseline: must be the folder of a finished evaluation, got {str(folder)!r} "
-            f"({error.__cause__!r}); run cgrpo evaluate on its config first"
+            f"baseline: must be the folder of a finished evaluation, got {str(folder)!r} ({error})"
         ) from error
 
 

@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from customized_grpo.errors import CheckpointError
@@ -23,7 +24,8 @@ from customized_grpo.evaluation.items import Item
 from customized_grpo.evaluation.measures import hypervolume, joint_columns
 from customized_grpo.evaluation.statistics import Estimate, estimates, standard_error
 
-FORMAT = 2
+T = TypeVar("T")
+
 BASE, TUNED = "base", "tuned"
 # Anchors: models whose numbers are known beforehand, and which say what numbers mean.
 COPY = "copy"  # the reference itself
@@ -178,33 +180,6 @@ class Yardstick:
             base=None if self.base is None else self.base.take(rows),
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, from which ``from_json`` makes the same again."""
-        return {
-            "set": self.set,
-            "objectives": self.objectives,
-            "rewards": self.rewards,
-            "items": [asdict(item) for item in self.items],
-            "anchors": {name: asdict(anchor) for name, anchor in self.anchors.items()},
-            "base": None if self.base is None else {"name": self.base_name} | asdict(self.base),
-        }
-
-    @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> Yardstick:
-        """Raises KeyError, TypeError or AttributeError where something is missing."""
-        base = None if raw["base"] is None else dict(raw["base"])
-        return cls(
-            set=raw["set"],
-            items=tuple(
-                Item(**{**item, "references": tuple(item["references"])}) for item in raw["items"]
-            ),
-            objectives=raw["objectives"],
-            rewards=raw["rewards"],
-            anchors={name: Judgement(**fields) for name, fields in raw["anchors"].items()},
-            base_name=BASE if base is None else base.pop("name"),
-            base=None if base is None else Judgement(**base),
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
@@ -236,6 +211,7 @@ class Outcome:
     own: Judgement
     yardstick: Yardstick
     origin: Origin | None = None
+    format: Literal[2] = 2
 
     @property
     def models(self) -> dict[str, Judgement]:
@@ -278,20 +254,16 @@ class Outcome:
 
     def to_json(self) -> str:
         """The whole file: every number of every picture, and what follows from them."""
-        content = {
-            "format": FORMAT,
-            "name": self.name,
-            "complete": self.origin is None or not self.origin.missing,
-            "origin": None if self.origin is None else asdict(self.origin),
-            "statistics": self._statistics(),
-            "groups": {
-                name: {group: part._statistics() for group, part in parts.items()}
-                for name, parts in self.groups.items()
-            },
-            "yardstick": self.yardstick.to_json(),
-            "own": asdict(self.own),
+        groups = {
+            name: {group: part._statistics() for group, part in parts.items()}
+            for name, parts in self.groups.items()
         }
-        return json.dumps(content, ensure_ascii=False) + "\n"
+        more = {
+            "complete": self.origin is None or not self.origin.missing,
+            "statistics": self._statistics(),
+            "groups": groups,
+        }
+        return json.dumps(more | asdict(self), ensure_ascii=False) + "\n"
 
     def _statistics(self) -> dict[str, Any]:
         return {
@@ -312,25 +284,23 @@ class Outcome:
         Raises:
             CheckpointError: if the file is missing or is no evaluation.
         """
-        try:
-            raw = json.loads(file.read_text(encoding="utf-8"))
-            if raw["format"] != FORMAT:
-                raise ValueError(f"format {raw['format']}")
-            origin = raw["origin"]
-            if origin is not None:
-                names = ("files", "digests", "missing")
-                origin = Origin(**origin | {name: tuple(origin[name]) for name in names})
-            return cls(
-                name=raw["name"],
-                own=Judgement(**raw["own"]),
-                yardstick=Yardstick.from_json(raw["yardstick"]),
-                origin=origin,
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"{file}: must be the result of an evaluation, cannot be read ({error!r}); "
-                "run cgrpo evaluate"
-            ) from error
+        return read_json(cls, file, "the result of an evaluation", "run cgrpo evaluate")
+
+
+def read_json(cls: type[T], file: Path, what: str, fix: str) -> T:
+    """Reads a dataclass; what else the file has is left out.
+
+    Raises:
+        CheckpointError: if the file is missing or is not ``what``.
+    """
+    try:
+        return TypeAdapter(cls).validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except OSError as error:
+        why = error.strerror
+    raise CheckpointError(f"{file}: must be {what}, cannot be read ({why}); {fix}")
 
 
 def _plain(values: Mapping[str, Estimate]) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from customized_grpo.errors import CheckpointError
-from customized_grpo.evaluation.outcome import BASE, Judgement, Yardstick
+from customized_grpo.evaluation.outcome import BASE, Judgement, Yardstick, read_json
 from customized_grpo.evaluation.statistics import Estimate, over_seeds
 from customized_grpo.files import write_atomic
 from customized_grpo.runs.files import CONFIG, ENVIRONMENT, METRICS
@@ -31,9 +31,9 @@ class Cell:
     judgement: Judgement
     config: str
     """The resolved YAML."""
-    curve: dict[str, list[float]] = field(default_factory=dict)
+    curve: dict[str, list[int | float]] = field(default_factory=dict)
     """``update`` and the validation scores at these updates."""
-    shares: dict[str, list[float]] = field(default_factory=dict)
+    shares: dict[str, list[int | float]] = field(default_factory=dict)
     """``update`` and the shares of conflicted, both-positive and both-negative samples."""
     advantages: dict[str, list[float | None]] = field(default_factory=dict)
     """Objective -> advantages of the first rollout's samples; no method has learnt by then."""
@@ -90,8 +90,7 @@ class Results:
 
     def write(self, file: Path) -> None:
         """Writes the JSON that ``read`` reads."""
-        content = asdict(self) | {"yardstick": self.yardstick.to_json()}
-        text = json.dumps(_rounded(content), separators=(",", ":"), ensure_ascii=False)
+        text = json.dumps(_rounded(asdict(self)), separators=(",", ":"), ensure_ascii=False)
         write_atomic(file, text + "\n")
 
     @classmethod
@@ -101,19 +100,8 @@ class Results:
         Raises:
             CheckpointError: if the file is missing or holds something else.
         """
-        try:
-            raw = json.loads(file.read_text(encoding="utf-8"))
-            cells = [
-                Cell(**{**cell, "judgement": Judgement(**cell["judgement"])})
-                for cell in raw["cells"]
-            ]
-            yardstick = Yardstick.from_json(raw["yardstick"])
-            return cls(**raw | {"yardstick": yardstick, "cells": cells})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"{file}: must be results of a study, cannot be read ({error!r}); remove it and "
-                "run cgrpo compare again"
-            ) from error
+        fix = "remove it and run cgrpo compare again"
+        return read_json(cls, file, "results of a study", fix)
 
 
 def read_cell(folder: Path, method: str, seed: int, judgement: Judgement) -> Cell:
@@ -151,7 +139,7 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def _series(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, list[float]]:
+def _series(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, list[int | float]]:
     """Columns of the rows that have them all."""
     having = [row for row in rows if names and all(name in row for name in names)]
     return {name: [row[name] for row in having] for name in ("update", *names)} if having else {}

@@ -10,90 +10,46 @@ from customized_grpo.evaluation.results import Results
 from customized_grpo.evaluation.tables import Table
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Measure:
     """How a measure is shown."""
 
     name: str
     heading: str
-    digits: int = 4
+    digits: int
     explanation: str
 
 
 _OBJECTIVES = (
-    Measure(
-        name="hypervolume",
-        heading="hypervolume",
-        explanation="area that the (prompt, identity) point dominates above an unrelated picture",
-    ),
-    Measure(
-        name="joint/domination",
-        heading="joint domination",
-        digits=3,
-        explanation="share of examples better than the base on every objective",
-    ),
-    Measure(
-        name="joint/collapse",
-        heading="joint collapse",
-        digits=3,
-        explanation="share of examples worse than the base on every objective",
-    ),
-    Measure(
-        name="copy",
-        heading="copy",
-        explanation="similarity to the whole reference in excess of the ground truth's",
-    ),
-)
+    Measure("hypervolume", "hypervolume", 4,
+            "area that the (prompt, identity) point dominates above an unrelated picture"),
+    Measure("joint/domination", "joint domination", 3,
+            "share of examples better than the base on every objective"),
+    Measure("joint/collapse", "joint collapse", 3,
+            "share of examples worse than the base on every objective"),
+    Measure("copy", "copy", 4,
+            "similarity to the whole reference in excess of the ground truth's"),
+)  # fmt: skip
 _SUBJECT = (
-    Measure(
-        name="region",
-        heading="region identity",
-        explanation="identity of the subject's region alone",
-    ),
-    Measure(
-        name="retrieval",
-        heading="retrieval",
-        digits=3,
-        explanation="how often that region is most similar to the right one of all subjects",
-    ),
+    Measure("region", "region identity", 4, "identity of the subject's region alone"),
+    Measure("retrieval", "retrieval", 3,
+            "how often that region is most similar to the right one of all subjects"),
     *(
-        Measure(
-            name=f"attribute/{name}",
-            heading=name,
-            digits=3,
-            explanation=f"how often an independent classifier finds the {name} that was asked for",
-        )
+        Measure(f"attribute/{name}", name, 3,
+                f"how often an independent classifier finds the {name} that was asked for")
         for name in ("scene", "placement", "prop", "color", "accessory")
     ),
-)
+)  # fmt: skip
 _QUALITY = (
-    Measure(
-        name="frechet",
-        heading="Fréchet",
-        explanation="distance of evaluator features to the ground truth's, smaller is better",
-    ),
-    Measure(
-        name="high_frequency",
-        heading="high frequencies",
-        digits=3,
-        explanation="energy of fine texture, ground truth = 1; a rise means grid artefacts",
-    ),
-    Measure(
-        name="diversity",
-        heading="diversity",
-        explanation="mean 1 - cosine between four pictures of one example",
-    ),
-    Measure(
-        name="hacking_gap/prompt",
-        heading="gap prompt",
-        explanation="gain by the rewarded model minus gain by the evaluator",
-    ),
-    Measure(
-        name="hacking_gap/identity",
-        heading="gap identity",
-        explanation="the same for the identity",
-    ),
-)
+    Measure("frechet", "Fréchet", 4,
+            "distance of evaluator features to the ground truth's, smaller is better"),
+    Measure("high_frequency", "high frequencies", 3,
+            "energy of fine texture, ground truth = 1; a rise means grid artefacts"),
+    Measure("diversity", "diversity", 4, "mean 1 - cosine between four pictures of one example"),
+    Measure("hacking_gap/prompt", "gap prompt", 4,
+            "gain by the rewarded model minus gain by the evaluator"),
+    Measure("hacking_gap/identity", "gap identity", 4, "the same for the identity"),
+)  # fmt: skip
 
 # Shares of samples in the paper (arXiv:2510.18263): conflicted, both positive, both negative.
 _PAPER_SHARES = ("50.2 %", "26.8 %", "23.0 %")
@@ -102,7 +58,7 @@ _PAPER_SHARES = ("50.2 %", "26.8 %", "23.0 %")
 def tables(results: Results) -> list[Table]:
     """All tables that the results have numbers for."""
     scores = [
-        Measure(name=column, heading=objective, explanation=f"{objective} by the evaluator")
+        Measure(column, objective, 4, f"{objective} by the evaluator")
         for column, objective in results.yardstick.objectives.items()
         if column == results.yardstick.leading[objective]
     ]
