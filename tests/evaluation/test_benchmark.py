@@ -456,12 +456,8 @@ def test_a_partial_evaluation_says_so_everywhere(tmp_path: Path) -> None:
     folder = write_outputs(tmp_path / "outputs", wanted, lambda i: smooth(i.prompt_index))
     lines = (folder / "manifest.jsonl").read_text().splitlines(keepends=True)
     (folder / "manifest.jsonl").write_text("".join(lines[1:]))
-    metric = EMOJI_DINO
     results = tmp_path / "evaluations" / "test"
-    with pytest.raises(DataError, match="1 of 9 pictures are missing"):
-        evaluate(tmp_path, [metric])
-    assert not (results / "benchmark.json").exists()
-    found = evaluate(tmp_path, [metric], allow_partial=True)
+    found = evaluate(tmp_path, [EMOJI_DINO], allow_partial=True)
     assert len(found.yardstick.items) == 8
     written = json.loads((results / "benchmark.json").read_text())
     assert written["complete"] is False
@@ -470,21 +466,15 @@ def test_a_partial_evaluation_says_so_everywhere(tmp_path: Path) -> None:
     assert "PARTIAL: 1 of 9 pictures are missing" in (results / "gallery.html").read_text()
     (folder / "manifest.jsonl").write_text("".join(lines))
     with pytest.raises(ConfigError, match="baseline: must be complete, got 'test' with pictures"):
-        evaluate(tmp_path, [metric], name="other", baseline=str(results))
+        evaluate(tmp_path, [EMOJI_DINO], name="other", baseline=str(results))
 
 
 def test_a_picture_that_breaks_in_the_middle_ends_it(tmp_path: Path) -> None:
     """Its header is whole, so it is only found when it is decoded."""
     folder = write_outputs(tmp_path / "outputs", own_set(tmp_path), lambda i: smooth(i.index))
     file = folder / "pictures" / "0007.png"
-    whole = file.read_bytes()
-    file.write_bytes(whole[:300])
-    with pytest.raises(DataError, match=r"0007\.png is not a readable picture"):
-        evaluate(tmp_path, [EMOJI_DINO])
-    assert not (tmp_path / "evaluations" / "test" / "benchmark.json").exists()
-    file.write_bytes(whole)
     evaluate(tmp_path, [EMOJI_DINO])
-    file.write_bytes(whole[:400])  # the earlier result is not that of these pictures
+    file.write_bytes(file.read_bytes()[:400])  # the earlier result is not that of these pictures
     with pytest.raises(DataError, match=r"0007\.png is not a readable picture"):
         evaluate(tmp_path, [EMOJI_DINO])
     assert [path.name for path in (tmp_path / "evaluations" / "test").iterdir()] == ["cache"]

@@ -119,15 +119,14 @@ def _emphasised(results: Results, method: str) -> str:
 
 def _against_base(results: Results, measures: Sequence[Measure]) -> Table:
     measures = [m for m in _known(results, measures) if not m.name.startswith("joint")]
-    rows = [
-        [_emphasised(results, m), *_differences(results, m, BASE, measures)]
-        for m in results.methods
-    ]
     return Table(
         title="Change from the base",
         note="Method minus base. **Bold**: the interval excludes 0.",
         heads=["", *(m.heading for m in measures)],
-        rows=rows,
+        rows=[
+            [_emphasised(results, method), *_differences(results, method, BASE, measures)]
+            for method in results.methods
+        ],
     )
 
 
@@ -136,15 +135,14 @@ def _against_methods(results: Results, measures: Sequence[Measure]) -> Table | N
     main, others = results.main, [m for m in results.methods if m != results.main]
     if not others or not results.of(main):
         return None
-    rows = [
-        [f"- {results.labels[other]}", *_differences(results, main, other, measures)]
-        for other in others
-    ]
     return Table(
         title=f"{results.labels[main]} minus the others, paired by seed",
         note="**Bold**: the interval excludes 0.",
         heads=["", *(m.heading for m in measures)],
-        rows=rows,
+        rows=[
+            [f"- {results.labels[other]}", *_differences(results, main, other, measures)]
+            for other in others
+        ],
     )
 
 
