@@ -260,12 +260,8 @@ def test_a_copier_is_exposed(planted: dict[str, Outcome]) -> None:
     assert copier.summary["dinov2/reference"].mean == pytest.approx(1, abs=1e-5)
     copying, honest = (o.summary["dinov2/copy"] for o in (copier, truth))
     oracle = copier.yardstick.summary(copier.models[ORACLE])["dinov2/copy"]
-    assert copying.low is not None
-    assert oracle.high is not None
-    assert honest.high is not None
     assert copying.low > max(oracle.high, honest.high)
     change = copier.changes["dinov2/copy"]
-    assert change.low is not None
     assert change.low > 0
 
 
@@ -273,8 +269,7 @@ def test_a_prompt_ignorer_is_exposed(planted: dict[str, Outcome]) -> None:
     ignorer, truth = planted["ignorer"], planted["truth"]
     for name in ("clip-text", "clip-text/specific"):
         change = ignorer.changes[name]
-        assert change.high is not None
-        assert change.high < 0, name
+            assert change.high < 0, name
     # Hardly better by its own prompt than by another.
     specific, honest = (o.summary["clip-text/specific"].mean for o in (ignorer, truth))
     assert abs(specific) < 0.15 * honest

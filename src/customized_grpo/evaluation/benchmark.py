@@ -12,7 +12,7 @@ from customized_grpo.evaluation.items import BenchmarkSet
 from customized_grpo.evaluation.manifest import Outputs, read_outputs
 from customized_grpo.evaluation.metrics import Metric
 from customized_grpo.evaluation.outcome import Judgement, Origin, Outcome, Yardstick
-from customized_grpo.evaluation.panel import Measured, measure
+from customized_grpo.evaluation.panel import measure
 from customized_grpo.evaluation.report.gallery import gallery
 from customized_grpo.evaluation.sampling import generate
 from customized_grpo.evaluation.sets import build_set
@@ -76,17 +76,17 @@ def _outcome(
     wanted: BenchmarkSet,
     outputs: Outputs,
     metrics: list[Metric],
-    measured: Measured,
+    measured: tuple[Judgement, dict[str, Judgement]],
     baseline: Outcome | None,
 ) -> Outcome:
     return Outcome(
         name=config.name,
-        own=Judgement.of(measured.columns),
+        own=measured[0],
         yardstick=Yardstick(
             set=wanted.type,
             items=outputs.items,
             objectives={metric.leading: metric.objective for metric in metrics},
-            anchors={name: Judgement.of(some) for name, some in measured.anchors.items()},
+            anchors=measured[1],
             base=None if baseline is None else _aligned(baseline, outputs),
             base_name="" if baseline is None else f"{baseline.name} (baseline)",
         ),

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
-from customized_grpo.data.listed import Loadable
+from customized_grpo.data.listed import Loadable, PictureCache
+from customized_grpo.types import Example
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -92,6 +93,18 @@ class Item:
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
 
 
+def make_example(
+    words: str, prompt: str, references: Sequence[Photo], cache: PictureCache
+) -> Example:
+    """An example whose id names all of it: rewards take examples of one id for the same."""
+    return Example(
+        id=json.dumps([words, prompt, *(photo.digest for photo in references)]),
+        prompt=prompt,
+        references=tuple(cache.load(photo.picture) for photo in references),
+        subject=words,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkSet:
     """All of it; the order of the items is the order of every list of numbers."""
@@ -124,6 +137,11 @@ class BenchmarkSet:
     def references(self, item: Item) -> tuple[Photo, ...]:
         """The photos an item is conditioned on."""
         return tuple(self.photos[row] for row in self.reference_rows(item))
+
+    def example(self, item: Item, cache: PictureCache) -> Example:
+        """What a generator is asked for."""
+        words, photos = self.subjects[item.subject].words, self.references(item)
+        return make_example(words, item.prompt, photos, cache)
 
     @cached_property
     def digest(self) -> str:

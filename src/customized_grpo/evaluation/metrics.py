@@ -18,7 +18,7 @@ from customized_grpo.config import RewardConfig
 from customized_grpo.config.decoding import to_raw
 from customized_grpo.data.listed import PictureCache
 from customized_grpo.errors import ConfigError, RewardError, within
-from customized_grpo.evaluation.items import BenchmarkSet, Item, Photo
+from customized_grpo.evaluation.items import BenchmarkSet, Item, Photo, make_example
 from customized_grpo.rewards.base import PartialFailures, Reward
 from customized_grpo.rewards.identity import IdentityConfig, IdentityReward
 from customized_grpo.types import Example
@@ -50,6 +50,10 @@ class Query:
             prompt=item.prompt,
             references=wanted.references(item),
         )
+
+    def example(self, cache: PictureCache) -> Example:
+        """What a reward is asked about."""
+        return make_example(self.words, self.prompt, self.references, cache)
 
     def key(self) -> list[Any]:
         """Names the content of the pictures, not their files."""
@@ -139,7 +143,9 @@ class Metric:
         for shape in dict.fromkeys(shapes):
             rows = [row for row, other in enumerate(shapes) if other == shape]
             batch = torch.stack([images[row] for row in rows]).to(self._device)
-            scores[rows] = self._score(batch, [self._example(queries[row]) for row in rows])
+            scores[rows] = self._score(
+                batch, [queries[row].example(self._references) for row in rows]
+            )
         model = self._model
         why = model.take_errors() if isinstance(model, PartialFailures) else ()
         self._check_finite(scores, queries, f"{'; '.join(why) or 'it is NaN'}; mend that")
@@ -151,15 +157,6 @@ class Metric:
             return self._model.score(images, examples).float().cpu()
         except RewardError as error:
             raise RewardError(f"{self.label}: {error}") from error
-
-    def _example(self, query: Query) -> Example:
-        names = json.dumps([query.words, query.prompt, *(r.digest for r in query.references)])
-        return Example(
-            id=names,  # rewards tell examples by it: equal only where all of it is
-            prompt=query.prompt,
-            references=tuple(self._references.load(r.picture) for r in query.references),
-            subject=query.words,
-        )
 
 
 def _check(config: RewardConfig) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from customized_grpo.evaluation.items import BenchmarkSet
 from customized_grpo.evaluation.manifest import Outputs
 from customized_grpo.evaluation.measures import diversity_column, identity_columns, other_prompts
 from customized_grpo.evaluation.metrics import PROMPT, Metric, Query
-from customized_grpo.evaluation.outcome import COPY
+from customized_grpo.evaluation.outcome import COPY, Judgement
 from customized_grpo.evaluation.store import FeatureStore, Measurement
 from customized_grpo.runs.ranks import Ranks
 
@@ -23,22 +23,16 @@ _DEAF = 0.5  # share of pictures whose score is the same under another prompt: a
 Columns = dict[str, Tensor]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """One number per picture and column, of the model and of the anchors."""
-
-    columns: Columns
-    anchors: dict[str, Columns]
-
-
 def measure(
     metrics: Sequence[Metric],
     wanted: BenchmarkSet,
     outputs: Outputs,
     store: FeatureStore,
     ranks: Ranks,
-) -> Measured | None:
-    """Computes this process's share of what is missing in the store; the first one reads it all.
+) -> tuple[Judgement, dict[str, Judgement]] | None:
+    """The pictures' numbers and those of the anchors; None in all processes but the first.
+
+    Every process computes its share of what is missing in the store; the first one reads it all.
 
     Raises:
         DataError: if a picture cannot be read.
@@ -59,7 +53,7 @@ def measure(
         columns |= part.columns(store)
         for name, some in part.anchors(store).items():
             anchors[name] = anchors.get(name, {}) | some
-    return Measured(columns=columns, anchors=anchors)
+    return Judgement.of(columns), {name: Judgement.of(some) for name, some in anchors.items()}
 
 
 class _Identity:

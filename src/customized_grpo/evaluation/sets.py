@@ -24,8 +24,7 @@ from customized_grpo.data.texts import (
     check_list,
     check_text,
     inside,
-    parse_object,
-    read_text,
+    read_objects,
     short,
 )
 from customized_grpo.errors import ConfigError, DataError, within
@@ -251,12 +250,7 @@ _KEYS = ("subject", "prompt", "references", "photos", "class", "kind", "category
 def _jsonl(config: JsonlSet, num_images: int) -> BenchmarkSet:
     path = Path(config.path)
     root = path.parent if config.root is None else Path(config.root)
-    lines = read_text(path, f"benchmark.path: {path}").split("\n")
-    rows = {
-        f"{path}:{number}": parse_object(f"{path}:{number}", line)
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    }
+    rows = read_objects(path, f"benchmark.path: {path}")
     if not rows:
         raise DataError(f"{path}: must hold at least one prompt, got none")
     for where, row in rows.items():

@@ -35,7 +35,7 @@ class Estimate:
 
     @property
     def half_width(self) -> float:
-        """Of the interval; NaN without one."""
+        """Half of the interval; NaN without one."""
         return math.nan if self.low is None or self.high is None else (self.high - self.low) / 2
 
     @property
