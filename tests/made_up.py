@@ -83,6 +83,7 @@ def made_up(**changes: object) -> Results:
     )
     fields: dict = {
         "name": "made up",
+        "config": CONFIG,
         "yardstick": yardstick,
         "labels": {"naive": "naive GRPO 1:1", "both": "Customized-GRPO"},
         "main": "both",

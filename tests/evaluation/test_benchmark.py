@@ -269,7 +269,7 @@ def test_a_prompt_ignorer_is_exposed(planted: dict[str, Outcome]) -> None:
     ignorer, truth = planted["ignorer"], planted["truth"]
     for name in ("clip-text", "clip-text/specific"):
         change = ignorer.changes[name]
-            assert change.high < 0, name
+        assert change.high < 0, name
     # Hardly better by its own prompt than by another.
     specific, honest = (o.summary["clip-text/specific"].mean for o in (ignorer, truth))
     assert abs(specific) < 0.15 * honest

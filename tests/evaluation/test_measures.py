@@ -189,12 +189,6 @@ def test_hypervolume_is_the_share_of_points_that_are_dominated(points) -> None:
     assert hypervolume(points, (0, 0)) == pytest.approx(hit.mean(), abs=0.04)
 
 
-@given(st.lists(st.tuples(UNIT, UNIT), min_size=1, max_size=5), st.tuples(UNIT, UNIT))
-def test_another_point_never_lowers_the_hypervolume(points, new) -> None:
-    assert hypervolume([*points, new], (0, 0)) >= hypervolume(points, (0, 0)) - 1e-12
-    assert hypervolume(points[::-1], (0, 0)) == pytest.approx(hypervolume(points, (0, 0)))
-
-
 def test_frechet_distance_equals_scipys_matrix_root() -> None:
     from scipy.linalg import sqrtm
 

@@ -52,9 +52,8 @@ def _compare(options: argparse.Namespace) -> None:
     study = Study.load(options.study, options.results)
     hide_loading_bars()
     if options.cell is not None:
-        for flag in ("jobs", "results"):
-            if getattr(options, flag) is not None:
-                raise ConfigError(f"--{flag} has no effect on a single --cell; leave it out")
+        if options.jobs is not None:
+            raise ConfigError("--jobs has no effect on a single --cell; leave it out")
         run_task(study, study.task(options.cell))
         return
 

@@ -50,6 +50,8 @@ class Results:
     """Cells of a study or of any runs, and what they are judged against."""
 
     name: str
+    config: str
+    """YAML of a run: its base, examples and evaluators are those of all."""
     yardstick: Yardstick
     labels: dict[str, str]
     """Method -> what tables call it, in their order."""

@@ -27,7 +27,6 @@ from customized_grpo.errors import CheckpointError, ConfigError
 from customized_grpo.evaluation.evaluate import Evaluation, Place, evaluate_run
 from customized_grpo.evaluation.outcome import BASE, TUNED, Outcome, Yardstick
 from customized_grpo.evaluation.results import Cell, Results, read_cell
-from customized_grpo.files import write_atomic
 from customized_grpo.pictures import save_strip
 from customized_grpo.runs.files import CONFIG, FINISHED
 from customized_grpo.runs.run import Run
@@ -36,7 +35,6 @@ from customized_grpo.training.session import train
 logger = logging.getLogger("customized_grpo")
 
 RESULTS = "results.json"
-BASELINES = "baselines"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +129,9 @@ def compare(study: Study, jobs: int) -> Results:
         ConfigError: if one was run with another config.
         CheckpointError: if a run's process failed; the others are finished first.
     """
-    kept = _read_results(study)
-    yardstick = kept.yardstick if kept is not None else _judge_base(study)
-    cells = {} if kept is None else {f"{c.method}/seed{c.seed}": c for c in kept.cells}
+    kept = _read_results(study) or _judge_base(study)
+    yardstick = kept.yardstick
+    cells = {f"{cell.method}/seed{cell.seed}": cell for cell in kept.cells}
     for task in study.tasks:
         if task.name in cells:
             task.check(cells[task.name].config, f"{study.results / RESULTS}: cell {task.name}")
@@ -142,21 +140,19 @@ def compare(study: Study, jobs: int) -> Results:
         else:
             task.check_folder()
     missing = [task for task in study.tasks if task.name not in cells]
-    if missing and _judged_base(study) is None:  # the results are from another machine
-        _save_base(study, yardstick)
     failures: list[str] = []
     for task, log in _run(study, missing, jobs):
         if log is not None:
             failures.append(f"{task.name} (see {log})")
             continue
         cells[task.name] = _collect(study, yardstick, task)
-        _write(study, kept, yardstick, cells)
+        _write(study, yardstick, kept.labels, cells)
     if failures:
         raise CheckpointError(
             f"compare: {len(failures)} of {len(missing)} cells failed: {', '.join(failures)}; "
             "mend the cause and run the same command again, finished cells are kept"
         )
-    return _write(study, kept, yardstick, cells)
+    return _write(study, yardstick, kept.labels, cells)
 
 
 def results_of_runs(folders: Sequence[Path]) -> Results:
@@ -192,6 +188,7 @@ def results_of_runs(folders: Sequence[Path]) -> Results:
         cells[method, seed] = read_cell(folder, method, seed, outcome.own)
     return Results(
         name=", ".join(methods.values()),
+        config=dump_config(runs[0].config),
         yardstick=outcomes[0].yardstick,
         labels={method: method for method in methods.values()},
         main=str(folders[0]),
@@ -212,7 +209,9 @@ def run_task(study: Study, task: Task) -> None:
             task.check_folder()
             if not (task.folder / FINISHED).exists():
                 train(task.config, resume=True)
-            evaluate_run(task.folder, study.config.split, known=_judged_base(study))
+            kept = _read_results(study)
+            known = None if kept is None else kept.yardstick
+            evaluate_run(task.folder, study.config.split, known=known)
     except Timeout as error:
         raise CheckpointError(
             f"{task.folder} is being run by another process; wait for it, or end it"
@@ -236,12 +235,10 @@ def _read_results(study: Study) -> Results | None:
                 f"{study.file}: {field} is {getattr(study.config, field)!r}, but {value!r} in "
                 f"{file}; choose another --results folder, or another name"
             )
-    for cell in results.cells:
-        if field := first_difference(read_config(cell.config, str(file)), study.judges):
-            raise ConfigError(
-                f"{study.file}: {field} is another one than in {file}, cell "
-                f"{cell.method}/seed{cell.seed}; give the study another name"
-            )
+    if field := first_difference(read_config(results.config, str(file)), study.judges):
+        raise ConfigError(
+            f"{study.file}: {field} is another one than in {file}; give the study another name"
+        )
     return results
 
 
@@ -256,63 +253,32 @@ def _collect(study: Study, yardstick: Yardstick, task: Task) -> Cell:
             f"base; remove {place.json.name} in it"
         )
     if task.seed == 0:
-        _keep_picture(study, place.strip(TUNED), f"{task.method}.png")
+        pictures = study.results / "pictures"
+        pictures.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(place.strip(TUNED), pictures / f"{task.method}.png")
     return read_cell(task.folder, task.method, task.seed, outcome.own)
 
 
-def _keep_picture(study: Study, picture: Path, name: str) -> None:
-    folder = study.results / "pictures"
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(picture, folder / name)
-
-
-def _judged_base(study: Study) -> Yardstick | None:
-    """The study's base and anchors, if they have been judged."""
-    folder = study.config.folder / BASELINES
-    if not (folder / RESULTS).exists():
-        return None
-    judged = read_config((folder / CONFIG).read_text(encoding="utf-8"), str(folder))
-    if field := first_difference(judged, study.judges):
-        raise ConfigError(
-            f"{folder}: the base was judged with another {field}; give the study another name, or "
-            "remove the folder"
-        )
-    return Results.read(folder / RESULTS).yardstick
-
-
-def _judge_base(study: Study) -> Yardstick:
-    """Judges base and anchors once for all runs, and keeps their pictures."""
-    folder = study.config.folder / BASELINES
-    if _judged_base(study) is None:
-        logger.info("judging the base and the anchors")
-        evaluation = Evaluation(study.judges, study.config.split)
-        yardstick = evaluation.yardstick()
-        for name, images in (evaluation.truth() | {BASE: evaluation.pictures()}).items():
-            save_strip(folder / f"{name.replace(' ', '-')}.png", images)
-        _save_base(study, yardstick)
-    for strip in sorted(folder.glob("*.png")):
-        _keep_picture(study, strip, strip.name)
-    return Results.read(folder / RESULTS).yardstick
-
-
-def _save_base(study: Study, yardstick: Yardstick) -> None:
-    """Puts base and anchors where the processes of the runs find them."""
-    folder = study.config.folder / BASELINES
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / CONFIG, dump_config(study.judges))
-    base = Results(name=study.config.name, yardstick=yardstick, labels={}, main="", cells=[])
-    base.write(folder / RESULTS)
+def _judge_base(study: Study) -> Results:
+    """Judges base and anchors once for all runs, which find them in the results."""
+    logger.info("judging the base and the anchors")
+    evaluation = Evaluation(study.judges, study.config.split)
+    yardstick = evaluation.yardstick()
+    for name, images in (evaluation.truth() | {BASE: evaluation.pictures()}).items():
+        save_strip(study.results / "pictures" / f"{name.replace(' ', '-')}.png", images)
+    return _write(study, yardstick, {}, {})
 
 
 def _write(
-    study: Study, kept: Results | None, yardstick: Yardstick, cells: dict[str, Cell]
+    study: Study, yardstick: Yardstick, labels: dict[str, str], cells: dict[str, Cell]
 ) -> Results:
-    labels = {method.name: method.label for method in study.config.methods}
-    if kept is not None:  # methods that the study no longer names keep their place
-        labels |= {name: label for name, label in kept.labels.items() if name not in labels}
+    own = {method.name: method.label for method in study.config.methods}
+    # Methods that the study no longer names keep their place.
+    labels = own | {name: label for name, label in labels.items() if name not in own}
     order = dict.fromkeys([*(task.name for task in study.tasks), *cells])
     results = Results(
         name=study.config.name,
+        config=dump_config(study.judges),
         yardstick=yardstick,
         labels=labels,
         main=study.config.main,
@@ -345,10 +311,11 @@ def _run_process(study: Study, task: Task, jobs: int) -> Path | None:
     log = study.config.folder / f"{task.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "customized_grpo", "compare", str(study.file)]
+    command += ["--results", str(study.results), "--cell", task.name]
     threads = max(1, (os.cpu_count() or 1) // jobs)  # more than cores is slower than one by far
     with log.open("w", encoding="utf-8") as file:
         done = subprocess.run(
-            [*command, "--cell", task.name],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
