@@ -50,7 +50,7 @@ def measure(folder: Path, count: int, batch_size: int, device_name: str) -> dict
     from customized_grpo.config import BenchmarkConfig
     from customized_grpo.config.decoding import decode
     from customized_grpo.devices import pick_device
-    from customized_grpo.evaluation.benchmark.run import evaluate_benchmark
+    from customized_grpo.evaluation.benchmark import evaluate_benchmark
     from customized_grpo.tools.estimate.counting import count as count_flops
     from customized_grpo.tools.estimate.devices import matmul_peak, synchronize
 
@@ -114,8 +114,8 @@ def write_inputs(folder: Path, count: int) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     from customized_grpo.config import JsonlSet
-    from customized_grpo.evaluation.benchmark.manifest import MANIFEST, write_manifest
-    from customized_grpo.evaluation.benchmark.sets import build_set
+    from customized_grpo.evaluation.manifest import MANIFEST, write_manifest
+    from customized_grpo.evaluation.sets import build_set
 
     if count % SUBJECTS:
         raise SystemExit(f"--count must be a multiple of {SUBJECTS}, got {count}")

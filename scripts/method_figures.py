@@ -168,7 +168,7 @@ def fronts(results: Results) -> Figure:
     """Mean learning curves in the (prompt, identity) plane: does one lie beyond the other?"""
     figure, (axes,) = _panels(1, (5.6, 4.4))
     colors = {"naive-1to1": IDENTITY, "naive-1to1.5": PROMPT, "customized": BLACK}
-    names = [f"validation/{results.yardstick.evaluator(o)}" for o in ("prompt", "identity")]
+    names = [f"validation/{results.yardstick.leading[o]}" for o in ("prompt", "identity")]
     for method, color in colors.items():
         curves = [cell.curve for cell in results.of(method).values()]
         x, y = (torch.tensor([c[name] for c in curves]) for name in names)

@@ -8,9 +8,10 @@ import torch
 from helpers import ROOT
 
 from customized_grpo.config import dump_config, load_config
-from customized_grpo.evaluation.results import Cell, Results, Yardstick
+from customized_grpo.evaluation.items import Item
+from customized_grpo.evaluation.outcome import Judgement, Yardstick
+from customized_grpo.evaluation.results import Cell, Results
 from customized_grpo.pictures import save_strip
-from customized_grpo.types import Judgement
 
 CONFIG = dump_config(load_config(ROOT / "configs" / "emoji.yaml"))
 OBJECTIVES = {"clip-text": "prompt", "dinov2": "identity"}
@@ -67,20 +68,22 @@ def cell(method: str, seed: int, gain: float) -> Cell:
 
 
 def made_up(**changes: object) -> Results:
+    prompts = ["a dog <b>", *["a cat"] * 9]
     yardstick = Yardstick(
-        split="held_out",
+        set="held_out",
+        items=tuple(Item(subject=f"s{i}", prompt_index=i, prompt=p) for i, p in enumerate(prompts)),
         objectives=OBJECTIVES,
         rewards=OBJECTIVES,
-        prompts=["a dog <b>", "a cat"],
-        models={
+        anchors={
             "copy": judgement(0.0, 1.0),
             "ground truth": judgement(0.9, 0.6),
             "unrelated": judgement(0.0, 0.1),
-            "base": judgement(0.8, 0.5),
         },
+        base=judgement(0.8, 0.5),
     )
     fields: dict = {
         "name": "made up",
+        "config": CONFIG,
         "yardstick": yardstick,
         "labels": {"naive": "naive GRPO 1:1", "both": "Customized-GRPO"},
         "main": "both",
@@ -91,4 +94,4 @@ def made_up(**changes: object) -> Results:
 
 def save_pictures(folder: Path) -> None:
     for number, name in enumerate(("reference", "ground-truth", "base", "naive", "both")):
-        save_strip(folder / "pictures" / f"{name}.png", torch.full((2, 3, 8, 8), number / 5))
+        save_strip(folder / "pictures" / f"{name}.png", torch.full((10, 3, 8, 8), number / 5))

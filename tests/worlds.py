@@ -13,8 +13,8 @@ from torch import Tensor
 
 from customized_grpo.config import BenchmarkConfig
 from customized_grpo.config.decoding import decode
-from customized_grpo.evaluation.benchmark.items import BenchmarkSet, Item
-from customized_grpo.evaluation.benchmark.manifest import MANIFEST, write_manifest
+from customized_grpo.evaluation.items import BenchmarkSet, Item
+from customized_grpo.evaluation.manifest import MANIFEST, write_manifest
 
 SUBJECTS = {"rex": ("dog", "live", 3), "mug": ("cup", "object", 2), "bob": ("dog", "live", 1)}
 PROMPTS = {"context": "a {} on the beach", "property": "a red {}", "accessory": "a {} with a hat"}

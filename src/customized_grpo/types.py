@@ -6,12 +6,9 @@ M (sample, step) pairs, L the latent shape.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -128,26 +125,6 @@ class PolicyBatch:
     compute equally many, else 1."""
     old_mean: Tensor | None = None
     """``[M, *L]`` under the policy that sampled, where the loss needs it."""
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What was measured of one set of pictures."""
-
-    columns: dict[str, list[float | None]]
-    """Measure -> one number per example; None where it does not apply to the example."""
-    numbers: dict[str, float] = field(default_factory=dict)
-    """Measures of the set as a whole."""
-
-    def column(self, name: str) -> Tensor:
-        """Numbers of one measure ``[B]``, NaN where it does not apply."""
-        values = self.columns[name]
-        return torch.tensor([math.nan if v is None else v for v in values], dtype=torch.float64)
-
-    @cached_property
-    def means(self) -> dict[str, float]:
-        """Mean of every column over the examples it applies to."""
-        return {name: self.column(name).nanmean().item() for name in self.columns}
 
 
 def crop_and_resize(image: Tensor, height: int, width: int) -> Tensor:

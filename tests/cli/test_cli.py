@@ -21,6 +21,7 @@ from customized_grpo.cli import main as cli
 from customized_grpo.cli.main import main
 from customized_grpo.errors import RewardError
 from customized_grpo.evaluation import study as compare
+from customized_grpo.evaluation import tables as evaluation_tables
 from customized_grpo.evaluation.report import page, tables
 
 
@@ -45,11 +46,11 @@ def calls(monkeypatch, tmp_path) -> list:
 
     def evaluate_run(run, split, num_examples):
         calls.append((run, split, num_examples))
-        return SimpleNamespace(
-            picture=run / "grid.png", table=lambda: "base tuned", to_json=lambda: "{}\n"
-        )
+        return SimpleNamespace(to_json=lambda: "{}\n")
 
     trainer.train, evaluate.evaluate_run = train, evaluate_run  # pyright: ignore
+    evaluate.Place = lambda run, split: SimpleNamespace(grid=run / "grid.png")  # pyright: ignore
+    monkeypatch.setattr(evaluation_tables, "run_table", lambda outcome: "base tuned")
     monkeypatch.setitem(sys.modules, "customized_grpo.training.session", trainer)
     monkeypatch.setitem(sys.modules, "customized_grpo.evaluation.evaluate", evaluate)
     return calls

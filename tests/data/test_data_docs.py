@@ -13,8 +13,8 @@ from customized_grpo.buckets import RATIOS
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.data.images import KEPT_PIXELS, MAX_PIXELS, MIN_SIDE
 from customized_grpo.data.listed import ListedSource
+from customized_grpo.data.overview import ratio_name
 from customized_grpo.data.photos import SHARE
-from customized_grpo.evaluation.report.data import ratio_name
 
 TEXT = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+) (\S+)\n(.*?)```", TEXT, re.S)

@@ -79,7 +79,7 @@ def test_commands_run(
     assert "--sampling.num_steps = 2" in capsys.readouterr().out
     for name, count in {"emoji-base": 4, "again": 4, "folder": 4, "mine": 2, "half": 2}.items():
         written = json.loads(Path("evaluations", name, "benchmark.json").read_text())
-        assert len(written["items"]) == count
+        assert len(written["yardstick"]["items"]) == count
         assert written["complete"] is True
 
 
@@ -90,7 +90,7 @@ def test_the_rows_of_the_table_of_a_run_are_explained(
     assert main(["evaluate", str(run)]) == 0
     table = capsys.readouterr().out.split("tuned - base", 1)[1].splitlines()[1:-1]
     names = {line.split()[0].split("/")[0] for line in table}
-    assert {"prompt", "copy", "joint_collapse", "hacking_gap", "diversity"} <= names
+    assert {"prompt", "copy", "joint", "hacking_gap", "diversity"} <= names
     _, section = TEXT.split("## The table of a run\n")
     rows = "\n".join(re.findall(r"^\| (.*?) \|", section.split("\n## ")[0], re.M))
     assert {name for name in names if f"`{name}" not in rows} == set()

@@ -12,8 +12,9 @@ from customized_grpo.config import RunConfig
 from customized_grpo.data.emoji.source import EmojiSource
 from customized_grpo.errors import ConfigError
 from customized_grpo.evaluation.judge import Judge
+from customized_grpo.evaluation.outcome import Judgement
 from customized_grpo.rewards.attributes import AttributeClassifier
-from customized_grpo.types import Example, Judgement
+from customized_grpo.types import Example
 
 CPU = torch.device("cpu")
 

@@ -1,30 +1,176 @@
-"""Measures against oracles, and properties that must hold for any input."""
+"""Every formula against a plain loop or an oracle, and properties that hold for any input."""
+
+from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
+from customized_grpo.evaluation.anchors import identity_anchors
+from customized_grpo.evaluation.items import (
+    BenchmarkSet,
+    Item,
+    Photo,
+    PhotographedSubject,
+    Rendered,
+)
 from customized_grpo.evaluation.measures import (
-    diversity,
+    diversity_column,
     frechet_distance,
     high_frequency_energy,
     hypervolume,
-    joint_rates,
-    standard_error,
+    identity_columns,
+    joint_columns,
+    other_prompts,
 )
+from customized_grpo.evaluation.outcome import COPY, ORACLE, RANDOM
 
 UNIT = st.floats(0, 1, allow_nan=False)
+NAN = math.nan
 
 
-def test_joint_rates_count_examples_better_or_worse_on_every_objective() -> None:
-    base = torch.zeros(5, 2)
-    tuned = torch.tensor([[1.0, 1], [1, -1], [-1, -1], [0, 1], [math.nan, 1]])
-    domination, collapse = joint_rates(tuned, base)
-    assert (domination, collapse) == (pytest.approx(1 / 5), pytest.approx(1 / 5))
+def unit(count: int, seed: int = 0) -> Tensor:
+    features = torch.randn(count, 5, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(features.double(), dim=1)
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    dot = sum(x * y for x, y in zip(a.tolist(), b.tolist(), strict=True))
+    norms = [math.sqrt(sum(x * x for x in v.tolist())) for v in (a, b)]
+    return dot / (norms[0] * norms[1])
+
+
+def test_identity_equals_a_loop() -> None:
+    outputs, photos = unit(3, 1), unit(6)
+    references, of = [[0], [1, 2], [5]], [[0, 1, 2], [0, 1, 2], [5]]
+    for pool in ("max", "mean"):
+        found = identity_columns(outputs @ photos.T, references, of, pool)
+        for n, output in enumerate(outputs):
+            shown = [cosine(output, photos[r]) for r in references[n]]
+            all_ = [cosine(output, photos[r]) for r in of[n]]
+            other = [cosine(output, photos[r]) for r in of[n] if r not in references[n]]
+            reference = max(shown) if pool == "max" else sum(shown) / len(shown)
+            assert found["reference"][n].item() == pytest.approx(reference, abs=1e-9)
+            assert found["photos"][n].item() == pytest.approx(sum(all_) / len(all_), abs=1e-9)
+            copy = reference - sum(other) / len(other) if other else NAN
+            assert found["copy"][n].item() == pytest.approx(copy, abs=1e-9, nan_ok=True)
+
+
+def test_a_photo_without_its_subject_is_left_out() -> None:
+    similarity = torch.tensor([[NAN, 0.5, 0.3], [NAN, NAN, 0.3]], dtype=torch.float64)
+    found = identity_columns(similarity, [[0, 1], [0]], [[0, 1, 2], [0, 1, 2]])
+    assert found["reference"].tolist() == pytest.approx([0.5, NAN], nan_ok=True)
+    assert found["photos"].tolist() == pytest.approx([0.4, 0.3])
+    assert found["copy"].tolist() == pytest.approx([0.2, NAN], nan_ok=True)
+
+
+def test_diversity_is_the_mean_over_pairs() -> None:
+    features = unit(6)
+    column = diversity_column(features, ["a", "a", "b", "a", "c", "b"])
+    pairs = [(0, 1), (0, 3), (1, 3)]
+    mean = sum(1 - cosine(features[i], features[j]) for i, j in pairs) / 3
+    assert column[[0, 1, 3]].mean().item() == pytest.approx(mean, abs=1e-9)
+    assert column[2] == column[5] == pytest.approx(1 - cosine(features[2], features[5]), abs=1e-9)
+    assert math.isnan(column[4])
+
+
+def test_joint_rates_need_every_objective_and_leave_out_what_is_not_known() -> None:
+    own = {"p": torch.tensor([2.0, 2, 0, NAN]), "i": torch.tensor([2.0, 0, 0, 2])}
+    base = {"p": torch.ones(4), "i": torch.ones(4)}
+    found = joint_columns(own, base)
+    assert found["joint/domination"].tolist() == pytest.approx([1, 0, 0, NAN], nan_ok=True)
+    assert found["joint/collapse"].tolist() == pytest.approx([0, 0, 1, NAN], nan_ok=True)
+
+
+def test_the_other_prompt_is_of_the_same_subject_where_there_is_one() -> None:
+    asked = [("a", "x"), ("a", "y"), ("a", "x"), ("b", "x"), ("c", "z")]
+    assert other_prompts(asked) == ["y", "x", "y", "y", "x"]
+    assert other_prompts([("a", "x"), ("b", "x")]) == ["x", "x"]
+
+
+def bench(sizes: dict[str, int]) -> BenchmarkSet:
+    picture = Rendered(torch.zeros(3, 2, 2))
+    subjects = {
+        name: PhotographedSubject(
+            name=name,
+            words=name,
+            kind="",
+            photos=tuple(
+                Photo(name=str(i), picture=picture, digest=f"{name}{i}") for i in range(count)
+            ),
+        )
+        for name, count in sizes.items()
+    }
+    items = tuple(
+        Item(
+            subject=name,
+            prompt_index=0,
+            prompt="x",
+            kind="",
+            category="",
+            references=("0",),
+            index=0,
+        )
+        for name in sizes
+    )
+    return BenchmarkSet(type="test", subjects=subjects, items=items)
+
+
+def test_anchors_equal_loops() -> None:
+    wanted = bench({"a": 4, "b": 2, "c": 1})
+    photos = unit(7)
+    found = identity_anchors(photos, wanted, wanted.items)
+
+    def sim(p: int, q: int) -> float:
+        return cosine(photos[p], photos[q])
+
+    def mean(numbers: list[float]) -> float:
+        return sum(numbers) / len(numbers) if numbers else NAN
+
+    for n, (first, count) in enumerate([(0, 4), (4, 2), (6, 1)]):
+        own = list(range(first, first + count))
+        rest, other = own[1:], [p for p in range(7) if p not in own]
+        excess = [
+            sim(p, first) - mean([sim(p, q) for q in own if q not in (p, first)]) for p in rest
+        ]
+        expected = {
+            ORACLE: {
+                "reference": mean([sim(p, first) for p in rest]),
+                "photos": mean([mean([sim(p, q) for q in own if q != p]) for p in rest]),
+                "copy": mean([value for value in excess if not math.isnan(value)]),
+            },
+            COPY: {
+                "reference": 1.0,
+                "photos": mean([sim(first, q) for q in own]),
+                "copy": 1 - mean([sim(first, q) for q in rest]),
+            },
+            RANDOM: {
+                "reference": mean([sim(p, first) for p in other]),
+                "photos": mean([sim(p, q) for p in other for q in own]),
+                "copy": mean([sim(p, first) - mean([sim(p, q) for q in rest]) for p in other]),
+            },
+        }
+        for anchor, columns in expected.items():
+            for name, value in columns.items():
+                number = found[anchor][name][n].item()
+                assert number == pytest.approx(value, abs=1e-9, nan_ok=True), (anchor, name, n)
+
+
+def test_of_several_references_a_random_subject_too_takes_the_most_similar() -> None:
+    wanted = bench({"a": 3, "b": 2})
+    item = replace(wanted.items[0], references=("0", "1"))
+    photos = unit(5)
+    similarity = photos.double() @ photos.double().T
+    found = identity_anchors(photos, wanted, [item])[RANDOM]["reference"].item()
+    assert found == pytest.approx(similarity[3:, :2].max(1).values.mean().item(), abs=1e-9)
+    found = identity_anchors(photos, wanted, [item], "mean")[RANDOM]["reference"].item()
+    assert found == pytest.approx(similarity[3:, :2].mean().item(), abs=1e-9)
 
 
 def test_hypervolume_of_a_staircase() -> None:
@@ -41,12 +187,6 @@ def test_hypervolume_is_the_share_of_points_that_are_dominated(points) -> None:
     for x, y in points:
         hit |= (throws[:, 0] < x) & (throws[:, 1] < y)
     assert hypervolume(points, (0, 0)) == pytest.approx(hit.mean(), abs=0.04)
-
-
-@given(st.lists(st.tuples(UNIT, UNIT), min_size=1, max_size=5), st.tuples(UNIT, UNIT))
-def test_another_point_never_lowers_the_hypervolume(points, new) -> None:
-    assert hypervolume([*points, new], (0, 0)) >= hypervolume(points, (0, 0)) - 1e-12
-    assert hypervolume(points[::-1], (0, 0)) == pytest.approx(hypervolume(points, (0, 0)))
 
 
 def test_frechet_distance_equals_scipys_matrix_root() -> None:
@@ -72,19 +212,3 @@ def test_high_frequencies_are_those_above_half_the_nyquist_frequency() -> None:
     grid = images[0].clone()
     grid[:, ::2, ::2] += 0.1
     assert high_frequency_energy(grid[None]) > 1e-4
-
-
-def test_diversity_is_the_mean_distance_between_variants() -> None:
-    features = torch.nn.functional.normalize(torch.randn(3, 5, 8), dim=-1)
-    pairs = [(0, 1), (0, 2), (1, 2)]
-    wanted = np.mean([[1 - (features[i, b] @ features[j, b]).item() for i, j in pairs]
-                      for b in range(5)])  # fmt: skip
-    assert diversity(features) == pytest.approx(wanted, abs=1e-6)
-    assert diversity(features[:1].expand(4, -1, -1)) == pytest.approx(0, abs=1e-6)
-
-
-def test_standard_error_leaves_out_what_does_not_apply() -> None:
-    values = torch.tensor([1.0, 2.0, 4.0])
-    assert standard_error(values) == pytest.approx(np.std([1, 2, 4], ddof=1) / 3**0.5)
-    with_gap = torch.tensor([1.0, math.nan, 2.0, 4.0])
-    assert standard_error(with_gap) == standard_error(values)

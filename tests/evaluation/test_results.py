@@ -1,32 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 
 import pytest
 from made_up import judgement, made_up
 
 from customized_grpo.errors import CheckpointError
-from customized_grpo.evaluation.results import Interval, Results, read_cell
-from customized_grpo.files import write_atomic
-from customized_grpo.types import Judgement
-
-
-def test_interval_is_students() -> None:
-    interval = Interval.of([1.0, 2.0, 3.0])
-    # t(0.975, 2) = 4.3027, standard error 1 / sqrt(3): any table of Student's t.
-    assert interval.mean == pytest.approx(2)
-    assert interval.half_width == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
-    assert not interval.excludes_zero
-    assert Interval.of([1.0, 1.1, 1.2]).excludes_zero
-    assert Interval.of([-1.0, -1.1, -1.2]).excludes_zero
-
-
-def test_one_seed_has_no_interval() -> None:
-    interval = Interval.of([0.5])
-    assert interval.text() == "0.5000"
-    assert not interval.excludes_zero
+from customized_grpo.evaluation.outcome import Judgement
+from customized_grpo.evaluation.results import Results, read_cell
 
 
 def test_differences_are_paired_by_seed() -> None:
@@ -48,14 +30,14 @@ def test_measures_against_base_and_anchors() -> None:
     results = made_up()
     values = results.yardstick.values(results.of("both")[0].judgement)
     assert values["hypervolume"] == pytest.approx(0.82 * 0.42, abs=1e-6)
-    assert values["joint_domination"] == 1
-    assert values["joint_collapse"] == 0
+    assert values["joint/domination"] == 1
+    assert values["joint/collapse"] == 0
     assert values["hacking_gap/prompt"] == pytest.approx(0, abs=1e-6)
     assert not any(
-        "hacking_gap" in name for name in results.yardstick.values(results.yardstick.base)
+        "hacking_gap" in name for name in results.yardstick.values(results.yardstick.models["base"])
     )
     worse = results.yardstick.values(results.of("naive")[0].judgement)
-    assert (worse["joint_domination"], worse["joint_collapse"]) == (0, 1)
+    assert (worse["joint/domination"], worse["joint/collapse"]) == (0, 1)
 
 
 def test_the_hacking_gap_pairs_reward_and_evaluator_by_objective() -> None:
@@ -73,20 +55,20 @@ def test_one_objective_alone_is_enough() -> None:
     results = dataclasses.replace(both, yardstick=yardstick)
     values = yardstick.values(results.of("both")[0].judgement)
     assert "hypervolume" not in values
-    assert values["joint_domination"] == 1
-    assert yardstick.evaluator("prompt") is None
+    assert values["joint/domination"] == 1
+    assert "prompt" not in yardstick.leading
 
 
 def test_results_survive_the_file(tmp_path: Path) -> None:
     results, file = made_up(), tmp_path / "results.json"
-    results.write(file, write_atomic)
+    results.write(file)
     again = Results.read(file)
     assert again.labels == results.labels
     assert again.of("both")[1].schedule == results.of("both")[1].schedule
     mean = again.of("both")[1].judgement.means["dinov2"]
     assert mean == pytest.approx(results.of("both")[1].judgement.means["dinov2"], abs=1e-5)
     first = file.read_bytes()
-    again.write(file, write_atomic)
+    again.write(file)
     assert file.read_bytes() == first
 
 

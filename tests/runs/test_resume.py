@@ -170,7 +170,7 @@ def test_a_signal_saves_and_says_how_to_go_on(
     assert re.fullmatch(r"stopped by SIGTERM; `cgrpo resume .*` goes on after update 2", facts.why)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     evaluated = evaluate_run(run)  # as far as it has come
-    assert evaluated.models["base"] != evaluated.tuned
+    assert evaluated.models["base"] != evaluated.own
     assert main(["resume", str(run), "--train.save_every", "2"]) == 0
     assert capsys.readouterr().out == f"run: {run}\n"
     assert Watcher(run).look().state == "finished"

@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 from customized_grpo.config import LoraSettings, RunConfig, load_config
 from customized_grpo.data.jsonl import JsonlConfig
 from customized_grpo.errors import ConfigError, CustomizedGRPOError, DataError, RewardError
-from customized_grpo.evaluation.evaluate import Evaluation, EvaluationReport, evaluate_run
+from customized_grpo.evaluation.evaluate import Evaluation, evaluate_run
+from customized_grpo.evaluation.outcome import Outcome
+from customized_grpo.evaluation.tables import run_table
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.pipeline import PipelineGenerator
 from customized_grpo.rewards.dual_encoder import PromptReward
@@ -171,17 +173,16 @@ def test_compiled_blocks_train_as_eager_ones(tiny_config: RunConfig) -> None:
 
 def test_evaluation_writes_table_and_pictures(run: Path) -> None:
     report = evaluate_run(run)
-    assert report.picture == run / "evaluation.png"
-    assert report.picture.exists()
+    assert (run / "evaluation.png").exists()
     assert set(report.models) == {"copy", "ground truth", "unrelated", "base", "tuned"}
-    assert EvaluationReport.read(run / "evaluation.json").models == report.models
+    assert Outcome.read(run / "evaluation.json").models == report.models
     pictures = {path.stem for path in (run / "pictures" / "held_out").iterdir()}
     assert pictures == {"reference", "ground-truth", "base", "tuned"}
     assert report.models["copy"].columns["dinov2"] == pytest.approx([1.0] * 4, abs=1e-4)
-    table = report.table()
-    for word in ("tuned - base", "4 held-out examples", "hypervolume", "joint_domination"):
+    table = run_table(report)
+    for word in ("tuned - base", "4 held-out examples", "hypervolume", "joint/domination"):
         assert word in table
-    base, tuned = (torch.tensor(report.models[m].columns["clip-text"]) for m in ("base", "tuned"))
+    base, tuned = (report.models[m].column("clip-text") for m in ("base", "tuned"))
     mean, error = report.change("clip-text")
     assert mean == pytest.approx((tuned - base).mean().item())
     assert error == pytest.approx(((tuned - base).std() / 2).item())
@@ -197,13 +198,14 @@ def test_base_and_anchors_that_are_known_are_not_judged_again(
 
 def test_one_objective_alone_can_be_evaluated(tiny_config: RunConfig) -> None:
     evaluators = tuple(e for e in tiny_config.evaluators if e.objective == "identity")
-    table = evaluate_run(train(dataclasses.replace(tiny_config, evaluators=evaluators))).table()
+    run = train(dataclasses.replace(tiny_config, evaluators=evaluators))
+    table = run_table(evaluate_run(run))
     assert "identity (dinov2)" in table
     assert "hypervolume" not in table
 
 
 def test_another_number_of_examples_may_be_evaluated(run: Path) -> None:
-    assert "6 held-out examples" in evaluate_run(run, num_examples=6).table()
+    assert "6 held-out examples" in run_table(evaluate_run(run, num_examples=6))
     with pytest.raises(ConfigError, match="num_examples must be at least 2"):
         evaluate_run(run, num_examples=1)
 
@@ -220,14 +222,14 @@ def test_an_evaluation_encodes_every_example_once(
 
     monkeypatch.setattr(PipelineGenerator, "encode", counting)
     report = evaluate_run(run)
-    assert len(encoded) == len(set(encoded)) == len(report.tuned.columns["clip-text"])
+    assert len(encoded) == len(set(encoded)) == len(report.own.columns["clip-text"])
 
 
 def test_the_validation_split_has_files_of_its_own(run: Path) -> None:
     report = evaluate_run(run, "validation")
-    assert report.picture == run / "validation.png"
-    assert "4 validation examples" in report.table()
-    assert EvaluationReport.read(run / "validation.json").models != evaluate_run(run).models
+    assert (run / "validation.png").exists()
+    assert "4 validation examples" in run_table(report)
+    assert Outcome.read(run / "validation.json").models != evaluate_run(run).models
     assert {path.name for path in (run / "pictures").iterdir()} == {"held_out", "validation"}
 
 

@@ -47,15 +47,14 @@ def add(commands: Any) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from customized_grpo.evaluation.study import Study, compare, run_cell
+    from customized_grpo.evaluation.study import Study, compare, run_task
 
     study = Study.load(options.study, options.results)
     hide_loading_bars()
     if options.cell is not None:
-        for flag in ("jobs", "results"):
-            if getattr(options, flag) is not None:
-                raise ConfigError(f"--{flag} has no effect on a single --cell; leave it out")
-        run_cell(study, *study.cell(options.cell))
+        if options.jobs is not None:
+            raise ConfigError("--jobs has no effect on a single --cell; leave it out")
+        run_task(study, study.task(options.cell))
         return
 
     from customized_grpo.evaluation.report.page import check_extra, study_pictures, write_report

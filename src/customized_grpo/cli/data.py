@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
 
 def _data(options: argparse.Namespace) -> None:
     from customized_grpo.config import load_config
-    from customized_grpo.evaluation.report.data import show_data
+    from customized_grpo.data.overview import show_data
 
     print(show_data(load_config(options.config), options.out))
     print(f"picture: {options.out}")

@@ -89,8 +89,8 @@ def _evaluate_benchmark(options: argparse.Namespace, overrides: Sequence[str]) -
             raise ConfigError(f"--{name} has no effect on a benchmark; leave it out")
     config = load_benchmark(options.target, overrides)
 
-    from customized_grpo.evaluation.benchmark.run import evaluate_benchmark
-    from customized_grpo.evaluation.benchmark.tables import markdown
+    from customized_grpo.evaluation.benchmark import GALLERY, evaluate_benchmark
+    from customized_grpo.evaluation.tables import benchmark_markdown
     from customized_grpo.runs.ranks import connected
 
     hide_loading_bars()
@@ -101,8 +101,8 @@ def _evaluate_benchmark(options: argparse.Namespace, overrides: Sequence[str]) -
     if options.json:
         print(outcome.to_json(), end="")
         return
-    print(markdown(outcome))
-    print(f"gallery: {Path(config.output_dir) / config.name / 'gallery.html'}")
+    print(benchmark_markdown(outcome))
+    print(f"gallery: {Path(config.output_dir) / config.name / GALLERY}")
 
 
 def judge(
@@ -113,13 +113,14 @@ def judge(
     as_json: bool = False,
 ) -> None:
     """Base against tuned of a run."""
-    from customized_grpo.evaluation.evaluate import evaluate_run
+    from customized_grpo.evaluation.evaluate import Place, evaluate_run
+    from customized_grpo.evaluation.tables import run_table
 
     hide_loading_bars()
-    report = evaluate_run(run, split, num_examples)
+    outcome = evaluate_run(run, split, num_examples)
     if as_json:
-        print(report.to_json(), end="")
+        print(outcome.to_json(), end="")
         return
-    print(f"picture: {report.picture}")
-    print(report.table())
+    print(f"picture: {Place(run, split).grid}")
+    print(run_table(outcome))
     next_step(*export_words(run))

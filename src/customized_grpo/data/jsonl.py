@@ -14,8 +14,7 @@ from customized_grpo.data.texts import (
     check_list,
     check_text,
     inside,
-    parse_object,
-    read_text,
+    read_objects,
     short,
 )
 from customized_grpo.errors import DataError
@@ -61,12 +60,7 @@ def read_entries(path: Path, root: Path | None = None) -> Sequence[Entry]:
         DataError: naming file, line and field of the first mistake.
     """
     root = path.parent if root is None else root
-    lines = read_text(path).split("\n")  # not splitlines: JSON may hold what Unicode calls a line
-    rows = {
-        f"{path}:{number}": parse_object(f"{path}:{number}", line)
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    }
+    rows = read_objects(path)
     for where, row in rows.items():
         _check_row(where, row)
     files: dict[File, str] = {}

@@ -1,136 +1,93 @@
-"""Base against tuned on examples not trained on: deterministic sampling, fixed noise."""
+"""A run's weights against its base on examples not trained on: fixed noise, no randomness."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
-from customized_grpo.config import RunConfig, load_config
+from customized_grpo.config import RunConfig
 from customized_grpo.devices import pick_device
-from customized_grpo.errors import CheckpointError, ConfigError, within
+from customized_grpo.errors import ConfigError, within
+from customized_grpo.evaluation.items import Item
 from customized_grpo.evaluation.judge import Judge
-from customized_grpo.evaluation.measures import standard_error
-from customized_grpo.evaluation.results import BASE, Split, Yardstick
+from customized_grpo.evaluation.outcome import BASE, TUNED, Judgement, Outcome, Yardstick
 from customized_grpo.files import write_atomic
 from customized_grpo.generators.cache import CachedEncoder
 from customized_grpo.pictures import save_grid, save_strip
-from customized_grpo.runs.checkpoint import trained_weights
+from customized_grpo.runs.run import Run
 from customized_grpo.training.build import build_world, load_trained
 from customized_grpo.training.sampling import FixedSampler
-from customized_grpo.types import Example, Judgement
+from customized_grpo.types import Example
 
-_PICTURE_ROWS = 10
-_VARIANTS, _VARIED_EXAMPLES = 4, 64  # for the diversity
-TUNED = "tuned"
+Split = Literal["held_out", "validation"]
+
+NUM_SHOWN = 10
+"""Examples in the pictures, chosen by their position alone."""
+_NUM_VARIANTS, _NUM_VARIED = 4, 64  # pictures of an example, and examples, for the diversity
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluationReport:
-    """A tuned generator against anchors and base."""
+@dataclass(frozen=True)
+class Place:
+    """Where a run keeps its evaluation on a split."""
 
-    yardstick: Yardstick
-    tuned: Judgement
-    picture: Path | None = None
+    run: Path
+    split: Split
 
     @property
-    def models(self) -> dict[str, Judgement]:
-        """Anchors, base and tuned."""
-        return self.yardstick.models | {TUNED: self.tuned}
+    def json(self) -> Path:
+        """The outcome."""
+        return self.run / ("evaluation.json" if self.split == "held_out" else "validation.json")
 
-    def change(self, column: str) -> tuple[float, float]:
-        """Mean paired difference tuned - base and its standard error over the examples."""
-        difference = self.tuned.column(column) - self.yardstick.base.column(column)
-        return difference.nanmean().item(), standard_error(difference)
+    @property
+    def grid(self) -> Path:
+        """References, prompts and pictures of the examples that are shown."""
+        return self.json.with_suffix(".png")
 
-    def table(self) -> str:
-        """Plain text: a row per measure, a column per model, the paired change with its error."""
-        columns = {name: self.yardstick.values(judged) for name, judged in self.models.items()}
-        names = list(dict.fromkeys(name for values in columns.values() for name in values))
-        heads = {name: f"{o} ({name})" for name, o in self.yardstick.objectives.items()}
-        width = max(len(heads.get(name, name)) for name in names) + 2
-        lines = ["".join([" " * width, *(f"{c:>13}" for c in columns), f"{'tuned - base':>20}"])]
-        for name in names:
-            numbers = [values.get(name) for values in columns.values()]
-            cells = ["" if n is None else f"{n:.4f}" for n in numbers]
-            change = ""
-            if name in self.tuned.columns:
-                mean, error = self.change(name)
-                change = f"{mean:+.4f} +- {error:.4f}"
-            row = [heads.get(name, name).ljust(width), *(f"{c:>13}" for c in cells)]
-            lines.append("".join([*row, f"{change:>20}"]))
-        count = self.yardstick.describe()
-        lines.append(f"{count}; +- is the standard error of the paired difference")
-        return "\n".join(lines)
-
-    def to_json(self) -> str:
-        """What ``evaluation.json`` holds."""
-        content = asdict(self.yardstick)
-        content["models"][TUNED] = asdict(self.tuned)
-        return json.dumps(content) + "\n"
-
-    @classmethod
-    def read(cls, file: Path) -> EvaluationReport:
-        """Reads what ``to_json`` wrote.
-
-        Raises:
-            CheckpointError: if the file is missing or is no evaluation of a run.
-        """
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            models = {name: Judgement(**fields) for name, fields in content["models"].items()}
-            tuned = models.pop(TUNED)
-            return cls(yardstick=Yardstick(**{**content, "models": models}), tuned=tuned)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{file}: must be the result of an evaluation, cannot be read ({error!r}); "
-                "run cgrpo evaluate"
-            ) from error
+    def strip(self, name: str) -> Path:
+        """The same pictures pixel for pixel, by one model or anchor."""
+        return self.run / "pictures" / self.split / f"{name.replace(' ', '-')}.png"
 
 
 def evaluate_run(
-    run: Path,
+    folder: Path,
     split: Split = "held_out",
     num_examples: int | None = None,
     known: Yardstick | None = None,
-) -> EvaluationReport:
+) -> Outcome:
     """Evaluates a run; writes ``evaluation.json`` and pictures into its folder.
 
     On the validation split, the files are called ``validation``: recipes are chosen there, so that
-    the held-out examples stay unseen by the person too. ``num_examples`` None: as many as the run's
-    config says. ``known``: anchors and base, judged by the same evaluators on the same examples,
-    which are then not judged again.
+    the held-out examples stay unseen by the person too.
+
+    Args:
+        folder: of the run.
+        split: what it is evaluated on.
+        num_examples: None: as many as the run's config says.
+        known: anchors and base, judged by the same evaluators on the same examples, which are then
+            not judged again.
 
     Raises:
         CheckpointError: if the folder is not a run with weights.
         ConfigError: if the run's config names no evaluators, or ``num_examples`` is below 2.
     """
-    if not (run / "config.yaml").exists():
-        raise CheckpointError(f"RUN: {run} must be the folder of a run, config.yaml is not in it")
-    weights = trained_weights(run)
-    evaluation = Evaluation(load_config(run / "config.yaml"), split, num_examples)
+    run = Run.open(folder)
+    weights = run.weights  # a run without any is refused before models are loaded
+    evaluation = Evaluation(run.config, split, num_examples)
     yardstick = evaluation.yardstick() if known is None else known
     strips = evaluation.truth() | {BASE: evaluation.pictures()}
     evaluation.load(weights)
-    file = run / evaluation_file(split)
-    report = EvaluationReport(
-        yardstick=yardstick, tuned=evaluation.judge_generator(), picture=file.with_suffix(".png")
-    )
+    outcome = Outcome(name=TUNED, own=evaluation.judge_generator(), yardstick=yardstick)
     strips[TUNED] = evaluation.pictures()
-    shown = evaluation.examples[:_PICTURE_ROWS]
+    place = Place(folder, split)
     columns = {name: strips[name] for name in (BASE, TUNED)}
-    save_grid(file.with_suffix(".png"), shown, columns)
+    save_grid(place.grid, evaluation.examples[:NUM_SHOWN], columns)
     for name, images in strips.items():
-        save_strip(run / "pictures" / split / f"{name}.png", images)
-    write_atomic(file, report.to_json())
-    return report
-
-
-def evaluation_file(split: Split) -> str:
-    """Where a run keeps its evaluation on a split."""
-    return "evaluation.json" if split == "held_out" else f"{split}.json"
+        save_strip(place.strip(name), images)
+    write_atomic(place.json, outcome.to_json())
+    return outcome
 
 
 class Evaluation:
@@ -149,45 +106,46 @@ class Evaluation:
                 f"num_examples must be at least 2 for an error bar, got {count}; 128 is a good "
                 "start"
             )
-        self.config = config
-        self.split: Split = split
+        self._config, self._split = config, split
         device = pick_device(config.device)
-        data, self.generator = build_world(config, device)
-        self._encode = CachedEncoder(self.generator, config.generator, config.cache)
+        data, self._generator = build_world(config, device)
+        self._encode = CachedEncoder(self._generator, config.generator, config.cache)
         with within("data"):
-            pick = data.held_out if split == "held_out" else data.validation
-            self.examples = pick(count)
-        self.judge = Judge(config, self.examples, device)
+            self.examples = (data.held_out if split == "held_out" else data.validation)(count)
+        self._judge = Judge(config, self.examples, device)
 
     def yardstick(self) -> Yardstick:
         """Judges the anchors, and the generator as it is now as the base."""
-        base = self.judge_generator()
         return Yardstick(
-            split=self.split,
-            objectives=self.judge.objectives,
-            rewards={c.label: c.objective for c in self.config.rewards},
-            prompts=[example.prompt for example in self.examples[:_PICTURE_ROWS]],
-            models=self.judge.anchors() | {BASE: base},
+            set=self._split,
+            items=tuple(_item(row, example) for row, example in enumerate(self.examples)),
+            objectives={c.label: c.objective for c in self._config.evaluators},
+            rewards={c.label: c.objective for c in self._config.rewards},
+            base=self.judge_generator(),
+            anchors=self._judge.anchors(),
         )
 
     def load(self, weights: Path) -> None:
         """Puts trained weights into the generator."""
-        load_trained(self.generator, weights, self.config.mixed_precision)
+        load_trained(self._generator, weights, self._config.mixed_precision)
 
     def judge_generator(self) -> Judgement:
         """The generator as it is now."""
-        varied = self.examples[:_VARIED_EXAMPLES]
-        variants = [self._sample(varied, variant) for variant in range(1, _VARIANTS)]
-        return self.judge(self._sample(self.examples), variants)
+        varied = self.examples[:_NUM_VARIED]
+        variants = [self._sample(varied, variant) for variant in range(1, _NUM_VARIANTS)]
+        return self._judge(self._sample(self.examples), variants)
 
     def pictures(self) -> Tensor:
-        """Of the first few examples, chosen by their position alone."""
-        return self._sample(self.examples[:_PICTURE_ROWS])
+        """Pictures of the examples that are shown, by the generator as it is now."""
+        return self._sample(self.examples[:NUM_SHOWN])
 
     def truth(self) -> dict[str, Tensor]:
         """References and, if known, targets of the examples that are shown."""
-        shown = {name: images[:_PICTURE_ROWS] for name, images in self.judge.known.items()}
-        return {name.replace(" ", "-"): images for name, images in shown.items()}
+        return {name: images[:NUM_SHOWN] for name, images in self._judge.known.items()}
 
     def _sample(self, examples: list[Example], variant: int = 0) -> Tensor:
-        return FixedSampler(self.generator, self.config, examples, variant, self._encode)()
+        return FixedSampler(self._generator, self._config, examples, variant, self._encode)()
+
+
+def _item(row: int, example: Example) -> Item:
+    return Item(subject=example.subject, prompt=example.prompt, prompt_index=row)

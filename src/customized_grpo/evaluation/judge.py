@@ -1,38 +1,34 @@
-"""Everything that is measured of pictures, whoever made them."""
+"""Measures of pictures in memory, by a run's models and by what its examples know.
+
+To add a measure of single pictures, write a method that gives columns and name it in
+``_PER_PICTURE``; it is then in the table, in ``evaluation.json`` and in the results of studies.
+``report/tables.py`` says under which heading a report shows it.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from customized_grpo.config import RunConfig
-from customized_grpo.evaluation.measures import diversity, frechet_distance, high_frequency_energy
-from customized_grpo.evaluation.results import CHANCE, COPY, REFERENCE, TRUTH
+from customized_grpo.evaluation.measures import (
+    diversity_column,
+    frechet_distance,
+    high_frequency_energy,
+)
+from customized_grpo.evaluation.outcome import COPY, TRUTH, UNRELATED, Judgement
 from customized_grpo.rewards.attributes import AttributeClassifier
-from customized_grpo.rewards.base import ImageEmbedder, RewardSet
+from customized_grpo.rewards.base import RewardSet
 from customized_grpo.rewards.regions import cut_out
-from customized_grpo.types import Example, Judgement, crop_and_resize
+from customized_grpo.types import Example, crop_and_resize
+
+REFERENCE = "reference"
 
 
 class Judge:
-    """Judges pictures for a fixed list of examples.
-
-    Columns: the score of every evaluator under its label and of every reward as ``reward/LABEL``.
-    Where the examples say enough (synthetic worlds do), also:
-
-    - ``region``: identity of the subject's region alone, cut out where the ground truth has it;
-    - ``retrieval``: 1 if, among the subjects of all examples, that region is most similar to the
-      right one;
-    - ``copy``: similarity to the whole reference picture in the prompt evaluator's image features
-      (CLIP-I), in excess of what the ground truth has: 0 is right, more is copying;
-    - ``attribute/NAME``: 1 if the classifier finds what the prompt asks for.
-
-    Numbers: ``frechet`` (distance of the identity evaluator's features to those of the ground
-    truth), ``high_frequency`` (energy relative to the ground truth's) and ``diversity``.
-    """
+    """Judges pictures for a fixed list of examples; what their data do not say is left out."""
 
     def __init__(
         self, config: RunConfig, examples: Sequence[Example], device: torch.device
@@ -40,29 +36,27 @@ class Judge:
         self._examples, self._device = list(examples), device
         self._evaluators = RewardSet(config.evaluators, device, "evaluators")
         self._rewards = RewardSet(config.rewards, device)
-        self.objectives = {c.label: c.objective for c in config.evaluators}
         self._identity = self._evaluators.embedder("identity")
         self._prompt = self._evaluators.embedder("prompt")
         path = config.evaluation.classifier
         self._classifier = None if path is None else AttributeClassifier.load(path, device)
         first = self._examples[0].references[0]
         self._size = first.shape[1], first.shape[2]
-        references = [self._fit(e.references[0]) for e in self._examples]
-        self.known = {REFERENCE: torch.stack(references).to(device)}
+        self.known = {REFERENCE: self._stack([e.references[0] for e in self._examples])}
         """Pictures of the examples in one size: references and, if all have one, ground truth."""
-        targets = [self._fit(e.target) for e in self._examples if e.target is not None]
+        targets = [e.target for e in self._examples if e.target is not None]
         if len(targets) == len(self._examples):
-            self.known[TRUTH] = torch.stack(targets).to(device)
+            self.known[TRUTH] = self._stack(targets)
 
-    def _fit(self, image: Tensor) -> Tensor:
-        return crop_and_resize(image, *self._size)
+    def _stack(self, images: Sequence[Tensor]) -> Tensor:
+        return torch.stack([crop_and_resize(i, *self._size) for i in images]).to(self._device)
 
     def anchors(self) -> dict[str, Judgement]:
-        """Judgements of the reference itself, of the ground truth and of another example's."""
+        """Judges the reference itself, the ground truth and the ground truth of another example."""
         anchors = {COPY: self(self.known[REFERENCE])}
         if TRUTH in self.known:
             anchors[TRUTH] = self(self.known[TRUTH])
-            anchors[CHANCE] = self(self.known[TRUTH].roll(1, 0))
+            anchors[UNRELATED] = self(self.known[TRUTH].roll(1, 0))
         return anchors
 
     @torch.no_grad()
@@ -73,59 +67,85 @@ class Judge:
         """
         images = images.to(self._device, torch.float32)
         columns: dict[str, Tensor] = {}
+        for measure in _PER_PICTURE:
+            columns |= measure(self, images)
+        return Judgement.of(columns, self._quality(images) | self._diversity(images, variants))
+
+    def _scores(self, images: Tensor) -> dict[str, Tensor]:
+        """Scores of every evaluator under its label and of every reward as ``reward/LABEL``."""
+        columns: dict[str, Tensor] = {}
         for prefix, models in (("", self._evaluators), ("reward/", self._rewards)):
             scores = models.score(images, self._examples)
             columns |= {f"{prefix}{n}": scores.scores[:, i] for i, n in enumerate(scores.names)}
-        numbers: dict[str, float] = {}
-        if self._identity is not None:
-            columns |= self._regions(images, self._identity)
-            numbers |= self._set_measures(images, variants, self._identity)
-        if self._prompt is not None and TRUTH in self.known:
-            columns["copy"] = self._copying(images, self._prompt)
-        if self._classifier is not None:
-            columns |= self._classifier.hits(images, self._examples)
-        return Judgement(
-            columns={
-                name: [None if math.isnan(v) else v for v in column.tolist()]
-                for name, column in columns.items()
-            },
-            numbers=numbers,
-        )
+        return columns
 
-    def _regions(self, images: Tensor, embedder: ImageEmbedder) -> dict[str, Tensor]:
+    def _subject(self, images: Tensor) -> dict[str, Tensor]:
+        """Identity of the subject's region, cut out where the ground truth has it.
+
+        ``region`` is its similarity to the reference's subject; ``retrieval`` is 1 if, among the
+        subjects of all examples, it is most similar to the right one.
+        """
         masks = [e.target_mask for e in self._examples if e.target_mask is not None]
         shown = [e.reference_masks[0] for e in self._examples if e.reference_masks]
-        if not len(masks) == len(shown) == len(self._examples):
+        if self._identity is None or not len(masks) == len(shown) == len(self._examples):
             return {}
-        outputs = embedder.embed(_cut_outs(images, masks))
+        outputs = self._identity.embed(_cut_outs(images, masks))
         references = [e.references[0].to(self._device) for e in self._examples]
-        wanted = embedder.embed(_cut_outs(references, shown))
+        wanted = self._identity.embed(_cut_outs(references, shown))
         subjects = [e.subject for e in self._examples]
-        first = {subject: subjects.index(subject) for subject in subjects}
-        nearest = (outputs @ wanted[list(first.values())].T).argmax(1)
-        names = list(first)
+        names = list(dict.fromkeys(subjects))
+        nearest = (outputs @ wanted[[subjects.index(name) for name in names]].T).argmax(1)
         found = [names[i] == name for i, name in zip(nearest.tolist(), subjects, strict=True)]
         return {"region": (outputs * wanted).sum(1), "retrieval": torch.tensor(found).float()}
 
-    def _copying(self, images: Tensor, embedder: ImageEmbedder) -> Tensor:
-        references, truth = (embedder.embed(self.known[name]) for name in (REFERENCE, TRUTH))
-        return ((embedder.embed(images) - truth) * references).sum(1)
+    def _copying(self, images: Tensor) -> dict[str, Tensor]:
+        """Similarity to the whole reference in excess of the ground truth's: more is copying.
 
-    def _set_measures(
-        self, images: Tensor, variants: Sequence[Tensor], embedder: ImageEmbedder
-    ) -> dict[str, float]:
-        numbers: dict[str, float] = {}
-        features = embedder.embed(images)
-        if TRUTH in self.known:
-            truth = self.known[TRUTH]
-            numbers["frechet"] = frechet_distance(features, embedder.embed(truth))
-            resized = torch.stack([crop_and_resize(t, *images.shape[-2:]) for t in truth])
-            energy, wanted = (high_frequency_energy(x).mean() for x in (images, resized))
-            numbers["high_frequency"] = (energy / wanted).item()
-        if variants:
-            others = [embedder.embed(v.to(self._device, torch.float32)) for v in variants]
-            numbers["diversity"] = diversity(torch.stack([features[: len(others[0])], *others]))
-        return numbers
+        In the image features of the prompt's evaluator (CLIP-I), which see the background too.
+        """
+        if self._prompt is None or TRUTH not in self.known:
+            return {}
+        references, truth = (self._prompt.embed(self.known[name]) for name in (REFERENCE, TRUTH))
+        return {"copy": ((self._prompt.embed(images) - truth) * references).sum(1)}
+
+    def _attributes(self, images: Tensor) -> dict[str, Tensor]:
+        """``attribute/NAME``: 1 if the classifier finds what the prompt asks for."""
+        return {} if self._classifier is None else self._classifier.hits(images, self._examples)
+
+    def _quality(self, images: Tensor) -> dict[str, float]:
+        """What no reward sees, against the ground truth.
+
+        ``frechet`` is the distance of the identity evaluator's features, ``high_frequency`` the
+        energy of fine texture relative to the truth's.
+        """
+        if self._identity is None or TRUTH not in self.known:
+            return {}
+        truth = self.known[TRUTH]
+        resized = torch.stack([crop_and_resize(t, *images.shape[-2:]) for t in truth])
+        energy, wanted = (high_frequency_energy(x).mean() for x in (images, resized))
+        features = (self._identity.embed(x) for x in (images, truth))
+        return {
+            "frechet": frechet_distance(*features),
+            "high_frequency": (energy / wanted).item(),
+        }
+
+    def _diversity(self, images: Tensor, variants: Sequence[Tensor]) -> dict[str, float]:
+        """How different the pictures of one example from other noise are."""
+        if self._identity is None or not variants:
+            return {}
+        count = len(variants[0])
+        sets = [images[:count], *(v.to(self._device, torch.float32) for v in variants)]
+        features = torch.cat([self._identity.embed(some) for some in sets])
+        column = diversity_column(features, list(range(count)) * len(sets))
+        return {"diversity": column.mean().item()}
+
+
+_PER_PICTURE: tuple[Callable[[Judge, Tensor], dict[str, Tensor]], ...] = (
+    Judge._scores,
+    Judge._subject,
+    Judge._copying,
+    Judge._attributes,
+)
 
 
 def _cut_outs(images: Tensor | Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:

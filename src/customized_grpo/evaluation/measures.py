@@ -1,25 +1,109 @@
-"""What evaluations are made of: pure functions of scores, features and images.
+"""The formulas of the evaluation, as pure functions of scores, features and images.
 
-Axes: B examples, N objectives, V variants, D features.
+Axes: N pictures (items), P photos, D features. Most give one number per picture, NaN where it does
+not apply; means and their intervals are taken in ``statistics``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Rows = Sequence[Sequence[int]]
+"""Places of photos, a list for every picture."""
 
-def joint_rates(scores: Tensor, baseline: Tensor) -> tuple[float, float]:
-    """Joint domination and joint collapse rate (arXiv:2605.13155).
 
-    The shares of examples that are better, and worse, than the baseline on *every* objective;
-    ``scores`` and ``baseline`` are ``[B, N]``. Examples with a NaN count in neither.
+def identity_columns(
+    similarity: Tensor, references: Rows, photos: Rows, pool: str = "max"
+) -> dict[str, Tensor]:
+    """Identity of pictures by their similarities ``[N, P]`` to all photos of the benchmark.
+
+    - ``reference``: to the photo it is conditioned on; of several, the most similar (``pool`` max)
+      or their mean;
+    - ``photos``: mean over *all* real photos of the subject;
+    - ``copy``: ``reference`` less the mean over the subject's other photos: what is more similar
+      to the one photo that was shown than to the subject. NaN where there is no other.
     """
-    domination = (scores > baseline).all(1).float().mean().item()
-    return domination, (scores < baseline).all(1).float().mean().item()
+    shown = [_row(similarity, n, rows) for n, rows in enumerate(references)]
+    reference = torch.stack([_pooled(values, pool) for values in shown])
+    others = [sorted(set(all_) - set(some)) for some, all_ in zip(references, photos, strict=True)]
+    return {
+        "reference": reference,
+        "photos": _means(similarity, photos),
+        "copy": reference - _means(similarity, others),
+    }
+
+
+def _row(similarity: Tensor, n: int, rows: Sequence[int]) -> Tensor:
+    return similarity[n, torch.tensor(rows, dtype=torch.int64)]
+
+
+def _means(similarity: Tensor, places: Rows) -> Tensor:
+    """Mean over the given photos of each picture; NaN entries are left out."""
+    return torch.stack([_row(similarity, n, rows).nanmean() for n, rows in enumerate(places)])
+
+
+def _pooled(values: Tensor, pool: str) -> Tensor:
+    if pool == "mean":
+        return values.nanmean()
+    known = values[~values.isnan()]
+    return known.max() if len(known) else values.new_tensor(torch.nan)
+
+
+def diversity_column(features: Tensor, groups: Sequence[Hashable]) -> Tensor:
+    """Mean ``1 - cosine`` of a picture to the others of its group; features are ``[N, D]``.
+
+    The mean over a group's pictures is the mean over its pairs. NaN where a group is one picture.
+    """
+    members: dict[Hashable, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    column = torch.full((len(features),), torch.nan, dtype=torch.float64)
+    for rows in members.values():
+        if len(rows) > 1:
+            some = F.normalize(features[rows].double(), dim=-1)
+            distance = 1 - some @ some.T
+            column[rows] = (distance.sum(1) - distance.diagonal()) / (len(rows) - 1)
+    return column
+
+
+def joint_columns(
+    scores: Mapping[str, Tensor], baseline: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Whether a picture is better, and worse, than the baseline's on *every* objective.
+
+    Their means are the joint domination and joint collapse rates (arXiv:2605.13155). Pictures that
+    lack a score count in neither.
+    """
+    own = torch.stack([scores[name] for name in scores], 1)
+    other = torch.stack([baseline[name] for name in scores], 1)
+    known = ~(own - other).isnan().any(1)
+
+    def rate(flags: Tensor) -> Tensor:
+        return torch.where(known, flags.all(1).double(), torch.nan)
+
+    return {"joint/domination": rate(own > other), "joint/collapse": rate(own < other)}
+
+
+def other_prompts(prompts: Sequence[tuple[str, str]]) -> list[str]:
+    """For each (subject, prompt) the next other prompt of the subject, or else of the benchmark.
+
+    A picture that follows its prompt scores lower under it; one that ignores it does not.
+    Where there is one prompt only, it stands for itself.
+    """
+    of: dict[str, list[str]] = {}
+    for subject, prompt in prompts:
+        if prompt not in of.setdefault(subject, []):
+            of[subject].append(prompt)
+    everything = list(dict.fromkeys(prompt for _, prompt in prompts))
+    other: list[str] = []
+    for subject, prompt in prompts:
+        pool = of[subject] if len(of[subject]) > 1 else everything
+        other.append(pool[(pool.index(prompt) + 1) % len(pool)])
+    return other
 
 
 def hypervolume(points: Sequence[Sequence[float]], reference: Sequence[float]) -> float:
@@ -57,18 +141,3 @@ def high_frequency_energy(images: Tensor) -> Tensor:
     y, x = (torch.fft.fftfreq(side, device=images.device).abs() for side in images.shape[-2:])
     high = torch.maximum(y[:, None], x[None, :]) > 0.25
     return spectrum[..., high].mean((1, 2))
-
-
-def diversity(features: Tensor) -> float:
-    """Mean ``1 - cosine`` over the pairs of variants of an example; features ``[V, B, D]``."""
-    unit = F.normalize(features.float(), dim=-1)
-    similarity = torch.einsum("vbd,wbd->bvw", unit, unit)
-    count = len(features)
-    pairs = similarity.sum((1, 2)) - similarity.diagonal(dim1=1, dim2=2).sum(1)
-    return (1 - pairs / (count * (count - 1))).mean().item()
-
-
-def standard_error(differences: Tensor) -> float:
-    """Of the mean of ``[B]`` paired differences; NaN entries are left out."""
-    values = differences[~differences.isnan()]
-    return (values.std() / len(values) ** 0.5).item()

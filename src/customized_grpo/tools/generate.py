@@ -27,7 +27,7 @@ from customized_grpo.data.listed import Entry, PictureCache, complete, outline
 from customized_grpo.data.texts import check_text
 from customized_grpo.devices import memory_named, pick_device
 from customized_grpo.errors import CheckpointError, ConfigError
-from customized_grpo.evaluation.results import BASE
+from customized_grpo.evaluation.outcome import BASE
 from customized_grpo.files import LORA_FILE, write_atomic
 from customized_grpo.generators.base import Generator
 from customized_grpo.generators.cache import CachedEncoder

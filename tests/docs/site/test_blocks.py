@@ -53,7 +53,7 @@ EXCUSED = {
     ("docs/distributed.md", "torchrun --standalone"): "eight GPUs, four machines; the same by two "
     "processes on a CPU: tests/runs/test_distributed.py",
     ("docs/evaluation.md", "torchrun --standalone"): "eight processes and DreamBench; the same by "
-    "two and three: tests/evaluation/benchmark/test_processes.py",
+    "two and three: tests/evaluation/test_processes.py",
     ("docs/performance.md", "cgrpo estimate"): "measures for minutes; tests/test_benchmarks.py and "
     "tests/tools/estimate run these programs on less",
     ("docs/reliability.md", "#SBATCH"): "a cluster; the exit codes are tested in test_resume.py",

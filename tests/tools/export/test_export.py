@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 
 from customized_grpo.cli.main import main
 from customized_grpo.config import RunConfig
+from customized_grpo.evaluation.items import Item
+from customized_grpo.evaluation.outcome import Judgement, Outcome, Yardstick
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.lora import LORA_FILE
 from customized_grpo.runs.checkpoint import CheckpointStore
@@ -85,17 +87,14 @@ def test_the_snippet_of_the_card_makes_the_picture_of_cgrpo_generate(
 def test_the_card_says_what_was_trained_how_and_to_what_effect(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evaluation = {
-        "split": "held_out",
-        "objectives": {"clip": "prompt"},
-        "rewards": {},
-        "prompts": [],
-        "models": {
-            "base": {"columns": {"clip": [0.25, 0.5]}, "numbers": {}},
-            "tuned": {"columns": {"clip": [0.5, 0.75]}, "numbers": {}},
-        },
-    }
-    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    yardstick = Yardstick(
+        set="held_out",
+        items=(Item(subject="a dog", prompt_index=0, prompt="a dog"),) * 2,
+        objectives={"clip": "prompt"},
+        base=Judgement(columns={"clip": [0.25, 0.5]}),
+    )
+    tuned = Outcome(name="tuned", own=Judgement({"clip": [0.5, 0.75]}), yardstick=yardstick)
+    (run / "evaluation.json").write_text(tuned.to_json())
     Image.new("RGB", (8, 8), "red").save(run / "evaluation.png")
     words = ["export", str(run), "--to", "hub-folder", "--out", "mine", "--license", "mit"]
     assert main(words) == 0

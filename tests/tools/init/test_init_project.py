@@ -16,8 +16,8 @@ from PIL import Image
 from customized_grpo.cli.main import _parse, main
 from customized_grpo.cli.shared import after_training
 from customized_grpo.config import load_config
+from customized_grpo.data.overview import show_data
 from customized_grpo.errors import ConfigError
-from customized_grpo.evaluation.report.data import show_data
 from customized_grpo.tools.init import project as project_module
 from customized_grpo.tools.init.models import PRESETS, choose_preset
 

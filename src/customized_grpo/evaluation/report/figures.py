@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config import DEFAULT_GAMMA, read_config
-from customized_grpo.evaluation.results import BASE, CHANCE, COPY, TRUTH, Cell, Interval, Results
+from customized_grpo.evaluation.outcome import BASE, COPY, TRUTH, UNRELATED
+from customized_grpo.evaluation.results import Cell, Results
+from customized_grpo.evaluation.statistics import Estimate, over_seeds
 from customized_grpo.ops import shaping_bonus
 
 if TYPE_CHECKING:
@@ -81,36 +83,31 @@ def to_png(figure: Figure) -> bytes:
 def plane(results: Results) -> Figure | None:
     """The (prompt, identity) plane: anchors at large, base and methods at close range."""
     yardstick = results.yardstick
-    points = {name: yardstick.point(judged) for name, judged in yardstick.models.items()}
-    known = {name: point for name, point in points.items() if point is not None}
+    prompt, identity = (yardstick.leading.get(o, "") for o in ("prompt", "identity"))
+    known = {
+        name: (judged.means[prompt], judged.means[identity])
+        for name, judged in yardstick.models.items()
+        if prompt in judged.means and identity in judged.means
+    }
     if not known:
         return None
     figure, (far, near) = _subplots(1, 2, (9.6, 4.4))
     for axes in (far, near):
-        for name, marker in ((COPY, "s"), (TRUTH, "*"), (CHANCE, "x"), (BASE, "o")):
-            if name in known:
-                axes.scatter(*known[name], marker=marker, s=70, color="#444444", zorder=3)
-                axes.annotate(
-                    name, known[name], textcoords="offset points", xytext=(7, 5), color="#444444"
-                )
-        axes.set_xlabel("prompt")
-        axes.set_ylabel("identity")
+        _anchors(axes, known)
     shown: dict[str, tuple[float, float]] = {}
     for method, style in _styles(results).items():
-        x, y = (
-            results.over_seeds(method, str(yardstick.evaluator(o))) for o in ("prompt", "identity")
-        )
+        x, y = (results.over_seeds(method, name) for name in (prompt, identity))
         if x is None or y is None:
             continue
         far.scatter(x.mean, y.mean, s=16, color=style["color"], marker=style["marker"], zorder=2)
         near.errorbar(x.mean, y.mean, xerr=_bar(x), yerr=_bar(y), ms=7, capsize=2, lw=1, **style)
         shown[method] = (x.mean, y.mean)
-    anchors = [known[name] for name in (BASE, TRUTH) if name in known]
     centre = known.get(BASE, next(iter(known.values())))
     outside: set[str] = set()
     for axis in (0, 1):
         outside |= _far_off({m: abs(point[axis] - centre[axis]) for m, point in shown.items()})
-    inside = [*anchors, *(point for method, point in shown.items() if method not in outside)]
+    inside = [known[name] for name in (BASE, TRUTH) if name in known]
+    inside += [point for method, point in shown.items() if method not in outside]
     for values, limit in zip(
         zip(*inside, strict=True), (near.set_xlim, near.set_ylim), strict=True
     ):
@@ -123,21 +120,31 @@ def plane(results: Results) -> Figure | None:
     return figure
 
 
+def _anchors(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+    grey = "#444444"
+    for name, marker in ((COPY, "s"), (TRUTH, "*"), (UNRELATED, "x"), (BASE, "o")):
+        if name in points:
+            axes.scatter(*points[name], marker=marker, s=70, color=grey, zorder=3)
+            axes.annotate(name, points[name], textcoords="offset points", xytext=(7, 5), color=grey)
+    axes.set_xlabel("prompt")
+    axes.set_ylabel("identity")
+
+
 def learning_curves(results: Results) -> Figure | None:
     """Gains on validation examples over the updates: by the evaluators, dashed by the rewards."""
     yardstick = results.yardstick
-    evaluators = {o: f"validation/{yardstick.evaluator(o)}" for o in ("prompt", "identity")}
+    rewards = {o: f"validation/reward/{name}" for name, o in reversed(yardstick.rewards.items())}
+    evaluators = {o: f"validation/{yardstick.leading.get(o)}" for o in ("prompt", "identity")}
     drawn = {o: n for o, n in evaluators.items() if any(n in c.curve for c in results.cells)}
     if not drawn:
         return None
     figure, panels = _subplots(1, len(drawn), (4.8 * len(drawn), 3.8))
     for axes, (objective, name) in zip(panels, drawn.items(), strict=True):
-        reward = f"validation/reward/{yardstick.reward(objective)}"
         gains: dict[str, Tensor] = {}
         for method, style in _styles(results).items():
             curves = [c.curve for c in results.of(method).values() if name in c.curve]
             if curves:
-                gains[method] = _curve(axes, curves, name, reward, style)
+                gains[method] = _curve(axes, curves, name, rewards.get(objective, ""), style)
         outside = _far_off({method: mean.abs().max().item() for method, mean in gains.items()})
         if outside:
             inside = torch.cat([mean for method, mean in gains.items() if method not in outside])
@@ -287,7 +294,8 @@ def quality(results: Results) -> Figure | None:
     """What no reward sees: Fréchet distance and fine texture, against base and ground truth."""
     names = {"frechet": "Fréchet distance to the ground truth", "high_frequency": "fine texture "
              "energy (ground truth = 1)", "copy": "copying (ground truth = 0)"}  # fmt: skip
-    base = results.yardstick.values(results.yardstick.base)
+    judged = results.yardstick.base
+    base = {} if judged is None else results.yardstick.values(judged)
     names = {name: title for name, title in names.items() if name in base}
     if not names:
         return None
@@ -327,12 +335,12 @@ def _styles(results: Results) -> dict[str, dict]:
     }
 
 
-def _bar(interval: Interval) -> float | None:
-    return interval.half_width if interval.count > 1 else None
+def _bar(interval: Estimate) -> float | None:
+    return None if interval.low is None else interval.half_width
 
 
 def _band(axes: Axes, x: Sequence[float], curves: Sequence[Sequence[float]], style: dict) -> None:
-    intervals = [Interval.of(values) for values in zip(*curves, strict=True)]
+    intervals = [over_seeds(values) for values in zip(*curves, strict=True)]
     middle = [i.mean for i in intervals]
     axes.plot(x, middle, ms=3, lw=1.4, **style)
     if len(curves) > 1:

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of results, with the same figures as PNG beside it."""
+"""Self-contained HTML pages, and the report of a study or of runs with its figures as PNG."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from io import BytesIO
 from pathlib import Path
 
 from customized_grpo.errors import ConfigError
-from customized_grpo.evaluation.results import BASE, Results
+from customized_grpo.evaluation.evaluate import NUM_SHOWN, Place
+from customized_grpo.evaluation.judge import REFERENCE
+from customized_grpo.evaluation.outcome import BASE, TRUTH, TUNED
+from customized_grpo.evaluation.results import Results
 from customized_grpo.files import write_atomic
 
 _CAPTIONS = {
@@ -44,6 +47,7 @@ _CAPTIONS = {
         "Mean and 95 % interval over the seeds.",
     ),
 }
+_SHARED_STRIPS = (REFERENCE, TRUTH, BASE)
 
 
 def check_extra() -> None:
@@ -59,19 +63,31 @@ def check_extra() -> None:
         )
 
 
+def render(template: str, **values: object) -> str:
+    """A page that needs no other file; jinja2 comes with torch."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["emphasis"] = _emphasis
+    return environment.get_template(template).render(values)
+
+
 def study_pictures(results: Results, folder: Path) -> dict[str, Path]:
-    """Heading -> strip of pictures, of a study's results."""
-    methods = {results.labels[method]: method for method in results.methods}
-    names = {"reference": "reference", "ground truth": "ground-truth", BASE: BASE} | methods
+    """Heading -> strip of pictures, from a study's results."""
+    names = {name: name.replace(" ", "-") for name in _SHARED_STRIPS}
+    names |= {results.labels[method]: method for method in results.methods}
     return {heading: folder / "pictures" / f"{name}.png" for heading, name in names.items()}
 
 
 def run_pictures(runs: Sequence[Path]) -> dict[str, Path]:
-    """Heading -> strip of pictures, of evaluated run folders."""
-    first = runs[0] / "pictures" / "held_out"
-    strips = {"reference": "reference", "ground truth": "ground-truth", BASE: BASE}
-    shared = {heading: first / f"{name}.png" for heading, name in strips.items()}
-    return shared | {str(run): run / "pictures" / "held_out" / "tuned.png" for run in runs}
+    """Heading -> strip of pictures, from evaluated run folders."""
+    shared = {name: Place(runs[0], "held_out").strip(name) for name in _SHARED_STRIPS}
+    return shared | {str(run): Place(run, "held_out").strip(TUNED) for run in runs}
 
 
 def write_report(
@@ -89,31 +105,24 @@ def write_report(
         ConfigError: if the packages of the extra ``report`` are missing.
     """
     check_extra()
-    import jinja2
-
     from customized_grpo.evaluation.report.figures import figures, to_png, to_svg
     from customized_grpo.evaluation.report.tables import markdown, tables
 
     drawn = figures(results)
     for name, figure in drawn.items():
         _write(folder / "figures" / f"{name}.png", to_png(figure))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["emphasis"] = _emphasis
-    page = environment.get_template("page.html.j2").render(
+    prompts = [item.prompt for item in results.yardstick.items[:NUM_SHOWN]]
+    page = render(
+        "report.html.j2",
+        title=results.name,
         results=results,
+        prompts=prompts,
         summary=_summary(results),
         tables=tables(results),
         figures={name: to_svg(figure) for name, figure in drawn.items()},
         captions=_CAPTIONS,
         pictures={
-            heading: _cut(file, len(results.yardstick.prompts))
-            for heading, file in pictures.items()
-            if file.exists()
+            heading: _cut(file, len(prompts)) for heading, file in pictures.items() if file.exists()
         },
         versions=_versions(results),
         command=command,
@@ -156,6 +165,7 @@ def _versions(results: Results) -> str:
 
 
 def _cut(strip: Path, count: int) -> list[str]:
+    """The pictures of a strip as base64."""
     from PIL import Image
 
     parts = []

@@ -5,109 +5,51 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from customized_grpo.evaluation.results import BASE, Results
+from customized_grpo.evaluation.outcome import BASE
+from customized_grpo.evaluation.results import Results
+from customized_grpo.evaluation.tables import Table
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Measure:
     """How a measure is shown."""
 
     name: str
     heading: str
-    digits: int = 4
+    digits: int
     explanation: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """A table with a title and a sentence on what it says; the first column names the row."""
-
-    title: str
-    note: str
-    heads: list[str]
-    rows: list[list[str]]
-
-    def markdown(self) -> str:
-        """GitHub's flavour."""
-        lines = [self.heads, ["---"] + ["---:"] * (len(self.heads) - 1), *self.rows]
-        body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-        return f"### {self.title}\n\n{self.note}\n\n{body}\n"
-
-
 _OBJECTIVES = (
-    Measure(
-        name="hypervolume",
-        heading="hypervolume",
-        explanation="area that the (prompt, identity) point dominates above an unrelated picture",
-    ),
-    Measure(
-        name="joint_domination",
-        heading="joint domination",
-        digits=3,
-        explanation="share of examples better than the base on every objective",
-    ),
-    Measure(
-        name="joint_collapse",
-        heading="joint collapse",
-        digits=3,
-        explanation="share of examples worse than the base on every objective",
-    ),
-    Measure(
-        name="copy",
-        heading="copy",
-        explanation="similarity to the whole reference in excess of the ground truth's",
-    ),
-)
+    Measure("hypervolume", "hypervolume", 4,
+            "area that the (prompt, identity) point dominates above an unrelated picture"),
+    Measure("joint/domination", "joint domination", 3,
+            "share of examples better than the base on every objective"),
+    Measure("joint/collapse", "joint collapse", 3,
+            "share of examples worse than the base on every objective"),
+    Measure("copy", "copy", 4,
+            "similarity to the whole reference in excess of the ground truth's"),
+)  # fmt: skip
 _SUBJECT = (
-    Measure(
-        name="region",
-        heading="region identity",
-        explanation="identity of the subject's region alone",
-    ),
-    Measure(
-        name="retrieval",
-        heading="retrieval",
-        digits=3,
-        explanation="how often that region is most similar to the right one of all subjects",
-    ),
+    Measure("region", "region identity", 4, "identity of the subject's region alone"),
+    Measure("retrieval", "retrieval", 3,
+            "how often that region is most similar to the right one of all subjects"),
     *(
-        Measure(
-            name=f"attribute/{name}",
-            heading=name,
-            digits=3,
-            explanation=f"how often an independent classifier finds the {name} that was asked for",
-        )
+        Measure(f"attribute/{name}", name, 3,
+                f"how often an independent classifier finds the {name} that was asked for")
         for name in ("scene", "placement", "prop", "color", "accessory")
     ),
-)
+)  # fmt: skip
 _QUALITY = (
-    Measure(
-        name="frechet",
-        heading="Fréchet",
-        explanation="distance of evaluator features to the ground truth's, smaller is better",
-    ),
-    Measure(
-        name="high_frequency",
-        heading="high frequencies",
-        digits=3,
-        explanation="energy of fine texture, ground truth = 1; a rise means grid artefacts",
-    ),
-    Measure(
-        name="diversity",
-        heading="diversity",
-        explanation="mean 1 - cosine between four pictures of one example",
-    ),
-    Measure(
-        name="hacking_gap/prompt",
-        heading="gap prompt",
-        explanation="gain by the rewarded model minus gain by the evaluator",
-    ),
-    Measure(
-        name="hacking_gap/identity",
-        heading="gap identity",
-        explanation="the same for the identity",
-    ),
-)
+    Measure("frechet", "Fréchet", 4,
+            "distance of evaluator features to the ground truth's, smaller is better"),
+    Measure("high_frequency", "high frequencies", 3,
+            "energy of fine texture, ground truth = 1; a rise means grid artefacts"),
+    Measure("diversity", "diversity", 4, "mean 1 - cosine between four pictures of one example"),
+    Measure("hacking_gap/prompt", "gap prompt", 4,
+            "gain by the rewarded model minus gain by the evaluator"),
+    Measure("hacking_gap/identity", "gap identity", 4, "the same for the identity"),
+)  # fmt: skip
 
 # Shares of samples in the paper (arXiv:2510.18263): conflicted, both positive, both negative.
 _PAPER_SHARES = ("50.2 %", "26.8 %", "23.0 %")
@@ -116,9 +58,9 @@ _PAPER_SHARES = ("50.2 %", "26.8 %", "23.0 %")
 def tables(results: Results) -> list[Table]:
     """All tables that the results have numbers for."""
     scores = [
-        Measure(name=evaluator, heading=objective, explanation=f"{objective} by the evaluator")
-        for evaluator, objective in results.yardstick.objectives.items()
-        if evaluator == results.yardstick.evaluator(objective)
+        Measure(column, objective, 4, f"{objective} by the evaluator")
+        for column, objective in results.yardstick.objectives.items()
+        if column == results.yardstick.leading[objective]
     ]
     made = [
         _absolute(results, "Both objectives", [*scores, *_OBJECTIVES]),
@@ -142,7 +84,7 @@ def markdown(results: Results) -> str:
 
 
 def _known(results: Results, measures: Sequence[Measure]) -> list[Measure]:
-    judged = [results.yardstick.base, *(cell.judgement for cell in results.cells[:1])]
+    judged = [*results.yardstick.models.values(), *(cell.judgement for cell in results.cells[:1])]
     names = {name for judgement in judged for name in results.yardstick.values(judgement)}
     return [measure for measure in measures if measure.name in names]
 
@@ -162,7 +104,9 @@ def _absolute(results: Results, title: str, measures: Sequence[Measure]) -> Tabl
         rows.append([name, *cells])
     for method in results.methods:
         intervals = [results.over_seeds(method, m.name) for m in measures]
-        cells = [i.text(m.digits) if i else "" for i, m in zip(intervals, measures, strict=True)]
+        cells = [
+            i.plus_minus(m.digits) if i else "" for i, m in zip(intervals, measures, strict=True)
+        ]
         rows.append([_emphasised(results, method), *cells])
     heads = ["", *(m.heading for m in measures)]
     return Table(title=title, note=_note(measures), heads=heads, rows=rows)
@@ -175,15 +119,14 @@ def _emphasised(results: Results, method: str) -> str:
 
 def _against_base(results: Results, measures: Sequence[Measure]) -> Table:
     measures = [m for m in _known(results, measures) if not m.name.startswith("joint")]
-    rows = [
-        [_emphasised(results, m), *_differences(results, m, BASE, measures)]
-        for m in results.methods
-    ]
     return Table(
         title="Change from the base",
         note="Method minus base. **Bold**: the interval excludes 0.",
         heads=["", *(m.heading for m in measures)],
-        rows=rows,
+        rows=[
+            [_emphasised(results, method), *_differences(results, method, BASE, measures)]
+            for method in results.methods
+        ],
     )
 
 
@@ -192,15 +135,14 @@ def _against_methods(results: Results, measures: Sequence[Measure]) -> Table | N
     main, others = results.main, [m for m in results.methods if m != results.main]
     if not others or not results.of(main):
         return None
-    rows = [
-        [f"- {results.labels[other]}", *_differences(results, main, other, measures)]
-        for other in others
-    ]
     return Table(
         title=f"{results.labels[main]} minus the others, paired by seed",
         note="**Bold**: the interval excludes 0.",
         heads=["", *(m.heading for m in measures)],
-        rows=rows,
+        rows=[
+            [f"- {results.labels[other]}", *_differences(results, main, other, measures)]
+            for other in others
+        ],
     )
 
 
@@ -210,7 +152,7 @@ def _differences(
     cells = []
     for measure in measures:
         interval = results.over_seeds(method, measure.name, minus=other)
-        text = interval.text(measure.digits, sign=True) if interval else ""
+        text = interval.plus_minus(measure.digits, sign=True) if interval else ""
         cells.append(f"**{text}**" if interval and interval.excludes_zero else text)
     return cells
 

@@ -12,10 +12,10 @@ from typing import Any
 from customized_grpo.assets import one_line
 from customized_grpo.config import RunConfig
 from customized_grpo.data.base import DataSource
+from customized_grpo.data.overview import count_lines
 from customized_grpo.data.subjects200k import Subjects200KConfig
 from customized_grpo.devices import pick_device
 from customized_grpo.errors import ConfigError, CustomizedGRPOError, DataError, within
-from customized_grpo.evaluation.report.data import count_lines
 from customized_grpo.generators.pipeline import PipelineConfig, quantization_config
 from customized_grpo.rewards.hpsv3 import Hpsv3Config, read_instruction
 from customized_grpo.runs.checkpoint import newest_checkpoint

@@ -8,7 +8,9 @@ from typing import Any
 
 import yaml
 
-from customized_grpo.evaluation.evaluate import EvaluationReport, evaluation_file
+from customized_grpo.evaluation.evaluate import Place
+from customized_grpo.evaluation.outcome import Outcome
+from customized_grpo.evaluation.tables import run_table
 from customized_grpo.runs.run import Run
 from customized_grpo.tools.export.snippet import is_stock, snippet
 
@@ -69,12 +71,10 @@ def _use(run: Run, folder: str) -> str:
 
 
 def _results(run: Run) -> str:
-    file = run.folder / evaluation_file("held_out")
+    file = Place(run.folder, "held_out").json
     if not file.exists():
         return "The weights were not evaluated on held-out examples.\n"
-    return (
-        f"On held-out subjects or prompts:\n\n```text\n{EvaluationReport.read(file).table()}\n```\n"
-    )
+    return f"On held-out subjects or prompts:\n\n```text\n{run_table(Outcome.read(file))}\n```\n"
 
 
 def _training(run: Run) -> str:

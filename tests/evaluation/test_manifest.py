@@ -11,9 +11,9 @@ from worlds import smooth, write_jsonl, write_outputs
 
 from customized_grpo.config import JsonlSet
 from customized_grpo.errors import ConfigError, DataError
-from customized_grpo.evaluation.benchmark.items import BenchmarkSet
-from customized_grpo.evaluation.benchmark.manifest import MANIFEST, read_outputs
-from customized_grpo.evaluation.benchmark.sets import build_set
+from customized_grpo.evaluation.items import BenchmarkSet
+from customized_grpo.evaluation.manifest import MANIFEST, read_outputs
+from customized_grpo.evaluation.sets import build_set
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from worlds import config_of
 
 from customized_grpo.config import LoraSettings, load_benchmark
 from customized_grpo.errors import CheckpointError, ConfigError
-from customized_grpo.evaluation.benchmark import generate
-from customized_grpo.evaluation.benchmark.outcome import Outcome
-from customized_grpo.evaluation.benchmark.run import evaluate_benchmark
+from customized_grpo.evaluation import sampling
+from customized_grpo.evaluation.benchmark import evaluate_benchmark
+from customized_grpo.evaluation.outcome import Outcome
 from customized_grpo.generators.flux_kontext import FluxKontextConfig
 from customized_grpo.generators.lora import attach_lora
 
@@ -60,13 +60,16 @@ def test_more_pictures_per_prompt_leave_the_first_ones_as_they_are(tmp_path: Pat
     """In batches of one, where no company moves the last bits."""
     sampling = {"num_steps": 2, "batch_size": 1}
     one, two = (evaluate(tmp_path, name=f"of-{n}", num_images=n, sampling=sampling) for n in (1, 2))
-    both = {item.key: digest for item, digest in zip(two.items, two.digests, strict=True)}
-    for item, digest in zip(one.items, one.digests, strict=True):
+    both = {
+        item.key: digest
+        for item, digest in zip(two.yardstick.items, two.origin.digests, strict=True)
+    }
+    for item, digest in zip(one.yardstick.items, one.origin.digests, strict=True):
         assert both[item.key] == digest
-    assert len(set(two.digests)) == 8
+    assert len(set(two.origin.digests)) == 8
     assert "dinov2/diversity" in two.summary
     seeded = evaluate(tmp_path, name="other", sampling=sampling | {"seed": 1})
-    assert not set(seeded.digests) & set(one.digests)
+    assert not set(seeded.origin.digests) & set(one.origin.digests)
 
 
 def test_one_folder_holds_one_recipe(tmp_path: Path) -> None:
@@ -87,7 +90,7 @@ def test_a_download_does_not_make_it_another_recipe(
         return build(self, device)
 
     monkeypatch.setattr(FluxKontextConfig, "build", download)
-    monkeypatch.setattr(generate, "path_revision", lambda _: known[-1] if known else None)
+    monkeypatch.setattr(sampling, "path_revision", lambda _: known[-1] if known else None)
     evaluate(tmp_path)
     before = pictures(tmp_path)
     evaluate(tmp_path)  # nothing to sample

@@ -13,8 +13,8 @@ from worlds import write_jsonl
 
 from customized_grpo.config import DreamBenchSet, EmojiSet, JsonlSet
 from customized_grpo.errors import ConfigError, DataError
-from customized_grpo.evaluation.benchmark.items import BenchmarkSet, category_of
-from customized_grpo.evaluation.benchmark.sets import build_set
+from customized_grpo.evaluation.items import BenchmarkSet
+from customized_grpo.evaluation.sets import build_set, category_of
 
 
 def dreambench(**fields: object) -> BenchmarkSet:

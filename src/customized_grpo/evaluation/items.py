@@ -1,20 +1,39 @@
-"""What a benchmark asks for: its subjects with their photos, and one item per picture."""
+"""What an evaluation asks for: subjects with their photos, and one item per picture."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from customized_grpo.data.listed import Loadable
-from customized_grpo.data.templates import PLACEHOLDER
+from torch import Tensor
 
-LIVE, OBJECT = "live", "object"
-CONTEXT, PROPERTY, ACCESSORY = "context", "property", "accessory"
+from customized_grpo.data.listed import Loadable, PictureCache
+from customized_grpo.types import Example
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Rendered:
+    """A picture that no file holds."""
+
+    pixels: Tensor
+
+    @property
+    def height(self) -> int:
+        """See Loadable."""
+        return self.pixels.shape[1]
+
+    @property
+    def width(self) -> int:
+        """See Loadable."""
+        return self.pixels.shape[2]
+
+    def load(self) -> Tensor:
+        """See Loadable."""
+        return self.pixels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +49,7 @@ class Photo:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BenchSubject:
+class PhotographedSubject:
     """A subject and all real photos of it."""
 
     name: str
@@ -47,14 +66,14 @@ class Item:
 
     subject: str
     prompt_index: int
-    """Position in the subject's list of prompts."""
+    """Position in the subject's list of prompts, or in the split of a run."""
     prompt: str
-    kind: str
-    category: str
+    kind: str = ""
+    category: str = ""
     """context, property, accessory, or what the benchmark calls it; '' = not known."""
-    references: tuple[str, ...]
+    references: tuple[str, ...] = ()
     """Names of the photos that the picture is conditioned on."""
-    index: int
+    index: int = 0
     """Number among the pictures of this prompt."""
 
     @property
@@ -69,9 +88,21 @@ class Item:
         return f"{self.subject}, {where}"
 
     def noise_seed(self, seed: int) -> int:
-        """Of the noise the picture is sampled from; depends on subject, prompt and index only."""
+        """Seed of the picture's noise; it depends on subject, prompt and index only."""
         text = json.dumps([seed, self.subject, self.prompt_index, self.index])
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
+
+
+def make_example(
+    words: str, prompt: str, references: Sequence[Photo], cache: PictureCache
+) -> Example:
+    """An example whose id names all of it: rewards take examples of one id for the same."""
+    return Example(
+        id=json.dumps([words, prompt, *(photo.digest for photo in references)]),
+        prompt=prompt,
+        references=tuple(cache.load(photo.picture) for photo in references),
+        subject=words,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,14 +110,14 @@ class BenchmarkSet:
     """All of it; the order of the items is the order of every list of numbers."""
 
     type: str
-    subjects: Mapping[str, BenchSubject]
+    subjects: Mapping[str, PhotographedSubject]
     items: tuple[Item, ...]
     rules: Mapping[str, str] = field(default_factory=dict)
     """How references, categories and prompts were chosen, in words."""
 
     @cached_property
     def photos(self) -> tuple[Photo, ...]:
-        """Of all subjects, in their order."""
+        """All photos, subject by subject."""
         return tuple(photo for subject in self.subjects.values() for photo in subject.photos)
 
     @cached_property
@@ -107,9 +138,14 @@ class BenchmarkSet:
         """The photos an item is conditioned on."""
         return tuple(self.photos[row] for row in self.reference_rows(item))
 
+    def example(self, item: Item, cache: PictureCache) -> Example:
+        """What a generator is asked for."""
+        words, photos = self.subjects[item.subject].words, self.references(item)
+        return make_example(words, item.prompt, photos, cache)
+
     @cached_property
     def digest(self) -> str:
-        """Of everything that is asked for and compared with: evaluations agree if it is equal."""
+        """SHA-256 of all that is asked for and compared with: evaluations agree if it is equal."""
         content = {
             "photos": [[*name, self.photos[row].digest] for name, row in self.rows.items()],
             "items": [[*item.key, item.prompt] for item in self.items],
@@ -117,7 +153,7 @@ class BenchmarkSet:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def counts(self) -> dict[str, int]:
-        """Subjects, photos, prompts and pictures."""
+        """How many subjects, photos, prompts and pictures there are."""
         prompts = {(item.subject, item.prompt_index) for item in self.items}
         return {
             "subjects": len(self.subjects),
@@ -125,19 +161,3 @@ class BenchmarkSet:
             "prompts": len(prompts),
             "images": len(self.items),
         }
-
-
-def category_of(template: str) -> str:
-    """Category of one of DreamBench's templates, read off its words.
-
-    A word between the article and the subject is a property ("a red {subject}"); wearing something
-    or an outfit is an accessory; everything else says where the subject is: a context.
-    """
-    if not re.match(rf"^an? {re.escape(PLACEHOLDER)}", template):
-        return PROPERTY
-    return ACCESSORY if re.search(r"\b(wearing|outfit)\b", template) else CONTEXT
-
-
-def first_by_name(photos: Sequence[Photo]) -> str:
-    """The photo a subject is shown by unless something else is asked for."""
-    return min(photo.name for photo in photos)

@@ -6,7 +6,6 @@ a whole, since its company moves a picture's last bits; pictures that are there 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +19,9 @@ from customized_grpo.config import BenchmarkConfig, GeneratorConfig
 from customized_grpo.config.decoding import to_raw
 from customized_grpo.data.listed import PictureCache
 from customized_grpo.errors import CheckpointError, ConfigError, within
-from customized_grpo.evaluation.benchmark.encoders import path_revision
-from customized_grpo.evaluation.benchmark.items import BenchmarkSet, Item
-from customized_grpo.evaluation.benchmark.manifest import MANIFEST, write_manifest
+from customized_grpo.evaluation.items import BenchmarkSet, Item
+from customized_grpo.evaluation.manifest import MANIFEST, write_manifest
+from customized_grpo.evaluation.metrics import path_revision
 from customized_grpo.files import write_atomic
 from customized_grpo.generators.base import Generator
 from customized_grpo.pictures import png
@@ -33,7 +32,7 @@ from customized_grpo.training.sampling import sample_images
 from customized_grpo.types import Example
 
 _RECIPE = "recipe.json"
-_CHECKPOINTS = ("path", "uno_lora")  # of any generator
+_CHECKPOINTS = ("path", "uno_lora")  # fields of generators that name one
 
 
 def generate(
@@ -53,13 +52,16 @@ def generate(
         for batch in batches[ranks.rank :: ranks.world_size]
         if not all((folder / files[row]).exists() for row in batch)
     ]
-    sampler = _Sampler(config, config.generator, wanted, device) if mine else None
+    policy = _load(config, config.generator, device) if mine else None
     _keep_recipe(config, wanted, folder, ranks)  # which names what was downloaded just now
-    if sampler is not None:
-        for batch in mine:
-            images = sampler([wanted.items[row] for row in batch])
-            for row, image in zip(batch, images, strict=True):
-                _write_new(folder / files[row], image)
+    cache = PictureCache()
+    for batch in mine:
+        assert policy is not None
+        items = [wanted.items[row] for row in batch]
+        examples = [wanted.example(item, cache) for item in items]
+        images = _sample(policy, examples, [i.noise_seed(config.sampling.seed) for i in items])
+        for row, image in zip(batch, images, strict=True):
+            _write_new(folder / files[row], image)
     ranks.barrier()
     if ranks.is_first:
         write_atomic(folder / MANIFEST, write_manifest(wanted.items, files))
@@ -74,7 +76,7 @@ def _write_new(file: Path, image: Tensor) -> None:
 
 
 def _file(wanted: BenchmarkSet, item: Item) -> str:
-    """Path of a picture; numbers, because names of photos may be paths."""
+    """Path of a picture, made of numbers, because names of photos may be paths."""
     subject = list(wanted.subjects).index(item.subject)
     places = wanted.subject_rows(item.subject)
     photos = "-".join(str(places.index(row)) for row in wanted.reference_rows(item))
@@ -122,57 +124,35 @@ def _recipe(config: BenchmarkConfig, wanted: BenchmarkSet) -> dict[str, Any]:
     }
 
 
-class _Sampler:
-    """The generator with its weights, and the photos read last."""
-
-    def __init__(
-        self,
-        config: BenchmarkConfig,
-        generator: GeneratorConfig,
-        wanted: BenchmarkSet,
-        device: torch.device,
-    ) -> None:
-        sampling = config.sampling
-        with within("generator"):
-            self._generator: Generator = generator.build(device)
-        self._wanted, self._cache, self._seed = wanted, PictureCache(), sampling.seed
-        if config.lora is not None:
-            self._load(Path(config.lora), sampling.mixed_precision)
-        self._policy = Policy(
-            generator=self._generator,
-            sigmas=self._generator.sigmas(sampling.num_steps, sampling.shift).to(device),
-            dynamics="flow",
-            noise_level=0.0,
-            autocast=sampling.mixed_precision == "bf16",
-        )
-
-    def _load(self, weights: Path, mixed_precision: str) -> None:
-        if not weights.is_dir():
+def _load(config: BenchmarkConfig, generator: GeneratorConfig, device: torch.device) -> Policy:
+    """The generator with its weights, and how it samples."""
+    sampling = config.sampling
+    with within("generator"):
+        built: Generator = generator.build(device)
+    if config.lora is not None:
+        if not Path(config.lora).is_dir():
             raise CheckpointError(
-                f"lora: must be a folder of trained weights, got {str(weights)!r}; it is "
+                f"lora: must be a folder of trained weights, got {config.lora!r}; it is "
                 "runs/NAME/weights of a run"
             )
-        load_trained(self._generator, weights, mixed_precision)
+        load_trained(built, Path(config.lora), sampling.mixed_precision)
+    return Policy(
+        generator=built,
+        sigmas=built.sigmas(sampling.num_steps, sampling.shift).to(device),
+        dynamics="flow",
+        noise_level=0.0,
+        autocast=sampling.mixed_precision == "bf16",
+    )
 
-    @torch.no_grad()
-    def __call__(self, items: Sequence[Item]) -> Tensor:
-        """Images ``[B, 3, H, W]``."""
-        seeds = [item.noise_seed(self._seed) for item in items]
-        noise = [self._generator.noise(1, torch.Generator().manual_seed(seed)) for seed in seeds]
-        examples = [self._example(item) for item in items]
-        for example in examples:
-            self._generator.check(example)
-        conditioning = self._generator.encode(examples)
-        return sample_images(
-            self._policy, conditioning, torch.cat(noise).to(self._policy.sigmas.device), len(items)
-        )
 
-    def _example(self, item: Item) -> Example:
-        return Example(
-            id=hashlib.sha256(item.describe().encode()).hexdigest(),
-            prompt=item.prompt,
-            references=tuple(
-                self._cache.load(photo.picture) for photo in self._wanted.references(item)
-            ),
-            subject=self._wanted.subjects[item.subject].words,
-        )
+@torch.no_grad()
+def _sample(policy: Policy, examples: Sequence[Example], seeds: Sequence[int]) -> Tensor:
+    """Images ``[B, 3, H, W]``, each from the noise of its own seed."""
+    generator = policy.generator
+    for example in examples:
+        generator.check(example)
+    noise = [generator.noise(1, torch.Generator().manual_seed(seed)) for seed in seeds]
+    conditioning = generator.encode(examples)
+    return sample_images(
+        policy, conditioning, torch.cat(noise).to(policy.sigmas.device), len(examples)
+    )

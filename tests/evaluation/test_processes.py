@@ -16,7 +16,7 @@ from helpers import ROOT
 from worlds import smooth, write_jsonl, write_outputs
 
 from customized_grpo.config import JsonlSet
-from customized_grpo.evaluation.benchmark.sets import build_set
+from customized_grpo.evaluation.sets import build_set
 
 pytestmark = pytest.mark.slow
 

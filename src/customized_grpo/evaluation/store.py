@@ -13,7 +13,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from customized_grpo.assets import one_line
 from customized_grpo.errors import CheckpointError
-from customized_grpo.evaluation.benchmark.encoders import Compute, Request
+from customized_grpo.evaluation.metrics import Compute, Query
 from customized_grpo.files import write_atomic
 from customized_grpo.runs.ranks import Ranks
 
@@ -33,17 +33,17 @@ _LOADERS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """Numbers of one model for a list of requests, one row each."""
+class Measurement:
+    """Numbers of one model for a list of queries, one row each."""
 
     compute: Compute
     digest: str
-    """Of the model and of what it computes."""
-    requests: Sequence[Request]
+    """Names the model and what it computes."""
+    queries: Sequence[Query]
 
     def key(self, rows: range) -> str:
         """Name of the file of a chunk."""
-        keys = [self.requests[row].key() for row in rows]
+        keys = [self.queries[row].key() for row in rows]
         text = json.dumps([self.digest, keys], ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
 
@@ -55,68 +55,63 @@ class FeatureStore:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._batch_size = folder, batch_size
 
-    def fill(self, tasks: Sequence[Task], ranks: Ranks) -> None:
-        """Computes this process's share of what is missing; all tasks are about the same pictures.
+    def fill(self, measurements: Sequence[Measurement], ranks: Ranks) -> None:
+        """Computes this process's share of what is missing; all must be about the same pictures.
 
         Raises:
             DataError: if a picture cannot be read.
             RewardError: if one cannot be scored.
         """
-        if not tasks:
+        if not measurements:
             return
-        mine = self._chunks(len(tasks[0].requests))[ranks.rank :: ranks.world_size]
-        missing = {
-            rows: some
-            for rows in mine
-            if (some := [task for task in tasks if not self._file(task, rows).exists()])
-        }
-        requests = tasks[0].requests
-        for rows, images in _loaded(list(missing), requests):
-            for task in missing[rows]:
-                values = task.compute(images, [task.requests[row] for row in rows])
+        queries = measurements[0].queries
+        missing: dict[range, list[Measurement]] = {}
+        for rows in self._chunks(len(queries))[ranks.rank :: ranks.world_size]:
+            if some := [m for m in measurements if not self._file(m, rows).exists()]:
+                missing[rows] = some
+        for rows, images in _loaded(list(missing), queries):
+            for measurement in missing[rows]:
+                values = measurement.compute(images, [measurement.queries[row] for row in rows])
                 content = save({"values": values.float().cpu().contiguous()})
-                write_atomic(self._file(task, rows), content)
+                write_atomic(self._file(measurement, rows), content)
 
-    def read(self, task: Task) -> Tensor:
-        """All rows of a task that has been filled.
+    def read(self, measurement: Measurement) -> Tensor:
+        """All rows of a measurement that has been filled.
 
         Raises:
             CheckpointError: if a file is damaged.
         """
-        parts = [self._read(self._file(task, rows)) for rows in self._chunks(len(task.requests))]
-        return torch.cat(parts)
+        chunks = self._chunks(len(measurement.queries))
+        return torch.cat([_read(self._file(measurement, rows)) for rows in chunks])
 
-    def _read(self, file: Path) -> Tensor:
-        with one_line(f"{file}: must hold numbers of pictures (delete it)", CheckpointError):
-            try:
-                return load_file(file)["values"]
-            except SafetensorError as error:
-                raise ValueError(str(error)) from error
-
-    def _file(self, task: Task, rows: range) -> Path:
-        return self._folder / f"{task.key(rows)}.safetensors"
+    def _file(self, measurement: Measurement, rows: range) -> Path:
+        return self._folder / f"{measurement.key(rows)}.safetensors"
 
     def _chunks(self, count: int) -> list[range]:
         size = self._batch_size
         return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
 
+def _read(file: Path) -> Tensor:
+    with one_line(f"{file}: must hold numbers of pictures (delete it)", CheckpointError):
+        try:
+            return load_file(file)["values"]
+        except SafetensorError as error:
+            raise ValueError(str(error)) from error
+
+
 def _loaded(
-    chunks: Sequence[range], requests: Sequence[Request]
+    chunks: Sequence[range], queries: Sequence[Query]
 ) -> Iterator[tuple[range, list[Tensor]]]:
     """Chunks with their pictures; the next ones are decoded meanwhile."""
+    pending: deque[tuple[range, list[Future[Tensor]]]] = deque()
     pool = ThreadPoolExecutor(min(_LOADERS, os.cpu_count() or 1))
-    pending: deque = deque()
     try:
-        for rows in chunks:
-            pending.append((rows, [pool.submit(requests[r].photo.picture.load) for r in rows]))
-            if len(pending) > _AHEAD:
-                yield _wait(*pending.popleft())
-        while pending:
-            yield _wait(*pending.popleft())
+        for rows in [*chunks, *[None] * _AHEAD]:
+            if rows is not None:
+                pending.append((rows, [pool.submit(queries[r].photo.picture.load) for r in rows]))
+            if pending and (rows is None or len(pending) > _AHEAD):
+                first, futures = pending.popleft()
+                yield first, [future.result() for future in futures]
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _wait(rows: range, futures: Sequence) -> tuple[range, list[Tensor]]:
-    return rows, [future.result() for future in futures]

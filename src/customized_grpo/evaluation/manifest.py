@@ -7,17 +7,17 @@ One line a picture: {"subject": "dog", "prompt_index": 3, "prompt": "a dog ...",
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from customized_grpo.data.images import Picture, check_pictures, kept_size, opened
-from customized_grpo.data.texts import check_text, inside, parse_object, read_text, short
+from customized_grpo.data.texts import check_text, inside, read_objects, short
 from customized_grpo.errors import ConfigError, DataError
-from customized_grpo.evaluation.benchmark.items import BenchmarkSet, Item, Photo
-from customized_grpo.evaluation.benchmark.sets import digest_of_files
+from customized_grpo.evaluation.items import BenchmarkSet, Item, Photo
+from customized_grpo.evaluation.sets import digest_of_files
 
 MANIFEST = "manifest.jsonl"
 _KEYS = ("subject", "prompt_index", "prompt", "reference", "index", "file")
@@ -69,29 +69,40 @@ def read_outputs(folder: Path, wanted: BenchmarkSet, allow_partial: bool = False
             "docs/evaluation.md for its lines"
         )
     files = _read_files(folder, wanted)
-    unreadable = dict(_unreadable(files, allow_partial))
-    absent = [item for item in wanted.items if item.key not in files]
-    if (absent or unreadable) and not allow_partial:
-        raise DataError(_incomplete(folder, wanted, absent, list(unreadable.values())))
-    there = [i for i in wanted.items if i.key in files and i.key not in unreadable]
+    with ThreadPoolExecutor() as pool:
+        looked = pool.map(lambda file: _look(file, in_full=allow_partial), files.values())
+        found = dict(zip(files, looked, strict=True))
+    missing = [item for item in wanted.items if isinstance(found.get(item.key, ""), str)]
+    if missing and not allow_partial:
+        problems = [problem for problem in found.values() if isinstance(problem, str)]
+        absent = [item for item in missing if item.key not in found]
+        raise DataError(_incomplete(folder, wanted, absent, problems))
+    pictures = {key: picture for key, picture in found.items() if isinstance(picture, Picture)}
+    there = [item for item in wanted.items if item.key in pictures]
     if not there:
         raise DataError(f"{folder}: must hold a picture of the benchmark, got none it can use")
     with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(lambda item: digest_of_files([files[item.key]]), there))
-    photos = (
-        Photo(
-            name=files[item.key].relative_to(folder).as_posix(),
-            picture=_picture(files[item.key]),
-            digest=digest,
+        digests = pool.map(lambda item: digest_of_files([files[item.key]]), there)
+        photos = tuple(
+            Photo(
+                name=files[item.key].relative_to(folder).as_posix(),
+                picture=pictures[item.key],
+                digest=digest,
+            )
+            for item, digest in zip(there, digests, strict=True)
         )
-        for item, digest in zip(there, digests, strict=True)
-    )
-    there_keys = {item.key for item in there}
-    return Outputs(
-        items=tuple(there),
-        photos=tuple(photos),
-        missing=tuple(item for item in wanted.items if item.key not in there_keys),
-    )
+    return Outputs(items=tuple(there), photos=photos, missing=tuple(missing))
+
+
+def _look(file: Path, in_full: bool) -> Picture | str:
+    """The picture, or what is wrong with it; by the header, or by everything."""
+    try:
+        if in_full:
+            return check_pictures({(file, "RGB"): "images"})[file, "RGB"]
+        with opened(file, f"images: {file}") as image:
+            return Picture(file, "RGB", *kept_size(image.height, image.width))
+    except DataError as error:
+        return str(error)
 
 
 def _read_files(folder: Path, wanted: BenchmarkSet) -> dict[tuple[Any, ...], Path]:
@@ -100,12 +111,7 @@ def _read_files(folder: Path, wanted: BenchmarkSet) -> dict[tuple[Any, ...], Pat
     files: dict[tuple[Any, ...], Path] = {}
     lines: dict[Path, str] = {}
     surplus: list[str] = []
-    manifest = folder / MANIFEST
-    for number, line in enumerate(read_text(manifest).split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{manifest}:{number}"
-        row = parse_object(where, line)
+    for where, row in read_objects(folder / MANIFEST).items():
         key = _key(where, row)
         file = inside(f"{where}: file", folder, check_text(where, row, "file"))
         if key not in items:
@@ -160,33 +166,6 @@ def _why_surplus(key: tuple[Any, ...], wanted: BenchmarkSet) -> str:
     return f"index {index} of {subject}, prompt {prompt_index}, is not below num_images"
 
 
-def _unreadable(
-    files: Mapping[tuple[Any, ...], Path], in_full: bool
-) -> Iterator[tuple[tuple[Any, ...], str]]:
-    """Key -> why; by the header, or by everything."""
-
-    def check(file: Path) -> str | None:
-        try:
-            if in_full:
-                check_pictures({(file, "RGB"): "images"})
-            else:
-                opened(file, f"images: {file}").close()
-        except DataError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor() as pool:
-        for key, problem in zip(files, pool.map(check, files.values()), strict=True):
-            if problem is not None:
-                yield key, problem
-
-
-def _picture(file: Path) -> Picture:
-    with opened(file, str(file)) as image:
-        height, width = kept_size(image.height, image.width)
-    return Picture(file, "RGB", height, width)
-
-
 def _incomplete(
     folder: Path, wanted: BenchmarkSet, absent: Sequence[Item], unreadable: Sequence[str]
 ) -> str:
@@ -204,7 +183,6 @@ def _incomplete(
     )
 
 
-def _some(problems: Iterable[str]) -> str:
-    problems = list(problems)
+def _some(problems: Sequence[str]) -> str:
     rest = len(problems) - _NAMED
     return "; ".join([*problems[:_NAMED], *([f"and {rest} more"] if rest > 0 else [])])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +19,21 @@ from customized_grpo.data.dreambench import LIVE_CLASSES, read_subjects
 from customized_grpo.data.emoji.source import EmojiConfig
 from customized_grpo.data.images import File, check_pictures
 from customized_grpo.data.photos import Subject, mask_of
-from customized_grpo.data.templates import fill
+from customized_grpo.data.templates import PLACEHOLDER, fill
 from customized_grpo.data.texts import (
     check_list,
     check_text,
     inside,
-    parse_object,
-    read_text,
+    read_objects,
     short,
 )
 from customized_grpo.errors import ConfigError, DataError, within
-from customized_grpo.evaluation.benchmark.items import (
-    LIVE,
-    OBJECT,
+from customized_grpo.evaluation.items import (
     BenchmarkSet,
-    BenchSubject,
     Item,
     Photo,
-    category_of,
-    first_by_name,
+    PhotographedSubject,
+    Rendered,
 )
 from customized_grpo.registry import nearest, one_of
 
@@ -93,23 +90,34 @@ def _dreambench(config: DreamBenchSet, num_images: int) -> BenchmarkSet:
     )
 
 
-def _subject(subject: Subject, checked: Mapping[Path, Photo]) -> BenchSubject:
-    return BenchSubject(
+def _subject(subject: Subject, checked: Mapping[Path, Photo]) -> PhotographedSubject:
+    return PhotographedSubject(
         name=subject.name,
         words=subject.words,
-        kind=LIVE if subject.words in LIVE_CLASSES else OBJECT,
+        kind="live" if subject.words in LIVE_CLASSES else "object",
         photos=tuple(checked[path] for path in subject.photos),
     )
 
 
+def category_of(template: str) -> str:
+    """Category of one of DreamBench's templates, read off its words.
+
+    A word between the article and the subject is a property ("a red {subject}"); wearing something
+    or an outfit is an accessory; everything else says where the subject is: a context.
+    """
+    if not re.match(rf"^an? {re.escape(PLACEHOLDER)}", template):
+        return "property"
+    return "accessory" if re.search(r"\b(wearing|outfit)\b", template) else "context"
+
+
 def _references(
-    rule: str | dict[str, str], subjects: Mapping[str, BenchSubject]
+    rule: str | dict[str, str], subjects: Mapping[str, PhotographedSubject]
 ) -> dict[str, list[str]]:
     """Subject -> photos that are references, each for pictures of its own."""
     names = {name: [photo.name for photo in s.photos] for name, s in subjects.items()}
     if rule == "all":
         return names
-    chosen = {name: [first_by_name(subject.photos)] for name, subject in subjects.items()}
+    chosen = {name: [min(photos)] for name, photos in names.items()}
     for name, photo in (rule if isinstance(rule, dict) else {}).items():
         if name not in names:
             fix = nearest(name, names) or one_of(names)
@@ -162,27 +170,6 @@ def digest_of_files(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True, eq=False)
-class Rendered:
-    """A picture in memory."""
-
-    pixels: Tensor
-
-    @property
-    def height(self) -> int:
-        """See Loadable."""
-        return self.pixels.shape[1]
-
-    @property
-    def width(self) -> int:
-        """See Loadable."""
-        return self.pixels.shape[2]
-
-    def load(self) -> Tensor:
-        """See Loadable."""
-        return self.pixels
-
-
 def _rendered(name: str, picture: Tensor, mask: Tensor) -> Photo:
     digest = hashlib.sha256(picture.numpy().tobytes() + mask.numpy().tobytes()).hexdigest()
     return Photo(name=name, picture=Rendered(picture), mask=Rendered(mask), digest=digest)
@@ -214,7 +201,7 @@ def _emoji(config: EmojiSet, num_images: int) -> BenchmarkSet:
     return BenchmarkSet(
         type=config.type,
         subjects={
-            name: BenchSubject(name=name, words=name, kind="", photos=tuple(some))
+            name: PhotographedSubject(name=name, words=name, kind="", photos=tuple(some))
             for name, some in photos.items()
         },
         items=tuple(items),
@@ -263,12 +250,7 @@ _KEYS = ("subject", "prompt", "references", "photos", "class", "kind", "category
 def _jsonl(config: JsonlSet, num_images: int) -> BenchmarkSet:
     path = Path(config.path)
     root = path.parent if config.root is None else Path(config.root)
-    lines = read_text(path, f"benchmark.path: {path}").split("\n")
-    rows = {
-        f"{path}:{number}": parse_object(f"{path}:{number}", line)
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    }
+    rows = read_objects(path, f"benchmark.path: {path}")
     if not rows:
         raise DataError(f"{path}: must hold at least one prompt, got none")
     for where, row in rows.items():
@@ -280,7 +262,7 @@ def _jsonl(config: JsonlSet, num_images: int) -> BenchmarkSet:
 
 
 def _jsonl_items(
-    rows: Iterable[dict[str, Any]], subjects: Mapping[str, BenchSubject], num_images: int
+    rows: Iterable[dict[str, Any]], subjects: Mapping[str, PhotographedSubject], num_images: int
 ) -> Iterator[Item]:
     counts = dict.fromkeys(subjects, 0)
     for row in rows:
@@ -312,7 +294,7 @@ def _check_row(where: str, row: dict[str, Any]) -> None:
 
 def _jsonl_subjects(
     rows: Mapping[str, dict[str, Any]], root: Path, source: str
-) -> dict[str, BenchSubject]:
+) -> dict[str, PhotographedSubject]:
     """Subjects by first mention; their photos are all that any of their lines names."""
     names: dict[str, dict[str, Path]] = {}
     words: dict[str, dict[str, str]] = {}
@@ -336,7 +318,7 @@ def _jsonl_subjects(
                 )
     photos = read_photos([f for files in names.values() for f in files.values()], source)
     return {
-        subject: BenchSubject(
+        subject: PhotographedSubject(
             name=subject,
             words=words[subject].get("class", subject),
             kind=words[subject].get("kind", ""),

@@ -22,11 +22,10 @@ from worlds import config_of, smooth, write_jsonl, write_outputs, write_png
 from customized_grpo.config import EmojiSet, RewardConfig
 from customized_grpo.data.emoji.source import EmojiSource
 from customized_grpo.errors import ConfigError, DataError, RewardError
-from customized_grpo.evaluation.benchmark.anchors import COPY, ORACLE, RANDOM
-from customized_grpo.evaluation.benchmark.items import BenchmarkSet, Item
-from customized_grpo.evaluation.benchmark.outcome import Outcome
-from customized_grpo.evaluation.benchmark.run import evaluate_benchmark
-from customized_grpo.evaluation.benchmark.sets import build_set
+from customized_grpo.evaluation.benchmark import evaluate_benchmark
+from customized_grpo.evaluation.items import BenchmarkSet, Item
+from customized_grpo.evaluation.outcome import COPY, ORACLE, RANDOM, Outcome
+from customized_grpo.evaluation.sets import build_set
 from customized_grpo.rewards.preprocess import Preprocessing
 from customized_grpo.types import Example
 
@@ -39,6 +38,10 @@ def evaluate(*arguments: Any, **fields: Any) -> Outcome:
     outcome = evaluate_benchmark(config_of(*arguments, **fields))
     assert outcome is not None
     return outcome
+
+
+def joint(outcome: Outcome) -> dict[str, Tensor]:
+    return outcome.yardstick.joint(outcome.own)
 
 
 def own_set(folder: Path, num_images: int = 1) -> BenchmarkSet:
@@ -136,8 +139,8 @@ def test_identity_equals_a_plain_implementation(tmp_path, kind, type_, save) -> 
         )
         expected["diversity"].append(1 - float(output @ twin))
     for name, values in expected.items():
-        close(found.columns[f"m/{name}"], values)
-    close(found.anchors[COPY]["m/reference"], [1.0] * len(wanted.items))
+        close(found.own.column(f"m/{name}"), values)
+    close(found.yardstick.anchors[COPY].column("m/reference"), [1.0] * len(wanted.items))
 
 
 def test_clip_t_equals_a_plain_implementation(tmp_path: Path) -> None:
@@ -160,11 +163,11 @@ def test_clip_t_equals_a_plain_implementation(tmp_path: Path) -> None:
         specific.append(own[-1] - float(image @ plain.text(other)))
         photo = plain.feature(read(tmp_path / item.references[0]))
         copies.append(float(photo @ plain.text(item.prompt)))
-    close(found.columns["t"], own)
-    close(found.columns["t/specific"], specific)
-    close(found.anchors[COPY]["t"], copies)
+    close(found.own.column("t"), own)
+    close(found.own.column("t/specific"), specific)
+    close(found.yardstick.anchors[COPY].column("t"), copies)
     scale = plain.model.logit_scale.exp().item()
-    close(found.columns["pickscore"] / scale, own)
+    close(found.own.column("pickscore") / scale, own)
 
 
 def test_the_subject_region_is_what_is_compared(tmp_path: Path) -> None:
@@ -184,8 +187,8 @@ def test_the_subject_region_is_what_is_compared(tmp_path: Path) -> None:
         pixels = read(tmp_path / photo.name)
         write_png(tmp_path / photo.name, torch.where(mask > 0, pixels, 1 - pixels))
     two = evaluate(tmp_path, [metric])
-    close(two.columns["dinov2/photos"], one.columns["dinov2/photos"].tolist())
-    assert one.set_digest != two.set_digest
+    close(two.own.column("dinov2/photos"), one.own.column("dinov2/photos").tolist())
+    assert one.origin.digest != two.origin.digest
 
 
 @on_the_dataset
@@ -200,15 +203,14 @@ def test_anchors_on_the_real_photos_are_ordered(tmp_path: Path) -> None:
         | {"path": tiny_models.save_clip(tmp_path / "clip")},
     ]
     found = evaluate(tmp_path, metrics, benchmark=benchmark, batch_size=64)
-    assert (found.counts["photos"], len(found.items)) == (158, 750)
+    assert (found.origin.counts["photos"], len(found.yardstick.items)) == (158, 750)
     for label in ("dino", "clip-image"):
         for name in ("reference", "photos"):
             copy, oracle, random = (
-                found.anchor_summaries[anchor][f"{label}/{name}"].mean
-                for anchor in (COPY, ORACLE, RANDOM)
+                found.models[anchor].means[f"{label}/{name}"] for anchor in (COPY, ORACLE, RANDOM)
             )
             assert copy >= oracle > random, (label, name)
-        assert found.anchor_summaries[COPY][f"{label}/copy"].mean > 0.01
+        assert found.models[COPY].means[f"{label}/copy"] > 0.01
     text = (tmp_path / "evaluations" / "test" / "benchmark.md").read_text()
     assert "| Customized-GRPO | 0.812 | 8.32 |" in text
     assert "Published (not measured here)" in text
@@ -257,13 +259,9 @@ def test_a_copier_is_exposed(planted: dict[str, Outcome]) -> None:
     copier, truth = planted["copier"], planted["truth"]
     assert copier.summary["dinov2/reference"].mean == pytest.approx(1, abs=1e-5)
     copying, honest = (o.summary["dinov2/copy"] for o in (copier, truth))
-    oracle = copier.anchor_summaries[ORACLE]["dinov2/copy"]
-    assert copying.low is not None
-    assert oracle.high is not None
-    assert honest.high is not None
+    oracle = copier.yardstick.summary(copier.models[ORACLE])["dinov2/copy"]
     assert copying.low > max(oracle.high, honest.high)
     change = copier.changes["dinov2/copy"]
-    assert change.low is not None
     assert change.low > 0
 
 
@@ -271,7 +269,6 @@ def test_a_prompt_ignorer_is_exposed(planted: dict[str, Outcome]) -> None:
     ignorer, truth = planted["ignorer"], planted["truth"]
     for name in ("clip-text", "clip-text/specific"):
         change = ignorer.changes[name]
-        assert change.high is not None
         assert change.high < 0, name
     # Hardly better by its own prompt than by another.
     specific, honest = (o.summary["clip-text/specific"].mean for o in (ignorer, truth))
@@ -311,13 +308,13 @@ class FirstLetter:
 def test_a_first_letter_bug_is_caught(tmp_path: Path) -> None:
     wanted = emoji_set(12)
     write_outputs(tmp_path / "outputs", wanted, lambda i: smooth(i.prompt_index, 64, 64))
-    metric = {"type": "test_run:FirstLetterConfig", "objective": "prompt"}
+    metric = {"type": "test_benchmark:FirstLetterConfig", "objective": "prompt"}
     fields = {"benchmark": {"type": "emoji", "num_examples": 12}}
     with pytest.raises(RewardError, match="first-letter: must depend on the whole prompt, got the"):
         evaluate(tmp_path, [metric], **fields)
     assert not (tmp_path / "evaluations" / "test" / "benchmark.json").exists()
     found = evaluate(tmp_path, [metric | {"fixed": True}, EMOJI_CLIP], **fields)
-    close(found.columns["first-letter"], found.columns["clip-text"].tolist())
+    close(found.own.column("first-letter"), found.own.column("clip-text").tolist())
 
 
 def test_equal_pictures_neither_dominate_nor_collapse(tmp_path: Path) -> None:
@@ -330,14 +327,14 @@ def test_equal_pictures_neither_dominate_nor_collapse(tmp_path: Path) -> None:
     evaluate(tmp_path, [dino, clip], name="base")
     folder = str(tmp_path / "evaluations" / "base")
     again = evaluate(tmp_path, [dino, clip], name="again", baseline=folder)
-    assert {name: column.sum().item() for name, column in again.joint.items()} == {
+    assert {name: column.sum().item() for name, column in joint(again).items()} == {
         "joint/domination": 0.0,
         "joint/collapse": 0.0,
     }
     # Without one of the leading metrics on both sides there is no such rate.
     evaluate(tmp_path, [dino], name="identity")
     folder = str(tmp_path / "evaluations" / "identity")
-    assert evaluate(tmp_path, [dino, clip], name="half", baseline=folder).joint == {}
+    assert joint(evaluate(tmp_path, [dino, clip], name="half", baseline=folder)) == {}
 
 
 def test_the_baseline_is_paired_picture_by_picture(tmp_path: Path) -> None:
@@ -353,38 +350,43 @@ def test_the_baseline_is_paired_picture_by_picture(tmp_path: Path) -> None:
     write_outputs(tmp_path / "outputs", wanted, lambda i: smooth(9 + i.prompt_index))
     folder = str(tmp_path / "evaluations" / "base")
     found = evaluate(tmp_path, metrics, name="tuned", baseline=folder)
-    own, other = ({n: o.columns[n] for n in ("clip-text", "dinov2/photos")} for o in (found, base))
+    own, other = (
+        {n: o.own.column(n) for n in ("clip-text", "dinov2/photos")} for o in (found, base)
+    )
+    differences = found.yardstick.differences(found.own)
     for name, column in own.items():
-        close(found.differences[name], (column - other[name]).tolist())
+        close(differences[name], (column - other[name]).tolist())
         assert found.changes[name].mean == pytest.approx(
             (column - other[name]).mean().item(), abs=1e-6
         )
     better = torch.stack([own[n] > other[n] for n in own], 1).all(1)
     worse = torch.stack([own[n] < other[n] for n in own], 1).all(1)
-    assert found.joint["joint/domination"].tolist() == better.double().tolist()
-    assert found.joint["joint/collapse"].tolist() == worse.double().tolist()
+    assert joint(found)["joint/domination"].tolist() == better.double().tolist()
+    assert joint(found)["joint/collapse"].tolist() == worse.double().tolist()
     chance = [
-        found.anchors[COPY]["clip-text"].mean().item(),
-        found.anchors[RANDOM]["dinov2/photos"].mean().item(),
+        found.yardstick.anchors[COPY].column("clip-text").mean().item(),
+        found.yardstick.anchors[RANDOM].column("dinov2/photos").mean().item(),
     ]
     sides = [column.mean().item() - c for column, c in zip(own.values(), chance, strict=True)]
     area = sides[0] * sides[1] if min(sides) > 0 else 0.0
-    assert found.hypervolume() == pytest.approx(area, abs=1e-6)
+    assert found.yardstick.hypervolume(found.own) == pytest.approx(area, abs=1e-6)
     written = json.loads((tmp_path / "evaluations" / "tuned" / "benchmark.json").read_text())
-    assert written["baseline"]["changes"]["clip-text"]["mean"] == pytest.approx(
+    assert written["statistics"]["changes"]["clip-text"]["mean"] == pytest.approx(
         found.changes["clip-text"].mean, abs=1e-6
     )
     assert "tuned - baseline" in (tmp_path / "evaluations" / "tuned" / "benchmark.md").read_text()
     # The same of every group, from its pictures alone.
-    red = [row for row, item in enumerate(found.items) if item.category == "property"]
+    red = [row for row, item in enumerate(found.yardstick.items) if item.category == "property"]
     assert len(red) == 3
     group = written["groups"]["category"]["property"]
     for name, column in own.items():
-        assert group["summary"][name]["mean"] == pytest.approx(column[red].mean().item(), abs=1e-6)
+        assert group["models"]["tuned"]["means"][name]["mean"] == pytest.approx(
+            column[red].mean().item(), abs=1e-6
+        )
         change = (column - other[name])[red].mean().item()
-        assert group["baseline"]["changes"][name]["mean"] == pytest.approx(change, abs=1e-6)
-    copies = found.anchors[COPY]["clip-text"][red].mean().item()
-    assert group["anchors"][COPY]["clip-text"]["mean"] == pytest.approx(copies, abs=1e-6)
+        assert group["changes"][name]["mean"] == pytest.approx(change, abs=1e-6)
+    copies = found.yardstick.anchors[COPY].column("clip-text")[red].mean().item()
+    assert group["models"][COPY]["means"]["clip-text"]["mean"] == pytest.approx(copies, abs=1e-6)
     assert set(written["groups"]["kind"]) == {"live", "object"}
     text = (tmp_path / "evaluations" / "tuned" / "benchmark.md").read_text()
     assert text.count("| random other subject | base (baseline) | tuned |") == 1 + 3 + 2
@@ -437,10 +439,10 @@ def test_a_part_is_scored_under_the_same_other_prompts(tmp_path: Path) -> None:
     wanted = own_set(tmp_path)
     folder = write_outputs(tmp_path / "outputs", wanted, lambda i: smooth(i.prompt_index))
     column = "clip-text/specific"
-    whole = evaluate(tmp_path, [EMOJI_CLIP]).columns[column]
+    whole = evaluate(tmp_path, [EMOJI_CLIP]).own.column(column)
     lines = (folder / "manifest.jsonl").read_text().splitlines(keepends=True)
     (folder / "manifest.jsonl").write_text("".join(lines[:1] + lines[2:]))
-    part = evaluate(tmp_path, [EMOJI_CLIP], name="part", allow_partial=True).columns[column]
+    part = evaluate(tmp_path, [EMOJI_CLIP], name="part", allow_partial=True).own.column(column)
     close(part, whole[[0, *range(2, 9)]].tolist())
 
 
@@ -449,35 +451,25 @@ def test_a_partial_evaluation_says_so_everywhere(tmp_path: Path) -> None:
     folder = write_outputs(tmp_path / "outputs", wanted, lambda i: smooth(i.prompt_index))
     lines = (folder / "manifest.jsonl").read_text().splitlines(keepends=True)
     (folder / "manifest.jsonl").write_text("".join(lines[1:]))
-    metric = EMOJI_DINO
     results = tmp_path / "evaluations" / "test"
-    with pytest.raises(DataError, match="1 of 9 pictures are missing"):
-        evaluate(tmp_path, [metric])
-    assert not (results / "benchmark.json").exists()
-    found = evaluate(tmp_path, [metric], allow_partial=True)
-    assert len(found.items) == 8
+    found = evaluate(tmp_path, [EMOJI_DINO], allow_partial=True)
+    assert len(found.yardstick.items) == 8
     written = json.loads((results / "benchmark.json").read_text())
     assert written["complete"] is False
-    assert written["missing"] == ["rex, prompt 0, reference rex/0.png, index 0"]
+    assert written["origin"]["missing"] == ["rex, prompt 0, reference rex/0.png, index 0"]
     assert "**PARTIAL: 1 of 9 pictures are missing" in (results / "benchmark.md").read_text()
     assert "PARTIAL: 1 of 9 pictures are missing" in (results / "gallery.html").read_text()
     (folder / "manifest.jsonl").write_text("".join(lines))
     with pytest.raises(ConfigError, match="baseline: must be complete, got 'test' with pictures"):
-        evaluate(tmp_path, [metric], name="other", baseline=str(results))
+        evaluate(tmp_path, [EMOJI_DINO], name="other", baseline=str(results))
 
 
 def test_a_picture_that_breaks_in_the_middle_ends_it(tmp_path: Path) -> None:
     """Its header is whole, so it is only found when it is decoded."""
     folder = write_outputs(tmp_path / "outputs", own_set(tmp_path), lambda i: smooth(i.index))
     file = folder / "pictures" / "0007.png"
-    whole = file.read_bytes()
-    file.write_bytes(whole[:300])
-    with pytest.raises(DataError, match=r"0007\.png is not a readable picture"):
-        evaluate(tmp_path, [EMOJI_DINO])
-    assert not (tmp_path / "evaluations" / "test" / "benchmark.json").exists()
-    file.write_bytes(whole)
     evaluate(tmp_path, [EMOJI_DINO])
-    file.write_bytes(whole[:400])  # the earlier result is not that of these pictures
+    file.write_bytes(file.read_bytes()[:400])  # the earlier result is not that of these pictures
     with pytest.raises(DataError, match=r"0007\.png is not a readable picture"):
         evaluate(tmp_path, [EMOJI_DINO])
     assert [path.name for path in (tmp_path / "evaluations" / "test").iterdir()] == ["cache"]
@@ -505,7 +497,7 @@ class Sometimes:
 
 def test_a_picture_that_cannot_be_scored_ends_it(tmp_path: Path) -> None:
     write_outputs(tmp_path / "outputs", own_set(tmp_path), lambda i: smooth(i.prompt_index))
-    metric = {"type": "test_run:SometimesConfig", "objective": "quality"}
+    metric = {"type": "test_benchmark:SometimesConfig", "objective": "quality"}
     with pytest.raises(RewardError, match=r"sometimes: pictures/.*png could not be scored"):
         evaluate(tmp_path, [metric])
     with pytest.raises(RewardError, match="sometimes: no answer"):
@@ -540,7 +532,7 @@ def test_numbers_are_kept_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_gallery_is_one_file_by_a_rule(tmp_path: Path) -> None:
-    from customized_grpo.evaluation.benchmark.gallery import chosen
+    from customized_grpo.evaluation.report.gallery import chosen
 
     values = torch.tensor([3.0, math.nan, 1, 2, 2, 5, 0, 9, 8, 7, 6, 4, 10, 11])
     rows = chosen(values)
@@ -550,5 +542,5 @@ def test_the_gallery_is_one_file_by_a_rule(tmp_path: Path) -> None:
     write_outputs(tmp_path / "outputs", own_set(tmp_path), lambda i: smooth(i.prompt_index))
     evaluate(tmp_path, [EMOJI_DINO])
     page = (tmp_path / "evaluations" / "test" / "gallery.html").read_text()
-    assert page.count("<figure>") == 18
+    assert page.count('<figure class="gallery">') == 18
     assert "http" not in page

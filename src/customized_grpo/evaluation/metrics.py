@@ -18,7 +18,7 @@ from customized_grpo.config import RewardConfig
 from customized_grpo.config.decoding import to_raw
 from customized_grpo.data.listed import PictureCache
 from customized_grpo.errors import ConfigError, RewardError, within
-from customized_grpo.evaluation.benchmark.items import BenchmarkSet, Item, Photo
+from customized_grpo.evaluation.items import BenchmarkSet, Item, Photo, make_example
 from customized_grpo.rewards.base import PartialFailures, Reward
 from customized_grpo.rewards.identity import IdentityConfig, IdentityReward
 from customized_grpo.types import Example
@@ -31,7 +31,7 @@ IDENTITY, PROMPT = "identity", "prompt"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
+class Query:
     """What is asked of a model about one picture; a number depends on nothing else."""
 
     photo: Photo
@@ -41,12 +41,26 @@ class Request:
     """'' where no prompt is involved."""
     references: tuple[Photo, ...] = ()
 
+    @classmethod
+    def of(cls, item: Item, photo: Photo, wanted: BenchmarkSet) -> Query:
+        """Asks about the picture of an item, by the item's own prompt."""
+        return cls(
+            photo=photo,
+            words=wanted.subjects[item.subject].words,
+            prompt=item.prompt,
+            references=wanted.references(item),
+        )
+
+    def example(self, cache: PictureCache) -> Example:
+        """What a reward is asked about."""
+        return make_example(self.words, self.prompt, self.references, cache)
+
     def key(self) -> list[Any]:
-        """Of the content, not of names."""
+        """Names the content of the pictures, not their files."""
         return [self.photo.digest, self.words, self.prompt, [r.digest for r in self.references]]
 
 
-Compute = Callable[[Sequence[Tensor], Sequence[Request]], Tensor]
+Compute = Callable[[Sequence[Tensor], Sequence[Query]], Tensor]
 """Numbers ``[B, ...]`` of pictures ``[3, H, W]`` and what is asked about each."""
 
 
@@ -72,48 +86,53 @@ class Metric:
         """How several references count: by the most similar one, or by their mean."""
         return getattr(self.config, "references", "max")
 
+    @property
+    def leading(self) -> str:
+        """The column that stands for its objective where the metric is the objective's first."""
+        return f"{self.label}/photos" if self.is_encoder else self.label
+
     def digest(self, what: str) -> str:
         """Names a kind of numbers of this model, for the store."""
         text = json.dumps([what, self.identity], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def outputs(self, images: Sequence[Tensor], requests: Sequence[Request]) -> Tensor:
-        """Features ``[B, D]`` of outputs.
+    def outputs(self, images: Sequence[Tensor], queries: Sequence[Query]) -> Tensor:
+        """Features ``[B, D]`` of a model's pictures.
 
         Raises:
             RewardError: if one has none: a part of them is no evaluation.
         """
         assert isinstance(self._model, IdentityReward)
         moved = [image.to(self._device) for image in images]
-        features = self._model.embed_outputs(moved, [r.words for r in requests])
-        self._check_finite(features, requests, "its features are NaN; mend the model or picture")
+        features = self._model.embed_outputs(moved, [r.words for r in queries])
+        self._check_finite(features, queries, "its features are NaN; mend the model or picture")
         return features
 
-    def photos(self, images: Sequence[Tensor], requests: Sequence[Request]) -> Tensor:
+    def photos(self, images: Sequence[Tensor], queries: Sequence[Query]) -> Tensor:
         """Features ``[B, D]`` of photos.
 
         Raises:
             RewardError: if the subject is not found in one.
         """
         assert isinstance(self._model, IdentityReward)
-        masks = [None if r.photo.mask is None else r.photo.mask.load() for r in requests]
+        masks = [None if r.photo.mask is None else r.photo.mask.load() for r in queries]
         moved = [image.to(self._device) for image in images]
-        features = self._model.embed_photos(moved, masks, [r.words for r in requests])
+        features = self._model.embed_photos(moved, masks, [r.words for r in queries])
         self._check_finite(
-            features, requests, "no subject is found in this photo; put NAME.mask.png beside it"
+            features, queries, "no subject is found in this photo; put NAME.mask.png beside it"
         )
         return features
 
-    def _check_finite(self, numbers: Tensor, requests: Sequence[Request], why: str) -> None:
+    def _check_finite(self, numbers: Tensor, queries: Sequence[Query], why: str) -> None:
         whole = numbers.isfinite().flatten(1).all(1) if numbers.dim() > 1 else numbers.isfinite()
         if not whole.all():
-            request = requests[int(whole.int().argmin())]
+            query = queries[int(whole.int().argmin())]
             raise RewardError(
-                f"{self.label}: {request.photo.name} could not be scored ({request.words}): {why} "
+                f"{self.label}: {query.photo.name} could not be scored ({query.words}): {why} "
                 "and start again, what is measured is kept"
             )
 
-    def scores(self, images: Sequence[Tensor], requests: Sequence[Request]) -> Tensor:
+    def scores(self, images: Sequence[Tensor], queries: Sequence[Query]) -> Tensor:
         """Scores ``[B]``.
 
         Raises:
@@ -124,10 +143,12 @@ class Metric:
         for shape in dict.fromkeys(shapes):
             rows = [row for row, other in enumerate(shapes) if other == shape]
             batch = torch.stack([images[row] for row in rows]).to(self._device)
-            scores[rows] = self._score(batch, [self._example(requests[row]) for row in rows])
+            scores[rows] = self._score(
+                batch, [queries[row].example(self._references) for row in rows]
+            )
         model = self._model
         why = model.take_errors() if isinstance(model, PartialFailures) else ()
-        self._check_finite(scores, requests, f"{'; '.join(why) or 'it is NaN'}; mend that")
+        self._check_finite(scores, queries, f"{'; '.join(why) or 'it is NaN'}; mend that")
         return scores
 
     @torch.no_grad()
@@ -137,15 +158,6 @@ class Metric:
         except RewardError as error:
             raise RewardError(f"{self.label}: {error}") from error
 
-    def _example(self, request: Request) -> Example:
-        names = json.dumps([request.words, request.prompt, *(r.digest for r in request.references)])
-        return Example(
-            id=names,  # rewards tell examples by it: equal only where all of it is
-            prompt=request.prompt,
-            references=tuple(self._references.load(r.picture) for r in request.references),
-            subject=request.words,
-        )
-
 
 def _check(config: RewardConfig) -> None:
     if isinstance(config, IdentityConfig) and config.copy_penalty:
@@ -153,16 +165,6 @@ def _check(config: RewardConfig) -> None:
             f"copy_penalty: must be 0 in an evaluation, got {config.copy_penalty}; copying is "
             "measured on its own"
         )
-
-
-def output_request(item: Item, photo: Photo, wanted: BenchmarkSet) -> Request:
-    """About the picture of an item, by its own prompt."""
-    return Request(
-        photo=photo,
-        words=wanted.subjects[item.subject].words,
-        prompt=item.prompt,
-        references=wanted.references(item),
-    )
 
 
 def identity_of(config: RewardConfig, device: torch.device) -> dict[str, Any]:

@@ -1,0 +1,120 @@
+"""Means with 95 % intervals: of pictures by a bootstrap over subjects, of runs by Student's t.
+
+Pictures of one subject are not independent: a bootstrap over pictures would be too sure. Subjects
+are drawn with replacement, each with all its pictures, always by the same random numbers, so that
+an evaluation has one result. Differences are paired before they come here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+RESAMPLES = 10_000
+_SEED = 0
+_TAIL = 0.025  # on either side of the interval
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean and the interval of those that one might have had with other subjects, or seeds."""
+
+    mean: float
+    low: float | None
+    """None for a single subject or seed, which says nothing of others."""
+    high: float | None
+    count: int
+    """Numbers in the mean."""
+    subjects: int | None = None
+    """What was drawn from; None over seeds."""
+
+    @property
+    def half_width(self) -> float:
+        """Half of the interval; NaN without one."""
+        return math.nan if self.low is None or self.high is None else (self.high - self.low) / 2
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the whole interval lies on one side of 0."""
+        return self.low is not None and self.high is not None and self.low * self.high > 0
+
+    def in_brackets(self, sign: bool = False) -> str:
+        """``0.760 [0.741, 0.778]``."""
+        form = "+.3f" if sign else ".3f"
+        if self.low is None or self.high is None:
+            return f"{self.mean:{form}}"
+        return f"{self.mean:{form}} [{self.low:{form}}, {self.high:{form}}]"
+
+    def plus_minus(self, digits: int = 4, sign: bool = False) -> str:
+        """``0.7600 ± 0.0185``: the mean and the half-width."""
+        mean = f"{self.mean:{'+' if sign else ''}.{digits}f}"
+        return mean if self.low is None else f"{mean} ± {self.half_width:.{digits}f}"
+
+
+def over_seeds(numbers: Sequence[float]) -> Estimate:
+    """Mean of one number per seed, with the confidence interval of Student's t."""
+    from scipy.stats import t
+
+    values = torch.tensor(numbers, dtype=torch.float64)
+    count, mean = len(values), values.mean().item()
+    if count == 1:
+        return Estimate(mean, None, None, count)
+    half = float(t.ppf(1 - _TAIL, count - 1)) * standard_error(values)
+    return Estimate(mean, mean - half, mean + half, count)
+
+
+def standard_error(differences: Tensor) -> float:
+    """Standard error of the mean of ``[B]`` paired differences; NaN entries are left out."""
+    values = differences[~differences.isnan()]
+    return (values.std() / len(values) ** 0.5).item()
+
+
+def over_subjects(values: Tensor, subjects: Sequence[str]) -> Estimate | None:
+    """Mean of numbers ``[N]`` of pictures of the given subjects; NaN are left out.
+
+    None if there is none left.
+    """
+    values = values.double()
+    known = ~values.isnan()
+    names = [name for name, is_known in zip(subjects, known.tolist(), strict=True) if is_known]
+    if not names:
+        return None
+    places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    place = torch.tensor([places[name] for name in names])
+    numbers = values[known]
+    sums = torch.zeros(len(places), dtype=torch.float64).scatter_add_(0, place, numbers)
+    counts = torch.bincount(place, minlength=len(places)).double()
+    low = high = None
+    if len(places) > 1:
+        draws = _draws(len(places))
+        means = ((draws * sums).sum(1) / (draws * counts).sum(1)).sort().values
+        low, high = (_quantile(means, q) for q in (_TAIL, 1 - _TAIL))
+    return Estimate(numbers.mean().item(), low, high, len(names), len(places))
+
+
+def estimates(columns: Mapping[str, Tensor], subjects: Sequence[str]) -> dict[str, Estimate]:
+    """``over_subjects`` for every column that has numbers."""
+    found = {name: over_subjects(column, subjects) for name, column in columns.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+@lru_cache(maxsize=32)
+def _draws(subjects: int) -> Tensor:
+    """How often each resample holds each subject, ``[RESAMPLES, S]``."""
+    rng = torch.Generator().manual_seed(_SEED)
+    drawn = torch.randint(subjects, (RESAMPLES, subjects), generator=rng)
+    counts = torch.zeros(RESAMPLES, subjects, dtype=torch.float64)
+    return counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
+
+
+def _quantile(ordered: Tensor, share: float) -> float:
+    """Linear interpolation, as numpy's default."""
+    position = share * (len(ordered) - 1)
+    first = math.floor(position)
+    second = min(first + 1, len(ordered) - 1)
+    return torch.lerp(ordered[first], ordered[second], position - first).item()
