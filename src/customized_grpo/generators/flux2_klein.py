@@ -40,6 +40,10 @@ class Flux2KleinConfig(PipelineConfig):
     text_layers: tuple[int, ...] = (9, 18, 27)
     """Hidden states of the text encoder that become the embedding."""
 
+    def passes(self) -> int:
+        """See PipelineConfig."""
+        return 2 if (self.guidance_scale or 0) > 1 else 1
+
     def build(self, device: torch.device) -> Flux2KleinGenerator:
         """Loads the pipeline onto the device."""
         from diffusers import Flux2KleinPipeline

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from customized_grpo.assets import path_revision
 from customized_grpo.buckets import layout
-from customized_grpo.config import BenchmarkConfig, GeneratorConfig
+from customized_grpo.config import BenchmarkConfig, GeneratorConfig, revisions
 from customized_grpo.config.decoding import to_raw
 from customized_grpo.data.listed import PictureCache
 from customized_grpo.errors import CheckpointError, ConfigError, within
-from customized_grpo.evaluation.benchmark.encoders import path_revision
 from customized_grpo.evaluation.benchmark.items import BenchmarkSet, Item
 from customized_grpo.evaluation.benchmark.manifest import MANIFEST, write_manifest
 from customized_grpo.files import write_atomic
@@ -32,7 +32,6 @@ from customized_grpo.training.rollout import Policy, sample_images
 from customized_grpo.types import Example
 
 _RECIPE = "recipe.json"
-_CHECKPOINTS = ("path", "uno_lora")  # of any generator
 
 
 def generate(
@@ -109,13 +108,10 @@ def _keep_recipe(config: BenchmarkConfig, wanted: BenchmarkSet, folder: Path, ra
 
 
 def _recipe(config: BenchmarkConfig, wanted: BenchmarkSet) -> dict[str, Any]:
-    generator: Any = to_raw(config.generator)
     return {
         "set": wanted.digest,
-        "generator": generator,
-        "checkpoints": {
-            name: path_revision(generator[name]) for name in _CHECKPOINTS if generator.get(name)
-        },
+        "generator": to_raw(config.generator),
+        "checkpoints": revisions(config.generator),
         "lora": config.lora and path_revision(config.lora),
         "sampling": to_raw(config.sampling),
     }

@@ -70,9 +70,11 @@ def examine(
 
 def _read(target: Path, overrides: Sequence[str]) -> RunConfig:
     from customized_grpo.config import load_config
-    from customized_grpo.runs.resume import resumed_config
+    from customized_grpo.runs.run import Run
 
-    return (resumed_config if target.is_dir() else load_config)(target, overrides)
+    if target.is_dir():
+        return Run.open(target, overrides).config
+    return load_config(target, overrides)
 
 
 def _import_error() -> Finding | None:
@@ -88,17 +90,16 @@ def _planned(
     config: RunConfig, machine: Machine, say: Callable[[str], None], *, resumes: bool
 ) -> Iterator[Finding]:
     from customized_grpo.tools.doctor import run
-    from customized_grpo.tools.doctor.endpoints import endpoints
     from customized_grpo.tools.doctor.memory import memory, predict
     from customized_grpo.tools.doctor.weights import weights
 
     yield from run.settings(config, machine)
+    say("generator, rewards, sinks")
+    yield from run.plugs(config)
     say("the run's folder")
     yield from run.state(config, resumes=resumes)
     say("weights")
     yield from weights(config)
-    say("endpoints")
-    yield from endpoints(config)
     say("data")
     yield from run.data(config)
     say("memory")

@@ -15,9 +15,7 @@ import psutil
 
 from customized_grpo.tools.doctor.findings import Finding, gigabytes, ok, problem, warning
 
-_GROUPS = Path("/sys/fs/cgroup")
-_OWN_GROUP = Path("/proc/self/cgroup")
-_NO_LIMIT = 2**63
+_GROUP = Path("/sys/fs/cgroup")
 _LOW_DISK = 5e9  # bytes; a LoRA run of a 12-billion model keeps some GB of checkpoints
 
 
@@ -45,7 +43,7 @@ class Machine:
     """What CUDA says of the others, by their number."""
 
     def place(self, device: str) -> Place:
-        """That of a single process on a config's ``device``."""
+        """Where a single process on a config's ``device`` computes."""
         return self.gpus[0] if self.gpus and device != "cpu" else self.ram
 
 
@@ -74,47 +72,24 @@ def _gpu(number: int) -> Place:
 def _ram() -> Place:
     import torch
 
-    memory = psutil.virtual_memory()
-    limit, room = container_memory()
-    units = torch.cpu.get_capabilities()
+    memory, units = psutil.virtual_memory(), torch.cpu.get_capabilities()
+    limit = min([memory.total, *_group_numbers("memory.max")])
     return Place(
         name="RAM",
-        total=min(memory.total, limit),
-        free=min(memory.available, room),
+        total=limit,
+        free=min(memory.available, limit),
         is_gpu=False,
         bf16=any(units.get(name) for name in ("amx_tile", "avx512_bf16", "bf16")),
     )
 
 
-def container_memory(groups: Path = _GROUPS, own: Path = _OWN_GROUP) -> tuple[int, int]:
-    """Bytes that a container or a batch system allows (cgroup v2), and what is left of them."""
-    limit = room = _NO_LIMIT
-    for group in _groups(groups, own):
-        if (text := _read(group / "memory.max")).isdecimal():
-            limit = min(limit, int(text))
-            room = min(room, int(text) - _in_use(group))
-    return limit, max(0, room)
-
-
-def _groups(groups: Path, own: Path) -> list[Path]:
-    """The control group of this process and those around it, each of which may have limits."""
-    lines = (line[3:] for line in _read(own).splitlines() if line.startswith("0::"))
-    inside = groups / next(lines, "").strip("/")
-    return [folder for folder in (inside, *inside.parents) if folder.is_relative_to(groups)]
-
-
-def _in_use(group: Path) -> int:
-    """Without cached files that the kernel drops when it needs room."""
-    stat = dict(line.split() for line in _read(group / "memory.stat").splitlines())
-    return int(_read(group / "memory.current") or 0) - int(stat.get("inactive_file", 0))
-
-
-def _read(file: Path) -> str:
-    """'' where the kernel has no such file."""
+def _group_numbers(name: str) -> list[int]:
+    """Numbers in a file of the control group that a container sees as its own; 'max' is none."""
     try:
-        return file.read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""
+        words = (_GROUP / name).read_text(encoding="utf-8").split()
+    except OSError:  # another system, or no container
+        return []
+    return [int(word) for word in words if word.isdecimal()]
 
 
 def hardware(machine: Machine) -> Iterator[Finding]:
@@ -136,16 +111,13 @@ def _cpu(ram: Place) -> Finding:
     return ok("cpu", found)
 
 
-def process_cores(groups: Path = _GROUPS, own: Path = _OWN_GROUP) -> int:
-    """Those this process may use: fewer than there are in containers and batch jobs."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    for group in _groups(groups, own):
-        quota, _, period = _read(group / "cpu.max").partition(" ")
-        if quota.isdecimal():  # microseconds in each period, of all cores together
-            cores = min(cores, math.ceil(int(quota) / int(period)))
+def process_cores() -> int:
+    """Cores this process may use: fewer than there are in containers and batch jobs."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    match _group_numbers("cpu.max"):
+        case [quota, period]:  # microseconds in each period, of all cores together
+            return min(cores, math.ceil(quota / period))
     return cores
 
 

@@ -78,7 +78,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """Of all."""
+        """Their sum."""
         return sum(asdict(self).values())
 
 
@@ -87,7 +87,7 @@ class Estimate:
     """What a run will take."""
 
     stages: dict[str, StageCost]
-    """Of one iteration: a rollout and its updates."""
+    """The stages of one iteration: a rollout and its updates."""
     seconds_per_iteration: float
     seconds_per_update: float
     images_per_second: float
@@ -136,14 +136,9 @@ def estimate(work: Workload, cluster: Cluster) -> Estimate:
     seconds = sum(stage.seconds for stage in stages.values())
     hours = seconds * train.num_updates / train.inner_updates / 3600
     generator: Any = work.config.generator
-    layout = "fsdp" if cluster.fsdp else "ddp"
-    if generator.gradient_checkpointing:
-        layout += "+checkpointing"
     memory = {
-        f"{kind}{'+checkpointing' if checkpointing else ''}": _memory(
-            work, cluster.num_devices, kind == "fsdp", checkpointing
-        )
-        for kind in ("ddp", "fsdp")
+        _layout(fsdp, checkpointing): _memory(work, cluster.num_devices, fsdp, checkpointing)
+        for fsdp in (False, True)
         for checkpointing in (False, True)
     }
     return Estimate(
@@ -154,8 +149,18 @@ def estimate(work: Workload, cluster: Cluster) -> Estimate:
         hours=hours,
         device_hours=hours * cluster.num_devices,
         memory=memory,
-        layout=layout,
+        layout=_layout(cluster.fsdp, generator.gradient_checkpointing),
     )
+
+
+def memory_per_device(work: Workload, num_devices: int) -> Memory:
+    """Predicted memory of a run as its config says."""
+    generator: Any = work.config.generator
+    return _memory(work, num_devices, work.config.fsdp, generator.gradient_checkpointing)
+
+
+def _layout(fsdp: bool, checkpointing: bool) -> str:
+    return ("fsdp" if fsdp else "ddp") + ("+checkpointing" if checkpointing else "")
 
 
 def _stage_cost(stage: Stage, work: Workload, cluster: Cluster) -> StageCost:

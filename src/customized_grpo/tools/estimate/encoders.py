@@ -35,9 +35,9 @@ class RewardCount:
     """By checkpoint, which rewards share."""
     bytes: float
     image_flops: float
-    """Of scoring one image."""
+    """FLOPs of scoring one image."""
     example_flops: float
-    """Of one prompt and its references."""
+    """FLOPs of one prompt and its references."""
     float32: float
     """Share of the FLOPs that are computed in float32; HPSv3's are in bfloat16."""
     peak: float
@@ -101,7 +101,7 @@ def _read_text(model: Any, length: int) -> object:
 
 
 def _vision_flops(model: Any, tokens: int) -> float:
-    """Of the vision tower of a Qwen-VL, by its weights alone: its windows depend on data."""
+    """FLOPs of a Qwen-VL's vision tower, by its weights alone: its windows depend on data."""
     tower = getattr(getattr(model, "model", None), "visual", None)
     if tower is None or not tokens:
         return 0.0
@@ -136,13 +136,13 @@ def count_rewards(rewards: Sequence[RewardConfig], references: int) -> RewardCou
     )  # fmt: skip
 
 
-def _checkpoint(config: Any) -> str | None:
-    """Where the shape of a reward's model stands; None for those that run elsewhere."""
-    fields = {"hpsv2": "clip", "pickscore": "processor", "hpsv3": "base"}
-    counted = ("clip-image", "clip-text", "dino", "dinov2", "dinov3", "siglip2")
-    if config.type in fields:
-        return getattr(config, fields[config.type])
-    return config.path if config.type in counted else None
+def _checkpoint(config: RewardConfig) -> str | None:
+    """Where the shape of a reward's model stands; None for those that run elsewhere.
+
+    A file of bare weights has no shape: it is that of the model from which it was tuned.
+    """
+    shapes = (c.path for c in config.checkpoints() if c.kind in ("model", "texts") and not c.file)
+    return next(shapes, None)
 
 
 def _count_reward(
@@ -153,7 +153,7 @@ def _count_reward(
     model = skeleton(reward_component(path), dtype)
     size = parameters(model)
     with on_skeletons(), torch.no_grad():
-        if config.type == "hpsv3":
+        if hasattr(getattr(model, "model", None), "language_model"):  # HPSv3
             read = count(lambda: _read_text(model.model.language_model, _HPSV3_TOKENS))
             flops = read.flops + _vision_flops(model, 256)
             return EncoderCount(parameters=size, flops=flops, peak=read.peak), 0.0, size

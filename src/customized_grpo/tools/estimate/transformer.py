@@ -39,7 +39,7 @@ class TransformerCount:
     """One sample; bytes of activations grow in proportion to the batch, those of weights do not."""
 
     parameters: float
-    """Of the model without adapters."""
+    """Weights of the model without adapters."""
     trained: float
     """Weights that are trained."""
     forward_flops: float
@@ -153,7 +153,7 @@ def _measure(
 def _count_forward(
     component: tuple[str, dict[str, Any]], tokens: Tokens, dtype: torch.dtype, autocast: bool
 ) -> tuple[Count, int, int]:
-    """Of the model without adapters; its number of parameters, and their bytes."""
+    """A pass of the model without adapters; its number of parameters, and their bytes."""
     model = build(component, dtype).requires_grad_(False)
     make_fake(model)
     with on_skeletons(), torch.no_grad():

@@ -7,13 +7,10 @@ from typing import Any
 
 import torch
 
-from customized_grpo.buckets import bucket_for
 from customized_grpo.config import RunConfig
 from customized_grpo.errors import ConfigError, within
-from customized_grpo.generators.flux_kontext import Kontext
 from customized_grpo.generators.pipeline import PipelineConfig, Size
-from customized_grpo.generators.qwen_image_edit_plus import QwenImageEditPlusConfig
-from customized_grpo.generators.uno import Uno, UnoConfig
+from customized_grpo.tools.estimate.architectures import Component
 from customized_grpo.tools.estimate.checkpoints import pipeline_components, text_tokens
 from customized_grpo.tools.estimate.encoders import (
     EncoderCount,
@@ -26,8 +23,6 @@ from customized_grpo.tools.estimate.transformer import Tokens, TransformerCount,
 
 _NATIVE_SIZE = 1024
 _PATCH = 16  # pixels per token: VAE 8, patches of 2
-_QWEN_PROMPT = 64  # tokens of a prompt and what is written around it; not padded
-_QWEN_PIXELS = 28  # per token of a picture in the text encoder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +59,7 @@ class Workload:
     """One image; parameters: of the VAE."""
     rewards: RewardCount
     guidance_passes: int
-    """Of the transformer per velocity."""
+    """Passes of the transformer per velocity."""
 
     @property
     def samples(self) -> int:
@@ -178,12 +173,18 @@ def count_run(config: RunConfig, references: int = 1, text: int | None = None) -
     Raises:
         ConfigError: if the generator is of another kind, or its shape unknown.
     """
+    generator = config.generator
+    if not isinstance(generator, PipelineConfig):
+        raise ConfigError(
+            f"generator.type must be a pipeline's of diffusers, got {generator.type!r}; other "
+            "generators cannot be counted from their config"
+        )
     with within("generator"):
-        generator = _known(config.generator)
         components = pipeline_components(generator.path)
         size, seen = _sizes(generator, components, references)
-        pictures = _picture_tokens(generator, references)
-        text = text or _text(generator, pictures)
+        pictures = generator.picture_tokens(references)
+        if text is None:
+            text = (generator.max_sequence_length or text_tokens(generator.path)) + pictures
         tokens = Tokens(target=_grid(size), references=tuple(_grid(s) for s in seen), text=text)
         dtype, autocast = _precision(config)
         transformer = count_transformer(
@@ -196,7 +197,7 @@ def count_run(config: RunConfig, references: int = 1, text: int | None = None) -
             for name, component in components.items()
             if name.startswith("text_encoder")
         ]
-    passes = 2 if _is_guided(generator) else 1
+    passes = generator.passes()
     return Workload(
         config=config,
         tokens=tokens,
@@ -212,49 +213,15 @@ def count_run(config: RunConfig, references: int = 1, text: int | None = None) -
     )
 
 
-def _known(generator: Any) -> PipelineConfig:
-    if isinstance(generator, PipelineConfig):
-        return generator
-    raise ConfigError(
-        f"type must be flux-kontext, uno, flux2-klein or qwen-image-edit-plus, got "
-        f"{generator.type!r}; other generators cannot be counted from their config"
-    )
-
-
 def _sizes(
-    generator: PipelineConfig, components: dict[str, Any], count: int
+    generator: PipelineConfig, components: dict[str, Component], count: int
 ) -> tuple[Size, list[Size]]:
     """Pixels of the target, and of square references."""
     native = components["vae"][1].get("sample_size", _NATIVE_SIZE)
     target = (generator.height or native, generator.width or native)
     square = (_NATIVE_SIZE, _NATIVE_SIZE)
-    if isinstance(generator, QwenImageEditPlusConfig):
-        size = bucket_for(*square, generator.reference_area, 2 * _PATCH)
-    elif isinstance(generator, UnoConfig):
-        size = Uno(generator.reference_long_side).size(square, target, count, _PATCH)
-    else:
-        size = Kontext().size(square, target, count, _PATCH)
-    return target, [size] * count
+    return target, [generator.reference_size(square, target, count, _PATCH)] * count
 
 
 def _grid(size: Size) -> tuple[int, int]:
     return size[0] // _PATCH, size[1] // _PATCH
-
-
-def _picture_tokens(generator: PipelineConfig, references: int) -> int:
-    """Tokens of the references in the text encoder of Qwen-Image-Edit."""
-    if not isinstance(generator, QwenImageEditPlusConfig):
-        return 0
-    return references * round(generator.condition_area / _QWEN_PIXELS**2)
-
-
-def _text(generator: PipelineConfig, pictures: int) -> int:
-    if isinstance(generator, QwenImageEditPlusConfig):
-        return (generator.max_sequence_length or _QWEN_PROMPT) + pictures
-    return generator.max_sequence_length or text_tokens(generator.path)
-
-
-def _is_guided(generator: PipelineConfig) -> bool:
-    """Two passes of the transformer a step; FLUX.1's guidance is distilled: one."""
-    scale = generator.guidance_scale or 0.0
-    return generator.type in ("flux2-klein", "qwen-image-edit-plus") and scale > 1
