@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from servers import Reply, Request, scripted_server
 
 from customized_grpo.assets import resolve_checkpoint
+from customized_grpo.config import Checkpoint
 from customized_grpo.tools.doctor import hub
 from customized_grpo.tools.doctor.findings import Finding
 from customized_grpo.tools.doctor.hub import on_hub
@@ -83,7 +84,7 @@ def snapshot(cache: Path) -> Path:
 
 
 def look(kind="model", file: str | None = None) -> Finding:
-    return on_hub("generator.path", REPO, kind, file)
+    return on_hub(Checkpoint(field="generator.path", path=REPO, kind=kind, file=file), REPO)
 
 
 def test_in_the_cache(cache: Path) -> None:

@@ -163,14 +163,6 @@ def test_fsdp_is_counted_over_all_gpus(large: Workload) -> None:
     assert predicted(sharded, 4) < predicted(large)
 
 
-def test_a_run_that_takes_too_long_on_a_cpu(emoji: Workload) -> None:
-    machine = Machine(ram=place(1000, is_gpu=False))
-    assert look(emoji, machine).status == "ok"
-    finding = look(with_flags(emoji, ["--train.num_updates", "1000000"]), machine)
-    assert finding.status == "warning"
-    assert "days on this CPU" in finding.found
-
-
 @pytest.mark.slow
 def test_the_advice_holds_for_a_real_model() -> None:
     file = CONFIGS / "flux-kontext.yaml"

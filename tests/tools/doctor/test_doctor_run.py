@@ -34,7 +34,8 @@ NOBODY = 65534
 
 
 def settings(config: RunConfig, machine: Machine = HERE) -> dict[str, Finding]:
-    return {finding.check: finding for finding in run.settings(config, machine)}
+    findings = (*run.settings(config, machine), *run.plugs(config))
+    return {finding.check: finding for finding in findings}
 
 
 def test_a_config_that_this_machine_can_do(tiny_config: RunConfig) -> None:
@@ -90,6 +91,7 @@ def test_a_reward_s_text_that_is_missing(tiny_config: RunConfig) -> None:
     finding = settings(dataclasses.replace(tiny_config, evaluators=(reward,)))["evaluators.0"]
     assert finding.status == "problem"
     assert "instruction: 'nowhere.txt' cannot be read" in finding.found
+    assert finding.fix == "write it as docs/rewards.md says"
 
 
 def test_bfloat16_on_hardware_without(tiny_config: RunConfig) -> None:
@@ -289,7 +291,7 @@ def test_no_data_to_validate_on(tiny_config: RunConfig, tmp_path: Path) -> None:
 def test_a_dataset_on_the_hub_is_not_fetched(tiny_config: RunConfig) -> None:
     finding = data(tiny_config, Subjects200KConfig())
     assert finding.status == "warning"
-    assert "would be fetched from the hub" in finding.found
+    assert "would be fetched from huggingface.co" in finding.found
 
 
 def test_a_plug_of_others_may_raise_anything(tiny_config: RunConfig) -> None:

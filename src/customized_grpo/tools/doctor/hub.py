@@ -79,7 +79,9 @@ def _ask(repo: str) -> list[Any] | tuple[str, str]:
             api.auth_check(repo)
         return about.siblings or []
     except GatedRepoError:
-        who = "the token has no access" if get_token() else "HF_TOKEN is not set, nobody logged in"
+        who = "the token has no access"
+        if not get_token():
+            who = "HF_TOKEN is not set and nobody logged in"
         fix = f"accept its licence at {shown}/{repo}, then `hf auth login` or export HF_TOKEN"
         return f"it is gated, {who}", fix
     except RepositoryNotFoundError:

@@ -14,19 +14,6 @@ from customized_grpo.tools.doctor.findings import Finding, ok, problem, warning
 PACKAGE = "customized-grpo"
 _SHOWN = ("torch", "diffusers", "transformers", "peft")
 _CONTRIBUTORS = ("dev", "docs")
-# The metadata name an extra's packages, not what they are good for.
-USES = {
-    "bitsandbytes": "generator.quantization: nf4 and train.optimizer: adamw-8bit",
-    "datasets": "data of type subjects200k",
-    "emoji": "data of type emoji: `cgrpo demo` and configs/emoji.yaml",
-    "playground": "`cgrpo playground`",
-    "report": "`cgrpo report` and `cgrpo compare`",
-    "serve": "`cgrpo serve-reward`",
-    "tensorboard": "curves of runs in TensorBoard",
-    "torchao": "generator.quantization: int8",
-    "trackio": "curves of runs in trackio",
-    "wandb": "curves of runs in Weights & Biases",
-}
 
 
 def packages(package: str = PACKAGE) -> Iterator[Finding]:
@@ -77,9 +64,8 @@ def _extras(package: str, extras: dict[str, list[Requirement]]) -> Iterator[Find
     there = []
     for extra, requirements in extras.items():
         if lacking := [_mismatch(r) for r in requirements if not _is_met(r)]:
-            use = f"for {USES[extra]}: " if extra in USES else ""
-            found, fix = "; ".join(lacking), f"pip install '{package}[{extra}]'"
-            yield warning(f"extra {extra}", f"{use}{found}", fix)
+            fix = f"pip install '{package}[{extra}]'"
+            yield warning(f"extra {extra}", "; ".join(lacking), fix)
         else:
             there.append(extra)
     yield ok("extras", f"there are {', '.join(there) or 'none'}")
