@@ -245,11 +245,11 @@ class PipelineGenerator(ABC):
         )
         return scheduler.sigmas.float()
 
-    def noise(self, count: int, generator: torch.Generator) -> Tensor:
+    def noise(self, count: int, rng: torch.Generator) -> Tensor:
         """See the Protocol."""
         rows, columns = self.grid
         channels = self.pipeline.transformer.config.in_channels // 4
-        spatial = torch.randn(count, channels, 2 * rows, 2 * columns, generator=generator)
+        spatial = torch.randn(count, channels, 2 * rows, 2 * columns, generator=rng)
         return self._pack(spatial).to(self.device)
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:

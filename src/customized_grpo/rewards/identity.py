@@ -60,7 +60,7 @@ class IdentityConfig(RewardConfig):
     whole reference than the reference's subject alone is; 0 if it is not, 0 = off."""
 
     def __post_init__(self) -> None:
-        """Options that need each other.
+        """Checks options that need each other.
 
         Raises:
             ValueError: if one would have no effect or lacks another.
@@ -119,7 +119,7 @@ class IdentityReward:
         preprocess: Preprocessing | None = None,
         unused: str = "",
     ) -> IdentityReward:
-        """With the encoder ``features(model, pixels) -> [B, D]``.
+        """Loads a reward with the encoder ``features(model, pixels) -> [B, D]``.
 
         ``preprocess`` None: as the checkpoint's preprocessor_config.json says. ``unused``: weights
         under this name may be missing.

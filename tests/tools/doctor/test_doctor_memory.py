@@ -80,11 +80,8 @@ def test_a_memory_that_is_tight(emoji: Workload) -> None:
     assert (finding.status, finding.found[-7:]) == ("warning", ": tight")
     assert finding.fix.startswith("--train.micro_batch_size")
     assert predicted(with_flags(emoji, flags_of(finding))) <= 0.9 * 1.05e9 * needed
-
-
-def test_a_memory_that_is_in_use(emoji: Workload) -> None:
-    place_in_use = place(9, free=0.5 * predicted(emoji) / 1e9)
-    finding = look(emoji, Machine(ram=place(9), gpus=(place_in_use,)))
+    in_use = Machine(ram=place(9), gpus=(place(9, free=0.5 * needed),))
+    finding = look(emoji, in_use)
     assert finding.status == "warning"
     assert finding.fix.startswith("end what else uses it, or --train.micro_batch_size")
 

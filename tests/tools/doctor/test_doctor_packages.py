@@ -69,5 +69,5 @@ def test_extras_are_read_from_the_metadata(made) -> None:
     assert "rich>=99 is needed, 15" in report.found
     assert "no-such-thing>=1 is needed, it is not installed" in report.found
     assert report.fix == "pip install 'made-up[report]'"
-    assert (found["extras"].status, found["extras"].found) == ("ok", "there are serve, elsewhere")
+    assert (found["extras"].status, found["extras"].found) == ("ok", "there are elsewhere, serve")
     assert "extra dev" not in found

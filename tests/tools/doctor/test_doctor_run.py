@@ -147,13 +147,6 @@ def test_a_folder_that_is_read_only(tiny_config: RunConfig, read_only: Path) -> 
         assert f"set {field}" in findings[field].fix
 
 
-def test_a_file_where_the_folder_should_be(tiny_config: RunConfig, tmp_path: Path) -> None:
-    (tmp_path / "runs").write_text("")
-    finding = folders(tiny_config)["output_dir"]
-    assert finding.status == "problem"
-    assert "Not a directory" in finding.found
-
-
 def test_a_disk_that_is_full(tiny_config: RunConfig) -> None:
     import resource
 
@@ -271,12 +264,6 @@ def test_data_that_are_there(tiny_config: RunConfig, tmp_path: Path) -> None:
     assert "0.png" in finding.found
 
 
-def test_data_that_are_missing(tiny_config: RunConfig, tmp_path: Path) -> None:
-    finding = data(tiny_config, FolderConfig(path=str(tmp_path / "nowhere")))
-    assert finding.status == "problem"
-    assert "nowhere" in finding.found
-
-
 def test_no_data_to_validate_on(tiny_config: RunConfig, tmp_path: Path) -> None:
     for subject in ("mug", "bear"):
         (tmp_path / "photos" / subject).mkdir(parents=True)
@@ -294,9 +281,12 @@ def test_a_dataset_on_the_hub_is_not_fetched(tiny_config: RunConfig) -> None:
     assert "would be fetched from huggingface.co" in finding.found
 
 
-def test_a_plug_of_others_may_raise_anything(tiny_config: RunConfig) -> None:
+def test_data_that_are_missing_or_of_others(tiny_config: RunConfig, tmp_path: Path) -> None:
     from tiny_plugs import TinyData
 
-    finding = data(tiny_config, TinyData())
+    finding = data(tiny_config, FolderConfig(path=str(tmp_path / "nowhere")))
+    assert finding.status == "problem"
+    assert "nowhere" in finding.found
+    finding = data(tiny_config, TinyData())  # a plug of others may raise anything
     assert finding.status == "problem"
     assert finding.fix

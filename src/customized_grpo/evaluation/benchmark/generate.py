@@ -108,10 +108,12 @@ def _keep_recipe(config: BenchmarkConfig, wanted: BenchmarkSet, folder: Path, ra
 
 
 def _recipe(config: BenchmarkConfig, wanted: BenchmarkSet) -> dict[str, Any]:
+    generator = config.generator
+    assert generator is not None
     return {
         "set": wanted.digest,
-        "generator": to_raw(config.generator),
-        "checkpoints": revisions(config.generator),
+        "generator": to_raw(generator),
+        "checkpoints": revisions(generator),
         "lora": config.lora and path_revision(config.lora),
         "sampling": to_raw(config.sampling),
     }

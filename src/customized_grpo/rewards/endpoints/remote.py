@@ -114,7 +114,7 @@ class _Replica:
         self.url = url.rstrip("/")
         self.under_way = 0
         self.failures = 0
-        """In a row; 0 = healthy."""
+        """Failures in a row; 0 = healthy."""
         self.rests_until = -math.inf
 
 
@@ -260,7 +260,7 @@ class RemoteReward:
         return outcome
 
     def _pick(self, avoid: Sequence[_Replica]) -> _Replica:
-        """The least busy of the healthy ones; another than the last where there is one."""
+        """Chooses the least busy healthy replica, and another than the last where there is one."""
         with self._lock:
             now = self._clock()
             replica = min(

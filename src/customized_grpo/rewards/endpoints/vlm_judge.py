@@ -226,7 +226,7 @@ class VlmJudge:
         return score, None
 
     def _ask(self, body: dict[str, Any], is_retry: bool) -> float:
-        """One try."""
+        """Asks the model once."""
         structured = self._structured and "response_format" in body
         if not structured:
             body = {name: value for name, value in body.items() if name != "response_format"}

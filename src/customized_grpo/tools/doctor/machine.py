@@ -115,10 +115,8 @@ def process_cores() -> int:
     """Cores this process may use: fewer than there are in containers and batch jobs."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    match _group_numbers("cpu.max"):
-        case [quota, period]:  # microseconds in each period, of all cores together
-            return min(cores, math.ceil(quota / period))
-    return cores
+    limit = _group_numbers("cpu.max")  # microseconds in each period, of all cores together
+    return min(cores, math.ceil(limit[0] / limit[1])) if len(limit) == 2 else cores
 
 
 def _gpus(machine: Machine) -> Iterator[Finding]:
@@ -132,14 +130,12 @@ def _gpus(machine: Machine) -> Iterator[Finding]:
     numbers = (number for number in itertools.count() if number not in machine.broken)
     for number, gpu in zip(numbers, machine.gpus, strict=False):
         check, found = f"gpu {number}", f"{gpu.name}, {gigabytes(gpu.total)}, {software}"
-        if not gpu.bf16:
-            fix = "mixed_precision: no and generator.dtype: float32, or a newer GPU"
-            yield warning(check, f"{found}: bfloat16 is emulated, slowly", fix)
-        elif gpu.free < 0.9 * gpu.total:
+        found += f", bfloat16 {'in hardware' if gpu.bf16 else 'emulated'}"
+        if gpu.free < 0.9 * gpu.total:
             fix = "end them (nvidia-smi lists them), or choose a GPU by CUDA_VISIBLE_DEVICES"
             yield warning(check, f"{found}: only {gigabytes(gpu.free)} not in use by others", fix)
         else:
-            yield ok(check, f"{found}, bfloat16 in hardware")
+            yield ok(check, found)
 
 
 def _no_gpu() -> Iterator[Finding]:
@@ -168,23 +164,19 @@ def driver_lines() -> list[str]:
     return [line for line in done.stdout.splitlines() if line.strip()]
 
 
-def disk(check: str, folder: Path, needed: float | None = None, what: str = "") -> Finding:
-    """Free space where a folder is or will be.
+def disk(check: str, folder: Path, needed: float = _LOW_DISK, what: str = "") -> Finding:
+    """Free space where a folder is or will be, against the bytes that ``what`` needs.
 
-    Args:
-        check: name of the finding.
-        folder: need not exist.
-        needed: bytes; None: not known.
-        what: needs them.
+    Without ``what`` less than ``needed`` is only worth a look.
     """
     free = free_space(folder)
     found = f"{gigabytes(free)} free at {folder}"
-    if needed is not None and free < needed:
-        fix = "free some, or choose a folder on another disk"
-        return problem(check, f"{found}, {what} need {gigabytes(needed)}", fix)
-    if needed is None and free < _LOW_DISK:
-        return warning(check, found, "free some, or choose a folder on another disk")
-    return ok(check, found + (f", {what} need {gigabytes(needed)}" if needed is not None else ""))
+    found += f", {what} need {gigabytes(needed)}" if what else ""
+    if free >= needed:
+        return ok(check, found)
+    return (problem if what else warning)(
+        check, found, "free some, or choose a folder on another disk"
+    )
 
 
 def free_space(folder: Path) -> int:

@@ -93,8 +93,8 @@ def folders(config: RunConfig, work: Workload | None) -> Iterator[Finding]:
             yield problem(field, f"{path} cannot be written: {error}", fix)
         else:
             yield ok(field, f"{path} can be written")
-    size = None if work is None else _checkpoint_bytes(work)
-    yield disk("disk of output_dir", Path(config.output_dir), size, "its checkpoints")
+    needs = () if work is None else (_checkpoint_bytes(work), "its checkpoints")
+    yield disk("disk of output_dir", Path(config.output_dir), *needs)
 
 
 def _write_error(folder: Path) -> str | None:

@@ -28,17 +28,11 @@ class Cluster:
     fsdp: bool = False
     """Shard the weights over the devices, in place of a copy on each (DDP)."""
     rollout_mfu: float = DEFAULT_MFU
-    """Also of encoding, decoding and scoring."""
+    """The MFU of a rollout, also of encoding, decoding and scoring."""
     update_mfu: float = DEFAULT_MFU
 
     def __post_init__(self) -> None:
-        """Checks the numbers.
-
-        Raises:
-            ConfigError: naming the flag.
-        """
-        if self.num_devices < 1:
-            raise ConfigError(f"--num-devices must be 1 or more, got {self.num_devices}")
+        """Raises a ConfigError that names the flag if a share is none."""
         for mfu in (self.rollout_mfu, self.update_mfu):
             if not 0 < mfu <= 1:
                 raise ConfigError(f"--mfu must be a share above 0, at most 1, got {mfu}")
@@ -54,9 +48,9 @@ class StageCost:
     """One stage of an iteration."""
 
     flops: float
-    """Useful, of all devices together."""
+    """Useful FLOPs of all devices together."""
     bytes: float
-    """That its operators move; all devices."""
+    """Bytes that the operators of all devices move."""
     seconds: float
     communication: float
     """Seconds of it that only wait for other devices."""
@@ -94,9 +88,9 @@ class Estimate:
     hours: float
     device_hours: float
     memory: dict[str, Memory]
-    """By 'ddp' or 'fsdp', and '+checkpointing'."""
+    """'ddp' or 'fsdp', and maybe '+checkpointing' -> memory per device."""
     layout: str
-    """Which of them the run has."""
+    """The one that the run has."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -169,7 +163,7 @@ def _stage_cost(stage: Stage, work: Workload, cluster: Cluster) -> StageCost:
     per_flop = stage.float32 / device.float32 + (1 - stage.float32) / device.bf16
     mfu = cluster.update_mfu if stage.name == "update" else cluster.rollout_mfu
     passes = math.ceil(stage.passes * share / stage.batch) if stage.weights else 0
-    computing = stage.executed * share * per_flop / mfu
+    computing = (stage.flops + stage.again) * share * per_flop / mfu
     needed = max(computing, passes * stage.weights / device.bandwidth)
     waits = 0.0
     if stage.weights and count > 1:

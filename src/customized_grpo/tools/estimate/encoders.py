@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from customized_grpo.config import RewardConfig
+from customized_grpo.tools.estimate.architectures import Component
 from customized_grpo.tools.estimate.checkpoints import parameters, reward_component, skeleton
 from customized_grpo.tools.estimate.counting import count, on_skeletons
 
@@ -32,7 +33,7 @@ class RewardCount:
     """All rewards of a run."""
 
     parameters: dict[str, float] = field(default_factory=dict)
-    """By checkpoint, which rewards share."""
+    """Weights by checkpoint, which rewards share."""
     bytes: float
     image_flops: float
     """FLOPs of scoring one image."""
@@ -47,7 +48,7 @@ class RewardCount:
 
 
 def count_vae(
-    component: tuple[str, dict[str, Any]],
+    component: Component,
     size: tuple[int, int],
     references: Sequence[tuple[int, int]],
     dtype: torch.dtype,
@@ -83,7 +84,7 @@ def _latents(config: Any) -> tuple[int, int, bool]:
 
 
 def count_text_encoder(
-    component: tuple[str, dict[str, Any]], tokens: int, picture_tokens: int, dtype: torch.dtype
+    component: Component, tokens: int, picture_tokens: int, dtype: torch.dtype
 ) -> EncoderCount:
     """One prompt of ``tokens``, of which ``picture_tokens`` are pictures (Qwen-Image-Edit)."""
     model = skeleton(component, dtype)

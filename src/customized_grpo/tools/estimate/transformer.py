@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from customized_grpo.config import LoraSettings
 from customized_grpo.errors import ConfigError
 from customized_grpo.generators.lora import attach_lora, trust_autocast
+from customized_grpo.tools.estimate.architectures import Component
 from customized_grpo.tools.estimate.checkpoints import build, parameters
 from customized_grpo.tools.estimate.counting import Count, count, make_fake, on_skeletons
 
@@ -63,10 +63,9 @@ class TransformerCount:
 
 
 def count_transformer(
-    component: tuple[str, dict[str, Any]],
+    component: Component,
     tokens: Tokens,
     lora: LoraSettings | None,
-    targets: Sequence[str] | None,
     dtype: torch.dtype,
     autocast: bool,
 ) -> TransformerCount:
@@ -79,17 +78,16 @@ def count_transformer(
         component: class and config.
         tokens: of one sample.
         lora: adapters; None = all weights are trained.
-        targets: modules with adapters; None = the family's, found by their names.
         dtype: of the frozen weights.
         autocast: bfloat16 autocast, as ``mixed_precision: bf16``.
     """
     kind, config = component
-    defaults = _config(component)
+    defaults = build(component, torch.bfloat16).config
     depths = {name: defaults[name] for name in _DEPTHS if name in defaults}
     start = {name: min(depth, 2) for name, depth in depths.items()}
 
     def measure(changes: dict[str, int]) -> dict[str, float]:
-        return _measure((kind, {**config, **changes}), tokens, lora, targets, dtype, autocast)
+        return _measure((kind, {**config, **changes}), tokens, lora, dtype, autocast)
 
     shallow = measure(start)
     total, blocks = dict(shallow), []
@@ -107,16 +105,10 @@ def count_transformer(
     return TransformerCount(**total, block=largest["parameters"], latents=latents)
 
 
-def _config(component: tuple[str, dict[str, Any]]) -> Any:
-    """With the defaults of the class."""
-    return build(component, torch.bfloat16).config
-
-
 def _measure(
-    component: tuple[str, dict[str, Any]],
+    component: Component,
     tokens: Tokens,
     lora: LoraSettings | None,
-    targets: Sequence[str] | None,
     dtype: torch.dtype,
     autocast: bool,
 ) -> dict[str, float]:
@@ -126,7 +118,7 @@ def _measure(
     if lora is None:
         model.requires_grad_(True).float()
     else:
-        attach_lora(model, lora, targets or lora_targets(model))
+        attach_lora(model, lora, lora_targets(model))
         if autocast:
             trust_autocast(model)
     make_fake(model)
@@ -151,7 +143,7 @@ def _measure(
 
 
 def _count_forward(
-    component: tuple[str, dict[str, Any]], tokens: Tokens, dtype: torch.dtype, autocast: bool
+    component: Component, tokens: Tokens, dtype: torch.dtype, autocast: bool
 ) -> tuple[Count, int, int]:
     """A pass of the model without adapters; its number of parameters, and their bytes."""
     model = build(component, dtype).requires_grad_(False)
