@@ -37,7 +37,7 @@ class Checkpoint:
     field: str
     """The field that names it."""
     path: str
-    """File, folder, hub id or `embedded:NAME`."""
+    """File, folder, hub id or 'embedded:NAME'."""
     kind: CheckpointKind = "any"
     """What it should hold."""
     file: str | None = None

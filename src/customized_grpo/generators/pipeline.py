@@ -36,6 +36,9 @@ Size = tuple[int, int]
 class PipelineConfig(GeneratorConfig):
     """A checkpoint in diffusers format, how it is sampled, and how it is kept in memory."""
 
+    is_guided_by_text: ClassVar[bool] = False
+    """Whether a guidance_scale above 1 means a second pass with another prompt."""
+
     path: str
     """Folder or hub id of the checkpoint, or 'embedded:generator'."""
     height: Side | None = None
@@ -77,8 +80,8 @@ class PipelineConfig(GeneratorConfig):
         return 0
 
     def passes(self) -> int:
-        """Passes of the transformer per velocity: two where a second prompt guides."""
-        return 1
+        """Passes of the transformer per velocity."""
+        return 2 if self.is_guided_by_text and (self.guidance_scale or 0) > 1 else 1
 
 
 def loading(config: PipelineConfig) -> AbstractContextManager[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -36,6 +36,8 @@ class QwenImageEditPlusConfig(PipelineConfig):
     Hub id: 'Qwen/Qwen-Image-Edit-2509' or a later one.
     """
 
+    is_guided_by_text: ClassVar[bool] = True
+
     type: Literal["qwen-image-edit-plus"] = "qwen-image-edit-plus"
     reference_area: Area = 1024 * 1024
     """Pixels at which the VAE sees a reference, whatever its shape."""
@@ -49,10 +51,6 @@ class QwenImageEditPlusConfig(PipelineConfig):
     def picture_tokens(self, references: int) -> int:
         """See PipelineConfig."""
         return references * round(self.condition_area / _TOKEN_SIDE**2)
-
-    def passes(self) -> int:
-        """See PipelineConfig."""
-        return 2 if (self.guidance_scale or 0) > 1 else 1
 
     def build(self, device: torch.device) -> QwenImageEditPlusGenerator:
         """Loads the pipeline onto the device."""

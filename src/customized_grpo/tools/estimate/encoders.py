@@ -12,9 +12,10 @@ from torch import nn
 from customized_grpo.config import RewardConfig
 from customized_grpo.tools.estimate.architectures import Component
 from customized_grpo.tools.estimate.checkpoints import parameters, reward_component, skeleton
-from customized_grpo.tools.estimate.counting import count, on_skeletons
+from customized_grpo.tools.estimate.counting import Count, count, on_skeletons
 
-_HPSV3_TOKENS = 1024  # 256 of the picture, its long instruction, the prompt; assumed
+_HPSV3_PICTURE = 256  # tokens
+_HPSV3_TOKENS = 1024  # of the picture, its long instruction and the prompt; assumed
 _CHANNELS = 3
 
 
@@ -26,6 +27,11 @@ class EncoderCount:
     flops: float
     peak: float
     """Bytes of activations."""
+
+    @classmethod
+    def of(cls, model: nn.Module, counted: Count, more: float = 0.0) -> EncoderCount:
+        """What was counted of a model, and FLOPs that were not."""
+        return cls(parameters=parameters(model), flops=counted.flops + more, peak=counted.peak)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +74,7 @@ def count_vae(
         return [vae.encode(torch.empty(1, _CHANNELS, *frames, *s, dtype=dtype)) for s in references]
 
     with on_skeletons(), torch.no_grad():
-        decoded, encoded = count(decode), count(encode)
-    size_ = parameters(vae)
-    return (
-        EncoderCount(parameters=size_, flops=decoded.flops, peak=decoded.peak),
-        EncoderCount(parameters=size_, flops=encoded.flops, peak=encoded.peak),
-    )
+        return EncoderCount.of(vae, count(decode)), EncoderCount.of(vae, count(encode))
 
 
 def _latents(config: Any) -> tuple[int, int, bool]:
@@ -93,8 +94,7 @@ def count_text_encoder(
         text = getattr(text, "language_model", text)
         length = min(tokens, getattr(model.config, "max_position_embeddings", None) or tokens)
         counted = count(lambda: _read_text(text, length))
-    flops = counted.flops + _vision_flops(model, picture_tokens)
-    return EncoderCount(parameters=parameters(model), flops=flops, peak=counted.peak)
+    return EncoderCount.of(model, counted, _vision_flops(model, picture_tokens))
 
 
 def _read_text(model: Any, length: int) -> object:
@@ -122,12 +122,12 @@ def count_rewards(rewards: Sequence[RewardConfig], references: int) -> RewardCou
         if path is None:
             unknown.append(config.label)
             continue
-        per_image, per_example, model_size = _count_reward(config, path, references)
+        per_image, per_example = _count_reward(config, path, references)
         is_half = getattr(config, "dtype", "float32") == "bfloat16"
         half += per_image.flops * is_half
         if path not in weights:
-            size += model_size * (2 if is_half else 4)
-            weights[path] = model_size
+            weights[path] = per_image.parameters
+            size += weights[path] * (2 if is_half else 4)
         image, example = image + per_image.flops, example + per_example
         peak = max(peak, per_image.peak)
     return RewardCount(
@@ -146,24 +146,18 @@ def _checkpoint(config: RewardConfig) -> str | None:
     return next(shapes, None)
 
 
-def _count_reward(
-    config: RewardConfig, path: str, references: int
-) -> tuple[EncoderCount, float, int]:
-    """An image, FLOPs of an example (prompt or references), parameters."""
-    dtype = getattr(torch, getattr(config, "dtype", "float32"))
-    model = skeleton(reward_component(path), dtype)
-    size = parameters(model)
+def _count_reward(config: RewardConfig, path: str, references: int) -> tuple[EncoderCount, float]:
+    """One image, and the FLOPs of one example (its prompt or references)."""
+    model = skeleton(reward_component(path), getattr(torch, getattr(config, "dtype", "float32")))
     with on_skeletons(), torch.no_grad():
         if hasattr(getattr(model, "model", None), "language_model"):  # HPSv3
             read = count(lambda: _read_text(model.model.language_model, _HPSV3_TOKENS))
-            flops = read.flops + _vision_flops(model, 256)
-            return EncoderCount(parameters=size, flops=flops, peak=read.peak), 0.0, size
-        seen = count(lambda: _see(model))
-        image = EncoderCount(parameters=size, flops=seen.flops, peak=seen.peak)
+            return EncoderCount.of(model, read, _vision_flops(model, _HPSV3_PICTURE)), 0.0
+        image = EncoderCount.of(model, count(lambda: _see(model)))
         if config.objective == "identity" or not hasattr(model, "text_model"):
-            return image, references * seen.flops, size
+            return image, references * image.flops
         length = model.config.text_config.max_position_embeddings
-        return image, count(lambda: _read_text(model.text_model, length)).flops, size
+        return image, count(lambda: _read_text(model.text_model, length)).flops
 
 
 def _see(model: Any) -> object:

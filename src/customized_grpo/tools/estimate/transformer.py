@@ -13,8 +13,8 @@ from customized_grpo.config import LoraSettings
 from customized_grpo.errors import ConfigError
 from customized_grpo.generators.lora import attach_lora, trust_autocast
 from customized_grpo.tools.estimate.architectures import Component
-from customized_grpo.tools.estimate.checkpoints import build, parameters
-from customized_grpo.tools.estimate.counting import Count, count, make_fake, on_skeletons
+from customized_grpo.tools.estimate.checkpoints import build, parameters, skeleton
+from customized_grpo.tools.estimate.counting import count, make_fake, on_skeletons
 
 _DEPTHS = ("num_layers", "num_single_layers")  # of diffusers' transformers
 
@@ -113,7 +113,10 @@ def _measure(
     autocast: bool,
 ) -> dict[str, float]:
     """The numbers of ``TransformerCount``, of a model as deep as the config says."""
-    forward, size, weights = _count_forward(component, tokens, dtype, autocast)
+    plain = skeleton(component, dtype)
+    with on_skeletons(), torch.no_grad():
+        forward = count(lambda: _run(plain, tokens, autocast))
+    weights = sum(p.numel() * p.itemsize for p in plain.parameters())
     model = build(component, dtype)
     if lora is None:
         model.requires_grad_(True).float()
@@ -126,11 +129,11 @@ def _measure(
     with on_skeletons():
         for parameter in trained:  # as in all micro-batches but the first: gradients are added up
             parameter.grad = torch.empty_like(parameter)
-        pair = count(lambda: _backward(_run(model, tokens, autocast)))
+        pair = count(lambda: _run(model, tokens, autocast).float().mean().backward())
         model.train().enable_gradient_checkpointing()
         kept = count(lambda: _run(model, tokens, autocast)).kept
     return {
-        "parameters": size,
+        "parameters": parameters(plain),
         "trained": sum(parameter.numel() for parameter in trained),
         "forward_flops": forward.flops,
         "forward_moved": forward.moved - weights,
@@ -142,25 +145,10 @@ def _measure(
     }
 
 
-def _count_forward(
-    component: Component, tokens: Tokens, dtype: torch.dtype, autocast: bool
-) -> tuple[Count, int, int]:
-    """A pass of the model without adapters; its number of parameters, and their bytes."""
-    model = build(component, dtype).requires_grad_(False)
-    make_fake(model)
-    with on_skeletons(), torch.no_grad():
-        forward = count(lambda: _run(model, tokens, autocast))
-    return forward, parameters(model), sum(p.numel() * p.itemsize for p in model.parameters())
-
-
 def _run(model: Any, tokens: Tokens, autocast: bool) -> Tensor:
     inputs = transformer_inputs(model, tokens, torch.float32 if autocast else model.dtype)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         return model(**inputs, return_dict=False)[0][:, : math.prod(tokens.target)]
-
-
-def _backward(output: Tensor) -> None:
-    output.float().mean().backward()
 
 
 def lora_targets(model: nn.Module) -> list[str]:
