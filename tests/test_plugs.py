@@ -34,7 +34,7 @@ class StrangersReward(RewardConfig):
     type: Literal["stranger"] = "stranger"  # pyright: ignore[reportIncompatibleVariableOverride]
     weights: str = ""
     parts: tuple[str, ...] = ()
-    folder: Path | None = None
+    folder: str | None = None
     mode: Literal["fast", "slow"] = "fast"
 
     def build(self, device: torch.device) -> Any:
@@ -72,7 +72,7 @@ def test_text_fields_that_name_something_are_checkpoints(
     for name in ("fast", "prompt", "stranger", "folder"):  # an option, an objective, a type
         (tmp_path / name).mkdir()
     Path("a.pt").write_bytes(b"a")
-    found = reward(weights="a.pt", parts=("nowhere", "embedded:reward-dino"), folder=Path("folder"))
+    found = reward(weights="a.pt", parts=("nowhere", "embedded:reward-dino"), folder="folder")
     assert found.checkpoints() == (
         Checkpoint(field="weights", path="a.pt"),
         Checkpoint(field="parts.1", path="embedded:reward-dino"),

@@ -11,7 +11,6 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from pathlib import Path
 from types import GenericAlias
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 from urllib.parse import urlsplit
@@ -123,13 +122,13 @@ def find_checkpoints(
 
 def _holds_text(hint: Any) -> bool:
     """Whether a field is of text or of several texts; the words of a `Literal` are options."""
-    return hint in (str, Path) or any(_holds_text(part) for part in get_args(hint))
+    return hint is str or any(_holds_text(part) for part in get_args(hint))
 
 
 def _texts(name: str, value: Any) -> Iterator[tuple[str, str]]:
     """A field's texts with their places; the items of a tuple are NAME.0, NAME.1, ..."""
-    if isinstance(value, (str, Path)):
-        yield name, str(value)
+    if isinstance(value, str):
+        yield name, value
     elif isinstance(value, (tuple, list)):
         for number, item in enumerate(value):
             yield from _texts(f"{name}.{number}", item)

@@ -175,7 +175,7 @@ def test_a_lora_is_a_file_or_a_folder(config: RunConfig, tmp_path: Path) -> None
 def test_files_of_a_strangers_plug(config: RunConfig, tmp_path: Path) -> None:
     pointer(tmp_path / "model")
     file = tmp_path / "model" / "transformer" / "diffusion_pytorch_model.safetensors"
-    reward = StrangersReward(objective="prompt", weights=str(file), folder=tmp_path / "clip")
+    reward = StrangersReward(objective="prompt", weights=str(file), folder=str(tmp_path / "clip"))
     findings = found(dataclasses.replace(config, evaluators=(reward,)))
     assert "is a Git LFS pointer" in findings["evaluators.0.weights"].found
     assert findings["evaluators.0.folder"].status == "ok"

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from customized_grpo.config import Host, RewardConfig
+from customized_grpo.config import Checkpoint, Host, RewardConfig, find_checkpoints
 from customized_grpo.config.limits import Concurrency, Count, Retries, Seconds, VariableName
 from customized_grpo.errors import ConfigError, RewardError
 from customized_grpo.registry import nearest, one_of
@@ -70,6 +70,10 @@ class RemoteRewardConfig(RewardConfig):
     def __post_init__(self) -> None:
         for number, url in enumerate(self.urls):
             check_url(f"urls.{number}", url)
+
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """See Plug: the reward's are the server's."""
+        return find_checkpoints(self, {"reward": None})
 
     def hosts(self) -> tuple[Host, ...]:
         """See Plug: the replicas."""

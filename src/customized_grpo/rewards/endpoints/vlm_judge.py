@@ -94,8 +94,8 @@ class VlmJudgeConfig(RewardConfig):
             raise ValueError("max_cost needs price_prompt and price_completion, got none")
 
     def checkpoints(self) -> tuple[Checkpoint, ...]:
-        """See Plug: none of its own, for the cache is written."""
-        return find_checkpoints(self, {"cache": None})
+        """See Plug: the model is the endpoint's, and the cache is written."""
+        return find_checkpoints(self, {"model": None, "cache": None})
 
     def hosts(self) -> tuple[Host, ...]:
         """See Plug."""
@@ -145,7 +145,11 @@ class VlmJudge:
         self._config, self._endpoint, self._backoff = config, endpoint, backoff
         self._url = f"{config.base_url.rstrip('/')}/chat/completions"
         self._cache = None if config.cache is None else AnswerCache(config.cache)
-        self._revisions = revisions(config)
+        found = revisions(config)
+        self._how = {
+            "logit_weighted": config.logit_weighted,
+            **({"checkpoints": found} if found else {}),
+        }
         prices = (config.price_prompt, config.price_completion)
         self._ledger = Ledger(config.max_requests, config.max_cost, prices)
         self._structured = True
@@ -204,8 +208,7 @@ class VlmJudge:
 
     def _judge(self, body: dict[str, Any]) -> tuple[float, str | None]:
         """Score of one image from the cache or the model; NaN and the reason if there is none."""
-        how = {"logit_weighted": self._config.logit_weighted, **self._revisions}
-        key = content_key({**body, **how})
+        key = content_key({**body, **self._how})
         if self._cache is not None and (known := self._cache.get(key)) is not None:
             self._ledger.count("cache_hits")
             return known, None

@@ -124,7 +124,7 @@ def _steps(work: Workload, machine: Machine) -> Iterator[Changes]:
     can_shard = not config.compile and config.train.optimizer == "adamw"
     if on_gpu and len(machine.gpus) > 1 and can_shard:
         yield {"fsdp": True}
-    elif config.lora is not None and not getattr(generator, "uno_lora", None):
+    elif config.lora is not None and all(c.kind != "lora" for c in generator.checkpoints()):
         yield {"generator.quantization": "int8"}
         if on_gpu:
             yield {"generator.quantization": "nf4"}
