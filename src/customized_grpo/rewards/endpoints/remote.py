@@ -149,8 +149,9 @@ class RemoteReward:
         with ThreadPoolExecutor(len(self._replicas)) as pool:
             texts = [text for text in pool.map(self._check_one, self._replicas) if text is not None]
         if len(texts) == len(self._replicas):
-            start = "start one with `cgrpo serve-reward`"
-            raise RewardError(f"urls: no replica answers: {'; '.join(texts)}; {start}")
+            raise RewardError(
+                f"urls: no replica answers: {'; '.join(texts)}; start one with `cgrpo serve-reward`"
+            )
         for text in texts:
             logger.warning("reward %s: not there yet: %s", self._config.label, text)
 

@@ -93,8 +93,11 @@ def folders(config: RunConfig, work: Workload | None) -> Iterator[Finding]:
             yield problem(field, f"{path} cannot be written: {error}", fix)
         else:
             yield ok(field, f"{path} can be written")
-    needs = () if work is None else (_checkpoint_bytes(work), "its checkpoints")
-    yield disk("disk of output_dir", Path(config.output_dir), *needs)
+    check, folder = "disk of output_dir", Path(config.output_dir)
+    if work is None:
+        yield disk(check, folder)
+    else:
+        yield disk(check, folder, _checkpoint_bytes(work), "its checkpoints")
 
 
 def _write_error(folder: Path) -> str | None:
