@@ -37,6 +37,7 @@ _GROUPS = {
     "Sinks": registry.SINKS,
 }
 _PLUG_POINTS = (
+    *(config.Plug, config.Checkpoint, config.Host),
     *(config.DataConfig, DataSource, config.GeneratorConfig, Generator, Conditioning),
     *(config.RewardConfig, rewards.Reward, rewards.ImageEmbedder, rewards.RewardMetrics),
     *(rewards.PartialFailures, rewards.Budgeted),

@@ -286,7 +286,7 @@ def test_estimate_prints_tables_or_json(capsys) -> None:
     assert set(result["memory"]) == {"ddp", "ddp+checkpointing", "fsdp", "fsdp+checkpointing"}
     assert main(arguments) == 0
     out = capsys.readouterr().out
-    for text in ("96 images", "480 trained pairs", "rollout", "GB per device", "FSDP", "--price"):
+    for text in ("96 images", "480 trained pairs", "rollout", "GB per device", "fsdp", "--price"):
         assert text in out
 
 

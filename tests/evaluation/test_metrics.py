@@ -8,7 +8,8 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from customized_grpo.evaluation.metrics import identity_of, path_revision
+from customized_grpo.assets import path_revision
+from customized_grpo.evaluation.metrics import identity_of
 from customized_grpo.rewards.dinov2 import Dinov2Config
 
 CPU = torch.device("cpu")

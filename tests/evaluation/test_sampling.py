@@ -90,7 +90,7 @@ def test_a_download_does_not_make_it_another_recipe(
         return build(self, device)
 
     monkeypatch.setattr(FluxKontextConfig, "build", download)
-    monkeypatch.setattr(sampling, "path_revision", lambda _: known[-1] if known else None)
+    monkeypatch.setattr(sampling, "revisions", lambda _: {"path": known[-1]} if known else {})
     evaluate(tmp_path)
     before = pictures(tmp_path)
     evaluate(tmp_path)  # nothing to sample

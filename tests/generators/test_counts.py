@@ -109,7 +109,7 @@ def test_a_deep_model_is_extrapolated_from_shallow_ones(
 ) -> None:
     kind, config = pipeline_components("embedded:generator")["transformer"]
     tokens = Tokens(target=(4, 4), references=((4, 4),), text=8)
-    arguments = (tokens, LoraSettings(rank=4), None, torch.float32, False)
+    arguments = (tokens, LoraSettings(rank=4), torch.float32, False)
     short = count_transformer((kind, {**config, **deep}), *arguments)
     monkeypatch.setattr("customized_grpo.tools.estimate.transformer._DEPTHS", ())
     whole = count_transformer((kind, {**config, **deep}), *arguments)

@@ -65,7 +65,8 @@ def test_pictures_do_not_depend_on_the_company(uno: Flux1Generator, tiny_config:
 def test_uno_references_have_its_long_side(
     shape: tuple[int, int], count: int, size: tuple[int, int]
 ) -> None:
-    assert Uno(None).size(shape, (512, 512), count, 16) == size
+    config = UnoConfig(path="x")
+    assert config.reference_size(shape, (512, 512), count, 16) == size
 
 
 def test_references_of_uno_lie_on_the_diagonal(uno: Flux1Generator) -> None:
@@ -77,7 +78,7 @@ def test_references_of_uno_lie_on_the_diagonal(uno: Flux1Generator) -> None:
 
 def test_the_schedule_of_uno_is_shifted_by_its_own_length(uno: Flux1Generator) -> None:
     """At 512 px mu is about .46, where FLUX.1 has .63."""
-    length = Uno(None).sequence_length((32, 32))
+    length = Uno().sequence_length((32, 32))
     mu = 0.5 + (length - 256) * (1.15 - 0.5) / (4096 - 256)
     assert mu == pytest.approx(0.459, abs=1e-3)
     uno_mu = uno._mu(4)

@@ -6,7 +6,9 @@ line, and weights that are not finite are named.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 _EMBEDDED = "embedded:"
 _ROOT = Path(__file__).parent
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json")
 _MAX_LAYERS = 1000  # a damaged number of them would be built for hours
 _MAX_SIZE = 10**8  # of anything else that a config counts
@@ -42,7 +45,7 @@ def resolve_checkpoint(path: str) -> str:
         if folder.is_dir():
             _check_configs(folder)
             return str(folder)
-        if re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", path) and not Path(path).parent.exists():
+        if _HUB_ID.fullmatch(path) and not Path(path).parent.exists():
             return path
     raise ConfigError(
         f"path: checkpoint {path!r} not found; give an existing folder, a hub id 'owner/name' "
@@ -68,6 +71,46 @@ def _integers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
     elif isinstance(value, list):
         for item in value:
             yield from _integers(item, key)
+
+
+def is_there(path: str) -> bool:
+    """Whether a text names a file, a folder, an embedded checkpoint, or a downloaded hub id."""
+    return os.path.exists(_place(path)) or _commit_file(path) is not None
+
+
+def path_revision(path: str) -> str | None:
+    """SHA-256 of the content of a file or folder, or the commit of a hub id; None: not there."""
+    place = _place(path)
+    if os.path.isfile(place):
+        return _digest(Path(place))
+    if os.path.isdir(place):
+        files = sorted(file for file in Path(place).rglob("*") if file.is_file())
+        parts = [[str(file.relative_to(place)), _digest(file)] for file in files]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    head = _commit_file(path)
+    return head and f"commit {head.read_text().strip()}"
+
+
+def _place(path: str) -> str:
+    if path.startswith(_EMBEDDED):
+        return str(_ROOT / path.removeprefix(_EMBEDDED))
+    return os.path.expanduser(path)
+
+
+def _commit_file(path: str) -> Path | None:
+    """The file of the hub's cache that says which commit of a hub id was downloaded last."""
+    if not _HUB_ID.fullmatch(path):
+        return None
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    head = cache / f"models--{path.replace('/', '--')}" / "refs" / "main"
+    return head if os.path.isfile(head) else None
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 @contextmanager

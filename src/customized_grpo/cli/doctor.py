@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+_COLORS = {"ok": "", "warning": "yellow", "problem": "red"}
 
 
 def add(commands: Any) -> None:
@@ -34,35 +36,20 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=_doctor)
 
 
-@contextmanager
-def _doing() -> Iterator[Callable[[str], None]]:
-    """Shows on a terminal what is looked at, which may take seconds."""
-    if not sys.stderr.isatty():
-        yield lambda doing: None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("") as status:
-        yield lambda doing: status.update(f"looking at {doing}")
-
-
 def _doctor(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from rich.console import Console
+    from rich.text import Text
 
     from customized_grpo.tools.doctor.examine import examine
-    from customized_grpo.tools.doctor.table import as_json, line, summary, table
+    from customized_grpo.tools.doctor.findings import line, summary
 
-    console, findings = Console(), []
-    is_plain = not (options.json or console.is_terminal)
-    with _doing() as say:
-        for finding in examine(options.target, overrides, say):
-            findings.append(finding)
-            if is_plain:
-                print(line(finding), flush=True)
+    console, findings = Console(soft_wrap=True), []  # paths and flags are to be copied whole
+    for finding in examine(options.target, overrides):
+        findings.append(finding)
+        if not options.json:  # at once: some checks take seconds
+            console.print(Text(line(finding), style=_COLORS[finding.status]))
     if options.json:
-        print(as_json(findings))
+        print(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
-        if not is_plain:
-            console.print(table(findings))
         print(summary(findings))
     return int(any(finding.status == "problem" for finding in findings))

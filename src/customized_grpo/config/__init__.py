@@ -22,6 +22,17 @@ from customized_grpo.config.benchmark import (
 from customized_grpo.config.checks import conflicts, explain_batch
 from customized_grpo.config.decoding import decode, show, to_raw
 from customized_grpo.config.overrides import FieldInfo, apply_overrides, list_fields
+from customized_grpo.config.plugs import (
+    Checkpoint,
+    DataConfig,
+    GeneratorConfig,
+    Host,
+    Plug,
+    RewardConfig,
+    SinkConfig,
+    find_checkpoints,
+    revisions,
+)
 from customized_grpo.config.sections import (
     DEFAULT_GAMMA,
     AdvantageConfig,
@@ -29,18 +40,14 @@ from customized_grpo.config.sections import (
     ConstantSchedule,
     CosineSchedule,
     CustomSchedule,
-    DataConfig,
     EvaluationConfig,
     FaultConfig,
-    GeneratorConfig,
     LinearSchedule,
     LoraSettings,
     LossConfig,
-    RewardConfig,
     RolloutConfig,
     RunConfig,
     ScheduleConfig,
-    SinkConfig,
     TdwSchedule,
     TrainConfig,
 )
@@ -54,6 +61,7 @@ __all__ = [
     "AdvantageConfig",
     "BenchmarkConfig",
     "CacheConfig",
+    "Checkpoint",
     "ConstantSchedule",
     "CosineSchedule",
     "CustomSchedule",
@@ -64,11 +72,13 @@ __all__ = [
     "FaultConfig",
     "FieldInfo",
     "GeneratorConfig",
+    "Host",
     "JsonlSet",
     "LinearSchedule",
     "LoraSettings",
     "LossConfig",
     "Method",
+    "Plug",
     "RewardConfig",
     "RolloutConfig",
     "RunConfig",
@@ -81,6 +91,7 @@ __all__ = [
     "check_config",
     "dump_config",
     "explain_batch",
+    "find_checkpoints",
     "first_difference",
     "list_fields",
     "load_benchmark",
@@ -88,6 +99,7 @@ __all__ = [
     "load_study",
     "read_config",
     "read_mapping",
+    "revisions",
 ]
 
 

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat
 
 from customized_grpo.config.limits import Count, NumSteps, Seed
-from customized_grpo.config.sections import FileName, GeneratorPlug, RewardPlug
+from customized_grpo.config.plugs import GeneratorPlug, RewardPlug
+from customized_grpo.config.sections import FileName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,8 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from customized_grpo import registry
-from customized_grpo.config.sections import STRICT, RunConfig, load_plug
+from customized_grpo.config.plugs import STRICT, load_plug
+from customized_grpo.config.sections import RunConfig
 from customized_grpo.errors import ConfigError
 
 T = TypeVar("T")

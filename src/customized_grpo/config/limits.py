@@ -21,7 +21,7 @@ NumUpdates = Annotated[int, Field(gt=0, le=10**9)]
 EveryUpdates = Annotated[int, Field(ge=0, le=10**9)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Rank = Annotated[int, Field(gt=0, le=16_384)]
-"""Of an adapter: the width of the largest models."""
+"""Rank of an adapter; at most the width of the largest models."""
 Concurrency = Annotated[int, Field(gt=0, le=1024)]
 """Threads."""
 Retries = Annotated[int, Field(ge=0, le=100)]

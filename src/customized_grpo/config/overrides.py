@@ -29,7 +29,7 @@ class FieldInfo:
     """Dotted, as in the overrides."""
 
     type: str
-    """As the source spells it."""
+    """Its type as the source spells it."""
 
     value: Any
     """The config's value, or the default; `dataclasses.MISSING` where there is none."""

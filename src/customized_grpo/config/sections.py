@@ -1,24 +1,11 @@
-"""The sections of a run's configuration, and the base classes of its plugs."""
+"""The sections of a run's configuration; the base classes of its plugs are in ``plugs``."""
 
 from __future__ import annotations
 
-import inspect
-import json
-from abc import ABC, abstractmethod
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from types import GenericAlias
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PlainValidator,
-    PositiveFloat,
-    TypeAdapter,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from customized_grpo import registry
 from customized_grpo.config.limits import (
@@ -31,6 +18,13 @@ from customized_grpo.config.limits import (
     Seconds,
     Seed,
 )
+from customized_grpo.config.plugs import (
+    DataPlug,
+    GeneratorPlug,
+    Plug,
+    RewardPlug,
+    SinkPlug,
+)
 from customized_grpo.errors import ConfigError
 
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
@@ -40,146 +34,6 @@ DEFAULT_GAMMA = 0.4  # of the bonus; the released recipe, arXiv:2510.18263
 
 ImportPath = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
-
-STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GeneratorConfig(ABC):
-    """Base of every generator's config: subclass it once, give `type` a default, add fields."""
-
-    group: ClassVar[str] = registry.GENERATORS
-
-    type: str
-    """Which generator: a declared type, or an import path `package.module:Class`."""
-
-    @abstractmethod
-    def build(self, *args: Any, **kwargs: Any) -> Any:
-        """Loads the generator; heavy imports belong inside. Arguments: see `generators`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RewardConfig(ABC):
-    """Base of every reward's config, also of the evaluators, which are never trained on."""
-
-    group: ClassVar[str] = registry.REWARDS
-
-    type: str
-    """Which reward: a declared type, or an import path `package.module:Class`."""
-
-    name: str | None = None
-    """Name in logs and tables, unique in the run; null = the type."""
-
-    objective: str
-    """Objective it measures: `identity`, `prompt`, or one of your own."""
-
-    weight: PositiveFloat = 1.0
-    """Share among the rewards of one objective; they are mixed after normalisation."""
-
-    @property
-    def label(self) -> str:
-        """The name in logs and tables."""
-        return self.name or self.type
-
-    @abstractmethod
-    def build(self, *args: Any, **kwargs: Any) -> Any:
-        """Loads the reward model; heavy imports belong inside. Arguments: see `rewards`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataConfig(ABC):
-    """Base of every data source's config."""
-
-    group: ClassVar[str] = registry.DATA
-
-    type: str
-    """Which data source: a declared type, or an import path `package.module:Class`."""
-
-    @abstractmethod
-    def build(self, *args: Any, **kwargs: Any) -> Any:
-        """Opens the data source; heavy imports belong inside. Arguments: see `data`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SinkConfig(ABC):
-    """Base of the config of every sink, which gets the log of a run besides the run folder."""
-
-    group: ClassVar[str] = registry.SINKS
-
-    type: str
-    """Which sink: a declared type, or an import path `package.module:Class`."""
-
-    @abstractmethod
-    def check(self) -> None:
-        """Before training: makes sure that the sink can be opened.
-
-        Raises:
-            ConfigError: if a package or a key is missing.
-        """
-
-    def starts_over(self) -> bool:
-        """Whether a run that is resumed has to send everything again, as a new whole."""
-        return False
-
-    def replaces(self) -> bool:
-        """Whether it drops, when a resumed run opens it, what it got from `RunInfo.first` on."""
-        return False
-
-    def place(self) -> str:
-        """What decides where things go, as text; another place gets the whole run."""
-        return repr(self)
-
-    @abstractmethod
-    def build(self, *args: Any, **kwargs: Any) -> Any:
-        """Opens the sink, on a thread of its own: it may take its time. Arguments: see `sinks`."""
-
-
-def _decode_plug(base: Any, raw: Any) -> Any:
-    """Decodes a plug section by its `type`; errors keep their place in the file."""
-    if not isinstance(raw, dict):
-        raise _plug_error(f" must be a mapping, got {json.dumps(raw)}; write {{type: ..., ...}}")
-    try:
-        cls = load_plug(base, raw.get("type"))
-    except ConfigError as error:
-        raise _plug_error(f".{error}") from error
-    payload = {key: value for key, value in raw.items() if key != "type"}
-    plug_in_tuple: Any = GenericAlias(
-        tuple, (cls,)
-    )  # pydantic takes no config for a bare dataclass
-    return TypeAdapter(plug_in_tuple, config=STRICT).validate_json(json.dumps([payload]))[0]
-
-
-def _plug_error(text: str) -> PydanticCustomError:
-    return PydanticCustomError("plug", "{text}", {"text": text})
-
-
-def load_plug(base: Any, type_: Any) -> Any:
-    """Returns the config class of a `type`, which must be a plug of the kind `base`.
-
-    Raises:
-        ConfigError: if there is none, or it is no such plug.
-    """
-    cls = registry.load_plug(base.group, type_)
-    if not (inspect.isclass(cls) and issubclass(cls, base) and is_dataclass(cls)):
-        raise ConfigError(
-            f"type must name a dataclass derived from {base.__name__}, got {type_!r} = {cls!r}; "
-            "derive it, or correct the path"
-        )
-    if all(f.name != "type" or f.default is MISSING for f in fields(cls)):
-        raise ConfigError(
-            f"type must have a default in {cls.__name__}, got none; write `type: Literal[X] = X`"
-        )
-    return cls
-
-
-def _plug_of(base: type) -> PlainValidator:
-    return PlainValidator(lambda raw: _decode_plug(base, raw))
-
-
-GeneratorPlug = Annotated[GeneratorConfig, _plug_of(GeneratorConfig)]
-RewardPlug = Annotated[RewardConfig, _plug_of(RewardConfig)]
-DataPlug = Annotated[DataConfig, _plug_of(DataConfig)]
-SinkPlug = Annotated[SinkConfig, _plug_of(SinkConfig)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,7 +185,7 @@ class AdvantageConfig:
     """Bonus on top of the weighted sum: the paper's SARS, one of its ablations, or your own."""
 
     shaping_target: ImportPath | None = None
-    """Of shaping custom: the import path, `package.module:NAME`, of an `ops.Shaping`."""
+    """Import path of an `ops.Shaping` for shaping custom: `package.module:NAME`."""
 
     gamma: PositiveFloat | None = None
     """Strength of the bonus; null = the released recipe's 0.4. Not where there is no bonus."""
@@ -544,3 +398,9 @@ class RunConfig:
 
     sinks: tuple[SinkPlug, ...] = ()
     """Where numbers and sample pictures go besides the run folder, while the run goes on."""
+
+    def plugs(self) -> dict[str, Plug]:
+        """All plugs of the run by the section where they stand, such as ``rewards.0``."""
+        lists = {name: getattr(self, name) for name in ("rewards", "evaluators", "sinks")}
+        numbered = {f"{name}.{i}": p for name, plugs in lists.items() for i, p in enumerate(plugs)}
+        return {"data": self.data, "generator": self.generator, **numbered}

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from customized_grpo.config import DataConfig
+from customized_grpo.config import DataConfig, Host
 from customized_grpo.data.images import kept_size, opened, to_tensor, upright
 from customized_grpo.data.listed import Entry, ListedSource
 from customized_grpo.data.splits import split_by_subject
@@ -41,6 +42,10 @@ class Subjects200KConfig(DataConfig):
     """Least of the three scores of a pair; 0 = take pairs without scores too."""
     held_out: Share = 0.05
     """Share of the items to evaluate on; as many more are for validation."""
+
+    def hosts(self) -> tuple[Host, ...]:
+        """See Plug: the hub, unless the dataset lies in a folder."""
+        return () if Path(self.path).is_dir() else (Host(url="https://huggingface.co"),)
 
     def build(self, seed: int) -> ListedSource:
         """Opens the dataset and selects by its texts and scores; pictures are read when needed."""

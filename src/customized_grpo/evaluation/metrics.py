@@ -7,14 +7,12 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from customized_grpo.assets import resolve_checkpoint
-from customized_grpo.config import RewardConfig
+from customized_grpo.config import RewardConfig, revisions
 from customized_grpo.config.decoding import to_raw
 from customized_grpo.data.listed import PictureCache
 from customized_grpo.errors import ConfigError, RewardError, within
@@ -22,8 +20,6 @@ from customized_grpo.evaluation.items import BenchmarkSet, Item, Photo, make_exa
 from customized_grpo.rewards.base import PartialFailures, Reward
 from customized_grpo.rewards.identity import IdentityConfig, IdentityReward
 from customized_grpo.types import Example
-
-_CHECKPOINTS = ("base", "clip", "instruction", "path", "processor", "segmenter")  # of any reward
 
 _MEASURING = 1  # to be raised when the code here, or of a reward, gives other numbers
 
@@ -175,12 +171,7 @@ def identity_of(config: RewardConfig, device: torch.device) -> dict[str, Any]:
     raw = {k: v for k, v in to_raw(config).items() if k not in ("name", "objective", "weight")}
     return {
         "config": raw,
-        "checkpoints": {
-            name: found
-            for name, value in sorted(raw.items())
-            if name in _CHECKPOINTS and isinstance(value, str)
-            if (found := path_revision(value)) is not None
-        },
+        "checkpoints": revisions(config),
         "software": {
             "torch": torch.__version__,
             "transformers": transformers_version,
@@ -190,26 +181,3 @@ def identity_of(config: RewardConfig, device: torch.device) -> dict[str, Any]:
         },
         "device": device.type,
     }
-
-
-def path_revision(path: str) -> str | None:
-    """SHA-256 of a folder's or a file's content, or the commit of a hub id; None: not known."""
-    from huggingface_hub import constants
-
-    try:
-        place = Path(resolve_checkpoint(path))
-    except ConfigError:
-        place = Path(path)
-    if place.is_file():
-        return _digest_of(place)
-    if place.is_dir():
-        files = sorted(file for file in place.rglob("*") if file.is_file())
-        parts = [[str(file.relative_to(place)), _digest_of(file)] for file in files]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-    head = Path(constants.HF_HUB_CACHE) / f"models--{path.replace('/', '--')}" / "refs" / "main"
-    return f"commit {head.read_text().strip()}" if head.is_file() else None
-
-
-def _digest_of(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

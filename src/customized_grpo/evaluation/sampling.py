@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from customized_grpo.assets import path_revision
 from customized_grpo.buckets import layout
-from customized_grpo.config import BenchmarkConfig, GeneratorConfig
+from customized_grpo.config import BenchmarkConfig, GeneratorConfig, revisions
 from customized_grpo.config.decoding import to_raw
 from customized_grpo.data.listed import PictureCache
 from customized_grpo.errors import CheckpointError, ConfigError, within
 from customized_grpo.evaluation.items import BenchmarkSet, Item
 from customized_grpo.evaluation.manifest import MANIFEST, write_manifest
-from customized_grpo.evaluation.metrics import path_revision
 from customized_grpo.files import write_atomic
 from customized_grpo.generators.base import Generator
 from customized_grpo.pictures import png
@@ -32,7 +32,6 @@ from customized_grpo.training.sampling import sample_images
 from customized_grpo.types import Example
 
 _RECIPE = "recipe.json"
-_CHECKPOINTS = ("path", "uno_lora")  # fields of generators that name one
 
 
 def generate(
@@ -112,13 +111,12 @@ def _keep_recipe(config: BenchmarkConfig, wanted: BenchmarkSet, folder: Path, ra
 
 
 def _recipe(config: BenchmarkConfig, wanted: BenchmarkSet) -> dict[str, Any]:
-    generator: Any = to_raw(config.generator)
+    generator = config.generator
+    assert generator is not None
     return {
         "set": wanted.digest,
-        "generator": generator,
-        "checkpoints": {
-            name: path_revision(generator[name]) for name in _CHECKPOINTS if generator.get(name)
-        },
+        "generator": to_raw(generator),
+        "checkpoints": revisions(generator),
         "lora": config.lora and path_revision(config.lora),
         "sampling": to_raw(config.sampling),
     }

@@ -32,7 +32,7 @@ class Conditioning:
         )
 
     def to(self, device: torch.device) -> Conditioning:
-        """The same on a device."""
+        """The same conditioning on a device."""
         return Conditioning(
             per_sample={name: tensor.to(device) for name, tensor in self.per_sample.items()},
             shared={name: tensor.to(device) for name, tensor in self.shared.items()},
@@ -113,7 +113,7 @@ class Generator(Protocol):
         """Noise levels ``[num_steps + 1]``, 1 -> 0; ``shift`` None: the family's own schedule."""
         ...
 
-    def noise(self, count: int, generator: torch.Generator) -> Tensor:
+    def noise(self, count: int, rng: torch.Generator) -> Tensor:
         """Standard normal latents ``[count, *L]`` float32, drawn on the CPU for reproducibility."""
         ...
 
@@ -126,7 +126,7 @@ class Generator(Protocol):
         ...
 
     def base_policy(self) -> AbstractContextManager[None]:
-        """Inside this context the model is the untuned one."""
+        """A context in which the model is the untuned one."""
         ...
 
     def save_weights(self, folder: Path) -> None:

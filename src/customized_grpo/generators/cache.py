@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from customized_grpo.assets import one_line
-from customized_grpo.config import CacheConfig, GeneratorConfig
+from customized_grpo.config import CacheConfig, GeneratorConfig, revisions
 from customized_grpo.errors import CheckpointError
 from customized_grpo.files import write_atomic
 from customized_grpo.generators.base import Conditioning, Generator
@@ -25,11 +25,10 @@ _CHECKSUM = "sha256"
 
 
 class CachedEncoder:
-    """``generator.encode``, of each example once.
+    """``generator.encode`` that encodes each example once.
 
-    Files are named by a hash of the generator's config, the prompt and the pixels of the
-    references: another path, prompt or picture is another file. Where the weights in a folder are
-    replaced, the cache has to be deleted.
+    Files are named by a hash of the generator's config, the content of its checkpoints, the prompt
+    and the pixels of the references: with any other of these it is another file.
     """
 
     def __init__(
@@ -37,7 +36,10 @@ class CachedEncoder:
     ) -> None:
         self._generator, self._capacity = generator, config.num_examples
         self._folder = None if config.folder is None else Path(config.folder)
-        self._identity = json.dumps(asdict(identity), sort_keys=True)
+        known = asdict(identity)
+        if self._folder is not None:  # files outlive the weights; reading those takes a while
+            known |= {"checkpoints": revisions(identity)}
+        self._identity = json.dumps(known, sort_keys=True)
         self._kept: OrderedDict[str, Conditioning] = OrderedDict()
 
     def __call__(self, examples: Sequence[Example]) -> Conditioning:

@@ -22,10 +22,6 @@ class ReferenceScheme(Protocol):
 
     max_references: int
 
-    def size(self, image: Size, target: Size, count: int, multiple: int) -> Size:
-        """Pixels at which a reference, one of ``count``, is encoded."""
-        ...
-
     def offset(self, number: int, target: Size, before: Sequence[Size]) -> tuple[int, int, int]:
         """Where the position ids of reference ``number`` start, in tokens; sizes are in tokens."""
         ...
@@ -63,10 +59,6 @@ class Flux1Generator(PipelineGenerator):
                 f"guidance_scale: this checkpoint has no guidance, got {scale}; remove it"
             )
         return scale
-
-    def reference_size(self, size: Size, count: int) -> Size:
-        """See the base class; the scheme decides."""
-        return self._scheme.size(size, (self.height, self.width), count, self.patch)
 
     def _encode_text(self, example: Example) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         embeds, pooled, text_ids = self.pipeline.encode_prompt(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ class Flux2KleinConfig(PipelineConfig):
 
     Hub ids: 'black-forest-labs/FLUX.2-klein-4B' and '...-9B', '...-base-4B' and '...-base-9B'.
     """
+
+    is_guided_by_text: ClassVar[bool] = True
 
     type: Literal["flux2-klein"] = "flux2-klein"
     text_layers: tuple[int, ...] = (9, 18, 27)
@@ -76,7 +78,7 @@ class Flux2KleinGenerator(PipelineGenerator):
             raise ConfigError(
                 "guidance_scale: a base model needs one, e.g. 4; 1 is without guidance"
             )
-        return scale if scale is not None and scale > 1 else None
+        return scale if self.config.passes() == 2 else None
 
     def _encode_text(self, example: Example) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         embeds, text_ids = self._embed(example.prompt)

@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 
-from customized_grpo.buckets import bucket_for
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.pipeline import PipelineConfig, Size, load_pipeline, loading
 
@@ -34,10 +33,6 @@ class Kontext:
     """One reference, at the target's positions on a plane of its own."""
 
     max_references = 1
-
-    def size(self, image: Size, target: Size, count: int, multiple: int) -> Size:
-        """See ReferenceScheme: the target's area."""
-        return bucket_for(*image, target[0] * target[1], multiple)
 
     def offset(self, number: int, target: Size, before: Sequence[Size]) -> tuple[int, int, int]:
         """See ReferenceScheme."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from customized_grpo.assets import check_finite, one_line, resolve_checkpoint
 from customized_grpo.buckets import bucket_for
-from customized_grpo.config import GeneratorConfig
+from customized_grpo.config import Checkpoint, GeneratorConfig, find_checkpoints
 from customized_grpo.config.limits import Count, Side
 from customized_grpo.errors import CheckpointError, ConfigError, DataError
 from customized_grpo.generators.base import Conditioning
@@ -36,6 +36,9 @@ Size = tuple[int, int]
 class PipelineConfig(GeneratorConfig):
     """A checkpoint in diffusers format, how it is sampled, and how it is kept in memory."""
 
+    is_guided_by_text: ClassVar[bool] = False
+    """Whether a guidance_scale above 1 means a second pass with another prompt."""
+
     path: str
     """Folder or hub id of the checkpoint, or 'embedded:generator'."""
     height: Side | None = None
@@ -47,16 +50,38 @@ class PipelineConfig(GeneratorConfig):
     max_sequence_length: Count | None = None
     """Text tokens per prompt, longer ones are cut; None: the tokenizer's limit."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the frozen weights; LoRA weights are always float32."""
+    """Type of the frozen weights; LoRA weights are always float32."""
     offload: bool = False
     """Keep text encoders and VAE on the CPU except while they work."""
     quantization: Literal["int8", "nf4"] | None = None
-    """Of the frozen transformer, under LoRA only: int8 halves bfloat16's memory (extra torchao),
+    """How the frozen transformer is kept under LoRA: int8 halves bfloat16's memory (extra torchao),
     nf4 quarters it (extra bitsandbytes, needs a GPU)."""
     tile_vae: bool = False
     """Encode and decode pictures above the VAE's own size in tiles: less memory, faint seams."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time to train."""
+
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """See Plug."""
+        return find_checkpoints(self, {"path": "pipeline"})
+
+    def check(self) -> None:
+        """See Plug: whether the package and the GPU that a quantization needs are there."""
+        if self.quantization is not None:
+            quantization_config(self.quantization)
+
+    def reference_size(self, image: Size, target: Size, count: int, multiple: int) -> Size:
+        """Pixels at which a reference, one of ``count``, is encoded: the target's area in its own
+        aspect ratio."""
+        return bucket_for(*image, target[0] * target[1], multiple)
+
+    def picture_tokens(self, references: int) -> int:
+        """Tokens of the references in the text encoder."""
+        return 0
+
+    def passes(self) -> int:
+        """Passes of the transformer per velocity."""
+        return 2 if self.is_guided_by_text and (self.guidance_scale or 0) > 1 else 1
 
 
 def loading(config: PipelineConfig) -> AbstractContextManager[None]:
@@ -206,12 +231,9 @@ class PipelineGenerator(ABC):
 
     def _sized(self, reference: Tensor, count: int) -> Tensor:
         _, height, width = reference.shape
-        return crop_and_resize(reference, *self.reference_size((height, width), count))
-
-    def reference_size(self, size: Size, count: int) -> Size:
-        """Pixels at which a reference of ``size``, one of ``count``, is encoded: the target's area
-        in the reference's aspect ratio."""
-        return bucket_for(*size, self.height * self.width, self.patch)
+        target = self.height, self.width
+        size = self.config.reference_size((height, width), target, count, self.patch)
+        return crop_and_resize(reference, *size)
 
     def sigmas(self, num_steps: int, shift: float | None) -> Tensor:
         """See the Protocol; the default is the pipeline's own schedule at this size."""
@@ -226,11 +248,11 @@ class PipelineGenerator(ABC):
         )
         return scheduler.sigmas.float()
 
-    def noise(self, count: int, generator: torch.Generator) -> Tensor:
+    def noise(self, count: int, rng: torch.Generator) -> Tensor:
         """See the Protocol."""
         rows, columns = self.grid
         channels = self.pipeline.transformer.config.in_channels // 4
-        spatial = torch.randn(count, channels, 2 * rows, 2 * columns, generator=generator)
+        spatial = torch.randn(count, channels, 2 * rows, 2 * columns, generator=rng)
         return self._pack(spatial).to(self.device)
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:

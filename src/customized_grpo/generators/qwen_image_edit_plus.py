@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from customized_grpo.types import Example
 
 _NATIVE_SIZE = 1024
 _MULTIPLE = 32  # of reference sizes in the stock pipeline
+_TOKEN_SIDE = 28  # pixels of a token's side in the text encoder: patches of 14, merged 2 x 2
 _PICTURE = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"
 
 
@@ -35,11 +36,21 @@ class QwenImageEditPlusConfig(PipelineConfig):
     Hub id: 'Qwen/Qwen-Image-Edit-2509' or a later one.
     """
 
+    is_guided_by_text: ClassVar[bool] = True
+
     type: Literal["qwen-image-edit-plus"] = "qwen-image-edit-plus"
     reference_area: Area = 1024 * 1024
     """Pixels at which the VAE sees a reference, whatever its shape."""
     condition_area: Area = 384 * 384
     """Pixels at which the text encoder sees a reference."""
+
+    def reference_size(self, image: Size, target: Size, count: int, multiple: int) -> Size:
+        """See PipelineConfig: an area of its own."""
+        return bucket_for(*image, self.reference_area, _MULTIPLE)
+
+    def picture_tokens(self, references: int) -> int:
+        """See PipelineConfig."""
+        return references * round(self.condition_area / _TOKEN_SIDE**2)
 
     def build(self, device: torch.device) -> QwenImageEditPlusGenerator:
         """Loads the pipeline onto the device."""
@@ -62,16 +73,11 @@ class QwenImageEditPlusGenerator(PipelineGenerator):
         self, pipeline: Any, config: QwenImageEditPlusConfig, device: torch.device
     ) -> None:
         super().__init__(pipeline, config, device, _NATIVE_SIZE)
-        self._areas = config.reference_area, config.condition_area
-        scale = config.guidance_scale
-        self._guidance = scale if scale is not None and scale > 1 else None
+        self._condition_area = config.condition_area
+        self._guidance = config.guidance_scale if config.passes() == 2 else None
         self._limit = config.max_sequence_length
         self._images = _image_processor(config.path)
         self._known_shapes: tuple[Tensor | None, list[tuple[int, ...]]] = None, []
-
-    def reference_size(self, size: Size, count: int) -> Size:
-        """See the base class."""
-        return bucket_for(*size, self._areas[0], _MULTIPLE)
 
     def _encode_text(self, example: Example) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         embeds, mask = self._embed(example, example.prompt)
@@ -123,7 +129,7 @@ class QwenImageEditPlusGenerator(PipelineGenerator):
         from PIL import Image
 
         _, tall, wide = image.shape
-        height, width = bucket_for(tall, wide, self._areas[1], _MULTIPLE)
+        height, width = bucket_for(tall, wide, self._condition_area, _MULTIPLE)
         pixels = (image * 255).round().byte().permute(1, 2, 0).cpu().numpy()
         return self.pipeline.image_processor.resize(Image.fromarray(pixels), height, width)
 

@@ -10,6 +10,7 @@ import torch
 
 from customized_grpo.assets import check_finite, one_line
 from customized_grpo.buckets import long_side_for
+from customized_grpo.config import Checkpoint, find_checkpoints
 from customized_grpo.config.limits import Side
 from customized_grpo.errors import ConfigError
 from customized_grpo.generators.flux1 import Flux1Generator
@@ -30,20 +31,34 @@ class UnoConfig(PipelineConfig):
     reference_long_side: Side | None = None
     """Pixels; None: 512 for one reference and 320 for several, as UNO was trained."""
 
-    def build(self, device: torch.device) -> Flux1Generator:
-        """Loads the pipeline and merges UNO's LoRA."""
-        from diffusers import FluxPipeline
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """See Plug."""
+        return find_checkpoints(self, {"path": "pipeline", "uno_lora": "lora"})
 
+    def check(self) -> None:
+        """See Plug."""
         if self.uno_lora is not None and self.quantization is not None:
             raise ConfigError(
                 f"quantization: must be null where uno_lora is merged, got {self.quantization!r}; "
                 "merge it once, save the pipeline and give its folder as path"
             )
+        PipelineConfig.check(self)
+
+    def reference_size(self, image: Size, target: Size, count: int, multiple: int) -> Size:
+        """See PipelineConfig: a long side of 512, or 320 where there are several."""
+        long_side = self.reference_long_side or (512 if count == 1 else 320)
+        return long_side_for(*image, long_side, multiple)
+
+    def build(self, device: torch.device) -> Flux1Generator:
+        """Loads the pipeline and merges UNO's LoRA."""
+        from diffusers import FluxPipeline
+
+        self.check()
         with loading(self):
             pipeline = load_pipeline(self, FluxPipeline)
             if self.uno_lora is not None:
                 _merge(pipeline, self.uno_lora)
-            return Flux1Generator(pipeline, self, device, Uno(self.reference_long_side))
+            return Flux1Generator(pipeline, self, device, Uno())
 
 
 def _merge(pipeline: Any, lora: str) -> None:
@@ -58,14 +73,6 @@ class Uno:
     """References lie on the diagonal: each starts where target and earlier references end."""
 
     max_references = 4
-
-    def __init__(self, long_side: int | None) -> None:
-        self._long_side = long_side
-
-    def size(self, image: Size, target: Size, count: int, multiple: int) -> Size:
-        """See ReferenceScheme: a long side of 512, or 320 where there are several."""
-        long_side = self._long_side or (512 if count == 1 else 320)
-        return long_side_for(*image, long_side, multiple)
 
     def offset(self, number: int, target: Size, before: Sequence[Size]) -> tuple[int, int, int]:
         """See ReferenceScheme."""

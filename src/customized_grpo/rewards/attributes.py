@@ -31,7 +31,7 @@ class AttributeClassifier:
 
     @classmethod
     def load(cls, path: str, device: torch.device) -> AttributeClassifier:
-        """From a folder, a hub id or 'embedded:evaluator-attributes'.
+        """Loads one from a folder, a hub id or 'embedded:evaluator-attributes'.
 
         Raises:
             ConfigError: if there is no such checkpoint, or its labels are of another kind.

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from customized_grpo.config import RewardConfig
+from customized_grpo.config import Checkpoint, RewardConfig, find_checkpoints
 from customized_grpo.rewards.dual_encoder import PromptReward, load_clip
 
 
@@ -18,6 +18,10 @@ class ClipTextConfig(RewardConfig):
     type: Literal["clip-text"] = "clip-text"  # pyright: ignore[reportIncompatibleVariableOverride]
     path: str
     """Folder, hub id such as 'openai/clip-vit-large-patch14', or 'embedded:reward-clip'."""
+
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """See Plug."""
+        return find_checkpoints(self, {"path": "model"})
 
     def build(self, device: torch.device) -> PromptReward:
         """Loads model, tokenizer and preprocessing."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.assets import one_line
-from customized_grpo.config import RewardConfig
+from customized_grpo.config import Checkpoint, RewardConfig, find_checkpoints
 from customized_grpo.rewards.dual_encoder import DualEncoder, PromptReward
 from customized_grpo.rewards.loading import (
     find_checkpoint,
@@ -34,6 +34,10 @@ class Hpsv2Config(RewardConfig):
     """Weights in open_clip's layout: safetensors, or a .pt file of nothing but tensors."""
     clip: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
     """Folder or hub id of the CLIPModel that was tuned; gives shapes, tokenizer, mean and std."""
+
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """See Plug."""
+        return find_checkpoints(self, {"path": "model", "clip": "texts"}, {"path": self.file})
 
     def build(self, device: torch.device) -> PromptReward:
         """Loads weights, tokenizer and preprocessing."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from customized_grpo.assets import one_line
-from customized_grpo.config import RewardConfig
+from customized_grpo.config import Checkpoint, RewardConfig, find_checkpoints
 from customized_grpo.config.limits import Count
 from customized_grpo.errors import ConfigError, DataError
 from customized_grpo.rewards.loading import (
@@ -57,9 +57,17 @@ class Hpsv3Config(RewardConfig):
     """Text file of the question that the model was trained with, to the byte: ``INSTRUCTION`` in
     the authors' code (github.com/MizzenAI/HPSv3, MIT), '{text_prompt}' where the prompt goes."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of the language model (the authors': bfloat16); the head is always float32."""
+    """Type of the language model (the authors': bfloat16); the head is always float32."""
     batch_size: Count = 8
     """Images per forward; changes no score."""
+
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """See Plug."""
+        return find_checkpoints(self, {"path": "model", "base": "texts"}, {"path": self.file})
+
+    def check(self) -> None:
+        """See Plug: whether the instruction can be read."""
+        read_instruction(self.instruction)
 
     def build(self, device: torch.device) -> Hpsv3Reward:
         """Loads weights and tokenizer."""
@@ -88,12 +96,17 @@ def read_instruction(path: str) -> str:
     Raises:
         ConfigError: if the file cannot be read, or prompt or reward token have no one place in it.
     """
-    with one_line(f"instruction: {path!r} cannot be read"):
+    try:
         text = Path(path).read_bytes().decode()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"instruction: {path!r} cannot be read: {error}; write it as docs/rewards.md says"
+        ) from error
     for place in ("{text_prompt}", _REWARD):
         if text.count(place) != 1:
             raise ConfigError(
-                f"instruction: {path!r} must hold {place!r} once, got it {text.count(place)} times"
+                f"instruction: {path!r} must hold {place!r} once, got it {text.count(place)} "
+                "times; write it as docs/rewards.md says"
             )
     if hashlib.sha256(text.encode()).hexdigest() != _PUBLISHED:
         logger.warning("instruction: %r is not HPSv3's own; its scores will differ", path)

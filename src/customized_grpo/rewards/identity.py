@@ -19,7 +19,7 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from customized_grpo.assets import one_line
-from customized_grpo.config import RewardConfig
+from customized_grpo.config import Checkpoint, RewardConfig, find_checkpoints
 from customized_grpo.errors import DataError
 from customized_grpo.rewards.base import distinct
 from customized_grpo.rewards.dual_encoder import batched
@@ -41,15 +41,15 @@ class IdentityConfig(RewardConfig):
     """Folder, hub id, or 'embedded:reward-dino' for dinov2."""
 
     references: Literal["max", "mean"] = "max"
-    """Of several references, the most similar one counts, or their mean."""
+    """How several references count: by the most similar one, or by their mean."""
 
     region: Literal["image", "subject"] = "image"
-    """Of the reference: the whole picture, or the subject cut out by its mask (grey around it), so
-    that copying the reference's background is not rewarded."""
+    """What is seen of a reference: the whole picture, or the subject cut out by its mask (grey
+    around it), so that copying the reference's background is not rewarded."""
 
     output_region: Literal["image", "subject"] = "image"
-    """Of the output: the whole picture, or the subject that the segmenter finds in it; where it
-    finds none, the whole picture."""
+    """What is seen of the output: the whole picture, or the subject that the segmenter finds in it;
+    where it finds none, the whole picture."""
 
     segmenter: str | None = None
     """Folder or hub id of a CLIPSeg, such as 'CIDAS/clipseg-rd64-refined', which finds the subject
@@ -60,7 +60,7 @@ class IdentityConfig(RewardConfig):
     whole reference than the reference's subject alone is; 0 if it is not, 0 = off."""
 
     def __post_init__(self) -> None:
-        """Options that need each other.
+        """Checks options that need each other.
 
         Raises:
             ValueError: if one would have no effect or lacks another.
@@ -79,6 +79,10 @@ class IdentityConfig(RewardConfig):
                 f"segmenter must be null where nothing is cut out, got {self.segmenter!r}; set "
                 "region or output_region to subject"
             )
+
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """See Plug."""
+        return find_checkpoints(self, {"path": "model", "segmenter": "model"})
 
 
 class IdentityReward:
@@ -115,7 +119,7 @@ class IdentityReward:
         preprocess: Preprocessing | None = None,
         unused: str = "",
     ) -> IdentityReward:
-        """With the encoder ``features(model, pixels) -> [B, D]``.
+        """Loads a reward with the encoder ``features(model, pixels) -> [B, D]``.
 
         ``preprocess`` None: as the checkpoint's preprocessor_config.json says. ``unused``: weights
         under this name may be missing.
@@ -271,7 +275,7 @@ def _pool(similarities: Tensor, how: str) -> Tensor:
 
 
 def _digest(example: Example, number: int) -> bytes:
-    """Of what the features of a reference depend on: examples of one subject share them."""
+    """Digest of what a reference's features depend on: examples of one subject share them."""
     digest = hashlib.blake2b(example.subject.encode(), digest_size=16)
     masks = example.reference_masks or ()
     for tensor in (example.references[number], *masks[number : number + 1]):

@@ -82,7 +82,8 @@ def load_layout(build: Callable[[], nn.Module], state: dict[str, Tensor], what: 
 
 
 def freeze(model: Any, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
-    """On the device, in evaluation mode, without gradients; buffers keep their precision."""
+    """Moves a model to the device, in evaluation mode and without gradients; buffers keep their
+    precision."""
     model = model.to(device).eval().requires_grad_(False)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from customized_grpo.config import RewardConfig
+from customized_grpo.config import Checkpoint, RewardConfig, find_checkpoints
 from customized_grpo.rewards.dual_encoder import PromptReward, load_clip
 
 
@@ -20,6 +20,10 @@ class PickScoreConfig(RewardConfig):
     """Folder or hub id of the CLIPModel."""
     processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
     """Folder or hub id of tokenizer and preprocessing, which the authors take from here."""
+
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """See Plug."""
+        return find_checkpoints(self, {"path": "model", "processor": "texts"})
 
     def build(self, device: torch.device) -> PromptReward:
         """Loads model, tokenizer and preprocessing."""

@@ -24,7 +24,7 @@ class Segmenter:
 
     @classmethod
     def load(cls, path: str, device: torch.device) -> Segmenter:
-        """From a folder or hub id, such as 'CIDAS/clipseg-rd64-refined'.
+        """Loads one from a folder or hub id, such as 'CIDAS/clipseg-rd64-refined'.
 
         Raises:
             ConfigError: if it is missing or of another kind; names the field ``segmenter``.

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from customized_grpo.config import RewardConfig
+from customized_grpo.config import Checkpoint, RewardConfig, find_checkpoints
 from customized_grpo.rewards.dual_encoder import PromptReward, load_siglip
 
 
@@ -21,6 +21,10 @@ class Siglip2Config(RewardConfig):
     score: Literal["cosine", "logit"] = "cosine"
     """cosine in [-1, 1]; logit = ``exp(logit_scale) * cosine + logit_bias``, whose sigmoid is the
     model's probability of a match. Within a group both rank alike and normalise to the same."""
+
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """See Plug."""
+        return find_checkpoints(self, {"path": "model"})
 
     def build(self, device: torch.device) -> PromptReward:
         """Loads model, tokenizer and preprocessing."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -14,13 +13,11 @@ import pytest
 import torch
 from helpers import ROOT
 from made_runs import make_run
-from rich.console import Console
 
 from customized_grpo.cli.main import main
 from customized_grpo.config import RunConfig, dump_config
 from customized_grpo.errors import ConfigError, DataError
-from customized_grpo.tools.doctor.findings import from_error, ok, problem, warning
-from customized_grpo.tools.doctor.table import line, summary, table
+from customized_grpo.tools.doctor.findings import from_error
 
 LONG = "/a/path/" + "that/goes/on/" * 9 + "and/ends"
 
@@ -56,11 +53,11 @@ def test_a_config_that_will_run(config: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_lines_and_exit_codes(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor", "run.yaml", "--generator.path", "nowhere/at/all"]) == 1
+    assert main(["doctor", "run.yaml", "--generator.path", LONG]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert "ok      config: run.yaml is valid" in lines
     (bad,) = [text for text in lines if text.startswith("problem")]
-    assert bad.startswith("problem generator.path: path: checkpoint 'nowhere/at/all' not found -> ")
+    assert bad.startswith(f"problem generator.path: path: checkpoint '{LONG}' not found -> ")
     assert any(text.startswith("warning memory: generator.path: ") for text in lines)
     assert lines[-1].startswith("1 problem, ")
 
@@ -146,18 +143,6 @@ def test_a_library_that_cannot_be_imported(config: Path, tmp_path: Path) -> None
     last = json.loads(done.stdout)[-1]
     assert last["check"] == "import"
     assert "libcudart.so.99" in last["found"]
-
-
-def test_the_table_of_a_terminal() -> None:
-    made = [ok("ram", "[red] 9 GB"), warning("cpu", "slow", "wait"), problem("gpu", "none", LONG)]
-    screen = io.StringIO()
-    Console(file=screen, width=80, force_terminal=True, color_system=None).print(table(made))
-    for text in ("ok", "[red] 9 GB", "warning", "wait", "problem", "fix"):
-        assert text in screen.getvalue()
-    cells = [row.split("│")[-2].strip() for row in screen.getvalue().splitlines() if "│" in row]
-    assert "".join(cells).endswith(LONG)
-    assert line(made[1]) == "warning cpu: slow -> wait"
-    assert summary(made) == "1 problem, 1 warning, 1 ok"
 
 
 def test_an_error_becomes_a_finding() -> None:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -16,7 +17,8 @@ from safetensors.torch import save_file
 from servers import Reply, Request, scripted_server
 
 from customized_grpo.assets import resolve_checkpoint
-from customized_grpo.tools.doctor import hub
+from customized_grpo.config import Checkpoint
+from customized_grpo.config.plugs import CheckpointKind
 from customized_grpo.tools.doctor.findings import Finding
 from customized_grpo.tools.doctor.hub import on_hub
 
@@ -67,40 +69,28 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield known
 
 
-def download(cache: Path, name: str) -> Path:
-    """As the hub's client leaves a whole checkpoint."""
-    folder = snapshot(cache)
-    shutil.copytree(resolve_checkpoint(f"embedded:{name}"), folder)
-    return folder
-
-
 def snapshot(cache: Path) -> Path:
-    """Where the hub's client would look for REPO."""
+    """Where the hub's client keeps REPO."""
     folder = cache / "models--owner--model"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text("abc")
     return folder / "snapshots" / "abc"
 
 
-def look(kind="model", file: str | None = None) -> Finding:
-    return on_hub("generator.path", REPO, kind, file)
+def look(kind: CheckpointKind = "model", file: str | None = None) -> Finding:
+    return on_hub(Checkpoint(field="generator.path", path=REPO, kind=kind, file=file), REPO)
 
 
 def test_in_the_cache(cache: Path) -> None:
-    download(cache, "generator")
+    folder = snapshot(cache)
+    shutil.copytree(resolve_checkpoint("embedded:generator"), folder)
     assert look("pipeline").found == "owner/model is in the cache"
     assert look("pipeline").status == "ok"
-
-
-def test_half_in_the_cache(cache: Path) -> None:
-    folder = download(cache, "reward-clip")
+    shutil.rmtree(folder)
+    shutil.copytree(resolve_checkpoint("embedded:reward-clip"), folder)
     (folder / WEIGHTS).unlink()
-    finding = look()
-    assert finding.status == "problem"
-    assert "owner/model in the cache: model.safetensors is missing" in finding.found
-    (folder / "config.json").write_text("{}")
-    (folder / f"{WEIGHTS}.index.json").write_text("{")
-    assert "cannot be read" in look().found
+    assert look().status == "problem"
+    assert "owner/model in the cache: model.safetensors is missing" in look().found
 
 
 def test_a_lora_in_the_cache(server: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,116 +98,74 @@ def test_a_lora_in_the_cache(server: Hub, cache: Path, monkeypatch: pytest.Monke
     folder.mkdir(parents=True)
     save_file({"a": torch.zeros(1)}, folder / "dit_lora.safetensors")
     assert look("lora").found == "owner/model is in the cache"
-    assert look("lora").status == "ok"
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     finding = look("lora")  # diffusers refuses its id: no weight_name is given
-    assert finding.status == "problem"
     assert "with HF_HUB_OFFLINE a LoRA is taken from a path only" in finding.found
-    assert finding.fix == f"--generator.path {folder}"
+    assert (finding.status, finding.fix) == ("problem", f"--generator.path {folder}")
     (folder / "dit_lora.safetensors").unlink()
     assert "owner/model in the cache: *.safetensors is missing" in look("lora").found
 
 
 def test_offline(cache: Path) -> None:
-    finding = look()
-    assert finding.status == "problem"
-    assert finding.found == "owner/model is not in the cache, and HF_HUB_OFFLINE is set"
-    assert "unset HF_HUB_OFFLINE" in finding.fix
+    assert look().status == "problem"
+    assert look().found == "owner/model is not in the cache, and HF_HUB_OFFLINE is set"
+    assert "unset HF_HUB_OFFLINE" in look().fix
 
 
-def test_the_hub_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, server: Hub) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    finding = look()
-    assert finding.status == "problem"
-    assert "http://127.0.0.1:9 cannot be reached (ConnectError)" in finding.found
-    assert "hf download owner/model" in finding.fix
-
-
-def test_what_will_be_downloaded(server: Hub) -> None:
-    finding = look()
-    assert finding.status == "ok"
-    assert "up to 3.0 GB will be downloaded" in finding.found
+def test_what_will_be_downloaded(server: Hub, cache: Path) -> None:
+    assert look().status == "ok"
+    assert "up to 3.0 GB will be downloaded" in look().found
     server.files |= {"single-file.safetensors": 9 * 10**9, "vae/model.safetensors": 10**9}
     assert "3.0 GB" in look().found
     assert "1.0 GB" in look("pipeline").found
     assert "9.0 GB" in look(file="single-file.safetensors").found
     assert "12.0 GB" in look("lora").found
+    assert not cache.exists()  # nothing was
 
 
-def test_a_repository_of_another_format(server: Hub) -> None:
-    server.files = {"config.json": 9, "pytorch_model.bin": 10**9}
+@pytest.mark.parametrize(
+    ("known", "found", "fix"),
+    [
+        ({"files": {WEIGHTS: 10**18}}, "are free at", "HF_HOME"),
+        ({"files": {"model.bin": 1}}, "on the hub it has no model.safetensors", "that format"),
+        (
+            {"gated": "auto", "access": False},
+            "it is gated, HF_TOKEN is not set and nobody logged in",
+            "/owner/model, then `hf auth login`",
+        ),
+        ({"status": 404, "error": "RepoNotFound"}, "has none, or it is private", "HF_TOKEN"),
+        ({"status": 403}, "answers HTTP 403", "renew the token"),
+        ({"status": 500}, "answers HTTP 500", "try again"),
+    ],
+)
+def test_what_keeps_it_from_being_downloaded(
+    server: Hub, known: dict[str, Any], found: str, fix: str
+) -> None:
+    for name, value in known.items():
+        setattr(server, name, value)
     finding = look()
     assert finding.status == "problem"
-    assert "on the hub it has no model.safetensors" in finding.found
-    assert "on the hub it has no x.pt" in look(file="x.pt").found
-    assert "no tokenizer_config.json" in look("texts").found
-
-
-def test_no_room_for_it(server: Hub) -> None:
-    server.files[WEIGHTS] = 10**18
-    finding = look()
-    assert finding.status == "problem"
-    assert "are free at" in finding.found
-    assert "HF_HOME" in finding.fix
-
-
-def test_gated(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    server.gated, server.access = "auto", False
-    finding = look()
-    assert finding.status == "problem"
-    assert "it is gated, HF_TOKEN is not set and nobody logged in" in finding.found
-    assert f"accept its licence at {constants.ENDPOINT}/owner/model" in finding.fix
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert "it is gated, the token has no access" in look().found
-    server.access = True
-    assert look().status == "ok"
-
-
-def test_a_repository_that_is_not_there_or_private(server: Hub) -> None:
-    server.status, server.error = 404, "RepoNotFound"
-    finding = look()
-    assert finding.status == "problem"
-    assert "the hub has none, or it is private" in finding.found
-    assert "HF_TOKEN" in finding.fix
-
-
-@pytest.mark.parametrize(("status", "fix"), [(403, "renew the token"), (500, "try again")])
-def test_a_hub_that_refuses(server: Hub, status: int, fix: str) -> None:
-    server.status = status
-    finding = look()
-    assert finding.status == "problem"
-    assert f"answers HTTP {status}" in finding.found
+    assert found in finding.found
     assert fix in finding.fix
 
 
-def test_a_token_is_never_shown(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_password_or_token_is_never_shown(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert huggingface_hub.get_token() == TOKEN
-    server.gated, server.access = "manual", False
-    shown = [look()]
-    for server.status in (401, 403, 404, 500):
-        shown.append(look())
-    assert {finding.status for finding in shown} == {"problem"}
-    assert TOKEN not in json.dumps([str(finding) for finding in shown])
-
-
-def test_a_password_of_a_mirror_is_never_shown(
-    server: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", constants.ENDPOINT.replace("//", "//me:s3cret@"))
-    server.gated, server.access = "manual", False
+    server.gated = "manual"
+    assert look().status == "ok"
+    server.access = False
     shown = [look()]
+    assert "it is gated, the token has no access" in shown[0].found
     for server.status in (401, 403, 404, 500):
         shown.append(look())
     for password in ("s3cret", "s3/cr@t"):
         monkeypatch.setattr(constants, "ENDPOINT", f"http://me:{password}@127.0.0.1:9")
         shown.append(look())
         assert "http://127.0.0.1:9 cannot be reached" in shown[-1].found
+        assert "hf download owner/model" in shown[-1].fix
     assert {finding.status for finding in shown} == {"problem"}
-    assert "me:s3" not in json.dumps([str(finding) for finding in shown])
-
-
-def test_nothing_is_downloaded(server: Hub, cache: Path) -> None:
-    look("pipeline")
-    assert not cache.exists()
-    assert hub._snapshot(REPO) is None
+    text = json.dumps([str(finding) for finding in shown])
+    assert TOKEN not in text
+    assert "me:s3" not in text

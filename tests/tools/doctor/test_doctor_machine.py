@@ -15,7 +15,6 @@ from customized_grpo.tools.doctor.findings import Finding
 from customized_grpo.tools.doctor.machine import (
     Machine,
     Place,
-    container_memory,
     disk,
     hardware,
     look,
@@ -71,26 +70,24 @@ def test_no_gpu_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found(Machine(ram=RAM))["gpu"].status == "ok"
 
 
-@pytest.mark.skipif(torch.version.cuda is not None, reason="needs a torch for CPUs")
-def test_a_torch_that_cannot_see_the_gpu(nvidia_smi: Path) -> None:
+@pytest.mark.parametrize(
+    ("cuda", "visible", "status", "text", "fix"),
+    [
+        (None, None, "problem", "NVIDIA Test, 550.1 is there, torch 2.", "pytorch.org"),
+        ("13.0", None, "problem", "does not go with CUDA 13.0", "update the driver"),
+        ("13.0", "", "warning", "is hidden", "unset CUDA_VISIBLE_DEVICES"),
+    ],
+)
+def test_a_gpu_that_torch_does_not_see(
+    nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch, cuda, visible, status, text, fix
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     finding = found(Machine(ram=RAM))["gpu"]
-    assert finding.status == "problem"
-    assert "NVIDIA Test, 550.1 is there, torch 2." in finding.found
-    assert "pytorch.org" in finding.fix
-
-
-def test_a_driver_that_is_too_old(nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    finding = found(Machine(ram=RAM))["gpu"]
-    assert finding.status == "problem"
-    assert "does not go with CUDA 13.0" in finding.found
-    assert "update the driver" in finding.fix
-
-
-def test_a_gpu_that_is_hidden(nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    finding = found(Machine(ram=RAM))["gpu"]
-    assert (finding.status, finding.fix) == ("warning", "unset CUDA_VISIBLE_DEVICES")
+    assert finding.status == status
+    assert text in finding.found
+    assert fix in finding.fix
 
 
 def test_gpus_in_use_or_without_bfloat16(nvidia_smi: Path) -> None:
@@ -100,7 +97,7 @@ def test_gpus_in_use_or_without_bfloat16(nvidia_smi: Path) -> None:
     assert "80.0 GB, driver 550.1" in findings["gpu 0"].found
     assert "only 50.0 GB not in use" in findings["gpu 1"].found
     assert "emulated" in findings["gpu 2"].found
-    assert findings["gpu 1"].status == findings["gpu 2"].status == "warning"
+    assert findings["gpu 1"].status == "warning"
 
 
 def test_a_driver_that_hangs_or_fails_is_none(nvidia_smi: Path) -> None:
@@ -109,54 +106,20 @@ def test_a_driver_that_hangs_or_fails_is_none(nvidia_smi: Path) -> None:
     assert machines.driver_lines() == []
 
 
-@pytest.fixture
-def container(tmp_path: Path) -> tuple[Path, Path]:
-    """Control groups with limits, and the file that says in which this process is."""
-    own, groups = tmp_path / "cgroup", tmp_path / "groups"
-    files = {
-        "memory.max": "max",
-        "job/memory.max": "4000",
-        "job/memory.current": "900",
-        "job/memory.stat": "anon 100\nfile 800\ninactive_file 600",
-        "job/cpu.max": "15000 10000",
-        "job/step/memory.max": "5000",
-        "job/step/memory.current": "2000",
-        "job/step/cpu.max": "max 100000",
-    }
-    for name, text in files.items():
-        (groups / name).parent.mkdir(parents=True, exist_ok=True)
-        (groups / name).write_text(f"{text}\n")
-    own.write_text("4:memory:/other\n0::/job/step\n")
-    return groups, own
-
-
-def test_the_memory_of_a_container(container: tuple[Path, Path], tmp_path: Path) -> None:
-    groups, own = container
-    assert container_memory(groups, own) == (4000, 3000)  # of the step, what it uses is more
-    (groups / "job" / "memory.current").write_text("2600\n")
-    assert container_memory(groups, own) == (4000, 2000)  # of the job, without 600 of 2600
-    (groups / "job" / "memory.current").write_text("9000\n")
-    assert container_memory(groups, own) == (4000, 0)
-    own.write_text("0::/\n")
-    assert min(container_memory(groups, own)) > 2**60
-    assert min(container_memory(groups, tmp_path / "nothing")) > 2**60
-
-
-def test_this_machine_s_memory_is_that_of_its_container(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machines, "container_memory", lambda: (4000, 3000))
-    assert (look().ram.total, look().ram.free) == (4000, 3000)
-
-
-def test_the_cores_of_a_container(
-    container: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    groups, own = container
+def test_limits_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machines, "_GROUP", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
-    assert process_cores(groups, own) == 2
-    (groups / "job" / "step" / "cpu.max").write_text("1000 100000\n")
-    assert process_cores(groups, own) == 1
-    own.write_text("0::/\n")
-    assert process_cores(groups, own) == 8
+    for memory, cpu in (("max", "max 100000"), (None, None)):
+        for name, text in (("memory.max", memory), ("cpu.max", cpu)):
+            (tmp_path / name).unlink(missing_ok=True)
+            if text:
+                (tmp_path / name).write_text(f"{text}\n")
+        assert look().ram.total == psutil.virtual_memory().total
+        assert process_cores() == 8
+    (tmp_path / "memory.max").write_text("4000\n")
+    (tmp_path / "cpu.max").write_text("15000 10000\n")
+    assert (look().ram.total, look().ram.free) == (4000, 4000)
+    assert process_cores() == 2
 
 
 def test_disks(tmp_path: Path) -> None:
@@ -170,5 +133,5 @@ def test_disks(tmp_path: Path) -> None:
 
 def test_a_disk_that_is_nearly_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert disk("disk", tmp_path).status == "ok"
-    monkeypatch.setattr(machines, "_LOW_DISK", 1e18)
+    monkeypatch.setattr(machines, "free_space", lambda folder: 10**9)
     assert disk("disk", tmp_path).status == "warning"

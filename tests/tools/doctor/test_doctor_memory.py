@@ -12,10 +12,10 @@ from helpers import ROOT, changed
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.tools.doctor.findings import Finding
 from customized_grpo.tools.doctor.machine import Machine, Place
-from customized_grpo.tools.doctor.memory import memory, predict, what_fits
+from customized_grpo.tools.doctor.memory import memory, what_fits
 from customized_grpo.tools.estimate.cost import Cluster, estimate
 from customized_grpo.tools.estimate.devices import DEVICES
-from customized_grpo.tools.estimate.workload import Workload, count_run
+from customized_grpo.tools.estimate.workload import Workload
 
 CONFIGS = ROOT / "configs"
 
@@ -80,11 +80,8 @@ def test_a_memory_that_is_tight(emoji: Workload) -> None:
     assert (finding.status, finding.found[-7:]) == ("warning", ": tight")
     assert finding.fix.startswith("--train.micro_batch_size")
     assert predicted(with_flags(emoji, flags_of(finding))) <= 0.9 * 1.05e9 * needed
-
-
-def test_a_memory_that_is_in_use(emoji: Workload) -> None:
-    place_in_use = place(9, free=0.5 * predicted(emoji) / 1e9)
-    finding = look(emoji, Machine(ram=place(9), gpus=(place_in_use,)))
+    in_use = Machine(ram=place(9), gpus=(place(9, free=0.5 * needed),))
+    finding = look(emoji, in_use)
     assert finding.status == "warning"
     assert finding.fix.startswith("end what else uses it, or --train.micro_batch_size")
 
@@ -132,12 +129,6 @@ def test_quantization_and_fsdp_exclude_each_other(large: Workload) -> None:
         assert ("--generator.quantization" in finding.fix) == (field == "compile")
 
 
-def test_smaller_batches_come_first(emoji: Workload) -> None:
-    finding = look(emoji, gpus(0.8 * predicted(emoji) / 1e9))
-    assert finding.status == "problem"
-    assert set(flags_of(finding)[::2]) <= {"--train.micro_batch_size", "--rollout.batch_size"}
-
-
 def test_nothing_is_enough(large: Workload) -> None:
     finding = look(large, gpus(4))
     assert finding.status == "problem"
@@ -161,22 +152,6 @@ def test_fsdp_is_counted_over_all_gpus(large: Workload) -> None:
     assert "each of 4 by `torchrun --nproc_per_node 4`" in finding.found
     assert f"{predicted(sharded, 4) / 1e9:.1f} GB predicted" in finding.found
     assert predicted(sharded, 4) < predicted(large)
-
-
-def test_a_run_that_takes_too_long_on_a_cpu(emoji: Workload) -> None:
-    machine = Machine(ram=place(1000, is_gpu=False))
-    assert look(emoji, machine).status == "ok"
-    finding = look(with_flags(emoji, ["--train.num_updates", "1000000"]), machine)
-    assert finding.status == "warning"
-    assert "days on this CPU" in finding.found
-
-
-@pytest.mark.slow
-def test_the_advice_holds_for_a_real_model() -> None:
-    file = CONFIGS / "flux-kontext.yaml"
-    finding = look(predict(load_config(file)), gpus(34))
-    assert finding.status == "problem"
-    assert predicted(count_run(load_config(file, flags_of(finding)))) <= 0.9 * 34e9
 
 
 def test_a_generator_that_cannot_be_counted(tiny_config: RunConfig, tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ import pytest
 import torch
 from helpers import changed
 from safetensors.torch import save_file
-from tiny_plugs import YAML
+from test_plugs import StrangersReward
 
 from customized_grpo import assets
 from customized_grpo.assets import resolve_checkpoint
-from customized_grpo.config import RunConfig, read_config
+from customized_grpo.config import RunConfig
 from customized_grpo.generators.uno import UnoConfig
 from customized_grpo.rewards.hpsv2 import Hpsv2Config
 from customized_grpo.rewards.pickscore import PickScoreConfig
@@ -172,7 +172,10 @@ def test_a_lora_is_a_file_or_a_folder(config: RunConfig, tmp_path: Path) -> None
     assert "not found" in with_lora(tmp_path / "other.safetensors").found
 
 
-def test_plugs_of_others_are_not_judged() -> None:
-    findings = found(read_config(YAML, "run.yaml"))
-    assert {finding.status for finding in findings.values()} == {"ok"}
-    assert all("not checked" in finding.found for finding in findings.values())
+def test_files_of_a_strangers_plug(config: RunConfig, tmp_path: Path) -> None:
+    pointer(tmp_path / "model")
+    file = tmp_path / "model" / "transformer" / "diffusion_pytorch_model.safetensors"
+    reward = StrangersReward(objective="prompt", weights=str(file), folder=str(tmp_path / "clip"))
+    findings = found(dataclasses.replace(config, evaluators=(reward,)))
+    assert "is a Git LFS pointer" in findings["evaluators.0.weights"].found
+    assert findings["evaluators.0.folder"].status == "ok"

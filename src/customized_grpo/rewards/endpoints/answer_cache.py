@@ -62,7 +62,7 @@ class AnswerCache:
         return score if isinstance(score, float) and math.isfinite(score) else None
 
     def put(self, key: str, score: float) -> None:
-        """Keeps a score; of two for one key the later."""
+        """Keeps a score; a later one for the same key replaces it."""
         try:
             with self._lock, self._file:
                 self._file.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, score))

@@ -21,7 +21,7 @@ class Ledger:
         max_cost: float | None,
         prices: tuple[float | None, float | None],
     ) -> None:
-        """``prices``: of a million prompt and completion tokens; None = not known."""
+        """``prices`` are those of a million prompt and completion tokens; None = not known."""
         self._max_requests, self._max_cost, self._prices = max_requests, max_cost, prices
         self._lock = Lock()
         self._totals: dict[str, float] = dict.fromkeys(_COUNTED, 0.0)
@@ -29,7 +29,7 @@ class Ledger:
             self._totals["cost"] = 0.0
 
     def count(self, name: str) -> None:
-        """One more."""
+        """Counts one more event of a name."""
         with self._lock:
             self._totals[name] += 1
 

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from customized_grpo.config import RewardConfig
+from customized_grpo.config import Checkpoint, Host, RewardConfig, find_checkpoints
 from customized_grpo.config.limits import Concurrency, Count, Retries, Seconds, VariableName
 from customized_grpo.errors import ConfigError, RewardError
 from customized_grpo.registry import nearest, one_of
@@ -71,6 +71,23 @@ class RemoteRewardConfig(RewardConfig):
         for number, url in enumerate(self.urls):
             check_url(f"urls.{number}", url)
 
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """See Plug: the reward's are the server's."""
+        return find_checkpoints(self, {"reward": None})
+
+    def hosts(self) -> tuple[Host, ...]:
+        """See Plug: the replicas."""
+        return tuple(Host(url=url, token_env=self.token_env) for url in self.urls)
+
+    def check(self) -> None:
+        """Asks every replica for its rewards; one that does not answer is a warning.
+
+        Raises:
+            RewardError: if none answers.
+            ConfigError: if one does not have the reward, or takes smaller batches.
+        """
+        self._connect().check()
+
     def build(self, device: torch.device) -> RemoteReward:
         """Asks every replica for its rewards; one that does not answer yet may come later.
 
@@ -78,12 +95,11 @@ class RemoteRewardConfig(RewardConfig):
             RewardError: if none answers.
             ConfigError: if one does not have the reward, or takes smaller batches.
         """
-        reward = self.connect()
+        reward = self._connect()
         reward.check()
         return reward
 
-    def connect(self) -> RemoteReward:
-        """The same, before anybody was asked."""
+    def _connect(self) -> RemoteReward:
         import httpx2
 
         client = httpx2.Client(limits=httpx2.Limits(max_connections=None))
@@ -102,7 +118,7 @@ class _Replica:
         self.url = url.rstrip("/")
         self.under_way = 0
         self.failures = 0
-        """In a row; 0 = healthy."""
+        """Failures in a row; 0 = healthy."""
         self.rests_until = -math.inf
 
 
@@ -130,23 +146,17 @@ class RemoteReward:
             RewardError: if none answers.
             ConfigError: if one answers and cannot serve it.
         """
-        texts = self.silent_replicas()
+        with ThreadPoolExecutor(len(self._replicas)) as pool:
+            texts = [text for text in pool.map(self._check_one, self._replicas) if text is not None]
         if len(texts) == len(self._replicas):
-            raise RewardError(f"urls: no replica answers: {'; '.join(texts)}; start one")
+            raise RewardError(
+                f"urls: no replica answers: {'; '.join(texts)}; start one with `cgrpo serve-reward`"
+            )
         for text in texts:
             logger.warning("reward %s: not there yet: %s", self._config.label, text)
 
-    def silent_replicas(self) -> list[str]:
-        """Asks every replica, as ``check``; those that do not answer, and why.
-
-        Raises:
-            ConfigError: as ``check``.
-        """
-        with ThreadPoolExecutor(len(self._replicas)) as pool:
-            problems = list(pool.map(self._check_one, self._replicas))
-        return [text for text in problems if text is not None]
-
     def _check_one(self, replica: _Replica) -> str | None:
+        """Why a replica does not answer; None: it does."""
         try:
             answer = self._probe_endpoint.send("GET", f"{replica.url}/rewards")
         except TemporaryFailure as failure:
@@ -255,7 +265,7 @@ class RemoteReward:
         return outcome
 
     def _pick(self, avoid: Sequence[_Replica]) -> _Replica:
-        """The least busy of the healthy ones; another than the last where there is one."""
+        """Chooses the least busy healthy replica, and another than the last where there is one."""
         with self._lock:
             now = self._clock()
             replica = min(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -20,8 +21,10 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from customized_grpo.config import RewardConfig
+from customized_grpo.config import Checkpoint, Host, RewardConfig, find_checkpoints, revisions
 from customized_grpo.config.limits import Concurrency, Count, Retries, Seconds, Side, VariableName
+from customized_grpo.errors import ConfigError, RewardError
+from customized_grpo.registry import nearest, one_of
 from customized_grpo.rewards.base import distinct
 from customized_grpo.rewards.endpoints.answer_cache import AnswerCache, content_key
 from customized_grpo.rewards.endpoints.answers import BadAnswer, NoLogprobs, expected_points, points
@@ -37,6 +40,8 @@ from customized_grpo.rewards.endpoints.http_client import (
 )
 from customized_grpo.rewards.endpoints.rubrics import ANSWER_FORMAT, Criterion, messages
 from customized_grpo.types import Example
+
+logger = logging.getLogger("customized_grpo")
 
 _TOP_LOGPROBS = 20  # the most that OpenAI and a vLLM server as it is started by default give
 
@@ -88,14 +93,49 @@ class VlmJudgeConfig(RewardConfig):
         if self.max_cost is not None and self.price_prompt is None:
             raise ValueError("max_cost needs price_prompt and price_completion, got none")
 
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """See Plug: the model is the endpoint's, and the cache is written."""
+        return find_checkpoints(self, {"model": None, "cache": None})
+
+    def hosts(self) -> tuple[Host, ...]:
+        """See Plug."""
+        return (Host(url=self.base_url, token_env=self.api_key_env),)
+
+    def check(self) -> None:
+        """Asks the endpoint for its models, which costs nothing; a model it lacks is a warning.
+
+        Raises:
+            ConfigError: if it refuses the key.
+            RewardError: if it does not answer.
+        """
+        url = self.base_url.rstrip("/")
+        try:
+            answer = self._endpoint().send("GET", f"{url}/models")
+            names = [str(model["id"]) for model in answer["data"]]
+        except TemporaryFailure as failure:
+            fix = "start the endpoint, or correct it"
+            raise RewardError(f"base_url: {url}: {failure}; {fix}") from failure
+        except PermanentFailure as failure:
+            if failure.status in (401, 403):
+                fix = "name a variable with a valid key"
+                raise ConfigError(f"api_key_env: {url} answers {failure}; {fix}") from failure
+            return  # an endpoint may list no models
+        except (KeyError, TypeError):
+            return
+        if self.model not in names:
+            fix = nearest(self.model, names) or (one_of(names) if names else "correct it")
+            logger.warning("model: %s does not list %r; %s", url, self.model, fix)
+
     def build(self, device: torch.device) -> VlmJudge:
         """Opens the cache and reads the key; the endpoint is not asked before the first image."""
+        return VlmJudge(self, self._endpoint(), Backoff(retries=self.retries, base=1.0))
+
+    def _endpoint(self) -> Endpoint:
         import httpx2
 
         client = httpx2.Client(limits=httpx2.Limits(max_connections=None))
         secret = read_secret("api_key_env", self.api_key_env)
-        endpoint = Endpoint(client=client, timeout=self.timeout, secret=secret)
-        return VlmJudge(self, endpoint, Backoff(retries=self.retries, base=1.0))
+        return Endpoint(client=client, timeout=self.timeout, secret=secret)
 
 
 class VlmJudge:
@@ -105,6 +145,11 @@ class VlmJudge:
         self._config, self._endpoint, self._backoff = config, endpoint, backoff
         self._url = f"{config.base_url.rstrip('/')}/chat/completions"
         self._cache = None if config.cache is None else AnswerCache(config.cache)
+        found = revisions(config)
+        self._how = {
+            "logit_weighted": config.logit_weighted,
+            **({"checkpoints": found} if found else {}),
+        }
         prices = (config.price_prompt, config.price_completion)
         self._ledger = Ledger(config.max_requests, config.max_cost, prices)
         self._structured = True
@@ -163,7 +208,7 @@ class VlmJudge:
 
     def _judge(self, body: dict[str, Any]) -> tuple[float, str | None]:
         """Score of one image from the cache or the model; NaN and the reason if there is none."""
-        key = content_key({**body, "logit_weighted": self._config.logit_weighted})
+        key = content_key({**body, **self._how})
         if self._cache is not None and (known := self._cache.get(key)) is not None:
             self._ledger.count("cache_hits")
             return known, None
@@ -184,7 +229,7 @@ class VlmJudge:
         return score, None
 
     def _ask(self, body: dict[str, Any], is_retry: bool) -> float:
-        """One try."""
+        """Asks the model once."""
         structured = self._structured and "response_format" in body
         if not structured:
             body = {name: value for name, value in body.items() if name != "response_format"}

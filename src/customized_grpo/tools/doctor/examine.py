@@ -6,7 +6,7 @@ Imports stand where they are needed: a package that is missing or broken is a fi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,15 +19,12 @@ if TYPE_CHECKING:
     from customized_grpo.tools.doctor.machine import Machine
 
 
-def examine(
-    target: Path | None, overrides: Sequence[str], say: Callable[[str], None]
-) -> Iterator[Finding]:
+def examine(target: Path | None, overrides: Sequence[str]) -> Iterator[Finding]:
     """Findings about this machine, and about a run or what fits.
 
     Args:
         target: config or folder of a run; None: the machine, and what fits.
         overrides: of the config's fields.
-        say: is told what is looked at next.
 
     Raises:
         ConfigError: if there is no such target.
@@ -41,7 +38,6 @@ def examine(
         check_run(target)
     from customized_grpo.tools.doctor.packages import packages
 
-    say("packages")
     yield from packages()
     if broken := _import_error():
         yield broken
@@ -50,29 +46,29 @@ def examine(
 
     from customized_grpo.tools.doctor.machine import disk, hardware, look
 
-    say("the machine")
     machine = look()
     yield from hardware(machine)
     yield disk("disk of the hub's cache", Path(constants.HF_HUB_CACHE))
     if target is None:
         yield disk("disk of runs", Path("runs"))
-        yield from _what_fits(machine, say)
+        yield from _what_fits(machine)
         return
-    say("the config")
     try:
         config = _read(target, overrides)
     except ConfigError as error:
         yield from_error("config", error)
         return
     yield ok("config", f"{target} is valid")
-    yield from _planned(config, machine, say, resumes=target.is_dir())
+    yield from _planned(config, machine, resumes=target.is_dir())
 
 
 def _read(target: Path, overrides: Sequence[str]) -> RunConfig:
     from customized_grpo.config import load_config
     from customized_grpo.runs.run import Run
 
-    return Run.open(target, overrides).config if target.is_dir() else load_config(target, overrides)
+    if target.is_dir():
+        return Run.open(target, overrides).config
+    return load_config(target, overrides)
 
 
 def _import_error() -> Finding | None:
@@ -84,24 +80,16 @@ def _import_error() -> Finding | None:
     return None
 
 
-def _planned(
-    config: RunConfig, machine: Machine, say: Callable[[str], None], *, resumes: bool
-) -> Iterator[Finding]:
+def _planned(config: RunConfig, machine: Machine, *, resumes: bool) -> Iterator[Finding]:
     from customized_grpo.tools.doctor import run
-    from customized_grpo.tools.doctor.endpoints import endpoints
     from customized_grpo.tools.doctor.memory import memory, predict
     from customized_grpo.tools.doctor.weights import weights
 
     yield from run.settings(config, machine)
-    say("the run's folder")
+    yield from run.plugs(config)
     yield from run.state(config, resumes=resumes)
-    say("weights")
     yield from weights(config)
-    say("endpoints")
-    yield from endpoints(config)
-    say("data")
     yield from run.data(config)
-    say("memory")
     try:
         work = predict(config)
     except ConfigError as error:
@@ -112,11 +100,10 @@ def _planned(
     yield from run.folders(config, work)
 
 
-def _what_fits(machine: Machine, say: Callable[[str], None]) -> Iterator[Finding]:
+def _what_fits(machine: Machine) -> Iterator[Finding]:
     from customized_grpo.config import load_config
     from customized_grpo.config.shipped import shipped_config
     from customized_grpo.tools.doctor.memory import what_fits
 
     for file in sorted(shipped_config("emoji.yaml").parent.glob("*.yaml")):
-        say(f"memory of {file.name}")
         yield what_fits(f"fits: {file.name}", load_config(file), machine)

@@ -1,7 +1,9 @@
-"""What a check says."""
+"""What a check says, and how that is written."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,3 +48,17 @@ def from_error(check: str, error: Exception, fix: str = "correct it") -> Finding
 def gigabytes(size: float) -> str:
     """A number of bytes for people."""
     return f"{size / 1e9:.1f} GB"
+
+
+def line(finding: Finding) -> str:
+    """A finding for people."""
+    fix = f" -> {finding.fix}" if finding.fix else ""
+    return f"{finding.status:<7} {finding.check}: {finding.found}{fix}"
+
+
+def summary(findings: Iterable[Finding]) -> str:
+    """How many there are of each kind."""
+    count = Counter(finding.status for finding in findings)
+    problems, warnings = count["problem"], count["warning"]
+    words = f"{problems} problem{'s' * (problems != 1)}, {warnings} warning{'s' * (warnings != 1)}"
+    return f"{words}, {count['ok']} ok"

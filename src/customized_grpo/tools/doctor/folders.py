@@ -5,36 +5,30 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-Kind = Literal["pipeline", "model", "lora", "texts"]
-"""A diffusers pipeline, a transformers model, a LoRA, or config and tokenizer without weights."""
-
-WANTED: dict[Kind, str] = {
-    "pipeline": "model_index.json with folders of safetensors",
-    "model": "model.safetensors",
-    "lora": "*.safetensors",
-    "texts": "tokenizer_config.json",
-}
-"""What makes a checkpoint of each kind."""
+from customized_grpo.config.plugs import CheckpointKind
 
 _WHOLE = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 _INDEX = "*.safetensors.index.json"
 _POINTER = b"version https://git-lfs"
 
 
-def gaps(folder: Path, kind: Kind, file: str | None = None) -> list[str]:
+def gaps(folder: Path, kind: CheckpointKind, file: str | None = None) -> list[str]:
     """What is missing or damaged, by its name in the folder; [] = it is complete.
 
     Args:
         folder: of the checkpoint.
         kind: what it should hold.
-        file: of the weights, where their name is not the usual one.
+        file: name of the weights, where it is not the usual one.
     """
     if file is not None:
         return list(_damages(folder, [file]))
-    found = {"pipeline": _pipeline, "model": _model, "lora": _lora, "texts": _texts}[kind](folder)
-    return list(found)
+    found = {"pipeline": _pipeline, "model": _model, "lora": _lora, "texts": _texts, "any": _any}
+    try:
+        return list(found[kind](folder))
+    except (OSError, ValueError, KeyError, AttributeError) as error:  # a damaged JSON file
+        return [f"it cannot be read: {error!r}"]
 
 
 def _pipeline(folder: Path) -> Iterator[str]:
@@ -42,13 +36,13 @@ def _pipeline(folder: Path) -> Iterator[str]:
     if not index.is_file():
         yield "model_index.json is missing"
         return
-    parts = {n: e for n, e in _read(index).items() if isinstance(e, list) and e[:1] != [None]}
-    for name in parts:
-        part = folder / name
-        if not part.is_dir() or not any(part.iterdir()):
+    for name, entry in _read(index).items():
+        if not isinstance(entry, list) or entry[:1] == [None]:
+            continue
+        if not (folder / name).is_dir() or not any((folder / name).iterdir()):
             yield f"{name}/ is missing"
         elif name.startswith(("transformer", "vae", "text_encoder")):
-            yield from (f"{name}/{gap}" for gap in _model(part))
+            yield from (f"{name}/{gap}" for gap in _model(folder / name))
 
 
 def _model(folder: Path) -> Iterator[str]:
@@ -67,8 +61,9 @@ def _model(folder: Path) -> Iterator[str]:
 
 
 def _lora(folder: Path) -> Iterator[str]:
-    names = [path.name for path in folder.glob("*.safetensors")]
-    yield from _damages(folder, names) if names else ["*.safetensors is missing"]
+    if not any(folder.glob("*.safetensors")):
+        yield "*.safetensors is missing"
+    yield from _any(folder)
 
 
 def _texts(folder: Path) -> Iterator[str]:
@@ -77,17 +72,21 @@ def _texts(folder: Path) -> Iterator[str]:
             yield f"{name} is missing"
 
 
+def _any(folder: Path) -> Iterator[str]:
+    yield from _damages(folder, [path.name for path in sorted(folder.glob("*.safetensors"))])
+
+
 def _read(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _damages(folder: Path, names: list[str]) -> Iterator[str]:
     for name in names:
-        if text := damage(folder / name):
+        if text := _damage(folder / name):
             yield f"{name} {text}"
 
 
-def damage(file: Path) -> str | None:
+def _damage(file: Path) -> str | None:
     """What is wrong with a file of weights, by its header and length; None: nothing."""
     from safetensors import SafetensorError, safe_open
 

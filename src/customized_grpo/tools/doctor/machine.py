@@ -15,9 +15,7 @@ import psutil
 
 from customized_grpo.tools.doctor.findings import Finding, gigabytes, ok, problem, warning
 
-_GROUPS = Path("/sys/fs/cgroup")
-_OWN_GROUP = Path("/proc/self/cgroup")
-_NO_LIMIT = 2**63
+_GROUP = Path("/sys/fs/cgroup")
 _LOW_DISK = 5e9  # bytes; a LoRA run of a 12-billion model keeps some GB of checkpoints
 
 
@@ -45,7 +43,7 @@ class Machine:
     """What CUDA says of the others, by their number."""
 
     def place(self, device: str) -> Place:
-        """That of a single process on a config's ``device``."""
+        """Where a single process on a config's ``device`` computes."""
         return self.gpus[0] if self.gpus and device != "cpu" else self.ram
 
 
@@ -74,47 +72,24 @@ def _gpu(number: int) -> Place:
 def _ram() -> Place:
     import torch
 
-    memory = psutil.virtual_memory()
-    limit, room = container_memory()
-    units = torch.cpu.get_capabilities()
+    memory, units = psutil.virtual_memory(), torch.cpu.get_capabilities()
+    limit = min([memory.total, *_group_numbers("memory.max")])
     return Place(
         name="RAM",
-        total=min(memory.total, limit),
-        free=min(memory.available, room),
+        total=limit,
+        free=min(memory.available, limit),
         is_gpu=False,
         bf16=any(units.get(name) for name in ("amx_tile", "avx512_bf16", "bf16")),
     )
 
 
-def container_memory(groups: Path = _GROUPS, own: Path = _OWN_GROUP) -> tuple[int, int]:
-    """Bytes that a container or a batch system allows (cgroup v2), and what is left of them."""
-    limit = room = _NO_LIMIT
-    for group in _groups(groups, own):
-        if (text := _read(group / "memory.max")).isdecimal():
-            limit = min(limit, int(text))
-            room = min(room, int(text) - _in_use(group))
-    return limit, max(0, room)
-
-
-def _groups(groups: Path, own: Path) -> list[Path]:
-    """The control group of this process and those around it, each of which may have limits."""
-    lines = (line[3:] for line in _read(own).splitlines() if line.startswith("0::"))
-    inside = groups / next(lines, "").strip("/")
-    return [folder for folder in (inside, *inside.parents) if folder.is_relative_to(groups)]
-
-
-def _in_use(group: Path) -> int:
-    """Without cached files that the kernel drops when it needs room."""
-    stat = dict(line.split() for line in _read(group / "memory.stat").splitlines())
-    return int(_read(group / "memory.current") or 0) - int(stat.get("inactive_file", 0))
-
-
-def _read(file: Path) -> str:
-    """'' where the kernel has no such file."""
+def _group_numbers(name: str) -> list[int]:
+    """Numbers in a file of the control group that a container sees as its own; 'max' is none."""
     try:
-        return file.read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""
+        words = (_GROUP / name).read_text(encoding="utf-8").split()
+    except OSError:  # another system, or no container
+        return []
+    return [int(word) for word in words if word.isdecimal()]
 
 
 def hardware(machine: Machine) -> Iterator[Finding]:
@@ -136,17 +111,12 @@ def _cpu(ram: Place) -> Finding:
     return ok("cpu", found)
 
 
-def process_cores(groups: Path = _GROUPS, own: Path = _OWN_GROUP) -> int:
-    """Those this process may use: fewer than there are in containers and batch jobs."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    for group in _groups(groups, own):
-        quota, _, period = _read(group / "cpu.max").partition(" ")
-        if quota.isdecimal():  # microseconds in each period, of all cores together
-            cores = min(cores, math.ceil(int(quota) / int(period)))
-    return cores
+def process_cores() -> int:
+    """Cores this process may use: fewer than there are in containers and batch jobs."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    limit = _group_numbers("cpu.max")  # microseconds in each period, of all cores together
+    return min(cores, math.ceil(limit[0] / limit[1])) if len(limit) == 2 else cores
 
 
 def _gpus(machine: Machine) -> Iterator[Finding]:
@@ -160,14 +130,12 @@ def _gpus(machine: Machine) -> Iterator[Finding]:
     numbers = (number for number in itertools.count() if number not in machine.broken)
     for number, gpu in zip(numbers, machine.gpus, strict=False):
         check, found = f"gpu {number}", f"{gpu.name}, {gigabytes(gpu.total)}, {software}"
-        if not gpu.bf16:
-            fix = "mixed_precision: no and generator.dtype: float32, or a newer GPU"
-            yield warning(check, f"{found}: bfloat16 is emulated, slowly", fix)
-        elif gpu.free < 0.9 * gpu.total:
+        found += f", bfloat16 {'in hardware' if gpu.bf16 else 'emulated'}"
+        if gpu.free < 0.9 * gpu.total:
             fix = "end them (nvidia-smi lists them), or choose a GPU by CUDA_VISIBLE_DEVICES"
             yield warning(check, f"{found}: only {gigabytes(gpu.free)} not in use by others", fix)
         else:
-            yield ok(check, f"{found}, bfloat16 in hardware")
+            yield ok(check, found)
 
 
 def _no_gpu() -> Iterator[Finding]:
@@ -196,23 +164,19 @@ def driver_lines() -> list[str]:
     return [line for line in done.stdout.splitlines() if line.strip()]
 
 
-def disk(check: str, folder: Path, needed: float | None = None, what: str = "") -> Finding:
-    """Free space where a folder is or will be.
+def disk(check: str, folder: Path, needed: float = _LOW_DISK, what: str = "") -> Finding:
+    """Free space where a folder is or will be, against the bytes that ``what`` needs.
 
-    Args:
-        check: name of the finding.
-        folder: need not exist.
-        needed: bytes; None: not known.
-        what: needs them.
+    Without ``what`` less than ``needed`` is only worth a look.
     """
     free = free_space(folder)
     found = f"{gigabytes(free)} free at {folder}"
-    if needed is not None and free < needed:
-        fix = "free some, or choose a folder on another disk"
-        return problem(check, f"{found}, {what} need {gigabytes(needed)}", fix)
-    if needed is None and free < _LOW_DISK:
-        return warning(check, found, "free some, or choose a folder on another disk")
-    return ok(check, found + (f", {what} need {gigabytes(needed)}" if needed is not None else ""))
+    found += f", {what} need {gigabytes(needed)}" if what else ""
+    if free >= needed:
+        return ok(check, found)
+    return (problem if what else warning)(
+        check, found, "free some, or choose a folder on another disk"
+    )
 
 
 def free_space(folder: Path) -> int:

@@ -13,20 +13,7 @@ from customized_grpo.tools.doctor.findings import Finding, ok, problem, warning
 
 PACKAGE = "customized-grpo"
 _SHOWN = ("torch", "diffusers", "transformers", "peft")
-_CONTRIBUTORS = ("dev", "docs")
-# The metadata name an extra's packages, not what they are good for.
-USES = {
-    "bitsandbytes": "generator.quantization: nf4 and train.optimizer: adamw-8bit",
-    "datasets": "data of type subjects200k",
-    "emoji": "data of type emoji: `cgrpo demo` and configs/emoji.yaml",
-    "playground": "`cgrpo playground`",
-    "report": "`cgrpo report` and `cgrpo compare`",
-    "serve": "`cgrpo serve-reward`",
-    "tensorboard": "curves of runs in TensorBoard",
-    "torchao": "generator.quantization: int8",
-    "trackio": "curves of runs in trackio",
-    "wandb": "curves of runs in Weights & Biases",
-}
+_CONTRIBUTORS = {"dev", "docs"}
 
 
 def packages(package: str = PACKAGE) -> Iterator[Finding]:
@@ -37,20 +24,22 @@ def packages(package: str = PACKAGE) -> Iterator[Finding]:
     """
     about = metadata(package)
     wanted = [Requirement(text) for text in about.get_all("Requires-Dist") or ()]
-    plain = [r for r in wanted if _is_wanted(r)]
     (python,) = about.get_all("Requires-Python") or [""]
     yield _python(python)
-    yield from _required(package, plain)
-    extras = {
-        name: [r for r in wanted if r not in plain and _is_wanted(r, name)]
-        for name in about.get_all("Provides-Extra") or ()
-        if name not in _CONTRIBUTORS
-    }
-    yield from _extras(package, extras)
-
-
-def _is_wanted(requirement: Requirement, extra: str = "") -> bool:
-    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+    lacking = _lacking(wanted)
+    for requirement, text in lacking.items():
+        fix = f"pip install '{requirement.name}{requirement.specifier}'"
+        yield problem(f"package {requirement.name}", text, fix)
+    if not lacking:
+        shown = [f"{name} {installed(name)}" for name in (package, *_SHOWN) if installed(name)]
+        yield ok("packages", f"{', '.join(shown)} and all others are as they should be")
+    there = []
+    for extra in sorted(set(about.get_all("Provides-Extra") or ()) - _CONTRIBUTORS):
+        if texts := _lacking(wanted, extra).values():
+            yield warning(f"extra {extra}", "; ".join(texts), f"pip install '{package}[{extra}]'")
+        else:
+            there.append(extra)
+    yield ok("extras", f"there are {', '.join(there) or 'none'}")
 
 
 def _python(required: str) -> Finding:
@@ -61,39 +50,17 @@ def _python(required: str) -> Finding:
     return problem("python", f"{found}, but {required} is needed", fix)
 
 
-def _required(package: str, requirements: Sequence[Requirement]) -> Iterator[Finding]:
-    lacking = [r for r in requirements if not _is_met(r)]
-    for requirement in lacking:
-        fix = f"pip install '{requirement.name}{requirement.specifier}'"
-        yield problem(f"package {requirement.name}", _mismatch(requirement), fix)
-    others = len(requirements) - len(lacking) - sum(r.name in _SHOWN for r in requirements)
-    shown = ", ".join(f"{name} {installed(name)}" for name in _SHOWN if installed(name))
-    if not lacking:
-        own = f"{package} {version(package)}"
-        yield ok("packages", f"{own}; {shown} and {others} others are as they should be")
-
-
-def _extras(package: str, extras: dict[str, list[Requirement]]) -> Iterator[Finding]:
-    there = []
-    for extra, requirements in extras.items():
-        if lacking := [_mismatch(r) for r in requirements if not _is_met(r)]:
-            use = f"for {USES[extra]}: " if extra in USES else ""
-            found, fix = "; ".join(lacking), f"pip install '{package}[{extra}]'"
-            yield warning(f"extra {extra}", f"{use}{found}", fix)
-        else:
-            there.append(extra)
-    yield ok("extras", f"there are {', '.join(there) or 'none'}")
-
-
-def _mismatch(requirement: Requirement) -> str:
-    found = installed(requirement.name)
-    wanted = f"{requirement.name}{requirement.specifier}"
-    return f"{wanted} is needed, {f'{found} is installed' if found else 'it is not installed'}"
-
-
-def _is_met(requirement: Requirement) -> bool:
-    found = installed(requirement.name)
-    return found is not None and requirement.specifier.contains(found, prereleases=True)
+def _lacking(requirements: Sequence[Requirement], extra: str = "") -> dict[Requirement, str]:
+    """What an extra needs that is not there, and what is there instead; '' = the package itself."""
+    found = {}
+    for requirement in requirements:
+        marker, here = requirement.marker, installed(requirement.name)
+        is_wanted = marker.evaluate({"extra": extra}) if marker else not extra
+        if is_wanted and not (here and requirement.specifier.contains(here, prereleases=True)):
+            wanted = f"{requirement.name}{requirement.specifier}"
+            state = f"{here} is installed" if here else "it is not installed"
+            found[requirement] = f"{wanted} is needed, {state}"
+    return found
 
 
 def installed(name: str) -> str | None:

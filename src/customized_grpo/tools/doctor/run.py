@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+
+import torch
+from torch.nn import Parameter
 
 from customized_grpo.assets import one_line
 from customized_grpo.config import RunConfig
 from customized_grpo.data.base import DataSource
 from customized_grpo.data.overview import count_lines
-from customized_grpo.data.subjects200k import Subjects200KConfig
 from customized_grpo.devices import pick_device
 from customized_grpo.errors import ConfigError, CustomizedGRPOError, DataError, within
-from customized_grpo.generators.pipeline import PipelineConfig, quantization_config
-from customized_grpo.rewards.hpsv3 import Hpsv3Config, read_instruction
 from customized_grpo.runs.checkpoint import newest_checkpoint
 from customized_grpo.runs.files import checkpoint_folders, finished_updates, holds_run
 from customized_grpo.runs.log import lock_folder, run_folder
@@ -31,44 +32,58 @@ _PROBE_BYTES = 2**20
 
 def settings(config: RunConfig, machine: Machine) -> Iterator[Finding]:
     """Fields that need something of the machine or of another package."""
-    yield from _refused("device", lambda: pick_device(config.device))
-    yield from _refused("train", lambda: _make_optimizer(config))
-    generator: Any = config.generator
-    if isinstance(generator, PipelineConfig) and generator.quantization is not None:
-        kind = generator.quantization
-        yield from _refused("generator", lambda: quantization_config(kind))
-    for section in ("rewards", "evaluators"):
-        for number, reward in enumerate(getattr(config, section)):
-            if isinstance(reward, Hpsv3Config):
-                path = reward.instruction
-                fix = "write it as docs/rewards.md says"
-                check, read = f"{section}.{number}", lambda path=path: read_instruction(path)
-                yield from (replace(f, fix=fix) for f in _refused(check, read))
-    for number, sink in enumerate(config.sinks):
-        yield from _refused(f"sinks.{number}", sink.check)
+    for check, build in (
+        ("device", lambda: pick_device(config.device)),
+        ("train", lambda: make_optimizer([Parameter(torch.zeros(1))], config.train)),
+    ):
+        try:
+            build()
+        except ConfigError as error:
+            yield from_error(check, error)
     place = machine.place(config.device)
-    half = "bfloat16" if getattr(generator, "dtype", None) == "bfloat16" else config.mixed_precision
+    dtype = getattr(config.generator, "dtype", None)
+    half = "bfloat16" if dtype == "bfloat16" else config.mixed_precision
     if half in ("bfloat16", "bf16") and not place.bf16:
         fix = "mixed_precision: no and generator.dtype: float32, or other hardware"
         yield warning("mixed_precision", f"{half}: {place.name} emulates it, slowly", fix)
 
 
-def _make_optimizer(config: RunConfig) -> None:
-    import torch
+def plugs(config: RunConfig) -> Iterator[Finding]:
+    """What the plugs say of themselves: an error is a problem, what they log a warning."""
+    for section, plug in config.plugs().items():
+        texts: list[str] = []
+        try:
+            with _logged(texts), one_line(section):  # a plug of others raises anything
+                plug.check()
+        except CustomizedGRPOError as error:
+            yield from_error(section, error)
+            continue
+        for text in texts:
+            finding = from_error(section, ConfigError(text), "nothing, if it is meant")
+            yield replace(finding, status="warning")
+        if not texts and plug is not config.data and (hosts := plug.hosts()):
+            yield ok(section, f"it uses {', '.join(host.name for host in hosts)}")
 
-    make_optimizer([torch.nn.Parameter(torch.zeros(1))], config.train)
 
+@contextmanager
+def _logged(texts: list[str]) -> Iterator[None]:
+    """Collects this package's warnings instead of printing them."""
 
-def _refused(check: str, build: Callable[[], object]) -> Iterator[Finding]:
-    """A problem if the part of a run cannot be built."""
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            texts.append(record.getMessage())
+
+    logger = logging.getLogger("customized_grpo")
+    before, collector = (logger.handlers, logger.propagate), Collector(logging.WARNING)
+    logger.handlers, logger.propagate = [collector], False
     try:
-        build()
-    except ConfigError as error:
-        yield from_error(check, error)
+        yield
+    finally:
+        logger.handlers, logger.propagate = before
 
 
 def folders(config: RunConfig, work: Workload | None) -> Iterator[Finding]:
-    """Where a run writes: may it, and is there room for its checkpoints?"""
+    """Where a run writes: whether it may, and whether there is room for its checkpoints."""
     paths = {"output_dir": config.output_dir, "cache.folder": config.cache.folder}
     for field, path in paths.items():
         if path is None:
@@ -78,12 +93,15 @@ def folders(config: RunConfig, work: Workload | None) -> Iterator[Finding]:
             yield problem(field, f"{path} cannot be written: {error}", fix)
         else:
             yield ok(field, f"{path} can be written")
-    size = None if work is None else _checkpoint_bytes(work)
-    yield disk("disk of output_dir", Path(config.output_dir), size, "its checkpoints")
+    check, folder = "disk of output_dir", Path(config.output_dir)
+    if work is None:
+        yield disk(check, folder)
+    else:
+        yield disk(check, folder, _checkpoint_bytes(work), "its checkpoints")
 
 
 def _write_error(folder: Path) -> str | None:
-    """By writing, which also a full disk or a quota refuses; nothing stays."""
+    """Why a folder cannot be written: found by writing, which a full disk refuses too."""
     try:
         with tempfile.TemporaryFile(dir=existing(folder)) as file:
             file.write(bytes(_PROBE_BYTES))
@@ -94,7 +112,7 @@ def _write_error(folder: Path) -> str | None:
 
 
 def _checkpoint_bytes(work: Workload) -> float:
-    """Of all that are there while one more is written: float32 weights twice, AdamW's moments."""
+    """Size of all that are kept and one more: float32 weights twice, AdamW's moments."""
     train = work.config.train
     copies = 4 if train.ema_decay is None else 5
     kept = train.keep_checkpoints + 2 if train.save_every else 1  # the best one, and the next
@@ -102,11 +120,11 @@ def _checkpoint_bytes(work: Workload) -> float:
 
 
 def state(config: RunConfig, *, resumes: bool) -> Iterator[Finding]:
-    """A run that is there already.
+    """Looks at a run that is there already.
 
     Args:
-        config: of the run.
-        resumes: RUN was given, which is to be gone on with.
+        config: the run's.
+        resumes: whether RUN was given, which is to be gone on with.
     """
     folder = Path(config.output_dir) / config.name
     if resumes:
@@ -146,15 +164,14 @@ def _resumed(folder: Path) -> Iterator[Finding]:
 
 
 def data(config: RunConfig) -> Iterator[Finding]:
-    """Found, readable and enough."""
-    section = config.data
-    if isinstance(section, Subjects200KConfig) and not Path(section.path).is_dir():
-        fix = "nothing, or name a folder with its parquet files"
-        yield warning("data", f"{section.path} would be fetched from the hub: not opened", fix)
+    """Whether examples are found, readable and enough."""
+    if hosts := config.data.hosts():
+        found = f"would be fetched from {hosts[0].name}: not opened"
+        yield warning("data", found, "nothing, or name a folder that holds them")
         return
     try:
         with within("data"), one_line("data", DataError):  # a plug of others raises anything
-            source: DataSource = section.build(config.seed)
+            source: DataSource = config.data.build(config.seed)
             source.training(0, config.rollout.prompts_per_rollout)
             if config.evaluation.validate_every:
                 source.validation(1)

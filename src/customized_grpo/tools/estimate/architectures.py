@@ -103,10 +103,6 @@ _DINO = {"patch_size": 14, "image_size": 224}  # 518 in its config, 224 in its p
 REWARDS: dict[str, Component] = {
     "facebook/dino-vits16": ("ViTModel", _tower(384, 1536, 12, 6, patch_size=16, image_size=224)),
     "facebook/dinov2-base": ("Dinov2Model", _DINO),
-    "facebook/dinov2-large": (
-        "Dinov2Model",
-        {**_DINO, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
-    ),
     "openai/clip-vit-large-patch14": _towers(
         "CLIPModel",
         _tower(1024, 4096, 24, 16, patch_size=14, image_size=224),

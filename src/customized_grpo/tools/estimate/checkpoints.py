@@ -13,7 +13,8 @@ from customized_grpo.rewards.loading import find_checkpoint, find_file, one_line
 from customized_grpo.tools.estimate.architectures import PIPELINES, REWARDS, Component
 from customized_grpo.tools.estimate.counting import make_fake, on_meta
 
-_DEFAULT_TEXT_TOKENS = 512  # of every pipeline here but Qwen-Image-Edit's, which does not pad
+_DEFAULT_TEXT_TOKENS = 512
+_UNPADDED = {"Qwen2_5_VLForConditionalGeneration": 64}  # a prompt and what is written around it
 
 
 def pipeline_components(path: str) -> dict[str, Component]:
@@ -47,10 +48,12 @@ def reward_component(path: str) -> Component:
 
 def text_tokens(path: str) -> int:
     """Tokens to which a pipeline pads a prompt if its config says nothing."""
+    components = pipeline_components(path)
+    if unpadded := _UNPADDED.get(components["text_encoder"][0]):
+        return unpadded
     if path in PIPELINES:
         return _DEFAULT_TEXT_TOKENS
-    second = "text_encoder_2" in pipeline_components(path)
-    folder = "tokenizer_2" if second else "tokenizer"
+    folder = "tokenizer_2" if "text_encoder_2" in components else "tokenizer"
     limit = _read(path, f"{folder}/tokenizer_config.json").get("model_max_length")
     return min(limit or _DEFAULT_TEXT_TOKENS, _DEFAULT_TEXT_TOKENS)
 

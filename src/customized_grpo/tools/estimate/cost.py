@@ -28,17 +28,11 @@ class Cluster:
     fsdp: bool = False
     """Shard the weights over the devices, in place of a copy on each (DDP)."""
     rollout_mfu: float = DEFAULT_MFU
-    """Also of encoding, decoding and scoring."""
+    """The MFU of a rollout, also of encoding, decoding and scoring."""
     update_mfu: float = DEFAULT_MFU
 
     def __post_init__(self) -> None:
-        """Checks the numbers.
-
-        Raises:
-            ConfigError: naming the flag.
-        """
-        if self.num_devices < 1:
-            raise ConfigError(f"--num-devices must be 1 or more, got {self.num_devices}")
+        """Raises a ConfigError that names the flag if a share is none."""
         for mfu in (self.rollout_mfu, self.update_mfu):
             if not 0 < mfu <= 1:
                 raise ConfigError(f"--mfu must be a share above 0, at most 1, got {mfu}")
@@ -54,9 +48,9 @@ class StageCost:
     """One stage of an iteration."""
 
     flops: float
-    """Useful, of all devices together."""
+    """Useful FLOPs of all devices together."""
     bytes: float
-    """That its operators move; all devices."""
+    """Bytes that the operators of all devices move."""
     seconds: float
     communication: float
     """Seconds of it that only wait for other devices."""
@@ -78,7 +72,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """Of all."""
+        """Their sum."""
         return sum(asdict(self).values())
 
 
@@ -87,16 +81,16 @@ class Estimate:
     """What a run will take."""
 
     stages: dict[str, StageCost]
-    """Of one iteration: a rollout and its updates."""
+    """The stages of one iteration: a rollout and its updates."""
     seconds_per_iteration: float
     seconds_per_update: float
     images_per_second: float
     hours: float
     device_hours: float
     memory: dict[str, Memory]
-    """By 'ddp' or 'fsdp', and '+checkpointing'."""
+    """'ddp' or 'fsdp', and maybe '+checkpointing' -> memory per device."""
     layout: str
-    """Which of them the run has."""
+    """The one that the run has."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -136,14 +130,9 @@ def estimate(work: Workload, cluster: Cluster) -> Estimate:
     seconds = sum(stage.seconds for stage in stages.values())
     hours = seconds * train.num_updates / train.inner_updates / 3600
     generator: Any = work.config.generator
-    layout = "fsdp" if cluster.fsdp else "ddp"
-    if generator.gradient_checkpointing:
-        layout += "+checkpointing"
     memory = {
-        f"{kind}{'+checkpointing' if checkpointing else ''}": _memory(
-            work, cluster.num_devices, kind == "fsdp", checkpointing
-        )
-        for kind in ("ddp", "fsdp")
+        _layout(fsdp, checkpointing): _memory(work, cluster.num_devices, fsdp, checkpointing)
+        for fsdp in (False, True)
         for checkpointing in (False, True)
     }
     return Estimate(
@@ -154,8 +143,18 @@ def estimate(work: Workload, cluster: Cluster) -> Estimate:
         hours=hours,
         device_hours=hours * cluster.num_devices,
         memory=memory,
-        layout=layout,
+        layout=_layout(cluster.fsdp, generator.gradient_checkpointing),
     )
+
+
+def memory_per_device(work: Workload, num_devices: int) -> Memory:
+    """Predicted memory of a run as its config says."""
+    generator: Any = work.config.generator
+    return _memory(work, num_devices, work.config.fsdp, generator.gradient_checkpointing)
+
+
+def _layout(fsdp: bool, checkpointing: bool) -> str:
+    return ("fsdp" if fsdp else "ddp") + ("+checkpointing" if checkpointing else "")
 
 
 def _stage_cost(stage: Stage, work: Workload, cluster: Cluster) -> StageCost:
@@ -164,7 +163,7 @@ def _stage_cost(stage: Stage, work: Workload, cluster: Cluster) -> StageCost:
     per_flop = stage.float32 / device.float32 + (1 - stage.float32) / device.bf16
     mfu = cluster.update_mfu if stage.name == "update" else cluster.rollout_mfu
     passes = math.ceil(stage.passes * share / stage.batch) if stage.weights else 0
-    computing = stage.executed * share * per_flop / mfu
+    computing = (stage.flops + stage.again) * share * per_flop / mfu
     needed = max(computing, passes * stage.weights / device.bandwidth)
     waits = 0.0
     if stage.weights and count > 1:

@@ -27,7 +27,7 @@ class Count:
     """What one call did."""
 
     flops: float
-    """Of matrix products, convolutions and attention: 2 per multiply-add."""
+    """In matrix products, convolutions and attention: 2 per multiply-add."""
     moved: float
     """Bytes that its operators read and wrote, each for itself, as without fusion."""
     kept: float

@@ -29,7 +29,7 @@ class Device:
     memory: float
     """Bytes."""
     bandwidth: float
-    """Of its memory."""
+    """Rate of its memory."""
     link: float
     """To the others of a node of 8, one direction."""
     network: float

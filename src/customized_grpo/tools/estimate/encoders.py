@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from customized_grpo.config import RewardConfig
+from customized_grpo.tools.estimate.architectures import Component
 from customized_grpo.tools.estimate.checkpoints import parameters, reward_component, skeleton
-from customized_grpo.tools.estimate.counting import count, on_skeletons
+from customized_grpo.tools.estimate.counting import Count, count, on_skeletons
 
-_HPSV3_TOKENS = 1024  # 256 of the picture, its long instruction, the prompt; assumed
+_HPSV3_PICTURE = 256  # tokens
+_HPSV3_TOKENS = 1024  # of the picture, its long instruction and the prompt; assumed
 _CHANNELS = 3
 
 
@@ -26,18 +28,23 @@ class EncoderCount:
     peak: float
     """Bytes of activations."""
 
+    @classmethod
+    def of(cls, model: nn.Module, counted: Count, more: float = 0.0) -> EncoderCount:
+        """What was counted of a model, and FLOPs that were not."""
+        return cls(parameters=parameters(model), flops=counted.flops + more, peak=counted.peak)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardCount:
     """All rewards of a run."""
 
     parameters: dict[str, float] = field(default_factory=dict)
-    """By checkpoint, which rewards share."""
+    """Weights by checkpoint, which rewards share."""
     bytes: float
     image_flops: float
-    """Of scoring one image."""
+    """FLOPs of scoring one image."""
     example_flops: float
-    """Of one prompt and its references."""
+    """FLOPs of one prompt and its references."""
     float32: float
     """Share of the FLOPs that are computed in float32; HPSv3's are in bfloat16."""
     peak: float
@@ -47,7 +54,7 @@ class RewardCount:
 
 
 def count_vae(
-    component: tuple[str, dict[str, Any]],
+    component: Component,
     size: tuple[int, int],
     references: Sequence[tuple[int, int]],
     dtype: torch.dtype,
@@ -67,12 +74,7 @@ def count_vae(
         return [vae.encode(torch.empty(1, _CHANNELS, *frames, *s, dtype=dtype)) for s in references]
 
     with on_skeletons(), torch.no_grad():
-        decoded, encoded = count(decode), count(encode)
-    size_ = parameters(vae)
-    return (
-        EncoderCount(parameters=size_, flops=decoded.flops, peak=decoded.peak),
-        EncoderCount(parameters=size_, flops=encoded.flops, peak=encoded.peak),
-    )
+        return EncoderCount.of(vae, count(decode)), EncoderCount.of(vae, count(encode))
 
 
 def _latents(config: Any) -> tuple[int, int, bool]:
@@ -83,7 +85,7 @@ def _latents(config: Any) -> tuple[int, int, bool]:
 
 
 def count_text_encoder(
-    component: tuple[str, dict[str, Any]], tokens: int, picture_tokens: int, dtype: torch.dtype
+    component: Component, tokens: int, picture_tokens: int, dtype: torch.dtype
 ) -> EncoderCount:
     """One prompt of ``tokens``, of which ``picture_tokens`` are pictures (Qwen-Image-Edit)."""
     model = skeleton(component, dtype)
@@ -92,8 +94,7 @@ def count_text_encoder(
         text = getattr(text, "language_model", text)
         length = min(tokens, getattr(model.config, "max_position_embeddings", None) or tokens)
         counted = count(lambda: _read_text(text, length))
-    flops = counted.flops + _vision_flops(model, picture_tokens)
-    return EncoderCount(parameters=parameters(model), flops=flops, peak=counted.peak)
+    return EncoderCount.of(model, counted, _vision_flops(model, picture_tokens))
 
 
 def _read_text(model: Any, length: int) -> object:
@@ -101,7 +102,7 @@ def _read_text(model: Any, length: int) -> object:
 
 
 def _vision_flops(model: Any, tokens: int) -> float:
-    """Of the vision tower of a Qwen-VL, by its weights alone: its windows depend on data."""
+    """FLOPs of a Qwen-VL's vision tower, by its weights alone: its windows depend on data."""
     tower = getattr(getattr(model, "model", None), "visual", None)
     if tower is None or not tokens:
         return 0.0
@@ -121,12 +122,12 @@ def count_rewards(rewards: Sequence[RewardConfig], references: int) -> RewardCou
         if path is None:
             unknown.append(config.label)
             continue
-        per_image, per_example, model_size = _count_reward(config, path, references)
+        per_image, per_example = _count_reward(config, path, references)
         is_half = getattr(config, "dtype", "float32") == "bfloat16"
         half += per_image.flops * is_half
         if path not in weights:
-            size += model_size * (2 if is_half else 4)
-            weights[path] = model_size
+            weights[path] = per_image.parameters
+            size += weights[path] * (2 if is_half else 4)
         image, example = image + per_image.flops, example + per_example
         peak = max(peak, per_image.peak)
     return RewardCount(
@@ -136,33 +137,27 @@ def count_rewards(rewards: Sequence[RewardConfig], references: int) -> RewardCou
     )  # fmt: skip
 
 
-def _checkpoint(config: Any) -> str | None:
-    """Where the shape of a reward's model stands; None for those that run elsewhere."""
-    fields = {"hpsv2": "clip", "pickscore": "processor", "hpsv3": "base"}
-    counted = ("clip-image", "clip-text", "dino", "dinov2", "dinov3", "siglip2")
-    if config.type in fields:
-        return getattr(config, fields[config.type])
-    return config.path if config.type in counted else None
+def _checkpoint(config: RewardConfig) -> str | None:
+    """Where the shape of a reward's model stands; None for those that run elsewhere.
+
+    A file of bare weights has no shape: it is that of the model from which it was tuned.
+    """
+    shapes = (c.path for c in config.checkpoints() if c.kind in ("model", "texts") and not c.file)
+    return next(shapes, None)
 
 
-def _count_reward(
-    config: RewardConfig, path: str, references: int
-) -> tuple[EncoderCount, float, int]:
-    """An image, FLOPs of an example (prompt or references), parameters."""
-    dtype = getattr(torch, getattr(config, "dtype", "float32"))
-    model = skeleton(reward_component(path), dtype)
-    size = parameters(model)
+def _count_reward(config: RewardConfig, path: str, references: int) -> tuple[EncoderCount, float]:
+    """One image, and the FLOPs of one example (its prompt or references)."""
+    model = skeleton(reward_component(path), getattr(torch, getattr(config, "dtype", "float32")))
     with on_skeletons(), torch.no_grad():
-        if config.type == "hpsv3":
+        if hasattr(getattr(model, "model", None), "language_model"):  # HPSv3
             read = count(lambda: _read_text(model.model.language_model, _HPSV3_TOKENS))
-            flops = read.flops + _vision_flops(model, 256)
-            return EncoderCount(parameters=size, flops=flops, peak=read.peak), 0.0, size
-        seen = count(lambda: _see(model))
-        image = EncoderCount(parameters=size, flops=seen.flops, peak=seen.peak)
+            return EncoderCount.of(model, read, _vision_flops(model, _HPSV3_PICTURE)), 0.0
+        image = EncoderCount.of(model, count(lambda: _see(model)))
         if config.objective == "identity" or not hasattr(model, "text_model"):
-            return image, references * seen.flops, size
+            return image, references * image.flops
         length = model.config.text_config.max_position_embeddings
-        return image, count(lambda: _read_text(model.text_model, length)).flops, size
+        return image, count(lambda: _read_text(model.text_model, length)).flops
 
 
 def _see(model: Any) -> object:

@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 from rich.console import Console
 from rich.table import Table
 
-from customized_grpo.tools.estimate.cost import Cluster, Estimate
+from customized_grpo.tools.estimate.cost import Cluster, Estimate, Memory
 from customized_grpo.tools.estimate.workload import Workload
-
-_PARTS = {
-    "transformer": "transformer",
-    "trained": "trained, optimizer",
-    "encoders": "VAE, text encoders",
-    "rewards": "reward models",
-    "trajectories": "trajectories",
-    "activations": "activations",
-}
-_LAYOUTS = {
-    "ddp": "DDP",
-    "ddp+checkpointing": "checkpointed",
-    "fsdp": "FSDP",
-    "fsdp+checkpointing": "checkpointed",
-}
 
 
 def show(
@@ -81,25 +66,23 @@ def _times(result: Estimate) -> Table:
 
 
 def _memory_table(cluster: Cluster, result: Estimate) -> Table:
+    room = cluster.device.memory
     shown = {
         name: memory
         for name, memory in result.memory.items()
         if cluster.num_devices > 1 or name.startswith("ddp")
     }
-    table = Table("GB per device", title=f"memory (* = this run; {cluster.device.name} has "
-                  f"{cluster.device.memory / 1e9:.0f})")  # fmt: skip
+    title = f"memory (* = this run; {cluster.device.name} has {room / 1e9:.0f})"
+    table = Table("GB per device", title=title)
     for name in shown:
-        table.add_column(
-            f"{_LAYOUTS[name]}{' *' if name == result.layout else ''}", justify="right"
+        table.add_column(f"{name}{' *' if name == result.layout else ''}", justify="right")
+    for field in fields(Memory):
+        table.add_row(
+            field.name, *(f"{getattr(memory, field.name) / 1e9:.1f}" for memory in shown.values())
         )
-    for part, title in _PARTS.items():
-        table.add_row(title, *(f"{getattr(m, part) / 1e9:.1f}" for m in shown.values()))
     table.add_section()
-    fits = [m.total <= cluster.device.memory for m in shown.values()]
-    totals = [f"{m.total / 1e9:.1f}" for m in shown.values()]
-    table.add_row(
-        "total", *(f"{t}{'' if ok else ' !'}" for t, ok in zip(totals, fits, strict=True))
-    )
+    totals = (memory.total for memory in shown.values())
+    table.add_row("total", *(f"{total / 1e9:.1f}{' !' * (total > room)}" for total in totals))
     return table
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +12,9 @@ from torch import Tensor, nn
 from customized_grpo.config import LoraSettings
 from customized_grpo.errors import ConfigError
 from customized_grpo.generators.lora import attach_lora, trust_autocast
-from customized_grpo.tools.estimate.checkpoints import build, parameters
-from customized_grpo.tools.estimate.counting import Count, count, make_fake, on_skeletons
+from customized_grpo.tools.estimate.architectures import Component
+from customized_grpo.tools.estimate.checkpoints import build, parameters, skeleton
+from customized_grpo.tools.estimate.counting import count, make_fake, on_skeletons
 
 _DEPTHS = ("num_layers", "num_single_layers")  # of diffusers' transformers
 
@@ -39,7 +39,7 @@ class TransformerCount:
     """One sample; bytes of activations grow in proportion to the batch, those of weights do not."""
 
     parameters: float
-    """Of the model without adapters."""
+    """Weights of the model without adapters."""
     trained: float
     """Weights that are trained."""
     forward_flops: float
@@ -63,10 +63,9 @@ class TransformerCount:
 
 
 def count_transformer(
-    component: tuple[str, dict[str, Any]],
+    component: Component,
     tokens: Tokens,
     lora: LoraSettings | None,
-    targets: Sequence[str] | None,
     dtype: torch.dtype,
     autocast: bool,
 ) -> TransformerCount:
@@ -79,17 +78,16 @@ def count_transformer(
         component: class and config.
         tokens: of one sample.
         lora: adapters; None = all weights are trained.
-        targets: modules with adapters; None = the family's, found by their names.
         dtype: of the frozen weights.
         autocast: bfloat16 autocast, as ``mixed_precision: bf16``.
     """
     kind, config = component
-    defaults = _config(component)
+    defaults = build(component, torch.bfloat16).config
     depths = {name: defaults[name] for name in _DEPTHS if name in defaults}
     start = {name: min(depth, 2) for name, depth in depths.items()}
 
     def measure(changes: dict[str, int]) -> dict[str, float]:
-        return _measure((kind, {**config, **changes}), tokens, lora, targets, dtype, autocast)
+        return _measure((kind, {**config, **changes}), tokens, lora, dtype, autocast)
 
     shallow = measure(start)
     total, blocks = dict(shallow), []
@@ -107,26 +105,23 @@ def count_transformer(
     return TransformerCount(**total, block=largest["parameters"], latents=latents)
 
 
-def _config(component: tuple[str, dict[str, Any]]) -> Any:
-    """With the defaults of the class."""
-    return build(component, torch.bfloat16).config
-
-
 def _measure(
-    component: tuple[str, dict[str, Any]],
+    component: Component,
     tokens: Tokens,
     lora: LoraSettings | None,
-    targets: Sequence[str] | None,
     dtype: torch.dtype,
     autocast: bool,
 ) -> dict[str, float]:
     """The numbers of ``TransformerCount``, of a model as deep as the config says."""
-    forward, size, weights = _count_forward(component, tokens, dtype, autocast)
+    plain = skeleton(component, dtype)
+    with on_skeletons(), torch.no_grad():
+        forward = count(lambda: _run(plain, tokens, autocast))
+    weights = sum(p.numel() * p.itemsize for p in plain.parameters())
     model = build(component, dtype)
     if lora is None:
         model.requires_grad_(True).float()
     else:
-        attach_lora(model, lora, targets or lora_targets(model))
+        attach_lora(model, lora, lora_targets(model))
         if autocast:
             trust_autocast(model)
     make_fake(model)
@@ -134,11 +129,11 @@ def _measure(
     with on_skeletons():
         for parameter in trained:  # as in all micro-batches but the first: gradients are added up
             parameter.grad = torch.empty_like(parameter)
-        pair = count(lambda: _backward(_run(model, tokens, autocast)))
+        pair = count(lambda: _run(model, tokens, autocast).float().mean().backward())
         model.train().enable_gradient_checkpointing()
         kept = count(lambda: _run(model, tokens, autocast)).kept
     return {
-        "parameters": size,
+        "parameters": parameters(plain),
         "trained": sum(parameter.numel() for parameter in trained),
         "forward_flops": forward.flops,
         "forward_moved": forward.moved - weights,
@@ -150,25 +145,10 @@ def _measure(
     }
 
 
-def _count_forward(
-    component: tuple[str, dict[str, Any]], tokens: Tokens, dtype: torch.dtype, autocast: bool
-) -> tuple[Count, int, int]:
-    """Of the model without adapters; its number of parameters, and their bytes."""
-    model = build(component, dtype).requires_grad_(False)
-    make_fake(model)
-    with on_skeletons(), torch.no_grad():
-        forward = count(lambda: _run(model, tokens, autocast))
-    return forward, parameters(model), sum(p.numel() * p.itemsize for p in model.parameters())
-
-
 def _run(model: Any, tokens: Tokens, autocast: bool) -> Tensor:
     inputs = transformer_inputs(model, tokens, torch.float32 if autocast else model.dtype)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         return model(**inputs, return_dict=False)[0][:, : math.prod(tokens.target)]
-
-
-def _backward(output: Tensor) -> None:
-    output.float().mean().backward()
 
 
 def lora_targets(model: nn.Module) -> list[str]:

@@ -7,13 +7,10 @@ from typing import Any
 
 import torch
 
-from customized_grpo.buckets import bucket_for
 from customized_grpo.config import RunConfig
 from customized_grpo.errors import ConfigError, within
-from customized_grpo.generators.flux_kontext import Kontext
 from customized_grpo.generators.pipeline import PipelineConfig, Size
-from customized_grpo.generators.qwen_image_edit_plus import QwenImageEditPlusConfig
-from customized_grpo.generators.uno import Uno, UnoConfig
+from customized_grpo.tools.estimate.architectures import Component
 from customized_grpo.tools.estimate.checkpoints import pipeline_components, text_tokens
 from customized_grpo.tools.estimate.encoders import (
     EncoderCount,
@@ -26,8 +23,6 @@ from customized_grpo.tools.estimate.transformer import Tokens, TransformerCount,
 
 _NATIVE_SIZE = 1024
 _PATCH = 16  # pixels per token: VAE 8, patches of 2
-_QWEN_PROMPT = 64  # tokens of a prompt and what is written around it; not padded
-_QWEN_PIXELS = 28  # per token of a picture in the text encoder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,19 +31,19 @@ class Stage:
 
     name: str
     flops: float
-    """Useful: each once, without what is computed a second time to save memory."""
-    executed: float
-    """With that."""
-    moved: float
-    """Bytes read and written by the operators, each for itself."""
-    weights: float
-    """Bytes of weights that one pass of one device reads."""
-    passes: int
-    """Units of work that a batch is made of: (sample, step) of the transformer, or images."""
-    batch: int
-    """Units per pass."""
+    """Useful ones: each once, without what is computed again to save memory."""
     float32: float
     """Share of the FLOPs that are computed in float32, the others in bfloat16."""
+    again: float = 0.0
+    """FLOPs of what is computed again."""
+    moved: float = 0.0
+    """Bytes read and written by the transformer's operators, each for itself."""
+    weights: float = 0.0
+    """Bytes of the transformer's weights, which every pass of every device reads."""
+    passes: int = 0
+    """(sample, step) pairs of the transformer."""
+    batch: int = 1
+    """Pairs per pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +59,7 @@ class Workload:
     """One image; parameters: of the VAE."""
     rewards: RewardCount
     guidance_passes: int
-    """Of the transformer per velocity."""
+    """Passes of the transformer per velocity."""
 
     @property
     def samples(self) -> int:
@@ -87,69 +82,51 @@ class Workload:
         """Trained (sample, step) pairs of all updates of a rollout."""
         return self.samples * self.config.rollout.num_trained_steps
 
-    @property
-    def precision(self) -> tuple[torch.dtype, bool]:
-        """Type of frozen weights, and whether there is autocast."""
-        return _precision(self.config)
-
     def stages(self) -> tuple[Stage, ...]:
         """encode, rollout, decode, reward, update."""
         rewards, prompts = self.rewards, self.config.rollout.prompts_per_rollout
-        scored = rewards.image_flops + rewards.example_flops * prompts / self.samples
-        dtype, autocast = self.precision
-        weights_are_float32 = float(dtype == torch.float32)
+        scored = self.samples * rewards.image_flops + prompts * rewards.example_flops
+        dtype, autocast = _precision(self.config)
+        is_float32 = float(dtype == torch.float32)
+        by_autocast = is_float32 * (not autocast)
+        decoded = self.samples * self.decode.flops
         return (
-            _plain("encode", prompts, self.encode.flops, weights_are_float32),
-            self._rollout(),
-            _plain("decode", self.samples, self.decode.flops, weights_are_float32 * (not autocast)),
-            _plain("reward", self.samples, scored, rewards.float32),
-            self._update(),
+            Stage(name="encode", flops=prompts * self.encode.flops, float32=is_float32),
+            self._rollout(by_autocast),
+            Stage(name="decode", flops=decoded, float32=by_autocast),
+            Stage(name="reward", flops=scored, float32=rewards.float32),
+            self._update(by_autocast),
         )
 
-    def _rollout(self) -> Stage:
+    def _rollout(self, float32: float) -> Stage:
         model, passes = self.transformer, self.guidance_passes * self.velocities
-        flops = passes * model.forward_flops
-        batch = self.config.rollout.batch_size or self.samples
-        return self._passes("rollout", flops, flops, passes * model.forward_moved, passes, batch)
+        return Stage(
+            name="rollout",
+            flops=passes * model.forward_flops,
+            float32=float32,
+            moved=passes * model.forward_moved,
+            weights=model.parameters * weight_bytes(self.config),
+            passes=passes,
+            batch=self.config.rollout.batch_size or self.samples,
+        )
 
-    def _update(self) -> Stage:
+    def _update(self, float32: float) -> Stage:
         """Also the untuned model's velocities, for the KL, and what checkpointing repeats."""
         config, model = self.config, self.transformer
         generator: Any = config.generator
         trained = self.guidance_passes * self.pairs
         untuned = trained if config.loss.kl_weight else 0
         again = trained if generator.gradient_checkpointing else 0
-        flops = trained * model.pair_flops + untuned * model.forward_flops
-        executed = flops + again * model.forward_flops
-        moved = trained * model.pair_moved + (untuned + again) * model.forward_moved
-        batch = config.train.micro_batch_size or self.pairs
-        # What is computed again uses weights that are there for the backward pass.
-        return self._passes("update", flops, executed, moved, 2 * trained + untuned, batch)
-
-    def _passes(
-        self, name: str, flops: float, executed: float, moved: float, passes: int, batch: int
-    ) -> Stage:
-        """A stage of the transformer."""
-        dtype, autocast = self.precision
         return Stage(
-            name=name,
-            flops=flops,
-            executed=executed,
-            moved=moved,
-            weights=self.transformer.parameters * weight_bytes(self.config),
-            passes=passes,
-            batch=batch,
-            float32=float(dtype == torch.float32 and not autocast),
+            name="update",
+            flops=trained * model.pair_flops + untuned * model.forward_flops,
+            float32=float32,
+            again=again * model.forward_flops,
+            moved=trained * model.pair_moved + (untuned + again) * model.forward_moved,
+            weights=model.parameters * weight_bytes(config),
+            passes=2 * trained + untuned,  # what is computed again finds its weights there
+            batch=config.train.micro_batch_size or self.pairs,
         )
-
-
-def _plain(name: str, count: int, flops: float, float32: float) -> Stage:
-    """A stage that is bound by its arithmetic."""
-    total = count * flops
-    return Stage(
-        name=name, flops=total, executed=total, moved=0.0, weights=0.0, passes=count, batch=count,
-        float32=float32,
-    )  # fmt: skip
 
 
 def weight_bytes(config: RunConfig) -> float:
@@ -163,6 +140,7 @@ def weight_bytes(config: RunConfig) -> float:
 
 
 def _precision(config: RunConfig) -> tuple[torch.dtype, bool]:
+    """Type of the frozen weights, and whether there is autocast."""
     generator: Any = config.generator
     return getattr(torch, generator.dtype), config.mixed_precision == "bf16"
 
@@ -178,25 +156,30 @@ def count_run(config: RunConfig, references: int = 1, text: int | None = None) -
     Raises:
         ConfigError: if the generator is of another kind, or its shape unknown.
     """
+    generator = config.generator
+    if not isinstance(generator, PipelineConfig):
+        raise ConfigError(
+            f"generator.type must be a pipeline's of diffusers, got {generator.type!r}; other "
+            "generators cannot be counted from their config"
+        )
     with within("generator"):
-        generator = _known(config.generator)
         components = pipeline_components(generator.path)
         size, seen = _sizes(generator, components, references)
-        pictures = _picture_tokens(generator, references)
-        text = text or _text(generator, pictures)
+        pictures = generator.picture_tokens(references)
+        if text is None:
+            text = (generator.max_sequence_length or text_tokens(generator.path)) + pictures
         tokens = Tokens(target=_grid(size), references=tuple(_grid(s) for s in seen), text=text)
         dtype, autocast = _precision(config)
         transformer = count_transformer(
-            components["transformer"], tokens, config.lora,
-            config.lora and config.lora.target_modules, dtype, autocast,
-        )  # fmt: skip
+            components["transformer"], tokens, config.lora, dtype, autocast
+        )
         decode, pictured = count_vae(components["vae"], size, seen, dtype, autocast)
         read = [
             count_text_encoder(component, text, pictures, dtype)
             for name, component in components.items()
             if name.startswith("text_encoder")
         ]
-    passes = 2 if _is_guided(generator) else 1
+    passes = generator.passes()
     return Workload(
         config=config,
         tokens=tokens,
@@ -212,49 +195,15 @@ def count_run(config: RunConfig, references: int = 1, text: int | None = None) -
     )
 
 
-def _known(generator: Any) -> PipelineConfig:
-    if isinstance(generator, PipelineConfig):
-        return generator
-    raise ConfigError(
-        f"type must be flux-kontext, uno, flux2-klein or qwen-image-edit-plus, got "
-        f"{generator.type!r}; other generators cannot be counted from their config"
-    )
-
-
 def _sizes(
-    generator: PipelineConfig, components: dict[str, Any], count: int
+    generator: PipelineConfig, components: dict[str, Component], count: int
 ) -> tuple[Size, list[Size]]:
     """Pixels of the target, and of square references."""
     native = components["vae"][1].get("sample_size", _NATIVE_SIZE)
     target = (generator.height or native, generator.width or native)
     square = (_NATIVE_SIZE, _NATIVE_SIZE)
-    if isinstance(generator, QwenImageEditPlusConfig):
-        size = bucket_for(*square, generator.reference_area, 2 * _PATCH)
-    elif isinstance(generator, UnoConfig):
-        size = Uno(generator.reference_long_side).size(square, target, count, _PATCH)
-    else:
-        size = Kontext().size(square, target, count, _PATCH)
-    return target, [size] * count
+    return target, [generator.reference_size(square, target, count, _PATCH)] * count
 
 
 def _grid(size: Size) -> tuple[int, int]:
     return size[0] // _PATCH, size[1] // _PATCH
-
-
-def _picture_tokens(generator: PipelineConfig, references: int) -> int:
-    """Tokens of the references in the text encoder of Qwen-Image-Edit."""
-    if not isinstance(generator, QwenImageEditPlusConfig):
-        return 0
-    return references * round(generator.condition_area / _QWEN_PIXELS**2)
-
-
-def _text(generator: PipelineConfig, pictures: int) -> int:
-    if isinstance(generator, QwenImageEditPlusConfig):
-        return (generator.max_sequence_length or _QWEN_PROMPT) + pictures
-    return generator.max_sequence_length or text_tokens(generator.path)
-
-
-def _is_guided(generator: PipelineConfig) -> bool:
-    """Two passes of the transformer a step; FLUX.1's guidance is distilled: one."""
-    scale = generator.guidance_scale or 0.0
-    return generator.type in ("flux2-klein", "qwen-image-edit-plus") and scale > 1

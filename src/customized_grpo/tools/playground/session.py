@@ -10,12 +10,11 @@ import math
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
 
-from customized_grpo.config import RewardConfig, RunConfig
+from customized_grpo.config import RunConfig
 from customized_grpo.devices import memory_named, pick_device
 from customized_grpo.errors import CheckpointError, CustomizedGRPOError
 from customized_grpo.evaluation.outcome import BASE
@@ -26,8 +25,6 @@ from customized_grpo.generators.lora import detach_lora, set_strength
 from customized_grpo.generators.pipeline import PipelineGenerator
 from customized_grpo.pictures import to_pil
 from customized_grpo.rewards.base import RewardSet
-from customized_grpo.rewards.endpoints.remote import RemoteRewardConfig
-from customized_grpo.rewards.endpoints.vlm_judge import VlmJudgeConfig
 from customized_grpo.tools.generate import (
     LESS_MEMORY,
     TUNED,
@@ -99,7 +96,10 @@ class Session:
     @property
     def receivers(self) -> Mapping[str, tuple[str, ...]]:
         """Reward -> hosts that pictures and prompts are sent to; of those that send any."""
-        hosts = {config.label: _hosts(config) for config in self.config.rewards}
+        hosts = {
+            config.label: tuple(dict.fromkeys(host.name for host in config.hosts()))
+            for config in self.config.rewards
+        }
         return {reward: found for reward, found in hosts.items() if found}
 
     @property
@@ -204,13 +204,3 @@ def _beside(generator: Generator, config: RunConfig) -> Generator:
     parts = generator.pipeline.components
     shared = {id(part): part for name, part in parts.items() if name != "transformer"}
     return copy.deepcopy(generator, shared)
-
-
-def _hosts(config: RewardConfig) -> tuple[str, ...]:
-    """That a reward sends pictures and prompts to."""
-    urls: tuple[str, ...] = ()
-    if isinstance(config, RemoteRewardConfig):
-        urls = config.urls
-    elif isinstance(config, VlmJudgeConfig):
-        urls = (config.base_url,)
-    return tuple(dict.fromkeys(urlsplit(url).netloc for url in urls))
