@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import assert_near
 from toy_world import blocks
 
 from customized_grpo.config import CacheConfig
@@ -53,7 +54,7 @@ def test_what_comes_out_is_what_the_generator_makes(
     assert counting.encoded == 2
     plain = generator.encode([*TASKS, TASKS[0]])
     for name, tensor in plain.per_sample.items():
-        torch.testing.assert_close(first.per_sample[name], tensor, atol=1e-5, rtol=0)
+        assert_near(first.per_sample[name], tensor)
 
 
 def test_the_least_recently_used_go_first(counting: Counting) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tiny_models
 import torch
+from helpers import assert_near
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -110,7 +111,7 @@ def test_scores_are_those_of_the_published_pipeline(
         expected.append(model(ids, seen.pixel_values, seen.image_grid_thw, token))
     ours = reward.score(images, examples(*PROMPTS))
     assert ours[0] != ours[1]
-    torch.testing.assert_close(ours, torch.stack(expected), atol=2e-5, rtol=1e-5)
+    assert_near(ours, torch.stack(expected))
 
 
 @pytest.mark.parametrize(

@@ -326,7 +326,7 @@ def test_cancel_ends_what_one_owner_has_in_the_queue(session: Session, gate: Gat
     assert [session.ahead_of(job) for job in (running, waiting, others)] == [0, 1, 2]
     assert session.jobs("me") == [running, waiting]
     assert session.cancel("me") == 2
-    assert waiting.wait(1)  # at once
+    assert waiting.wait(SECONDS)  # though the gate is closed
     assert session.ahead_of(others) == 1
     gate.open()
     for job in (running, waiting):
