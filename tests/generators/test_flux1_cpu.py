@@ -7,7 +7,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from helpers import assert_near
 
-from customized_grpo.generators.cpu.flux1 import use_cpu_blocks
+from customized_grpo.generators.cpu import use_cpu_blocks
 
 TARGETS, REFERENCES, TEXTS = 5, 4, 7
 SIZES = {

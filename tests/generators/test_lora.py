@@ -7,8 +7,9 @@ from peft.tuners.lora import LoraLayer
 from toy_world import blocks
 
 from customized_grpo.config import LoraSettings, RunConfig
+from customized_grpo.generators.cpu import lora_merged
 from customized_grpo.generators.flux1 import Flux1Generator
-from customized_grpo.generators.lora import attach_lora, lora_merged, trust_autocast
+from customized_grpo.generators.lora import attach_lora, trust_autocast
 from customized_grpo.training.rollout import make_policy
 from customized_grpo.types import Example
 

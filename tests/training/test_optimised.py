@@ -17,7 +17,7 @@ from torch import Tensor
 from customized_grpo.config import LoraSettings, LossConfig
 from customized_grpo.errors import ResourceError
 from customized_grpo.generators.base import Conditioning
-from customized_grpo.generators.cpu.flux1 import use_stock_blocks
+from customized_grpo.generators.cpu import use_stock_blocks
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.lora import attach_lora
 from customized_grpo.training import loss as policy_loss

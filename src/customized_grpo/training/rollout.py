@@ -19,7 +19,7 @@ from customized_grpo.buckets import layout
 from customized_grpo.config import RolloutConfig, RunConfig
 from customized_grpo.errors import ConfigError
 from customized_grpo.generators.base import Conditioning, Generator
-from customized_grpo.generators.lora import lora_merged
+from customized_grpo.generators.cpu import lora_merged
 from customized_grpo.ops import Dynamics, cps_log_prob, gaussian_log_prob, sde_moments
 from customized_grpo.types import Example, Rollout
 
