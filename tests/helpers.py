@@ -6,7 +6,7 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from customized_grpo.config import RunConfig
+from customized_grpo.types import Example
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,6 +33,19 @@ def import_from(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(folder))
     for name in [name for name in sys.modules if name.startswith("my_")]:
         monkeypatch.delitem(sys.modules, name)
+
+
+def targets(examples: Sequence[Example]) -> torch.Tensor:
+    """The ground truth of examples that have one ``[B, 3, H, W]``."""
+    return torch.stack([e.target for e in examples if e.target is not None])
+
+
+def perturb_lora(transformer: torch.nn.Module, std: float = 0.05) -> None:
+    """Gives adapters an effect, which fresh ones do not have: their B is zero."""
+    random = torch.Generator().manual_seed(0)
+    for name, parameter in transformer.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=std, generator=random)
 
 
 def assert_near(actual: Any, expected: Any, terms: int = 2**16, scale: float = 0.0) -> None:

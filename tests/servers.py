@@ -35,7 +35,7 @@ class Offered(RewardConfig):
 
 
 class Brightness:
-    """Of the corner, so that every image's score is known exactly; records its batches."""
+    """Scores the corner, so that every score is known exactly; records its batches."""
 
     def __init__(self, before: Callable[[torch.Tensor], object] = lambda images: None) -> None:
         self.batches: list[int] = []

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_near
+from helpers import assert_near, targets
 
 from customized_grpo.config import RunConfig
 from customized_grpo.data.emoji.source import EmojiSource
@@ -27,10 +27,6 @@ def held_out() -> list[Example]:
 @pytest.fixture
 def judge(tiny_config: RunConfig, held_out: list[Example]) -> Judge:
     return Judge(tiny_config, held_out, CPU)
-
-
-def targets(examples: list[Example]) -> torch.Tensor:
-    return torch.stack([e.target for e in examples if e.target is not None])
 
 
 def test_ground_truth_copy_and_unrelated_pictures(judge: Judge, held_out: list[Example]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import FAMILIES, STEPS, Family, denoise, run_config
-from helpers import assert_near
+from helpers import assert_near, perturb_lora
 from torch import Tensor
 from toy_world import blocks
 
@@ -97,11 +97,7 @@ def test_saved_lora_loads_in_the_stock_pipeline(
     noise = generator.noise(1, torch.Generator().manual_seed(6))
     base = denoise(generator, generator.encode([task]), noise)
     attach_lora(generator.transformer, LoraSettings(rank=4, alpha=8), generator.lora_targets)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in generator.transformer.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.05)
+    perturb_lora(generator.transformer)
     tuned = denoise(generator, generator.encode([task]), noise)
     with generator.base_policy():
         assert torch.equal(denoise(generator, generator.encode([task]), noise), base)
@@ -119,10 +115,7 @@ def test_loras_take_turns(generator: Generator, tmp_path: Path) -> None:
     alone = {"base": denoise(generator, conditioning, noise)}
     attach_lora(generator.transformer, LoraSettings(rank=4, alpha=8), generator.lora_targets)
     for name, std in (("weak", 0.02), ("strong", 0.05)):
-        with torch.no_grad():
-            for parameter_name, parameter in generator.transformer.named_parameters():
-                if "lora_B" in parameter_name:
-                    parameter.normal_(std=std)
+        perturb_lora(generator.transformer, std)
         alone[name] = denoise(generator, conditioning, noise)
         generator.save_weights(tmp_path / name)
     for name in ("weak", "strong", "weak"):

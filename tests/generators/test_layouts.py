@@ -12,12 +12,11 @@ from helpers import assert_near
 from safetensors.torch import save_file
 from toy_world import blocks
 
-from customized_grpo.config import CacheConfig, LoraSettings, RunConfig
-from customized_grpo.errors import ConfigError, DataError
-from customized_grpo.generators.cache import CachedEncoder
+from customized_grpo.config import LoraSettings, RunConfig
+from customized_grpo.errors import ConfigError
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.lora import attach_lora
-from customized_grpo.generators.uno import Uno, UnoConfig
+from customized_grpo.generators.uno import Uno
 from customized_grpo.training.rollout import FixedSampler
 from customized_grpo.types import Example
 
@@ -84,14 +83,6 @@ def test_the_schedule_of_uno_is_shifted_by_its_own_length(uno: Flux1Generator) -
     uno_mu = uno._mu(4)
     shift = torch.tensor(uno_mu).exp()
     assert_near(uno.sigmas(2, None)[1], shift / (shift + 1), terms=16)
-
-
-def test_a_batch_of_several_layouts_is_refused_by_the_cache_too(uno: Flux1Generator) -> None:
-    encode = CachedEncoder(uno, UnoConfig(path="x"), CacheConfig())
-    for example in (tall := shaped(0, (128, 96)), wide := shaped(1, (96, 128))):
-        encode([example])
-    with pytest.raises(DataError, match="must be equal in number and shape"):
-        encode([tall, wide])
 
 
 def test_the_lora_of_uno_is_merged_and_another_one_trained_on_top(

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 import torch
-from helpers import assert_near
+from helpers import assert_near, perturb_lora
 from peft.tuners.lora import LoraLayer
 from toy_world import blocks
 
@@ -81,9 +81,7 @@ def test_a_failure_inside_gives_the_weights_back(generator: Flux1Generator) -> N
 def adapted(generator: Flux1Generator) -> torch.nn.Module:
     torch.manual_seed(0)
     attach_lora(generator.transformer, LoraSettings(rank=4, alpha=8), generator.lora_targets)
-    for name, parameter in generator.transformer.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.05)
+    perturb_lora(generator.transformer)
     return generator.transformer
 
 

@@ -9,13 +9,13 @@ import pytest
 import tiny_models
 import torch
 from helpers import assert_near
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from customized_grpo.errors import ConfigError, DataError
+from customized_grpo.pictures import to_pil
 from customized_grpo.rewards import hpsv3
 from customized_grpo.rewards.hpsv3 import Hpsv3Config, Hpsv3Reward, load_hpsv3
 from customized_grpo.types import Example
@@ -104,8 +104,7 @@ def test_scores_are_those_of_the_published_pipeline(
     processor = Qwen2VLImageProcessorPil(min_pixels=256 * 28 * 28, max_pixels=256 * 28 * 28)
     expected = []
     for image, prompt in zip(images, PROMPTS, strict=True):
-        picture = Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
-        seen = processor([picture], return_tensors="pt")
+        seen = processor([to_pil(image)], return_tensors="pt")
         ids = tokenizer(conversation(prompt, 256), return_tensors="pt")["input_ids"]
         token = tokenizer.convert_tokens_to_ids("<|Reward|>")
         expected.append(model(ids, seen.pixel_values, seen.image_grid_thw, token))

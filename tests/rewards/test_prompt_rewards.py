@@ -37,7 +37,7 @@ def examples(*prompts: str) -> list[Example]:
 
 @pytest.fixture
 def images() -> Tensor:
-    """Of the models' own size, on 8-bit levels: the processors change and round nothing."""
+    """They have the models' own size and 8-bit levels: the processors change and round nothing."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (3, 3, 32, 32), generator=generator) / 255
 
@@ -57,7 +57,7 @@ def test_pickscore_is_its_authors_score(tmp_path: Path, images: Tensor) -> None:
     expected = model(**pixels, **tokens).logits_per_image.diagonal()
     config = PickScoreConfig(objective="prompt", path=path, processor=path)
     ours = config.build(CPU).score(images, examples(*PROMPTS))
-    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
+    assert_near(ours, expected)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import assert_near
+from helpers import assert_near, targets
 
 pytest.importorskip("fastapi", reason="needs the extra [serve]")
 
@@ -69,8 +69,7 @@ def world() -> tuple[torch.Tensor, list[Example]]:
     """Groups of three images of the same example, as a rollout has them."""
     examples = [e for e in EmojiSource(seed=0).held_out(3) for _ in range(3)]
     noise = torch.rand(9, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    targets = torch.stack([e.target for e in examples if e.target is not None])
-    return torch.lerp(targets, noise, 0.3), examples
+    return torch.lerp(targets(examples), noise, 0.3), examples
 
 
 def test_scores_equal_those_of_the_local_reward(world: tuple[torch.Tensor, list[Example]]) -> None:

@@ -1,16 +1,15 @@
 import pytest
 import torch
-from helpers import assert_near
-from PIL import Image
+from helpers import assert_near, targets
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel, Dinov2Model
 
 from customized_grpo.assets import resolve_checkpoint
 from customized_grpo.data.emoji.source import EmojiSource
 from customized_grpo.errors import DataError, RewardError
+from customized_grpo.pictures import to_pil
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.rewards.clip_text import ClipTextConfig
 from customized_grpo.rewards.dinov2 import Dinov2Config
-from customized_grpo.rewards.preprocess import Preprocessing
 from customized_grpo.rewards.regions import cut_out
 from customized_grpo.types import Example
 
@@ -19,17 +18,9 @@ CLIP = ClipTextConfig(path="embedded:reward-clip", objective="prompt")
 DINO = Dinov2Config(path="embedded:reward-dino", objective="identity")
 
 
-def to_pil(image: torch.Tensor) -> Image.Image:
-    return Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
-
-
 @pytest.fixture(scope="module")
 def many() -> list[Example]:
     return EmojiSource(seed=0).held_out(48)
-
-
-def targets(examples: list[Example]) -> torch.Tensor:
-    return torch.stack([e.target for e in examples if e.target is not None])
 
 
 def references(examples: list[Example]) -> torch.Tensor:
@@ -64,17 +55,6 @@ def test_dinov2_equals_transformers(many: list[Example]) -> None:
     assert_near(ours, plain, scale=1)
 
 
-def test_preprocessing_resizes_and_crops_like_the_processor() -> None:
-    # Mid-tones: PIL also clips the overshoot of the resize between its two passes.
-    image = 0.25 + 0.5 * torch.rand(1, 3, 90, 150, generator=torch.Generator().manual_seed(0))
-    folder = resolve_checkpoint(CLIP.path)
-    theirs = CLIPImageProcessorPil.from_pretrained(folder)([to_pil(image[0])], return_tensors="pt")
-    ours = Preprocessing.from_pretrained(folder)((image * 255).round() / 255)
-    assert ours.shape == (1, 3, 64, 64)
-    # PIL rounds to 8 bits after each pass of the resize: at most 2 levels of 255, on a std of 0.5.
-    torch.testing.assert_close(ours, theirs.pixel_values, atol=2 * 2 / 255 + 1e-3, rtol=0)
-
-
 def test_copying_the_reference_pleases_identity_and_not_the_prompt(many: list[Example]) -> None:
     rewards = RewardSet([CLIP, DINO], CPU)
     truth = rewards.score(targets(many), many).scores.mean(0)
@@ -85,23 +65,6 @@ def test_copying_the_reference_pleases_identity_and_not_the_prompt(many: list[Ex
     assert truth[0] > copy[0] + 0.3
     assert truth[1] > shuffled[1] + 0.1
     assert truth[0] > shuffled[0] + 0.3
-
-
-def test_several_references_count_by_the_best(many: list[Example]) -> None:
-    pair = Example(
-        id="pair",
-        prompt=many[0].prompt,
-        references=(many[0].references[0], many[1].references[0]),
-        subject="x",
-    )
-    images, reward = targets(many[:1]), DINO.build(CPU)
-    single = [
-        reward.score(images, [Example(id=str(i), prompt="", references=(r,), subject="x")])
-        for i, r in enumerate(pair.references)
-    ]
-    assert_near(reward.score(images, [pair]), torch.maximum(*single), scale=1)
-    both = reward.score(images.expand(2, -1, -1, -1), [pair, many[0]])
-    assert_near(both[1:], reward.score(images, [many[0]]), scale=1)
 
 
 def test_subject_region_ignores_the_background_of_the_reference(many: list[Example]) -> None:

@@ -29,7 +29,6 @@ from customized_grpo.config import RunConfig
 from customized_grpo.config.decoding import decode, to_raw
 from customized_grpo.config.sections import RewardPlug
 from customized_grpo.errors import ConfigError
-from customized_grpo.rewards.base import RewardSet
 from customized_grpo.rewards.endpoints import http_client
 from customized_grpo.rewards.endpoints.answers import BadAnswer, expected_points, points
 from customized_grpo.rewards.endpoints.http_client import Backoff, retry_after
@@ -443,17 +442,6 @@ def test_a_cap_on_the_cost_needs_the_usage(endpoint: Callable) -> None:
     reward = judge(url, max_cost=1.0, price_prompt=1.0, price_completion=1.0)
     assert reward.score(*batch(1)).isnan().all()
     assert "says no token usage" in reward.take_errors()[0]
-
-
-def test_the_reward_set_logs_counts_and_errors(endpoint: Callable) -> None:
-    url, _ = endpoint(lambda r: Reply(status=403) if number_of(r) == 1 else by_number(r))
-    rewards = RewardSet([settings(url, name="taste")], CPU)
-    result = rewards.score(*batch(3))
-    assert result.scores[:, 0].isnan().tolist() == [False, True, False]
-    assert len(result.errors) == 1
-    assert result.errors[0].startswith("taste: 1 of 3 images: judge at")
-    assert rewards.metrics()["taste/requests"] == 3
-    assert rewards.metrics()["taste/failures"] == 1
 
 
 def test_a_run_logs_the_judges_counts_and_goes_on_without_what_failed(

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 import torch
-from helpers import assert_near, changed
+from helpers import assert_near, changed, perturb_lora
 
 from customized_grpo.config import LoraSettings, LossConfig, RunConfig
 from customized_grpo.generators.base import Conditioning
@@ -57,10 +57,7 @@ def scene(generator: Flux1Generator, tiny_config: RunConfig, examples: list[Exam
         config.rewards,
         ("identity", "prompt"),
     )
-    with torch.no_grad():  # a policy a little off the one that sampled
-        for name, parameter in generator.transformer.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=1e-3)
+    perturb_lora(generator.transformer, 1e-3)  # a policy a little off the one that sampled
     return Scene(
         policy=policy,
         rollout=rollout,

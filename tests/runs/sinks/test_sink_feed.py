@@ -14,15 +14,15 @@ import pytest
 import torch
 from helpers import changed, wait_until
 from recorders import FailingConfig, Hanging, HangingConfig, RecorderConfig
+from runs.test_distributed import finished, torchrun
 from safetensors.torch import load_file
 from sink_logs import open_log, picture, with_sinks
-from runs.test_distributed import finished, torchrun
 
 from customized_grpo.config import RunConfig, dump_config, load_config
 from customized_grpo.config.decoding import to_raw
 from customized_grpo.errors import ConfigError
-from customized_grpo.runs.resume import check_changes
 from customized_grpo.runs.log import RunLog, SilentLog
+from customized_grpo.runs.resume import check_changes
 from customized_grpo.runs.sinks import base, feed
 from customized_grpo.runs.sinks.feed import describe_run
 from customized_grpo.training.session import train
