@@ -132,7 +132,7 @@ class ListedSource:
     def listed(self) -> Sequence[Example]:
         """See the Protocol; pictures are on the meta device."""
         splits = self.splits
-        return _Outlines((*splits.training, *splits.held_out, *splits.validation))
+        return [outline(e) for e in (*splits.training, *splits.held_out, *splits.validation)]
 
     def held_out(self, count: int) -> list[Example]:
         """See the Protocol; all of them if there are fewer."""
@@ -152,21 +152,6 @@ class ListedSource:
 
     def _example(self, entry: Entry) -> Example:
         return complete(entry, self._cache)
-
-
-class _Outlines(Sequence[Example]):
-    """Examples without pixels, made when they are looked at."""
-
-    def __init__(self, entries: Sequence[Entry]) -> None:
-        self._entries = entries
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return _Outlines(self._entries[index])
-        return outline(self._entries[index])
 
 
 def complete(entry: Entry, cache: PictureCache) -> Example:
