@@ -3,12 +3,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from customized_grpo.training.build import make_optimizer
+from customized_grpo.runs.checkpoint import Progress, TrainingState
 from customized_grpo.config import TrainConfig
+from customized_grpo.runs.ema import Ema
 from customized_grpo.errors import CheckpointError
 from customized_grpo.files import replace_folder, write_atomic, write_folder
-from customized_grpo.runs.checkpoint import Progress, TrainingState
-from customized_grpo.runs.ema import Ema
-from customized_grpo.training.build import make_optimizer
 
 
 def fill(text: str):

@@ -15,11 +15,11 @@ import torch
 from chaos import content, small_run
 from safetensors.torch import load_file
 
-from customized_grpo.config import RunConfig, dump_config
-from customized_grpo.errors import ConfigError
-from customized_grpo.runs.checkpoint import checkpoint_folders
-from customized_grpo.runs.ranks import Ranks
 from customized_grpo.training.build import build_generator
+from customized_grpo.runs.checkpoint import checkpoint_folders
+from customized_grpo.config import RunConfig, dump_config
+from customized_grpo.runs.ranks import Ranks
+from customized_grpo.errors import ConfigError
 from customized_grpo.training.session import train
 
 pytestmark = pytest.mark.slow

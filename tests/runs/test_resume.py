@@ -28,6 +28,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from customized_grpo.runs import checkpoint
+from customized_grpo.training import session as trainer
+from customized_grpo.runs.checkpoint import CheckpointStore, checkpoint_folders
 from customized_grpo.cli.main import main
 from customized_grpo.config import RunConfig, dump_config
 from customized_grpo.data.emoji.source import EmojiSource
@@ -41,16 +44,13 @@ from customized_grpo.errors import (
 )
 from customized_grpo.evaluation.evaluate import evaluate_run
 from customized_grpo.generators.flux1 import Flux1Generator
-from customized_grpo.rewards.base import RewardSet
-from customized_grpo.runs import checkpoint
-from customized_grpo.runs.checkpoint import CheckpointStore, checkpoint_folders
-from customized_grpo.runs.log import RunLog, run_folder
-from customized_grpo.runs.resume import check_changes, remove_leftovers, resumed_config
-from customized_grpo.tools.watch.facts import Watcher
-from customized_grpo.training import session as trainer
 from customized_grpo.training.loss import policy_batch
+from customized_grpo.runs.resume import check_changes, remove_leftovers, resumed_config
+from customized_grpo.rewards.base import RewardSet
+from customized_grpo.runs.log import RunLog, run_folder
 from customized_grpo.training.session import Trainer, train
 from customized_grpo.types import Example, RewardScores
+from customized_grpo.tools.watch.facts import Watcher
 
 
 @pytest.fixture(autouse=True)
