@@ -401,12 +401,6 @@ def test_a_cache_is_safe_for_several_judges_at_once(endpoint: Callable, tmp_path
     assert results == [[i % 5 for i in range(20)]] * 4
 
 
-def test_a_file_that_is_no_cache_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("not a database, but a text\n" * 100)
-    with pytest.raises(ConfigError, match=r"cache: must be a writable sqlite file.*notes.txt"):
-        settings("http://localhost", cache=str(tmp_path / "notes.txt")).build(CPU)
-
-
 def test_the_number_of_requests_is_capped(endpoint: Callable) -> None:
     url, requests = endpoint(by_number)
     reward = judge(url, max_requests=5)

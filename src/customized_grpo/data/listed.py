@@ -115,19 +115,23 @@ class ListedSource:
         ]
 
     def _shuffle_turns(self, cycle: int) -> Tensor:
-        """(group, how manieth turn of it) of every rollout of a cycle, evenly spread ``[N, 2]``."""
-        random = torch.Generator().manual_seed(self._seed * 1_000_003 + cycle)
+        """Group and turn within it of every rollout of a cycle ``[N, 2]``, evenly spread.
+
+        Turn ``i`` of a group of ``n`` lies at ``(i + phase) / n`` of the cycle, with one random
+        phase a group: sorted, large groups come often and no group comes in a row.
+        """
+        rng = torch.Generator().manual_seed(self._seed * 1_000_003 + cycle)
         sizes = torch.tensor([len(entries) for entries in self._groups])
         group = torch.arange(len(sizes)).repeat_interleave(sizes)
         turn = torch.cat([torch.arange(size) for size in sizes.tolist()])
-        phase = torch.rand(len(sizes), generator=random, dtype=torch.float64)
+        phase = torch.rand(len(sizes), generator=rng, dtype=torch.float64)
         order = ((turn + phase[group]) / sizes[group]).argsort(stable=True)
         return torch.stack([group, turn], 1)[order]
 
     def _shuffle(self, group: int, epoch: int) -> list[int]:
         seed = (self._seed * 1_000_003 + epoch) * 1_009 + group
-        random = torch.Generator().manual_seed(seed)
-        return torch.randperm(len(self._groups[group]), generator=random).tolist()
+        rng = torch.Generator().manual_seed(seed)
+        return torch.randperm(len(self._groups[group]), generator=rng).tolist()
 
     def listed(self) -> Sequence[Example]:
         """See the Protocol; pictures are on the meta device."""

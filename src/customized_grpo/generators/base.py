@@ -113,7 +113,7 @@ class Generator(Protocol):
         """Noise levels ``[num_steps + 1]``, 1 -> 0; ``shift`` None: the family's own schedule."""
         ...
 
-    def noise(self, count: int, generator: torch.Generator) -> Tensor:
+    def noise(self, count: int, rng: torch.Generator) -> Tensor:
         """Standard normal latents ``[count, *L]`` float32, drawn on the CPU for reproducibility."""
         ...
 

@@ -219,24 +219,26 @@ class PipelineGenerator(ABC):
             return shifted_sigmas(num_steps, shift)
         import numpy as np
 
-        ours = self.pipeline.scheduler
+        ours = self.pipeline.scheduler  # set_timesteps changes a scheduler: a copy is asked
         scheduler = type(ours).from_config(ours.config)
         scheduler.set_timesteps(
             sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=self._mu(num_steps)
         )
         return scheduler.sigmas.float()
 
-    def noise(self, count: int, generator: torch.Generator) -> Tensor:
+    def noise(self, count: int, rng: torch.Generator) -> Tensor:
         """See the Protocol."""
         rows, columns = self.grid
         channels = self.pipeline.transformer.config.in_channels // 4
-        spatial = torch.randn(count, channels, 2 * rows, 2 * columns, generator=generator)
+        # In the VAE's layout: how a family packs its tokens does not change what a seed means.
+        spatial = torch.randn(count, channels, 2 * rows, 2 * columns, generator=rng)
         return self._pack(spatial).to(self.device)
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """See the Protocol."""
         reference = conditioning.per_sample["reference_latents"]
         hidden = torch.cat([latents, reference.to(latents.dtype)], 1)
+        # Latents are float32 for the sake of the SDE; the transformer takes its own precision only.
         if not torch.is_autocast_enabled(latents.device.type):
             dtype = self.pipeline.transformer.dtype
             hidden, conditioning = hidden.to(dtype), conditioning.cast(dtype)
