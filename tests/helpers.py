@@ -48,7 +48,7 @@ def perturb_lora(transformer: torch.nn.Module, std: float = 0.05) -> None:
             parameter.data.normal_(std=std, generator=random)
 
 
-def assert_near(actual: Any, expected: Any, terms: int = 2**16, scale: float = 0.0) -> None:
+def assert_near(actual: Any, expected: Any, terms: int = 2**12, scale: float = 0.0) -> None:
     """Equal but for the rounding of float32, which every CPU does in an order of its own.
 
     A sum of ``terms`` numbers is off by about ``eps sqrt(terms)`` times their size, so that is the
@@ -57,7 +57,7 @@ def assert_near(actual: Any, expected: Any, terms: int = 2**16, scale: float = 0
     Args:
         actual: a tensor, or what becomes one.
         expected: likewise; NaN equals NaN.
-        terms: additions behind a number. The default is for a model's output, some 3e-5.
+        terms: additions behind a number. The default is for a small model's output: 8e-6.
         scale: size of the numbers that were added, where their sum may be far smaller, as a cosine
             of unit vectors may; otherwise the largest expected number tells it.
     """

@@ -71,7 +71,7 @@ def test_batch_size_changes_no_draw(
     whole = roll(generator, tiny_config, examples[:2])
     parts = roll(generator, changed(tiny_config, rollout={"batch_size": 4}), examples[:2])
     assert torch.equal(whole.step_index, parts.step_index)
-    assert_near(whole.images, parts.images)
+    assert_near(whole.images, parts.images, terms=2**16)  # over several noisy steps
 
 
 def test_groups_share_their_first_noise_unless_told_otherwise(

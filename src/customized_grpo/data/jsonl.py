@@ -14,8 +14,7 @@ from customized_grpo.data.texts import (
     check_list,
     check_text,
     inside,
-    parse_object,
-    read_text,
+    read_objects,
     short,
 )
 from customized_grpo.errors import DataError
@@ -60,17 +59,11 @@ def read_entries(path: Path, root: Path | None = None) -> Sequence[Entry]:
     Raises:
         DataError: naming file, line and field of the first mistake.
     """
-    lines = read_text(path).split("\n")  # not splitlines: JSON may hold what Unicode calls a line
-    rows = [
-        _row(f"{path}:{number}", line, root or path.parent)
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
+    rows = [_row(where, row, root or path.parent) for where, row in read_objects(path).items()]
     return read_rows(rows, str(path))
 
 
-def _row(where: str, line: str, root: Path) -> Row:
-    row = parse_object(where, line)
+def _row(where: str, row: dict[str, Any], root: Path) -> Row:
     _check_row(where, row)
     references, masks = (
         tuple(inside(f"{where}: {key}", root, name) for name in row.get(key, ()))

@@ -64,6 +64,20 @@ def parse_object(where: str, text: str) -> dict[str, Any]:
     return row
 
 
+def read_objects(path: Path, where: str | None = None) -> dict[str, dict[str, Any]]:
+    """The lines of a JSONL file, ``FILE:NUMBER`` -> object; empty lines are left out.
+
+    Raises:
+        DataError: if the file cannot be read, opening with ``where``, or a line is no object.
+    """
+    lines = read_text(path, where).split("\n")  # not splitlines: JSON may hold Unicode's line ends
+    return {
+        f"{path}:{number}": parse_object(f"{path}:{number}", line)
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    }
+
+
 def check_text(where: str, row: dict[str, Any], key: str) -> str:
     """A string with something in it, without spaces around it.
 

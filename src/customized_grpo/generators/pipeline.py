@@ -230,7 +230,6 @@ class PipelineGenerator(ABC):
         """See the Protocol."""
         rows, columns = self.grid
         channels = self.pipeline.transformer.config.in_channels // 4
-        # In the VAE's layout: how a family packs its tokens does not change what a seed means.
         spatial = torch.randn(count, channels, 2 * rows, 2 * columns, generator=rng)
         return self._pack(spatial).to(self.device)
 
