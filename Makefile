@@ -6,11 +6,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # A process per core, at most 4, of one thread each: more threads than cores are slower than one.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: help demo test check long docs fuzz
+.PHONY: help demo test check avx2 long docs fuzz
 .DEFAULT_GOAL := help
 
 help:  ## show this list
-	@sed -n 's/^\([a-z]*\):.*##/  make \1\t/p' Makefile
+	@sed -n 's/^\([a-z0-9]*\):.*##/  make \1\t/p' Makefile
 
 demo: $(VENV)/.stamp-demo  ## train the embedded generator on this machine, then print base against tuned
 	$(BIN)/cgrpo demo
@@ -24,6 +24,12 @@ check: $(VENV)/.stamp-dev  ## what CI runs: lint, format, types, layering, all t
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(PYTEST) -m "not long"
+
+# A machine adds in the order of its vector units: tolerances have to hold on another one, too. Whole
+# runs (test_trainer.py) take long and compare little.
+avx2: $(VENV)/.stamp-dev  ## the tests of computed numbers once more, as a CPU without AVX-512 computes them
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m "not slow" \
+		tests/ops tests/generators tests/training tests/rewards --ignore tests/training/test_trainer.py
 
 long: $(VENV)/.stamp-dev  ## the tests that take CI too long
 	$(PYTEST) -m long

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from customized_grpo.config import RunConfig
+from customized_grpo.types import Example
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,3 +33,41 @@ def import_from(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(folder))
     for name in [name for name in sys.modules if name.startswith("my_")]:
         monkeypatch.delitem(sys.modules, name)
+
+
+def targets(examples: Sequence[Example]) -> torch.Tensor:
+    """The ground truth of examples that have one ``[B, 3, H, W]``."""
+    return torch.stack([e.target for e in examples if e.target is not None])
+
+
+def perturb_lora(transformer: torch.nn.Module, std: float = 0.05) -> None:
+    """Gives adapters an effect, which fresh ones do not have: their B is zero."""
+    random = torch.Generator().manual_seed(0)
+    for name, parameter in transformer.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=std, generator=random)
+
+
+def assert_near(actual: Any, expected: Any, terms: int = 2**12, scale: float = 0.0) -> None:
+    """Equal but for the rounding of float32, which every CPU does in an order of its own.
+
+    A sum of ``terms`` numbers is off by about ``eps sqrt(terms)`` times their size, so that is the
+    bound: it grows with the numbers and was not tuned to the machine at hand.
+
+    Args:
+        actual: a tensor, or what becomes one.
+        expected: likewise; NaN equals NaN.
+        terms: additions behind a number. The default is for a small model's output: 8e-6.
+        scale: size of the numbers that were added, where their sum may be far smaller, as a cosine
+            of unit vectors may; otherwise the largest expected number tells it.
+    """
+    actual, expected = (torch.as_tensor(x).detach().double() for x in (actual, expected))
+    scale = max(scale, expected.nan_to_num().abs().max().item())
+    bound = torch.finfo(torch.float32).eps * math.sqrt(terms) * scale
+    torch.testing.assert_close(actual, expected, rtol=0, atol=bound, equal_nan=True)
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Returns when the condition holds, however slow the machine is; pytest has a limit."""
+    while not condition():
+        time.sleep(0.005)

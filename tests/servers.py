@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 import uvicorn
+from helpers import wait_until
 
 from customized_grpo.config import RewardConfig
 from customized_grpo.rewards.base import Reward
@@ -35,7 +35,7 @@ class Offered(RewardConfig):
 
 
 class Brightness:
-    """Of the corner, so that every image's score is known exactly; records its batches."""
+    """Scores the corner, so that every score is known exactly; records its batches."""
 
     def __init__(self, before: Callable[[torch.Tensor], object] = lambda images: None) -> None:
         self.batches: list[int] = []
@@ -67,15 +67,7 @@ def reward_server(
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(20)
-        assert not thread.is_alive()
-
-
-def wait_until(condition: Callable[[], Any], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.005)
+        thread.join()
 
 
 @dataclass
@@ -83,10 +75,8 @@ class Reply:
     status: int = 200
     body: bytes = b"{}"
     headers: dict[str, str] = field(default_factory=lambda: {"content-type": "application/json"})
-    hang: float = 0.0
-    """Seconds before the answer."""
-    drip: float = 0.0
-    """Seconds between its bytes."""
+    hang: bool = False
+    """Do not answer while the server lives."""
     close: bool = False
     """Hang up instead of answering."""
 
@@ -109,6 +99,7 @@ def scripted_server(
 ) -> Iterator[tuple[str, list[Request]]]:
     """URL of a server that answers as told, and the requests it got."""
     requests: list[Request] = []
+    over = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -126,8 +117,9 @@ def scripted_server(
         do_GET = do_POST
 
         def _send(self, reply: Reply) -> None:
-            time.sleep(reply.hang)
-            if reply.close:
+            if reply.hang:
+                over.wait()
+            if reply.hang or reply.close:
                 self.close_connection = True
                 return
             self.send_response(reply.status)
@@ -135,13 +127,7 @@ def scripted_server(
                 self.send_header(name, value)
             self.send_header("content-length", str(len(reply.body)))
             self.end_headers()
-            if not reply.drip:
-                self.wfile.write(reply.body)
-                return
-            for byte in reply.body:
-                self.wfile.write(bytes([byte]))
-                self.wfile.flush()
-                time.sleep(reply.drip)
+            self.wfile.write(reply.body)
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -154,6 +140,7 @@ def scripted_server(
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}", requests
     finally:
+        over.set()
         server.shutdown()
         server.server_close()
         thread.join()

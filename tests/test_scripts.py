@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 from chaos import small_run
-from helpers import ROOT
+from helpers import ROOT, assert_near
 from torch import nn
 from transformers import CLIPTokenizer
 
@@ -166,7 +166,7 @@ def test_reward_script_writes_a_model_the_adapter_loads(tmp_path: Path) -> None:
     examples = EmojiSource(seed=0).training(0, 2)
     images = torch.stack([example.references[0] for example in examples])
     scores = config.build(torch.device("cpu")).score(images, examples)
-    torch.testing.assert_close(scores, torch.ones(2), atol=1e-4, rtol=0)
+    assert_near(scores, torch.ones(2))
 
 
 @pytest.mark.slow

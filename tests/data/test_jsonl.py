@@ -23,8 +23,6 @@ def folder(tmp_path: Path) -> Path:
     for number, shade in enumerate((40, 200)):
         Image.new("RGB", (48, 40), (shade, 0, 0)).save(tmp_path / f"{number}.png")
     Image.new("L", (48, 40), 255).save(tmp_path / "mask.png")
-    Image.new("RGB", (8, 8)).save(tmp_path / "tiny.png")
-    Image.new("1", (10_000, 10_000)).save(tmp_path / "large.png")
     (tmp_path / "broken.png").write_bytes(b"not a picture")
     return tmp_path
 
@@ -48,19 +46,15 @@ def test_reads_examples_with_masks(folder: Path) -> None:
     assert second.reference_masks is None
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         ({"prompt": " "}, "prompt: must be a non-empty string"),
         ({"subject": None}, "subject: must be a non-empty string"),
         ({"references": []}, "references: must be a list of at least one path"),
-        ({"references": ["none.png"]}, "is not a readable picture"),
-        ({"references": ["broken.png"]}, "is not a readable picture"),
-        ({"references": ["tiny.png"]}, "must be at least 32 px on each side .*, got 8 x 8"),
+        ({"references": ["broken.png"]}, "references: .*broken.png is not a readable picture"),
         ({"masks": ["mask.png", "mask.png"]}, "masks: must match the references"),
         ({"promt": "x"}, "unknown key 'promt'"),
-        ({"id": 7, "references": ["large.png"]}, "at most 89,478,485 pixels"),
     ],
 )
 def test_mistakes_are_named(folder: Path, row: dict, message: str) -> None:
@@ -80,45 +74,10 @@ def test_subject_is_optional_and_missed_by_those_who_need_it(folder: Path) -> No
         _ = unnamed.named_subject
 
 
-def test_two_lines_of_one_id_are_refused(folder: Path) -> None:
-    path = write_rows(folder, GOOD | {"id": "a"}, GOOD | {"id": "a", "prompt": "another"})
-    with pytest.raises(DataError, match=r"train\.jsonl: id: must be unique, got 'a' twice"):
-        read_entries(path)
-
-
 def test_one_picture_may_be_reference_and_mask(folder: Path) -> None:
     (example,) = read_examples(write_rows(folder, GOOD | {"masks": ["0.png"]}))
     assert example.reference_masks is not None
     assert example.reference_masks[0].shape == (1, 40, 48)
-
-
-def test_mistakes_stop_the_build_before_a_picture_is_kept(folder: Path) -> None:
-    """A picture that is cut off has a good header: it is read to its end before the run."""
-    noisy = torch.randint(0, 256, (64, 64, 3), dtype=torch.uint8).numpy()
-    Image.fromarray(noisy).save(folder / "cut.jpg")
-    whole = (folder / "cut.jpg").read_bytes()
-    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    path = str(write_rows(folder, GOOD, GOOD | {"references": ["cut.jpg"]}))
-    with pytest.raises(DataError, match=r"train\.jsonl:2: references: .*cut\.jpg is not a"):
-        JsonlConfig(path=path, held_out=path).build(seed=0)
-
-
-@pytest.mark.parametrize("text", ["{", "[1]", ""])
-def test_files_that_are_no_examples_are_refused(folder: Path, text: str) -> None:
-    path = folder / "bad.jsonl"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(DataError, match=r"bad\.jsonl"):
-        read_examples(path)
-
-
-def test_every_epoch_shows_every_example_once_in_a_new_order(folder: Path) -> None:
-    rows = [GOOD | {"id": str(i)} for i in range(6)]
-    held_out = write_rows(folder, GOOD, name="held_out.jsonl")
-    source = JsonlConfig(path=str(write_rows(folder, *rows)), held_out=str(held_out)).build(seed=1)
-    orders = [[e.id for i in range(3) for e in source.training(3 * k + i, 2)] for k in range(3)]
-    assert all(sorted(order) == sorted(r["id"] for r in rows) for order in orders)
-    assert len({tuple(order) for order in orders}) == 3
-    assert len(source.held_out(10)) == 1
 
 
 def test_validation_examples_are_those_of_their_own_file(folder: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, assert_near
 from snippets import snippets
 from torch import Tensor
 
@@ -56,7 +56,7 @@ def ours(scores: Tensor) -> Tensor:
 
 
 def same(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=0)
+    assert_near(actual, expected, terms=16)
 
 
 @dataclass

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from data.pictures import DREAMBENCH, on_the_dataset
+from helpers import assert_near
 from PIL import Image
 from rewards import tiny_models
 from torch import Tensor
@@ -51,7 +52,7 @@ def own_set(folder: Path, num_images: int = 1) -> BenchmarkSet:
 
 
 def close(column: Tensor, expected: Sequence[float]) -> None:
-    assert column.tolist() == pytest.approx(list(expected), abs=1e-5, nan_ok=True)
+    assert_near(column, list(expected), scale=1)
 
 
 def read(path: Path) -> Tensor:
@@ -257,7 +258,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
 
 def test_a_copier_is_exposed(planted: dict[str, Outcome]) -> None:
     copier, truth = planted["copier"], planted["truth"]
-    assert copier.summary["dinov2/reference"].mean == pytest.approx(1, abs=1e-5)
+    assert_near(copier.summary["dinov2/reference"].mean, 1.0)
     copying, honest = (o.summary["dinov2/copy"] for o in (copier, truth))
     oracle = copier.yardstick.summary(copier.models[ORACLE])["dinov2/copy"]
     assert copying.low > max(oracle.high, honest.high)

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
@@ -32,14 +33,16 @@ class Hang(BaseException):
     """Not an Exception: nothing that is fuzzed may catch it."""
 
 
-def examples(full: int, fast: int) -> settings:
-    return settings(
+def examples(full: int, fast: int) -> Callable[[T], T]:
+    """How many examples a test gets, and two hours for them."""
+    chosen = settings(
         max_examples=full if FULL else fast,
         derandomize=True,
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
+    return lambda test: pytest.mark.timeout(7200)(chosen(test))
 
 
 def refused_or(kind: str, function: Callable[[], T]) -> T | None:

@@ -97,7 +97,6 @@ def load(file: Path, mode: Mode) -> tuple[Picture, Tensor]:
     return picture, picture.load()
 
 
-@pytest.mark.timeout(7200)
 @given(content=pictures(), mode=st.sampled_from(["RGB", "L"]))
 @examples(full=1500, fast=150)
 def test_pictures(file: Path, content: bytes, mode: Mode) -> None:

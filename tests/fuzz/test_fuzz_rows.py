@@ -83,7 +83,6 @@ def read(path: Path) -> list[Entry]:
     return entries
 
 
-@pytest.mark.timeout(7200)
 @given(content=rows(), before=st.booleans())
 @examples(full=2500, fast=200)
 def test_rows(folder: Path, content: bytes, before: bool) -> None:
@@ -100,7 +99,6 @@ def test_rows(folder: Path, content: bytes, before: bool) -> None:
     assert not (folder / "mark").exists()
 
 
-@pytest.mark.timeout(7200)
 @given(content=rows(), item=st.sampled_from(["filenames", "ref_img"]), value=values | paths)
 @examples(full=300, fast=20)
 def test_metadata_of_syncd(folder: Path, content: bytes, item: str, value: Any) -> None:

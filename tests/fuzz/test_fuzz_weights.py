@@ -158,7 +158,6 @@ def loaded_lora(generator: Flux1Generator, folder: Path) -> dict[str, torch.Tens
         generator.pipeline.unload_lora_weights()
 
 
-@pytest.mark.timeout(7200)
 @given(data=st.data())
 @examples(full=250, fast=15)
 def test_lora_files(
@@ -194,7 +193,6 @@ def load_and_use(name: str, path: str) -> Any:
     return use(torch.rand(1, 3, 64, 64), TASK)
 
 
-@pytest.mark.timeout(7200)
 @given(data=st.data(), name=st.sampled_from(sorted(REWARDS)))
 @examples(full=250, fast=15)
 def test_reward_checkpoints(
@@ -220,7 +218,6 @@ def damage(data: st.DataObject, folder: Path) -> None:
             replace(file, break_bytes(data.draw, content))  # pyright: ignore
 
 
-@pytest.mark.timeout(7200)
 @given(data=st.data())
 @examples(full=80, fast=2)
 def test_generator_checkpoints(
@@ -258,7 +255,6 @@ def cached(folder: Path) -> Conditioning:
     return encode(TASK)
 
 
-@pytest.mark.timeout(7200)
 @given(data=st.data())
 @examples(full=150, fast=15)
 def test_cache_files(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
@@ -275,7 +271,6 @@ def test_cache_files(tmp_path_factory: pytest.TempPathFactory, data: st.DataObje
     shutil.rmtree(folder)
 
 
-@pytest.mark.timeout(7200)
 @given(data=st.data())
 @examples(full=50, fast=3)
 def test_answer_caches(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:

@@ -31,6 +31,7 @@ from customized_grpo.generators.flux_kontext import FluxKontextConfig
 from customized_grpo.generators.pipeline import PipelineConfig
 from customized_grpo.generators.qwen_image_edit_plus import QwenImageEditPlusConfig
 from customized_grpo.generators.uno import UnoConfig
+from customized_grpo.pictures import to_pil
 from customized_grpo.training.policy import Policy
 from customized_grpo.types import Example
 
@@ -54,10 +55,7 @@ class Family:
 
 
 def pictures(example: Example) -> list[Image.Image]:
-    return [
-        Image.fromarray((reference * 255).round().byte().permute(1, 2, 0).numpy())
-        for reference in example.references
-    ]
+    return [to_pil(reference) for reference in example.references]
 
 
 def _kontext(pipeline: Any, example: Example, noise: Tensor, steps: int) -> Tensor:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import assert_near
 from toy_world import blocks
 
 from customized_grpo.config import CacheConfig
-from customized_grpo.errors import CheckpointError
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.cache import CachedEncoder
 from customized_grpo.generators.flux1 import Flux1Generator
@@ -53,7 +53,7 @@ def test_what_comes_out_is_what_the_generator_makes(
     assert counting.encoded == 2
     plain = generator.encode([*TASKS, TASKS[0]])
     for name, tensor in plain.per_sample.items():
-        torch.testing.assert_close(first.per_sample[name], tensor, atol=1e-5, rtol=0)
+        assert_near(first.per_sample[name], tensor)
 
 
 def test_the_least_recently_used_go_first(counting: Counting) -> None:
@@ -88,12 +88,3 @@ def test_other_pictures_prompts_and_models_are_encoded_anew(
     assert counting.encoded == 3
     CachedEncoder(counting, dataclasses.replace(CONFIG, max_sequence_length=8), cache)(TASKS[:1])
     assert counting.encoded == 4
-
-
-def test_a_damaged_file_is_named(counting: Counting, tmp_path: Path) -> None:
-    cache = CacheConfig(folder=str(tmp_path))
-    CachedEncoder(counting, CONFIG, cache)(TASKS[:1])
-    (file,) = tmp_path.iterdir()
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match=rf"{file.name}: cannot be read .*delete it"):
-        CachedEncoder(counting, CONFIG, cache)(TASKS[:1])

@@ -20,7 +20,7 @@ from toy_world import blocks
 
 from customized_grpo.config import LoraSettings, RunConfig, load_config
 from customized_grpo.data.emoji.source import EmojiSource
-from customized_grpo.generators.cpu.flux1 import use_stock_blocks
+from customized_grpo.generators.cpu import use_stock_blocks
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.tools.estimate.checkpoints import pipeline_components
 from customized_grpo.tools.estimate.encoders import count_text_encoder

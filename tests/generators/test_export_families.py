@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES, HEIGHT, STEPS, WIDTH, Family, denoise, run_config
+from helpers import assert_near
 from made_runs import make_run
 from PIL import Image
 from safetensors.torch import load_file
@@ -48,7 +49,7 @@ def test_merged_and_plain_diffusers_make_the_latents_of_the_run(family: Family, 
     assert (ours - base).abs().max() > 1e-3
     theirs = family.latents(family.load("merged"), task, noise, STEPS)
     unpacked = generator.unpack(ours) if isinstance(generator, Flux2KleinGenerator) else ours
-    torch.testing.assert_close(unpacked, theirs, atol=1e-5, rtol=0)
+    assert_near(unpacked, theirs)
     if family.name == "qwen-image-edit-plus":
         index = json.loads(Path("merged/model_index.json").read_text())
         assert index["processor"] == ["transformers", "Qwen2VLProcessor"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
+from helpers import assert_near
 
-from customized_grpo.generators.cpu.flux1 import use_cpu_blocks
+from customized_grpo.generators.cpu import use_cpu_blocks
 
 TARGETS, REFERENCES, TEXTS = 5, 4, 7
 SIZES = {
@@ -44,7 +45,7 @@ def test_blocks_are_diffusers_blocks(doubles: int, singles: int, grad: bool) -> 
     }
     with torch.set_grad_enabled(grad):
         wanted, got = stock(**inputs)[0][:, :TARGETS], fast(**inputs)[0]
-    torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6)  # diffusers' angles are float32
+    assert_near(got, wanted, terms=64)  # diffusers' angles are float32
     if not grad:
         return
     weight = torch.randn_like(wanted)

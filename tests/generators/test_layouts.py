@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from families import FAMILIES
+from helpers import assert_near
 from safetensors.torch import save_file
 from toy_world import blocks
 
-from customized_grpo.config import CacheConfig, LoraSettings, RunConfig
-from customized_grpo.errors import ConfigError, DataError
-from customized_grpo.generators.cache import CachedEncoder
+from customized_grpo.config import LoraSettings, RunConfig
+from customized_grpo.errors import ConfigError
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.lora import attach_lora
 from customized_grpo.generators.uno import Uno, UnoConfig
@@ -53,7 +53,7 @@ def test_pictures_do_not_depend_on_the_company(uno: Flux1Generator, tiny_config:
     for number, example in enumerate(examples):
         alone = FixedSampler(uno, config, [example])
         alone._noise = sampler._noise[number : number + 1]
-        torch.testing.assert_close(together[number], alone()[0], atol=1e-5, rtol=0)
+        assert_near(together[number], alone()[0])
     assert (together[0] - together[3]).abs().max() > 0.05
 
 
@@ -83,15 +83,7 @@ def test_the_schedule_of_uno_is_shifted_by_its_own_length(uno: Flux1Generator) -
     assert mu == pytest.approx(0.459, abs=1e-3)
     uno_mu = uno._mu(4)
     shift = torch.tensor(uno_mu).exp()
-    assert uno.sigmas(2, None)[1].item() == pytest.approx((shift / (shift + 1)).item(), abs=1e-6)
-
-
-def test_a_batch_of_several_layouts_is_refused_by_the_cache_too(uno: Flux1Generator) -> None:
-    encode = CachedEncoder(uno, UnoConfig(path="x"), CacheConfig())
-    for example in (tall := shaped(0, (128, 96)), wide := shaped(1, (96, 128))):
-        encode([example])
-    with pytest.raises(DataError, match="must be equal in number and shape"):
-        encode([tall, wide])
+    assert_near(uno.sigmas(2, None)[1], shift / (shift + 1), terms=16)
 
 
 def test_the_lora_of_uno_is_merged_and_another_one_trained_on_top(
@@ -110,7 +102,7 @@ def test_the_lora_of_uno_is_merged_and_another_one_trained_on_top(
     for number, projection in enumerate(("to_q", "to_k", "to_v")):
         added = up[number * 128 : (number + 1) * 128] @ down
         old, new = (getattr(a, projection).weight for a in (before, after))
-        torch.testing.assert_close(new, old + added, atol=1e-4, rtol=1e-4)
+        assert_near(new, old + added)
     assert torch.equal(before.add_q_proj.weight, after.add_q_proj.weight)
     attach_lora(merged.transformer, LoraSettings(rank=2), merged.lora_targets)
     assert merged.transformer.active_adapters() == ["default"]

@@ -34,7 +34,7 @@ class ToyData(DataConfig):
 
     type: Literal["toy"] = "toy"  # pyright: ignore[reportIncompatibleVariableOverride]
     num_references: int = 1
-    """Of each example."""
+    """How many each example has."""
 
     def build(self, seed: int) -> ToySource:
         return ToySource([blocks(self.num_references, p, i) for i, p in enumerate(_PROMPTS)])

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import tiny_models
 import torch
+from helpers import assert_near
 from torch import Tensor
 
 from customized_grpo.config import RewardConfig
 from customized_grpo.errors import ConfigError
-from customized_grpo.rewards.base import ImageEmbedder, Reward, RewardSet
+from customized_grpo.rewards.base import ImageEmbedder, Reward
 from customized_grpo.rewards.clip_image import ClipImageConfig
 from customized_grpo.rewards.clip_text import ClipTextConfig
 from customized_grpo.rewards.dino import DinoConfig
@@ -104,7 +105,7 @@ def disc(height: int, width: int) -> Tensor:
 
 @pytest.fixture(scope="module")
 def examples() -> list[Example]:
-    """Of one, two and three references, of different sizes; some twice, as in a group."""
+    """One, two and three references of different sizes; some examples twice, as in a group."""
     generator = torch.Generator().manual_seed(3)
     prompts = ("a cat on the beach", "a very long story about one red dog in the snow", "a toy")
     distinct = []
@@ -138,7 +139,7 @@ def scores(reward: Reward, images: Tensor, examples: list[Example]) -> Tensor:
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-5, equal_nan=True)
+    assert_near(actual, expected, scale=1)
 
 
 def test_one_float32_per_image_without_gradient(
@@ -158,13 +159,6 @@ def test_same_in_a_batch_and_alone(
 ) -> None:
     alone = [reward.score(images[i : i + 1], [examples[i]]) for i in range(5)]
     close(torch.cat(alone), scores)
-
-
-def test_the_order_does_not_matter(
-    reward: Reward, images: Tensor, examples: list[Example], scores: Tensor
-) -> None:
-    order = torch.tensor([3, 0, 4, 2, 1])
-    close(reward.score(images[order], [examples[i] for i in order]), scores[order])
 
 
 def test_the_same_again_and_from_a_fresh_model(
@@ -199,14 +193,6 @@ def test_embeddings_are_unit_and_per_image(reward: Reward, images: Tensor) -> No
     features = reward.embed(images)
     close(features.norm(dim=1), torch.ones(5))
     close(torch.cat([reward.embed(image[None]) for image in images]), features)
-
-
-def test_a_set_mixes_it_with_others(
-    config: RewardConfig, images: Tensor, examples: list[Example], scores: Tensor
-) -> None:
-    result = RewardSet([config, replace(config, name="again")], CPU).score(images, examples)
-    assert result.names == (config.type, "again")
-    close(result.scores, scores[:, None].expand(5, 2))
 
 
 @pytest.mark.parametrize("name", BUILDS)

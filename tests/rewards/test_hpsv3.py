@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import tiny_models
 import torch
-from PIL import Image
+from helpers import assert_near
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from customized_grpo.errors import ConfigError, DataError
+from customized_grpo.pictures import to_pil
 from customized_grpo.rewards import hpsv3
 from customized_grpo.rewards.hpsv3 import Hpsv3Config, Hpsv3Reward, load_hpsv3
 from customized_grpo.types import Example
@@ -103,14 +104,13 @@ def test_scores_are_those_of_the_published_pipeline(
     processor = Qwen2VLImageProcessorPil(min_pixels=256 * 28 * 28, max_pixels=256 * 28 * 28)
     expected = []
     for image, prompt in zip(images, PROMPTS, strict=True):
-        picture = Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
-        seen = processor([picture], return_tensors="pt")
+        seen = processor([to_pil(image)], return_tensors="pt")
         ids = tokenizer(conversation(prompt, 256), return_tensors="pt")["input_ids"]
         token = tokenizer.convert_tokens_to_ids("<|Reward|>")
         expected.append(model(ids, seen.pixel_values, seen.image_grid_thw, token))
     ours = reward.score(images, examples(*PROMPTS))
     assert ours[0] != ours[1]
-    torch.testing.assert_close(ours, torch.stack(expected), atol=2e-5, rtol=1e-5)
+    assert_near(ours, torch.stack(expected))
 
 
 @pytest.mark.parametrize(

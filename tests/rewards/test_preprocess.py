@@ -19,6 +19,7 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from customized_grpo.errors import ConfigError
+from customized_grpo.pictures import to_pil
 from customized_grpo.rewards.preprocess import Preprocessing, naflex_patches, qwen2vl_patches
 
 PROCESSORS = {
@@ -45,10 +46,6 @@ def picture(height: int, width: int) -> Tensor:
     generator = torch.Generator().manual_seed(height * width)
     image = 0.25 + 0.5 * torch.rand(3, height, width, generator=generator)
     return (image * 255).round() / 255
-
-
-def to_pil(image: Tensor) -> Image.Image:
-    return Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 def two_levels(preprocess: Preprocessing) -> float:

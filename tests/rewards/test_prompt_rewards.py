@@ -9,6 +9,7 @@ import pytest
 import tiny_models
 import torch
 import torch.nn.functional as F
+from helpers import assert_near
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
@@ -36,7 +37,7 @@ def examples(*prompts: str) -> list[Example]:
 
 @pytest.fixture
 def images() -> Tensor:
-    """Of the models' own size, on 8-bit levels: the processors change and round nothing."""
+    """They have the models' own size and 8-bit levels: the processors change and round nothing."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (3, 3, 32, 32), generator=generator) / 255
 
@@ -56,7 +57,7 @@ def test_pickscore_is_its_authors_score(tmp_path: Path, images: Tensor) -> None:
     expected = model(**pixels, **tokens).logits_per_image.diagonal()
     config = PickScoreConfig(objective="prompt", path=path, processor=path)
     ours = config.build(CPU).score(images, examples(*PROMPTS))
-    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
+    assert_near(ours, expected)
 
 
 @torch.no_grad()
@@ -79,7 +80,7 @@ def test_siglip_scores_are_transformers(tmp_path: Path, images: Tensor, naflex: 
     for score in ("cosine", "logit"):
         reward = Siglip2Config(objective="prompt", path=path, score=score).build(CPU)
         ours = reward.score(images, examples(*PROMPTS))
-        torch.testing.assert_close(ours, expected[score], atol=1e-5, rtol=1e-5)
+        assert_near(ours, expected[score])
 
 
 def open_clip_tower(state: dict[str, Tensor], prefix: str, x: Tensor, heads: int) -> Tensor:
@@ -140,7 +141,7 @@ def test_hpsv2_is_open_clip(tmp_path: Path, images: Tensor) -> None:
     expected = open_clip_cosine(state, pixels, ids)
     ours = Hpsv2Config(objective="prompt", **paths).build(CPU).score(images, examples(*PROMPTS))
     assert expected.std() > 1e-2
-    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
+    assert_near(ours, expected, scale=1)
 
 
 def test_hpsv2_sees_the_whole_picture(tmp_path: Path) -> None:

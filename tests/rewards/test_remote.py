@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import random
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import assert_near, targets
 
 pytest.importorskip("fastapi", reason="needs the extra [serve]")
 
@@ -20,6 +23,7 @@ from customized_grpo.errors import ConfigError, RewardError
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.rewards.clip_text import ClipTextConfig
 from customized_grpo.rewards.dinov2 import Dinov2Config
+from customized_grpo.rewards.endpoints import http_client
 from customized_grpo.rewards.endpoints.http_client import Backoff
 from customized_grpo.rewards.endpoints.remote import RemoteReward, RemoteRewardConfig
 from customized_grpo.rewards.endpoints.wire import Limits, decode_request
@@ -65,8 +69,7 @@ def world() -> tuple[torch.Tensor, list[Example]]:
     """Groups of three images of the same example, as a rollout has them."""
     examples = [e for e in EmojiSource(seed=0).held_out(3) for _ in range(3)]
     noise = torch.rand(9, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    targets = torch.stack([e.target for e in examples if e.target is not None])
-    return torch.lerp(targets, noise, 0.3), examples
+    return torch.lerp(targets(examples), noise, 0.3), examples
 
 
 def test_scores_equal_those_of_the_local_reward(world: tuple[torch.Tensor, list[Example]]) -> None:
@@ -78,7 +81,7 @@ def test_scores_equal_those_of_the_local_reward(world: tuple[torch.Tensor, list[
             whole = client(config(url, reward=name)).score(images, examples)
             assert torch.equal(whole, expected)  # the same numbers in one batch: the same bits
             split = client(config(url, reward=name, batch_size=2)).score(images, examples)
-            torch.testing.assert_close(split, expected, atol=2e-6, rtol=0)
+            assert_near(split, expected, scale=1)
             small = client(config(url, reward=name, pixels="uint8")).score(images, examples)
             torch.testing.assert_close(small, expected, atol=0.01, rtol=0)
             assert not torch.equal(small, expected)
@@ -100,7 +103,7 @@ def test_a_training_run_takes_remote_rewards_as_it_takes_local_ones(tiny_config:
         for folder in (run, plain)
     ]
     for name in ("reward/clip-text/mean", "reward/dinov2/mean", "reward/dinov2/std"):
-        assert rows[0][name] == pytest.approx(rows[1][name], abs=1e-6)
+        assert_near(rows[0][name], rows[1][name], scale=1)
     assert rows[0]["reward/dinov2/requests"] == 1
     assert rows[0]["reward/dinov2/failed_images"] == 0
     assert "reward/dinov2/requests" not in rows[1]
@@ -188,8 +191,7 @@ def outcome(scores: list, **changes) -> bytes:
     [
         ({"status": 500, "body": b'{"detail": "out of memory"}'}, "HTTP 500: out of memory"),
         ({"status": 502, "body": b"<html>\nbad gateway"}, "HTTP 502: <html> bad gateway"),
-        ({"hang": 1.0}, "no answer within 0.3 s"),
-        ({"body": outcome([0.5] * 3), "drip": 0.02}, "no complete answer within 0.3 s"),
+        ({"hang": True}, "no answer within 0.3 s"),
         ({"close": True}, "RemoteProtocolError"),
         ({"body": b"\xff\x00garbage"}, r"not JSON \(application/json\)"),
         ({"body": b"[]"}, "must be of version 1"),
@@ -204,11 +206,24 @@ def outcome(scores: list, **changes) -> bytes:
 def test_a_server_that_misbehaves_is_tried_again_and_then_an_error(reply: dict, text: str) -> None:
     images, examples = levels(3)
     with scripted_server(lambda request: answers(request, **reply)) as (url, requests):
-        reward = client(config(url, retries=2, timeout=0.3))
+        reward = client(config(url, retries=2))
+        if "hang" in reply:  # a busy machine may need longer for all others
+            reward._endpoint = dataclasses.replace(reward._endpoint, timeout=0.3)
         with pytest.raises(RewardError, match=f"none of {url} scored any of the 3 images.*{text}"):
             reward.score(images, examples)
         assert sum(request.path == "/score" for request in requests) == 3
     assert reward.metrics()["failed_images"] == 3
+
+
+def test_an_answer_that_trickles_in_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every read is in time; all together they are not."""
+    images, examples = levels(3)
+    clock = itertools.count(step=100.0)
+    with scripted_server(lambda r: answers(r, body=outcome([0.5] * 3))) as (url, _):
+        reward = client(config(url, retries=0, timeout=60))
+        monkeypatch.setattr(http_client, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+        with pytest.raises(RewardError, match="no complete answer within 60 s"):
+            reward.score(images, examples)
 
 
 @pytest.mark.parametrize("status", [400, 404, 413, 422])

@@ -10,7 +10,9 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from email.utils import formatdate
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +29,7 @@ from customized_grpo.config import RunConfig
 from customized_grpo.config.decoding import decode, to_raw
 from customized_grpo.config.sections import RewardPlug
 from customized_grpo.errors import ConfigError
-from customized_grpo.rewards.base import RewardSet
+from customized_grpo.rewards.endpoints import http_client
 from customized_grpo.rewards.endpoints.answers import BadAnswer, expected_points, points
 from customized_grpo.rewards.endpoints.http_client import Backoff, retry_after
 from customized_grpo.rewards.endpoints.rubrics import RUBRICS
@@ -127,7 +129,7 @@ def test_requests_run_beside_each_other_up_to_the_limit(endpoint: Callable) -> N
         with lock:
             active[0] += 1
             most[0] = max(most[0], active[0])
-        barrier.wait(20)  # passes only when three are there at once
+        barrier.wait()  # passes only when three are there at once
         with lock:
             active[0] -= 1
         return by_number(request)
@@ -264,7 +266,7 @@ def test_logit_weighted_scores(endpoint: Callable) -> None:
     [
         (Reply(status=500, body=b"oops"), "HTTP 500: oops"),
         (Reply(status=429, body=b'{"error": {"message": "slow down"}}'), "HTTP 429: slow down"),
-        (Reply(hang=0.7), "no answer within 0.3 s"),
+        (Reply(hang=True), "no answer within 1 s"),
         (Reply(close=True), "RemoteProtocolError"),
         (Reply(body=b"<html>", headers={"content-type": "text/html"}), "not JSON (text/html)"),
         (Reply.json({"choices": []}), "the answer is no chat completion"),
@@ -279,7 +281,7 @@ def test_what_may_pass_is_tried_again_and_then_nan(
 ) -> None:
     """Only for the image it happened to, and it is never a score of 0."""
     url, requests = endpoint(lambda r: reply if number_of(r) == 1 else by_number(r))
-    reward = judge(url, retries=2, timeout=0.3)
+    reward = judge(url, retries=2, timeout=1.0 if reply.hang else 60.0)
     scores = reward.score(*batch(3))
     assert scores.isnan().tolist() == [False, True, False]
     assert scores[[0, 2]].tolist() == [0, 2]
@@ -325,11 +327,10 @@ def test_a_passing_fault_costs_a_retry_only(endpoint: Callable) -> None:
     assert reward.metrics()["failures"] == 0
 
 
-def test_retry_after_may_be_a_date() -> None:
-    from email.utils import formatdate
-
-    assert retry_after(formatdate(time.time() + 30, usegmt=True)) == pytest.approx(30, abs=2)
-    assert retry_after(formatdate(time.time() - 30, usegmt=True)) == 0
+def test_retry_after_may_be_a_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_client, "time", SimpleNamespace(time=lambda: 1_000_000.0))
+    assert retry_after(formatdate(1_000_030, usegmt=True)) == 30
+    assert retry_after(formatdate(999_970, usegmt=True)) == 0
     assert retry_after("1.5") == 1.5
     assert [retry_after(value) for value in (None, "soon", "nan")] == [None, None, None]
 
@@ -400,12 +401,6 @@ def test_a_cache_is_safe_for_several_judges_at_once(endpoint: Callable, tmp_path
     assert results == [[i % 5 for i in range(20)]] * 4
 
 
-def test_a_file_that_is_no_cache_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("not a database, but a text\n" * 100)
-    with pytest.raises(ConfigError, match=r"cache: must be a writable sqlite file.*notes.txt"):
-        settings("http://localhost", cache=str(tmp_path / "notes.txt")).build(CPU)
-
-
 def test_the_number_of_requests_is_capped(endpoint: Callable) -> None:
     url, requests = endpoint(by_number)
     reward = judge(url, max_requests=5)
@@ -441,17 +436,6 @@ def test_a_cap_on_the_cost_needs_the_usage(endpoint: Callable) -> None:
     reward = judge(url, max_cost=1.0, price_prompt=1.0, price_completion=1.0)
     assert reward.score(*batch(1)).isnan().all()
     assert "says no token usage" in reward.take_errors()[0]
-
-
-def test_the_reward_set_logs_counts_and_errors(endpoint: Callable) -> None:
-    url, _ = endpoint(lambda r: Reply(status=403) if number_of(r) == 1 else by_number(r))
-    rewards = RewardSet([settings(url, name="taste")], CPU)
-    result = rewards.score(*batch(3))
-    assert result.scores[:, 0].isnan().tolist() == [False, True, False]
-    assert len(result.errors) == 1
-    assert result.errors[0].startswith("taste: 1 of 3 images: judge at")
-    assert rewards.metrics()["taste/requests"] == 3
-    assert rewards.metrics()["taste/failures"] == 1
 
 
 def test_a_run_logs_the_judges_counts_and_goes_on_without_what_failed(

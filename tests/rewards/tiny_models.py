@@ -93,8 +93,8 @@ def save_clip(folder: Path, hidden_act: str = "quick_gelu") -> str:
 
 
 def save_dino(folder: Path) -> str:
-    """Of 224 px and without a pooler, as published; so is the processor's file, which is not
-    DINO's own preprocessing."""
+    """A model for 224 px without a pooler, as published; the processor's file is the published one,
+    too, which is not DINO's own preprocessing."""
     config = ViTConfig(**TOWER, image_size=224, patch_size=32)
     processor = ViTImageProcessorPil(size={"height": 224, "width": 224}, resample=2)
     return _save(folder, ViTModel(config, add_pooling_layer=False), processor)

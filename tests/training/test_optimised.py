@@ -12,12 +12,13 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from helpers import perturb_lora
 from torch import Tensor
 
 from customized_grpo.config import LoraSettings, LossConfig
 from customized_grpo.errors import ResourceError
 from customized_grpo.generators.base import Conditioning
-from customized_grpo.generators.cpu.flux1 import use_stock_blocks
+from customized_grpo.generators.cpu import use_stock_blocks
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.lora import attach_lora
 from customized_grpo.training import loss as policy_loss
@@ -70,9 +71,7 @@ def case(generator: Flux1Generator, examples: list[Example]) -> Case:
     torch.manual_seed(0)
     attach_lora(transformer, SETTINGS, (*generator.lora_targets, "proj_mlp", "net.2"))
     transformer.double()
-    for name, parameter in transformer.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.02)
+    perturb_lora(transformer, 0.02)
     conditioning = generator.encode(examples[:2])
     noise = generator.noise(2 * NUM_PAIRS, torch.Generator().manual_seed(0))
     batch = PolicyBatch(

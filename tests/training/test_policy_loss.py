@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 import torch
-from helpers import changed
+from helpers import assert_near, changed, perturb_lora
 
 from customized_grpo.config import LoraSettings, LossConfig, RunConfig
 from customized_grpo.generators.base import Conditioning
@@ -15,6 +15,8 @@ from customized_grpo.training.rollout import collect_rollout
 from customized_grpo.types import Advantages, Example, Rollout
 
 UNPINNED = LossConfig(pin_ratio=False, clip_range=0.2)
+
+NOISY = 2**16  # a log-probability divides the rounding of a mean by a variance
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -58,10 +60,7 @@ def scene(generator: Flux1Generator, tiny_config: RunConfig, examples: list[Exam
         config.rewards,
         ("identity", "prompt"),
     )
-    with torch.no_grad():  # a policy a little off the one that sampled
-        for name, parameter in generator.transformer.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=1e-3)
+    perturb_lora(generator.transformer, 1e-3)  # a policy a little off the one that sampled
     return Scene(
         policy=policy,
         rollout=rollout,
@@ -83,8 +82,8 @@ def test_shuffling_the_trained_steps_leaves_the_loss_unchanged(scene: Scene) -> 
     order = torch.tensor([2, 0, 3, 1])
     stats, gradient = scene.gradient(scene.rollout)
     other_stats, other_gradient = scene.gradient(shuffled(scene.rollout, order))
-    assert other_stats["loss"] == pytest.approx(stats["loss"], abs=1e-6)
-    torch.testing.assert_close(other_gradient, gradient, atol=1e-7, rtol=1e-3)
+    assert_near(other_stats["loss"], stats["loss"], scale=1)  # a sum around 0
+    assert_near(other_gradient, gradient)
 
 
 def test_weighting_by_shuffled_position_would_be_noticed(scene: Scene) -> None:
@@ -109,8 +108,8 @@ def test_micro_batches_change_neither_loss_nor_gradient(
         scene.rollout, config, micro_batch_size=micro_batch_size
     )
     for name, value in stats.items():
-        assert part_stats[name] == pytest.approx(value, abs=2e-5), name
-    torch.testing.assert_close(part_gradient, gradient, atol=2e-6, rtol=2e-3)
+        assert_near(part_stats[name], value, NOISY, scale=1)
+    assert_near(part_gradient, gradient, NOISY)
 
 
 def test_invalid_samples_are_left_out_of_loss_and_denominator(scene: Scene) -> None:
@@ -138,7 +137,7 @@ def test_pinned_ratio_is_one_and_its_gradient_is_the_policy_gradient(scene: Scen
     log_prob = scene.policy.log_prob(batch.next_latents, mean, std)
     (-(batch.advantage * log_prob).mean()).backward()
     plain = torch.cat([p.grad.flatten() for p in scene.parameters if p.grad is not None])
-    torch.testing.assert_close(pinned, plain, atol=1e-7, rtol=1e-3)
+    assert_near(pinned, plain, NOISY)
 
 
 def test_kl_is_zero_at_the_base_and_its_gradient_flows(scene: Scene) -> None:

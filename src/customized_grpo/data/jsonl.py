@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from customized_grpo.config import DataConfig
-from customized_grpo.data.images import File, Picture, check_pictures
-from customized_grpo.data.listed import Entry, ListedSource, Splits, check_entries
+from customized_grpo.data.listed import Entry, ListedSource, Splits
+from customized_grpo.data.rows import Row, read_rows
 from customized_grpo.data.texts import (
     check_list,
     check_text,
@@ -59,18 +59,24 @@ def read_entries(path: Path, root: Path | None = None) -> Sequence[Entry]:
     Raises:
         DataError: naming file, line and field of the first mistake.
     """
-    root = path.parent if root is None else root
-    rows = read_objects(path)
-    for where, row in rows.items():
-        _check_row(where, row)
-    files: dict[File, str] = {}
-    for where, row in rows.items():
-        for key in ("references", "masks"):
-            for file in _files(where, root, row, key):
-                files.setdefault(file, f"{where}: {key}")
-    pictures = check_pictures(files)
-    entries = [_entry(where, row, root, pictures) for where, row in rows.items()]
-    return check_entries(entries, str(path))
+    rows = [_row(where, row, root or path.parent) for where, row in read_objects(path).items()]
+    return read_rows(rows, str(path))
+
+
+def _row(where: str, row: dict[str, Any], root: Path) -> Row:
+    _check_row(where, row)
+    references, masks = (
+        tuple(inside(f"{where}: {key}", root, name) for name in row.get(key, ()))
+        for key in ("references", "masks")
+    )
+    return Row(
+        where=where,
+        id=str(row.get("id", where)),
+        prompt=row["prompt"].strip(),
+        subject=row.get("subject", "").strip(),
+        references=references,
+        masks=masks,
+    )
 
 
 def _check_row(where: str, row: dict[str, Any]) -> None:
@@ -86,29 +92,3 @@ def _check_row(where: str, row: dict[str, Any]) -> None:
     for key in ("references", "masks"):
         if key in row or key == "references":
             check_list(where, row, key, "path")
-
-
-def _files(where: str, root: Path, row: dict[str, Any], key: str) -> list[File]:
-    mode = "L" if key == "masks" else "RGB"
-    return [(inside(f"{where}: {key}", root, name), mode) for name in row.get(key, ())]
-
-
-def _entry(where: str, row: dict[str, Any], root: Path, pictures: dict[File, Picture]) -> Entry:
-    references = tuple(pictures[file] for file in _files(where, root, row, "references"))
-    masks = tuple(pictures[file] for file in _files(where, root, row, "masks")) or None
-    check_masks(where, references, masks)
-    return Entry(
-        id=str(row.get("id", where)),
-        prompt=row["prompt"].strip(),
-        references=references,
-        masks=masks,
-        subject=row.get("subject", "").strip(),
-    )
-
-
-def check_masks(where: str, references: Sequence[Picture], masks: Sequence[Picture] | None) -> None:
-    """Raises a DataError if the masks do not lie on the references."""
-    if masks is None:
-        return
-    if [(m.height, m.width) for m in masks] != [(r.height, r.width) for r in references]:
-        raise DataError(f"{where}: masks: must match the references in number and size")

@@ -115,24 +115,28 @@ class ListedSource:
         ]
 
     def _shuffle_turns(self, cycle: int) -> Tensor:
-        """(group, how manieth turn of it) of every rollout of a cycle, evenly spread ``[N, 2]``."""
-        random = torch.Generator().manual_seed(self._seed * 1_000_003 + cycle)
+        """Group and turn within it of every rollout of a cycle ``[N, 2]``, evenly spread.
+
+        Turn ``i`` of a group of ``n`` lies at ``(i + phase) / n`` of the cycle, with one random
+        phase a group: sorted, large groups come often and no group comes in a row.
+        """
+        rng = torch.Generator().manual_seed(self._seed * 1_000_003 + cycle)
         sizes = torch.tensor([len(entries) for entries in self._groups])
         group = torch.arange(len(sizes)).repeat_interleave(sizes)
         turn = torch.cat([torch.arange(size) for size in sizes.tolist()])
-        phase = torch.rand(len(sizes), generator=random, dtype=torch.float64)
+        phase = torch.rand(len(sizes), generator=rng, dtype=torch.float64)
         order = ((turn + phase[group]) / sizes[group]).argsort(stable=True)
         return torch.stack([group, turn], 1)[order]
 
     def _shuffle(self, group: int, epoch: int) -> list[int]:
         seed = (self._seed * 1_000_003 + epoch) * 1_009 + group
-        random = torch.Generator().manual_seed(seed)
-        return torch.randperm(len(self._groups[group]), generator=random).tolist()
+        rng = torch.Generator().manual_seed(seed)
+        return torch.randperm(len(self._groups[group]), generator=rng).tolist()
 
     def listed(self) -> Sequence[Example]:
         """See the Protocol; pictures are on the meta device."""
         splits = self.splits
-        return _Outlines((*splits.training, *splits.held_out, *splits.validation))
+        return [outline(e) for e in (*splits.training, *splits.held_out, *splits.validation)]
 
     def held_out(self, count: int) -> list[Example]:
         """See the Protocol; all of them if there are fewer."""
@@ -152,21 +156,6 @@ class ListedSource:
 
     def _example(self, entry: Entry) -> Example:
         return complete(entry, self._cache)
-
-
-class _Outlines(Sequence[Example]):
-    """Examples without pixels, made when they are looked at."""
-
-    def __init__(self, entries: Sequence[Entry]) -> None:
-        self._entries = entries
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return _Outlines(self._entries[index])
-        return outline(self._entries[index])
 
 
 def complete(entry: Entry, cache: PictureCache) -> Example:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from customized_grpo.config.decoding import is_clean
-from customized_grpo.data.images import File, Picture, check_pictures
-from customized_grpo.data.jsonl import check_masks
-from customized_grpo.data.listed import Entry, Splits, check_entries
-from customized_grpo.data.splits import scattered, scattered_entries
+from customized_grpo.data.listed import Splits
+from customized_grpo.data.rows import Row, read_rows
+from customized_grpo.data.splits import scattered, sort_into_splits
 from customized_grpo.data.templates import fill
 from customized_grpo.errors import DataError
 
@@ -24,7 +23,7 @@ class Subject:
     """One subject: its photos and what may be asked of it."""
 
     name: str
-    """Of its folder; unique."""
+    """The name of its folder, which is unique."""
     words: str
     """What it is called in prompts."""
     photos: tuple[Path, ...]
@@ -53,35 +52,30 @@ def split_photos(
     Held out are some subjects, or of a single one a fifth of its templates. Another fifth of the
     templates is for validation, on the subjects that are trained.
     """
-    pictures = check_pictures(_files(subjects))
-    parts: dict[str, list[Entry]] = {"training": [], "held_out": [], "validation": []}
+    has_masks = _have_masks([photo for subject in subjects for photo in subject.photos])
+    rows: list[Row] = []
+    parts: list[str] = []
     for subject in subjects:
-        parts_of = _parts(subject, single=len(subjects) == 1)
-        references = list(_references(subject, num_references, pictures))
-        for template, part in parts_of.items():
-            part = "held_out" if subject.name in held_out else part
-            parts[part] += [
-                Entry(
-                    id=f"{subject.name}/{name}/{template}",
+        for template, part in _parts(subject, single=len(subjects) == 1).items():
+            for references in _references(subject, num_references):
+                row = Row(
+                    where=str(references[0].parent),
+                    id=f"{subject.name}/{references[0].name}/{template}",
                     prompt=fill(template, subject.words),
                     subject=subject.words,
-                    references=chosen,
-                    masks=masks,
+                    references=references,
+                    masks=tuple(map(mask_of, references)) if has_masks else (),
                 )
-                for name, chosen, masks in references
-            ]
-    if not parts["training"] or not parts["held_out"]:
+                rows.append(row)
+                parts.append("held_out" if subject.name in held_out else part)
+    splits = sort_into_splits(read_rows(rows, "photos"), parts)
+    if not splits.training or not splits.held_out:
         raise DataError(
             "held_out: must leave something to train on and something to hold out, got "
-            f"{len(parts['training'])} and {len(parts['held_out'])} examples; name other subjects "
+            f"{len(splits.training)} and {len(splits.held_out)} examples; name other subjects "
             "or add photos or templates"
         )
-    check_entries([*parts["training"], *parts["held_out"], *parts["validation"]], "photos")
-    return Splits(
-        training=parts["training"],
-        held_out=scattered_entries(parts["held_out"]),
-        validation=scattered_entries(parts["validation"]),
-    )
+    return splits
 
 
 def some_subjects(names: Collection[str]) -> frozenset[str]:
@@ -100,25 +94,21 @@ def _parts(subject: Subject, single: bool) -> dict[str, str]:
     return part
 
 
-def _files(subjects: Sequence[Subject]) -> dict[File, str]:
-    """Photos, and the masks beside them: all photos have one, or none has.
+def _have_masks(photos: Sequence[Path]) -> bool:
+    """Whether masks lie beside the photos: all have one, or none has.
 
     Raises:
-        DataError: if some have one.
+        DataError: if some have one, or a name is not UTF-8.
     """
-    photos = [photo for subject in subjects for photo in subject.photos]
     if odd := [photo for photo in photos if not is_clean(str(photo))]:
         raise DataError(f"{str(odd[0])!a}: must have a name in UTF-8; rename it")
-    masks = [mask for photo in photos if (mask := mask_of(photo)).exists()]
-    if masks and len(masks) < len(photos):
-        bare = next(photo for photo in photos if not mask_of(photo).exists())
+    bare = [photo for photo in photos if not mask_of(photo).exists()]
+    if 0 < len(bare) < len(photos):
         raise DataError(
-            f"{bare}: must have a mask {mask_of(bare).name}, as {len(masks)} other photos have "
-            "one; draw it, or remove the masks"
+            f"{bare[0]}: must have a mask {mask_of(bare[0]).name}, as {len(photos) - len(bare)} "
+            "other photos have one; draw it, or remove the masks"
         )
-    files: dict[File, str] = {(photo, "RGB"): str(photo.parent) for photo in photos}
-    files.update({(mask, "L"): str(mask.parent) for mask in masks})
-    return files
+    return not bare
 
 
 def mask_of(photo: Path) -> Path:
@@ -126,18 +116,12 @@ def mask_of(photo: Path) -> Path:
     return photo.with_name(photo.stem + MASK)
 
 
-def _references(
-    subject: Subject, count: int, pictures: dict[File, Picture]
-) -> Iterator[tuple[str, tuple[Picture, ...], tuple[Picture, ...] | None]]:
+def _references(subject: Subject, count: int) -> list[tuple[Path, ...]]:
+    """Every photo with the next ones, the first following the last."""
     photos = subject.photos
     if len(photos) < count:
         raise DataError(
             f"{subject.name}: must have at least num_references = {count} photos, got "
             f"{len(photos)}; add some, or lower num_references"
         )
-    for first in range(len(photos)):
-        chosen = [photos[(first + i) % len(photos)] for i in range(count)]
-        references = tuple(pictures[photo, "RGB"] for photo in chosen)
-        masks = tuple(p for photo in chosen if (p := pictures.get((mask_of(photo), "L"))))
-        check_masks(str(chosen[0]), references, masks or None)
-        yield photos[first].name, references, masks or None
+    return [(photos[i:] + photos[:i])[:count] for i in range(len(photos))]

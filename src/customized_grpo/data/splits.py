@@ -18,11 +18,6 @@ def scattered(items: Iterable[T], name: Callable[[T], str]) -> list[T]:
     )
 
 
-def scattered_entries(entries: Iterable[Entry]) -> list[Entry]:
-    """Entries so that the first few show many subjects and prompts."""
-    return scattered(entries, lambda entry: entry.id)
-
-
 def split_by_subject(entries: Sequence[Entry], subjects: Sequence[str], share: float) -> Splits:
     """Holds out a share of the subjects, and as many others for validation, if enough remain.
 
@@ -36,11 +31,21 @@ def split_by_subject(entries: Sequence[Entry], subjects: Sequence[str], share: f
     part = dict.fromkeys(names[:count], "held_out")
     if len(names) > 2 * count:
         part |= dict.fromkeys(names[count : 2 * count], "validation")
-    parts: dict[str, list[Entry]] = {"training": [], "held_out": [], "validation": []}
-    for entry, subject in zip(entries, subjects, strict=True):
-        parts[part.get(subject, "training")].append(entry)
+    return sort_into_splits(entries, [part.get(subject, "training") for subject in subjects])
+
+
+def sort_into_splits(entries: Sequence[Entry], parts: Sequence[str]) -> Splits:
+    """Splits of entries, given the name of each one's; the first few held out show many things."""
+
+    def of(name: str) -> list[Entry]:
+        return [entry for entry, part in zip(entries, parts, strict=True) if part == name]
+
     return Splits(
-        training=parts["training"],
-        held_out=scattered_entries(parts["held_out"]),
-        validation=scattered_entries(parts["validation"]),
+        training=of("training"),
+        held_out=scattered(of("held_out"), _id),
+        validation=scattered(of("validation"), _id),
     )
+
+
+def _id(entry: Entry) -> str:
+    return entry.id

@@ -17,9 +17,8 @@ from pydantic import Field
 
 from customized_grpo.config import DataConfig
 from customized_grpo.config.limits import Count
-from customized_grpo.data.images import File, Picture, check_pictures
-from customized_grpo.data.jsonl import check_masks
-from customized_grpo.data.listed import Entry, ListedSource, check_entries
+from customized_grpo.data.listed import ListedSource
+from customized_grpo.data.rows import Row, read_rows
 from customized_grpo.data.splits import split_by_subject
 from customized_grpo.data.texts import (
     check_list,
@@ -55,21 +54,16 @@ class SynCDConfig(DataConfig):
 
     def build(self, seed: int) -> ListedSource:
         """Reads the metadata and checks every picture in use."""
-        rows = [
-            row
+        found = [
+            pair
             for file in self._metadata()
             for number, item in enumerate(_read(file))
-            for row in self._rows(file, number, item)
+            for pair in self._rows(file, number, item)
         ]
-        if not rows:
+        if not found:
             raise DataError(f"{self.path}: no example is left; lower min_dino or min_aesthetics")
-        files: dict[File, str] = {}
-        for row in rows:
-            files |= {(p, "RGB"): row.where for p in row.references}
-            files |= {(p, "L"): row.where for p in row.masks}
-        pictures = check_pictures(files)
-        entries = check_entries([row.entry(pictures) for row in rows], self.path)
-        splits = split_by_subject(entries, [row.subject for row in rows], self.held_out)
+        entries = read_rows([row for _, row in found], self.path)
+        splits = split_by_subject(entries, [subject for subject, _ in found], self.held_out)
         if not splits.training:
             raise DataError(f"{self.path}: must show at least two subjects, got one")
         return ListedSource(splits, seed, "use data of more subjects: it gets a share of them")
@@ -85,7 +79,8 @@ class SynCDConfig(DataConfig):
             raise ConfigError(f"path: must be a JSON file or a folder with {pattern}, got {path}")
         return files
 
-    def _rows(self, file: Path, number: int, item: Any) -> Iterator[Row]:
+    def _rows(self, file: Path, number: int, item: Any) -> Iterator[tuple[str, Row]]:
+        """Rows, each with what tells its subject from others."""
         where, root = f"{file}: item {number}", Path(self.root) if self.root else file.parent
         if not isinstance(item, dict) or not ("filenames" in item or "ref_img" in item):
             raise DataError(
@@ -96,7 +91,7 @@ class SynCDConfig(DataConfig):
         else:
             yield from self._set(where, root, item)
 
-    def _pair(self, where: str, root: Path, item: dict[str, Any]) -> Row:
+    def _pair(self, where: str, root: Path, item: dict[str, Any]) -> tuple[str, Row]:
         if self.num_references > 1 or self.min_dino or self.min_aesthetics:
             raise ConfigError(
                 "num_references, min_dino, min_aesthetics: must be left out for pairs, which have "
@@ -105,16 +100,11 @@ class SynCDConfig(DataConfig):
         reference = inside(f"{where}: ref_img", root, check_text(where, item, "ref_img"))
         key = "category_description"
         words = check_text(where, item, key).removesuffix(".") if item.get(key) else ""
-        return Row(
-            where=where,
-            subject=str(reference.parent),
-            words=words,
-            prompt=check_text(where, item, "text"),
-            references=(reference,),
-            masks=(),
-        )
+        text = check_text(where, item, "text")
+        row = Row(where=where, id=where, prompt=text, subject=words, references=(reference,))
+        return str(reference.parent), row
 
-    def _set(self, where: str, root: Path, item: dict[str, Any]) -> Iterator[Row]:
+    def _set(self, where: str, root: Path, item: dict[str, Any]) -> Iterator[tuple[str, Row]]:
         names = check_list(where, item, "filenames", "path")
         files = [inside(f"{where}: filenames", root, name) for name in names]
         prompts = check_list(where, item, "prompts", "text")
@@ -122,19 +112,22 @@ class SynCDConfig(DataConfig):
             raise DataError(f"{where}: prompts: must be one per file, got {len(prompts)}")
         kept = self._kept(where, item, names)
         subject = str(item.get("objaverse_id") or where)
-        for place, index in enumerate(kept):
-            others = [files[i] for i in (*kept[place + 1 :], *kept[:place])]
+        for number, index in enumerate(kept):
+            others = [files[i] for i in (*kept[number + 1 :], *kept[:number])]
             if len(others) < self.num_references:
                 continue
             references = tuple(others[: self.num_references])
             masks = tuple(p.parent / "masks" / f"{p.stem}.jpg" for p in references)
-            yield Row(
-                where=f"{where}: picture {index}",
-                subject=subject,
-                words="",
-                prompt=prompts[index].strip(),
-                references=references,
-                masks=masks if all(mask.exists() for mask in masks) else (),
+            place = f"{where}: picture {index}"
+            yield (
+                subject,
+                Row(
+                    where=place,
+                    id=place,
+                    prompt=prompts[index].strip(),
+                    references=references,
+                    masks=masks if all(mask.exists() for mask in masks) else (),
+                ),
             )
 
     def _kept(self, where: str, item: dict[str, Any], names: list[str]) -> list[int]:
@@ -155,32 +148,6 @@ class SynCDConfig(DataConfig):
         except (KeyError, TypeError) as error:
             raise DataError(f"{where}: must have scores of every picture: {error!r}") from error
         return sorted(kept)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """One example of the metadata before its pictures are checked."""
-
-    where: str
-    subject: str
-    """Tells subjects apart."""
-    words: str
-    prompt: str
-    references: tuple[Path, ...]
-    masks: tuple[Path, ...]
-
-    def entry(self, pictures: dict[File, Picture]) -> Entry:
-        """The example with its checked pictures."""
-        references = tuple(pictures[path, "RGB"] for path in self.references)
-        masks = tuple(pictures[path, "L"] for path in self.masks) or None
-        check_masks(self.where, references, masks)
-        return Entry(
-            id=self.where,
-            prompt=self.prompt,
-            references=references,
-            masks=masks,
-            subject=self.words,
-        )
 
 
 def _read(file: Path) -> list[Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from customized_grpo.errors import ConfigError
 from customized_grpo.generators.base import Conditioning
-from customized_grpo.generators.cpu.flux1 import use_cpu_blocks
+from customized_grpo.generators.cpu import use_cpu_blocks
 from customized_grpo.generators.pipeline import PipelineConfig, PipelineGenerator, Size
 from customized_grpo.types import Example
 

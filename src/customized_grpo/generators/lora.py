@@ -6,16 +6,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import nn
 
 from customized_grpo.assets import check_finite, one_line
 from customized_grpo.config import LoraSettings
 from customized_grpo.errors import CheckpointError, ConfigError
 from customized_grpo.files import LORA_FILE
+from customized_grpo.generators.cpu import unmerged
 
 LORA_METADATA = "lora_adapter_metadata"  # where diffusers keeps rank and alpha
 
@@ -109,93 +108,18 @@ def detach_lora(transformer: nn.Module) -> None:
         transformer.unload_lora()  # pyright: ignore
 
 
-_merged: WeakKeyDictionary[nn.Module, list[_Merged]] = WeakKeyDictionary()
-
-
-@contextmanager
-def lora_merged(transformer: nn.Module) -> Iterator[None]:
-    """Adapters as part of the weights they adapt: ``x (W + s B A)`` for ``x W + s (x A) B``.
-
-    Where gradients are enabled, the sum collects its gradient inside, over any number of backward
-    passes, and hands it on to A and B at the end: by the chain rule what they would have had. Left
-    as they are: layers that this makes slower, and all where the sum would lose the adapter
-    (weights in bfloat16, quantised) or meet a compiled block, which knows its parameters by name.
-    """
-    compiled = any(m._compiled_call_impl is not None for m in transformer.modules())
-    layers = [] if compiled else [m for m in transformer.modules() if _is_merged_faster(m)]
-    merged: list[_Merged] = []
-    _merged[transformer] = merged
-    try:
-        for layer in layers:
-            merged.append(_Merged(layer))
-        yield
-    finally:
-        del _merged[transformer]
-        for layer in merged:
-            layer.restore()
-    for layer in merged:
-        layer.pass_gradient_on()
-
-
-_PASSES = 350  # what an adapter's passes over its output cost, in multiplications per element
-
-
-def _is_merged_faster(module: Any) -> bool:
-    from peft.tuners.lora import Linear
-
-    if type(module) is not Linear or module.merged or module.disable_adapters:
-        return False
-    base, (name, *others) = module.base_layer, module.active_adapters
-    if type(base) is not nn.Linear or others or base.weight.dtype.itemsize < 4:
-        return False
-    if isinstance(base.weight, DTensor):  # sharded
-        return False
-    if not torch.is_grad_enabled():
-        return True
-    share = 1 + base.in_features / base.out_features
-    return base.in_features <= 3 * module.r[name] * share + _PASSES  # the sum's own gradient
-
-
-class _Merged:
-    """One layer whose base holds the sum."""
-
-    def __init__(self, layer: Any) -> None:
-        self._layer, self._weight = layer, layer.base_layer.weight
-        (name,) = layer.active_adapters
-        change = layer.lora_B[name].weight @ layer.lora_A[name].weight
-        self._graph: Tensor = self._weight + change * layer.scaling[name]
-        self._sum = nn.Parameter(self._graph.detach(), requires_grad=self._graph.requires_grad)
-        self.merge()
-
-    def merge(self) -> None:
-        self._layer.base_layer.weight = self._sum
-        self._layer.merged_adapters[:] = self._layer.active_adapters
-
-    def restore(self) -> None:
-        self._layer.base_layer.weight = self._weight
-        self._layer.merged_adapters.clear()
-
-    def pass_gradient_on(self) -> None:
-        if self._sum.grad is not None:
-            self._graph.backward(self._sum.grad)
-
-
 @contextmanager
 def adapters_disabled(transformer: nn.Module) -> Iterator[None]:
     """Bitwise the base model inside the context."""
     if not getattr(transformer, "peft_config", None):
         yield
         return
-    merged = _merged.get(transformer, [])
-    for layer in merged:
-        layer.restore()  # peft would subtract what it thinks it has added
-    transformer.disable_adapters()  # pyright: ignore
-    try:
-        yield
-    finally:
-        transformer.enable_adapters()  # pyright: ignore
-        for layer in merged:
-            layer.merge()
+    with unmerged(transformer):  # peft would subtract what it thinks it has added
+        transformer.disable_adapters()  # pyright: ignore
+        try:
+            yield
+        finally:
+            transformer.enable_adapters()  # pyright: ignore
 
 
 @torch.no_grad()

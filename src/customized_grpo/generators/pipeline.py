@@ -241,7 +241,7 @@ class PipelineGenerator(ABC):
             return shifted_sigmas(num_steps, shift)
         import numpy as np
 
-        ours = self.pipeline.scheduler
+        ours = self.pipeline.scheduler  # set_timesteps changes a scheduler: a copy is asked
         scheduler = type(ours).from_config(ours.config)
         scheduler.set_timesteps(
             sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=self._mu(num_steps)
@@ -259,6 +259,7 @@ class PipelineGenerator(ABC):
         """See the Protocol."""
         reference = conditioning.per_sample["reference_latents"]
         hidden = torch.cat([latents, reference.to(latents.dtype)], 1)
+        # Latents are float32 for the sake of the SDE; the transformer takes its own precision only.
         if not torch.is_autocast_enabled(latents.device.type):
             dtype = self.pipeline.transformer.dtype
             hidden, conditioning = hidden.to(dtype), conditioning.cast(dtype)

@@ -189,30 +189,29 @@ class IdentityReward:
         found: list[Tensor] = []
         for photo, mask, words in zip(photos, masks, subjects, strict=True):
             if mask is None:
-                if self._segmenter is None:
-                    raise DataError(
-                        f"photos of {words!r}: the subject region needs a mask for every photo, "
-                        "got none; add masks to the data, or name a segmenter"
-                    )
-                (mask,) = self._segmenter.masks([photo], [words])
+                mask = self._find(photo, words, f"photos of {words!r}")
             mask = mask.to(photo.device)
             found.append(
                 cut_out(photo, mask) if (mask > 0.5).any() else torch.full_like(photo, torch.nan)
             )
         return batched(self._features, self._preprocess.stack(found))
 
+    def _find(self, picture: Tensor, words: str, what: str) -> Tensor:
+        """The segmenter's mask ``[1, H, W]``, for ``what`` the data have none."""
+        if self._segmenter is None:
+            raise DataError(
+                f"{what}: the subject region needs a mask for every photo, got none; add masks to "
+                "the data, or name a segmenter"
+            )
+        return self._segmenter.masks([picture], [words])[0]
+
     def _features(self, pixels: Tensor) -> Tensor:
         return F.normalize(self._encode(pixels).float(), dim=-1)
 
     def _outputs(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
-        if self._config.output_region == "image" or self._segmenter is None:
+        if self._config.output_region == "image":
             return self.embed(images)
-        masks = self._segmenter.masks(list(images), [example.named_subject for example in examples])
-        cut = [
-            cut_out(image, mask) if mask.any() else image
-            for image, mask in zip(images, masks, strict=True)
-        ]
-        return batched(self._features, self._preprocess.stack(cut))
+        return self.embed_outputs(list(images), [example.named_subject for example in examples])
 
     def _references(self, examples: Sequence[Example], device: torch.device) -> Tensor:
         """Features ``[U, R, 2, D]`` of subject and whole picture; NaN = unused or not there."""
@@ -238,7 +237,11 @@ class IdentityReward:
         picture, config = example.references[number].to(device), self._config
         parts: dict[int, Tensor] = {}
         if config.region == "subject" or config.copy_penalty > 0:
-            mask = self._reference_mask(example, number, picture).to(device)
+            if example.reference_masks is not None:
+                mask = example.reference_masks[number].to(device)
+            else:
+                words = example.named_subject if self._segmenter else ""
+                mask = self._find(picture, words, f"example {example.id!r}").to(device)
             if (mask > 0.5).any():
                 parts[0] = cut_out(picture, mask)
             else:
@@ -252,18 +255,6 @@ class IdentityReward:
         for kind, row in zip(parts, encoded, strict=False):
             features[kind] = row
         return features
-
-    def _reference_mask(self, example: Example, number: int, picture: Tensor) -> Tensor:
-        """The data's mask, or the segmenter's where the data have none."""
-        if example.reference_masks is not None:
-            return example.reference_masks[number]
-        if self._segmenter is None:
-            raise DataError(
-                f"example {example.id!r}: the subject region needs a mask for every reference, got "
-                "none; add masks to the data, or name a segmenter"
-            )
-        (mask,) = self._segmenter.masks([picture], [example.named_subject])
-        return mask
 
 
 def _pool(similarities: Tensor, how: str) -> Tensor:

@@ -12,7 +12,7 @@ from customized_grpo.config import RunConfig, TrainConfig
 from customized_grpo.data.base import DataSource
 from customized_grpo.errors import ConfigError, within
 from customized_grpo.generators.base import Generator
-from customized_grpo.generators.cpu.flux1 import use_stock_blocks
+from customized_grpo.generators.cpu import use_stock_blocks
 from customized_grpo.generators.lora import attach_lora, trust_autocast
 
 

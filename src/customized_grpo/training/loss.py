@@ -14,7 +14,7 @@ from customized_grpo.config import LossConfig
 from customized_grpo.devices import is_out_of_memory
 from customized_grpo.errors import ResourceError
 from customized_grpo.generators.base import Conditioning
-from customized_grpo.generators.lora import lora_merged
+from customized_grpo.generators.cpu import lora_merged
 from customized_grpo.ops import clipped_surrogate, gaussian_kl, normalize_ratio
 from customized_grpo.runs.ranks import ALONE, Ranks
 from customized_grpo.runs.sharding import is_sharded

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from customized_grpo.config import RolloutConfig
 from customized_grpo.generators.base import Conditioning
-from customized_grpo.generators.lora import lora_merged
+from customized_grpo.generators.cpu import lora_merged
 from customized_grpo.training.policy import Policy
 from customized_grpo.training.sampling import euler_steps
 from customized_grpo.types import Rollout

@@ -12,7 +12,7 @@ from torch import Tensor
 from customized_grpo.buckets import layout
 from customized_grpo.config import RunConfig
 from customized_grpo.generators.base import Conditioning, Generator
-from customized_grpo.generators.lora import lora_merged
+from customized_grpo.generators.cpu import lora_merged
 from customized_grpo.training.policy import Policy, make_policy
 from customized_grpo.types import Example
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -135,7 +137,12 @@ def test_another_project_or_mode_is_another_place(monkeypatch: pytest.MonkeyPatc
     assert len(set(places)) == 5
 
 
-def test_offline_every_life_writes_the_whole_run(log: RunLog) -> None:
+def test_offline_every_life_writes_the_whole_run(
+    log: RunLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """wandb names a life's folder by the second it begins in."""
+    clock = SimpleNamespace(time=itertools.count(1_700_000_000).__next__)
+    monkeypatch.setattr("wandb.sdk.wandb_init.time", clock)
     live_and_die(log)
     first, second = offline_runs(log.folder)
     assert list(history(first)["loss"]) == [1, 2, 3, 4]

@@ -169,12 +169,12 @@ SCENES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 
-def paint_scenes(scene: Tensor, size: int, generator: torch.Generator) -> Tensor:
+def paint_scenes(scene: Tensor, size: int, rng: torch.Generator) -> Tensor:
     """Backgrounds ``[B, 3, size, size]`` in [0, 1] for scene indices ``[B]`` (order of SCENES)."""
     batch = len(scene)
     axis = (torch.arange(size) + 0.5) / size
     y, x = (t[None, None] for t in torch.meshgrid(axis, axis, indexing="ij"))
-    random = torch.rand(_NUM_RANDOM, batch, 1, 1, 1, generator=generator)
+    random = torch.rand(_NUM_RANDOM, batch, 1, 1, 1, generator=rng)
     out = torch.empty(batch, 3, size, size)
     for index, paint in enumerate(SCENES.values()):
         rows = (scene == index).nonzero()[:, 0]

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from customized_grpo.data.emoji.catalog import ACCESSORIES, PROPS, Subject, load_catalog, load_glyph
+from customized_grpo.data.emoji.catalog import ACCESSORIES, PROPS, load_catalog, load_glyph
 from customized_grpo.data.emoji.scenes import SCENES, paint_scenes
 
 SIZE = 64
@@ -79,15 +79,15 @@ class EmojiWorld:
         self.indices = torch.tensor([i for i, s in enumerate(self.subjects) if s.split == split])
         self._props, self._accessories = _extra_glyphs()
 
-    def sample(self, batch_size: int, generator: torch.Generator) -> EmojiBatch:
+    def sample(self, batch_size: int, rng: torch.Generator) -> EmojiBatch:
         """Independent triples, subjects and attributes uniform."""
-        pick = torch.randint(len(self.indices), (batch_size,), generator=generator)
+        pick = torch.randint(len(self.indices), (batch_size,), generator=rng)
         subject = self.indices[pick]
-        wanted = sample_attributes(batch_size, generator)
-        shown = _reference_attributes(wanted, generator)
-        targets, target_masks = self.render(subject, wanted, generator)
-        references, reference_masks = self.render(subject, shown, generator)
-        words = random.Random(int(torch.randint(2**62, (1,), generator=generator)))
+        wanted = sample_attributes(batch_size, rng)
+        shown = _reference_attributes(wanted, rng)
+        targets, target_masks = self.render(subject, wanted, rng)
+        references, reference_masks = self.render(subject, shown, rng)
+        words = random.Random(int(torch.randint(2**62, (1,), generator=rng)))
         prompts = [
             write_prompt(self.subjects[s].noun, values, words)
             for s, values in zip(subject.tolist(), _rows(wanted), strict=True)
@@ -103,21 +103,19 @@ class EmojiWorld:
         )
 
     def render(
-        self, subject: Tensor, attributes: Attributes, generator: torch.Generator
+        self, subject: Tensor, attributes: Attributes, rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Images ``[B, 3, 64, 64]`` and subject masks ``[B, 1, 64, 64]`` for subjects ``[B]``."""
-        image = paint_scenes(attributes.scene, SIZE, generator)
+        image = paint_scenes(attributes.scene, SIZE, rng)
         left = torch.tensor(_PLACEMENT_LEFT)[attributes.placement]
-        image = self._draw_props(image, attributes, generator)
+        image = self._draw_props(image, attributes, rng)
         glyph = _tint(self._glyphs[subject], attributes.color)
         layer = _place(glyph, left, torch.full_like(left, _SUBJECT_TOP))
         image = _over(image, layer)
         return self._draw_accessories(image, attributes, left).clamp(0, 1), layer[:, 3:]
 
-    def _draw_props(
-        self, image: Tensor, attributes: Attributes, generator: torch.Generator
-    ) -> Tensor:
-        coin = torch.rand(len(image), generator=generator) < 0.5
+    def _draw_props(self, image: Tensor, attributes: Attributes, rng: torch.Generator) -> Tensor:
+        coin = torch.rand(len(image), generator=rng) < 0.5
         on_left = (attributes.placement == 2) | ((attributes.placement == 0) & coin)
         left = torch.where(on_left, 0, SIZE - PROP_SIZE)
         top = torch.full_like(left, _SUBJECT_TOP + SUBJECT_SIZE - PROP_SIZE + 2)
@@ -157,11 +155,11 @@ def describe(attributes: Attributes, row: int) -> dict[str, str]:
     }
 
 
-def sample_attributes(batch_size: int, generator: torch.Generator) -> Attributes:
+def sample_attributes(batch_size: int, rng: torch.Generator) -> Attributes:
     """Attributes of random prompts: a quarter of each of KINDS."""
 
     def draw(count: int) -> Tensor:
-        return torch.randint(count, (batch_size,), generator=generator)
+        return torch.randint(count, (batch_size,), generator=rng)
 
     kind = draw(len(KINDS))
     combined = kind == KINDS.index("combined")
@@ -215,11 +213,11 @@ def _extra_glyphs() -> tuple[Tensor, list[Tensor]]:
     return torch.stack(props), accessories
 
 
-def _reference_attributes(wanted: Attributes, generator: torch.Generator) -> Attributes:
+def _reference_attributes(wanted: Attributes, rng: torch.Generator) -> Attributes:
     """Plain subject in any placement and in a scene other than the wanted one."""
     none = torch.zeros_like(wanted.scene)
-    offset = torch.randint(1, len(SCENES), wanted.scene.shape, generator=generator)
-    placement = torch.randint(len(PLACEMENTS), wanted.scene.shape, generator=generator)
+    offset = torch.randint(1, len(SCENES), wanted.scene.shape, generator=rng)
+    placement = torch.randint(len(PLACEMENTS), wanted.scene.shape, generator=rng)
     scene = (wanted.scene + offset) % len(SCENES)
     return Attributes(scene=scene, placement=placement, prop=none, color=none, accessory=none)
 
@@ -252,20 +250,3 @@ def _place(glyph: Tensor, left: Tensor, top: Tensor) -> Tensor:
 
 def _over(image: Tensor, layer: Tensor) -> Tensor:
     return image * (1 - layer[:, 3:]) + layer[:, :3]
-
-
-__all__ = [
-    "COLORS",
-    "KINDS",
-    "PLACEMENTS",
-    "SIZE",
-    "Attributes",
-    "EmojiBatch",
-    "EmojiWorld",
-    "Subject",
-    "all_words",
-    "attribute_values",
-    "describe",
-    "sample_attributes",
-    "write_prompt",
-]

@@ -1,0 +1,60 @@
+"""Rows of a data set become entries: all their pictures are checked before a run begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from customized_grpo.data.images import File, Picture, check_pictures
+from customized_grpo.data.listed import Entry, check_entries
+from customized_grpo.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """An example whose pictures are still paths."""
+
+    where: str
+    """Where it is written; opens the message of an error."""
+    id: str
+    prompt: str
+    subject: str = ""
+    """Words for the subject; '' = not known."""
+    references: tuple[Path, ...]
+    masks: tuple[Path, ...] = ()
+    """One per reference, or none."""
+
+
+def read_rows(rows: Sequence[Row], source: str) -> Sequence[Entry]:
+    """Entries of rows, in their order.
+
+    Raises:
+        DataError: naming the first picture or mask that cannot be used; opened by ``source`` if
+            there are no rows or two have the same id.
+    """
+    files: dict[File, str] = {}
+    for row in rows:
+        for path in row.references:
+            files.setdefault((path, "RGB"), f"{row.where}: references")
+        for path in row.masks:
+            files.setdefault((path, "L"), f"{row.where}: masks")
+    pictures = check_pictures(files)
+    return check_entries([_entry(row, pictures) for row in rows], source)
+
+
+def _entry(row: Row, pictures: dict[File, Picture]) -> Entry:
+    references = tuple(pictures[path, "RGB"] for path in row.references)
+    masks = tuple(pictures[path, "L"] for path in row.masks)
+    if masks and [(m.height, m.width) for m in masks] != [(r.height, r.width) for r in references]:
+        raise DataError(
+            f"{row.where}: masks: must match the references in number and size, got others for "
+            f"{row.references[0].name}; redraw them"
+        )
+    return Entry(
+        id=row.id,
+        prompt=row.prompt,
+        subject=row.subject,
+        references=references,
+        masks=masks or None,
+    )
