@@ -129,7 +129,7 @@ def test_full_fine_tuning(tiny_config: RunConfig) -> None:
     run = train(dataclasses.replace(tiny_config, lora=None))
     assert (run / "weights" / "transformer" / "config.json").exists()
     report = evaluate_run(run)
-    assert report.models["base"] != report.tuned
+    assert report.models["base"] != report.models["tuned"]
 
 
 def test_kl_ratio_norm_and_micro_batches_run_together(tiny_config: RunConfig) -> None:

@@ -7,10 +7,12 @@ import signal
 import threading
 import time
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from customized_grpo.errors import Interrupted, everywhere
-from customized_grpo.runs.ranks import ALONE, Ranks
+
+if TYPE_CHECKING:  # it needs torch, and the command line needs this
+    from customized_grpo.runs.ranks import Ranks
 
 _POLL_SECONDS = 0.2
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -22,7 +24,7 @@ class Interrupts:
     Outside the main thread, where Python has no signal handlers, it does nothing.
     """
 
-    def __init__(self, ranks: Ranks = ALONE) -> None:
+    def __init__(self, ranks: Ranks | None = None) -> None:
         self._ranks = ranks
         self.received: signal.Signals | None = None
         self._before: dict[int, Any] = {}
@@ -47,7 +49,8 @@ class Interrupts:
         Raises:
             Interrupted: in all of them, if a signal has reached any.
         """
-        if self._ranks.any(self.received is not None):
+        has_come = self.received is not None
+        if has_come if self._ranks is None else self._ranks.any(has_come):
             raise everywhere(Interrupted(self.received or signal.SIGTERM))
 
     def check_alone(self) -> None:
@@ -56,7 +59,8 @@ class Interrupts:
         Raises:
             Interrupted: if a signal has come.
         """
-        if self._ranks.world_size == 1 and self.received is not None:
+        is_alone = self._ranks is None or self._ranks.world_size == 1
+        if is_alone and self.received is not None:
             raise Interrupted(self.received)
 
     def sleep(self, seconds: float) -> None:
