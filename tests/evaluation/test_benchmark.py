@@ -140,8 +140,8 @@ def test_identity_equals_a_plain_implementation(tmp_path, kind, type_, save) -> 
         )
         expected["diversity"].append(1 - float(output @ twin))
     for name, values in expected.items():
-        close(found.own.column(f"m/{name}"), values)
-    close(found.yardstick.anchors[COPY].column("m/reference"), [1.0] * len(wanted.items))
+        close(found.own.tensors[f"m/{name}"], values)
+    close(found.yardstick.anchors[COPY].tensors["m/reference"], [1.0] * len(wanted.items))
 
 
 def test_clip_t_equals_a_plain_implementation(tmp_path: Path) -> None:
@@ -164,11 +164,11 @@ def test_clip_t_equals_a_plain_implementation(tmp_path: Path) -> None:
         specific.append(own[-1] - float(image @ plain.text(other)))
         photo = plain.feature(read(tmp_path / item.references[0]))
         copies.append(float(photo @ plain.text(item.prompt)))
-    close(found.own.column("t"), own)
-    close(found.own.column("t/specific"), specific)
-    close(found.yardstick.anchors[COPY].column("t"), copies)
+    close(found.own.tensors["t"], own)
+    close(found.own.tensors["t/specific"], specific)
+    close(found.yardstick.anchors[COPY].tensors["t"], copies)
     scale = plain.model.logit_scale.exp().item()
-    close(found.own.column("pickscore") / scale, own)
+    close(found.own.tensors["pickscore"] / scale, own)
 
 
 def test_the_subject_region_is_what_is_compared(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_the_subject_region_is_what_is_compared(tmp_path: Path) -> None:
         pixels = read(tmp_path / photo.name)
         write_png(tmp_path / photo.name, torch.where(mask > 0, pixels, 1 - pixels))
     two = evaluate(tmp_path, [metric])
-    close(two.own.column("dinov2/photos"), one.own.column("dinov2/photos").tolist())
+    close(two.own.tensors["dinov2/photos"], one.own.tensors["dinov2/photos"].tolist())
     assert one.origin.digest != two.origin.digest
 
 
@@ -315,7 +315,7 @@ def test_a_first_letter_bug_is_caught(tmp_path: Path) -> None:
         evaluate(tmp_path, [metric], **fields)
     assert not (tmp_path / "evaluations" / "test" / "benchmark.json").exists()
     found = evaluate(tmp_path, [metric | {"fixed": True}, EMOJI_CLIP], **fields)
-    close(found.own.column("first-letter"), found.own.column("clip-text").tolist())
+    close(found.own.tensors["first-letter"], found.own.tensors["clip-text"].tolist())
 
 
 def test_equal_pictures_neither_dominate_nor_collapse(tmp_path: Path) -> None:
@@ -352,7 +352,7 @@ def test_the_baseline_is_paired_picture_by_picture(tmp_path: Path) -> None:
     folder = str(tmp_path / "evaluations" / "base")
     found = evaluate(tmp_path, metrics, name="tuned", baseline=folder)
     own, other = (
-        {n: o.own.column(n) for n in ("clip-text", "dinov2/photos")} for o in (found, base)
+        {n: o.own.tensors[n] for n in ("clip-text", "dinov2/photos")} for o in (found, base)
     )
     differences = found.yardstick.differences(found.own)
     for name, column in own.items():
@@ -365,8 +365,8 @@ def test_the_baseline_is_paired_picture_by_picture(tmp_path: Path) -> None:
     assert joint(found)["joint/domination"].tolist() == better.double().tolist()
     assert joint(found)["joint/collapse"].tolist() == worse.double().tolist()
     chance = [
-        found.yardstick.anchors[COPY].column("clip-text").mean().item(),
-        found.yardstick.anchors[RANDOM].column("dinov2/photos").mean().item(),
+        found.yardstick.anchors[COPY].tensors["clip-text"].mean().item(),
+        found.yardstick.anchors[RANDOM].tensors["dinov2/photos"].mean().item(),
     ]
     sides = [column.mean().item() - c for column, c in zip(own.values(), chance, strict=True)]
     area = sides[0] * sides[1] if min(sides) > 0 else 0.0
@@ -386,7 +386,7 @@ def test_the_baseline_is_paired_picture_by_picture(tmp_path: Path) -> None:
         )
         change = (column - other[name])[red].mean().item()
         assert group["changes"][name]["mean"] == pytest.approx(change, abs=1e-6)
-    copies = found.yardstick.anchors[COPY].column("clip-text")[red].mean().item()
+    copies = found.yardstick.anchors[COPY].tensors["clip-text"][red].mean().item()
     assert group["models"][COPY]["means"]["clip-text"]["mean"] == pytest.approx(copies, abs=1e-6)
     assert set(written["groups"]["kind"]) == {"live", "object"}
     text = (tmp_path / "evaluations" / "tuned" / "benchmark.md").read_text()
@@ -440,10 +440,10 @@ def test_a_part_is_scored_under_the_same_other_prompts(tmp_path: Path) -> None:
     wanted = own_set(tmp_path)
     folder = write_outputs(tmp_path / "outputs", wanted, lambda i: smooth(i.prompt_index))
     column = "clip-text/specific"
-    whole = evaluate(tmp_path, [EMOJI_CLIP]).own.column(column)
+    whole = evaluate(tmp_path, [EMOJI_CLIP]).own.tensors[column]
     lines = (folder / "manifest.jsonl").read_text().splitlines(keepends=True)
     (folder / "manifest.jsonl").write_text("".join(lines[:1] + lines[2:]))
-    part = evaluate(tmp_path, [EMOJI_CLIP], name="part", allow_partial=True).own.column(column)
+    part = evaluate(tmp_path, [EMOJI_CLIP], name="part", allow_partial=True).own.tensors[column]
     close(part, whole[[0, *range(2, 9)]].tolist())
 
 
