@@ -184,7 +184,12 @@ def test_a_failing_cell_is_named_and_the_others_are_kept(tmp_path: Path) -> None
         ({"methods": [BOTH | {"name": "base"}]}, r"methods\.0\.name must not be 'base', which the"),
         ({"overrides": {"output-dir": "x"}}, "overrides must not have output-dir, which the study"),
         (
-            {"methods": [BOTH, BOTH | {"name": "n", "overrides": {"rollout.num_steps": 12}}]},
+            {
+                "methods": [
+                    BOTH,
+                    BOTH | {"name": "n", "label": "n", "overrides": {"rollout.num_steps": 12}},
+                ]
+            },
             "method 'n': rollout.num_steps must be the same in all methods",
         ),
         ({"methods": [BOTH | {"overides": {}}]}, r"methods\.0\.overides must be a known field"),

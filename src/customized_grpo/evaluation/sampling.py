@@ -91,6 +91,7 @@ def _batches(wanted: BenchmarkSet, size: int) -> list[list[int]]:
 
 def _keep_recipe(config: BenchmarkConfig, wanted: BenchmarkSet, folder: Path, ranks: Ranks) -> None:
     """Pictures of two recipes must not lie in one folder."""
+    assert config.generator is not None
     recipe = {
         "set": wanted.digest,
         "generator": to_raw(config.generator),

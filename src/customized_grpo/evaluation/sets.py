@@ -133,7 +133,8 @@ def read_photos(paths: Sequence[Path], where: str) -> dict[Path, Photo]:
     """
     masks = {path: mask for path in paths if (mask := mask_of(path)).exists()}
     files: dict[File, str] = {(path, "RGB"): where for path in paths}
-    checked = check_pictures(files | {(mask, "L"): where for mask in masks.values()})
+    files.update({(mask, "L"): where for mask in masks.values()})
+    checked = check_pictures(files)
 
     def read(path: Path) -> Photo:
         mask = masks.get(path)
