@@ -41,18 +41,10 @@ def write_jsonl(folder: Path) -> Path:
         for i, photo in enumerate(photos):
             own = smooth(number) * 0.8 + 0.2 * smooth(10 * number + i + 1)
             write_png(folder / photo, own)
-        rows += [
-            {
-                "subject": name,
-                "class": words,
-                "kind": kind,
-                "prompt": prompt.format(words),
-                "category": category,
-                "references": photos[:1],
-                "photos": photos,
-            }
-            for category, prompt in PROMPTS.items()
-        ]
+        shared = {"subject": name, "class": words, "kind": kind, "photos": photos}
+        for category, prompt in PROMPTS.items():
+            own = {"prompt": prompt.format(words), "category": category, "references": photos[:1]}
+            rows.append(shared | own)
     file = folder / "prompts.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file

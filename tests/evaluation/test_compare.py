@@ -18,13 +18,7 @@ from customized_grpo.errors import CheckpointError, ConfigError
 from customized_grpo.evaluation.evaluate import evaluate_run
 from customized_grpo.evaluation.outcome import Outcome
 from customized_grpo.evaluation.results import Results
-from customized_grpo.evaluation.study import (
-    RESULTS,
-    Study,
-    compare,
-    results_of_runs,
-    run_task,
-)
+from customized_grpo.evaluation.study import RESULTS, Study, compare, results_of_runs, run_task
 
 TINY = {
     "mixed_precision": "no",
@@ -44,6 +38,8 @@ NAIVE = {
     "advantage.center": False,
     "advantage.schedule": {"type": "constant", "prompt": 0.5},
 }
+BOTH = {"name": "both", "label": "Customized-GRPO"}
+LONGER = {"name": "n", "label": "n", "overrides": {"rollout.num_steps": 12}}
 
 
 def write_study(folder: Path, **changes: object) -> Path:
@@ -56,7 +52,7 @@ def write_study(folder: Path, **changes: object) -> Path:
         "main": "both",
         "methods": [
             {"name": "naive", "label": "naive GRPO 1:1", "overrides": NAIVE},
-            {"name": "both", "label": "Customized-GRPO"},
+            BOTH,
         ],
     }
     file = folder / "study.yaml"
@@ -87,14 +83,11 @@ def test_every_cell_is_run_judged_and_kept(finished: tuple[Path, Results]) -> No
         assert len(cell.schedule["weights"]) == 3
         assert cell.seconds > 0
         assert cell.environment["torch"]
-
-
-@pytest.mark.slow
-def test_methods_share_base_data_noise_and_first_rollout(finished: tuple[Path, Results]) -> None:
-    naive, both = finished[1].of("naive"), finished[1].of("both")
+    # Methods share base, data, noise and first rollout.
+    naive, both = results.of("naive"), results.of("both")
     assert naive[0].advantages == both[0].advantages
     assert naive[0].advantages != naive[1].advantages
-    first = [{k: v[0] for k, v in c.curve.items()} for c in finished[1].cells]
+    first = [{k: v[0] for k, v in c.curve.items()} for c in results.cells]
     assert all(values == first[0] for values in first)
 
 
@@ -185,31 +178,14 @@ def test_a_failing_cell_is_named_and_the_others_are_kept(tmp_path: Path) -> None
         ({"seed": 3}, "seed must be a known field"),
         ({"config": "nowhere.yaml"}, "CONFIG must be a readable YAML file"),
         (
-            {"methods": [{"name": "both", "label": "x", "overrides": {"train.lr": 1}}]},
+            {"methods": [BOTH | {"overrides": {"train.lr": 1}}]},
             "method 'both': override must be a field of the config, got --train.lr",
         ),
-        (
-            {"methods": [{"name": "both", "label": "x"}, {"name": "both", "label": "y"}]},
-            r"methods\.1\.name must be unique, got 'both' twice",
-        ),
-        (
-            {"methods": [{"name": "base", "label": "x"}]},
-            r"methods\.0\.name must not be 'base', which the study itself uses",
-        ),
+        ({"methods": [BOTH, BOTH]}, r"methods\.1\.name must be unique, got 'both' twice"),
+        ({"methods": [BOTH | {"name": "base"}]}, r"methods\.0\.name must not be 'base', which the"),
         ({"overrides": {"output-dir": "x"}}, "overrides must not have output-dir, which the study"),
-        (
-            {
-                "methods": [
-                    {"name": "both", "label": "x"},
-                    {"name": "n", "label": "y", "overrides": {"rollout.num_steps": 12}},
-                ]
-            },
-            "method 'n': rollout.num_steps must be the same in all methods",
-        ),
-        (
-            {"methods": [{"name": "both", "label": "x", "overides": {}}]},
-            r"methods\.0\.overides must be a known field",
-        ),
+        ({"methods": [BOTH, LONGER]}, "method 'n': rollout.num_steps must be the same in all m"),
+        ({"methods": [BOTH | {"overides": {}}]}, r"methods\.0\.overides must be a known field"),
     ],
 )
 def test_mistakes_in_a_study_are_named(
@@ -232,7 +208,12 @@ def test_a_cell_of_another_config_is_refused(tmp_path: Path) -> None:
 
 def test_what_a_cell_may_differ_in(tmp_path: Path) -> None:
     """Fields that are newer than it, and how fast it was run."""
-    task = Study.load(write_study(tmp_path)).task("naive/seed0")
+    study = Study.load(write_study(tmp_path))
+    names = [task.name for task in study.tasks]
+    assert names == ["naive/seed0", "both/seed0", "naive/seed1", "both/seed1"]
+    with pytest.raises(ConfigError, match="--cell must be one of naive/seed0, both/seed0"):
+        study.task("both/seed2")
+    task = study.task("naive/seed0")
     whole = dump_config(task.config)
     text = "".join(x for x in whole.splitlines(True) if "window:" not in x)
     assert text != whole
@@ -241,14 +222,6 @@ def test_what_a_cell_may_differ_in(tmp_path: Path) -> None:
     settings = dataclasses.replace(task.config.train, ema_decay=0.5)
     with pytest.raises(ConfigError, match=r"ema_decay: 0\.5"):
         task.check(dump_config(dataclasses.replace(task.config, train=settings)), "here")
-
-
-def test_cells_are_named_and_come_seed_by_seed(tmp_path: Path) -> None:
-    study = Study.load(write_study(tmp_path))
-    names = [task.name for task in study.tasks]
-    assert names == ["naive/seed0", "both/seed0", "naive/seed1", "both/seed1"]
-    with pytest.raises(ConfigError, match="--cell must be one of naive/seed0, both/seed0"):
-        study.task("both/seed2")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "studies").glob("*.yaml")), ids=str)
@@ -263,16 +236,6 @@ def test_every_shipped_study_loads(path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_study_on_the_other_split_does_not_take_these_results(
-    finished: tuple[Path, Results], tmp_path: Path
-) -> None:
-    study = Study.load(finished[0])
-    other = write_study(tmp_path, split="validation", output_dir=study.config.output_dir)
-    with pytest.raises(ConfigError, match=r"split is 'validation', but 'held_out' in"):
-        compare(Study.load(other), jobs=1)
-
-
-@pytest.mark.slow
 def test_methods_that_the_study_no_longer_names_stay(
     finished: tuple[Path, Results], tmp_path: Path
 ) -> None:
@@ -283,6 +246,9 @@ def test_methods_that_the_study_no_longer_names_stay(
     methods = [{"name": "both", "label": "renamed"}]
     fewer = write_study(tmp_path, methods=methods, output_dir=study.config.output_dir)
     results = compare(Study.load(fewer, kept), jobs=1)
+    other = write_study(tmp_path, split="validation", output_dir=study.config.output_dir)
+    with pytest.raises(ConfigError, match=r"split is 'validation', but 'held_out' in"):
+        compare(Study.load(other), jobs=1)
     assert results.labels == {"both": "renamed", "naive": "naive GRPO 1:1"}
     assert len(results.cells) == 4
     assert main(["report", str(kept)]) == 0

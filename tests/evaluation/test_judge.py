@@ -62,7 +62,7 @@ def test_what_no_reward_sees_is_measured(judge: Judge, held_out: list[Example]) 
 def test_attributes_that_were_not_asked_for_do_not_count(
     judge: Judge, held_out: list[Example]
 ) -> None:
-    column = judge(targets(held_out)).column("attribute/color")
+    column = judge(targets(held_out)).tensors["attribute/color"]
     asked = torch.tensor([example.attributes["color"] != "none" for example in held_out])
     assert 0 < asked.sum() < len(held_out)
     assert torch.equal(column.isnan(), ~asked)
@@ -94,7 +94,7 @@ def test_examples_without_ground_truth_get_what_can_be_said(
 
 def test_missing_values_are_nan_in_columns_and_left_out_of_means() -> None:
     judgement = Judgement(columns={"a": [1.0, None, 2.0]})
-    assert judgement.column("a").isnan().tolist() == [False, True, False]
+    assert judgement.tensors["a"].isnan().tolist() == [False, True, False]
     assert judgement.means == {"a": 1.5}
 
 

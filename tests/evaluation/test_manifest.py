@@ -47,10 +47,8 @@ def test_pictures_come_in_the_order_of_the_items(folder: Path, wanted: Benchmark
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"subject": "cat"}, r"jsonl:1: subject 'cat' is not in the benchmark; remove the lines"),
-        ({"prompt_index": 7}, r"jsonl:1: rex has no prompt 7"),
-        ({"index": 1}, r"index 1 of rex, prompt 0, is not below num_images"),
-        ({"reference": "rex/1.png"}, r"reference of rex must be rex/0\.png, got rex/1\.png"),
+        ({"subject": "cat"}, r"jsonl:1: cat, prompt 0, .* is not in the benchmark; remove the li"),
+        ({"reference": "rex/1.png"}, r"reference rex/1\.png, index 0 is not in the benchmark"),
         ({"prompt": "a sks dog on the beach"}, r"prompt: must be 'a dog on the beach', got"),
         ({"file": "../prompts.png"}, r"jsonl:1: file: must stay in the folder"),
         ({"file": "pictures/nowhere.png"}, r"nowhere\.png is not a readable picture"),
@@ -75,7 +73,6 @@ def test_half_of_it_is_not_all_of_it(folder: Path, wanted: BenchmarkSet) -> None
     rewrite(folder, rows(folder)[4:])
     with pytest.raises(DataError) as caught:
         read_outputs(folder, wanted)
-    assert "subject 'rex' is missing; " in str(caught.value)
     assert "mug, prompt 0, reference mug/0.png, index 0: no line" in str(caught.value)
     assert "4 of 9 pictures are missing" in str(caught.value)
     found = read_outputs(folder, wanted, allow_partial=True)

@@ -81,11 +81,11 @@ def test_diversity_is_the_mean_over_pairs() -> None:
 
 
 def test_joint_rates_need_every_objective_and_leave_out_what_is_not_known() -> None:
-    own = {"p": torch.tensor([2.0, 2, 0, NAN]), "i": torch.tensor([2.0, 0, 0, 2])}
-    base = {"p": torch.ones(4), "i": torch.ones(4)}
+    own = {"p": torch.tensor([2.0, 2, 0, NAN, 1]), "i": torch.tensor([2.0, 0, 0, 2, 1])}
+    base = {"p": torch.ones(5), "i": torch.ones(5)}
     found = joint_columns(own, base)
-    assert found["joint/domination"].tolist() == pytest.approx([1, 0, 0, NAN], nan_ok=True)
-    assert found["joint/collapse"].tolist() == pytest.approx([0, 0, 1, NAN], nan_ok=True)
+    assert found["joint/domination"].tolist() == pytest.approx([1, 0, 0, NAN, 0], nan_ok=True)
+    assert found["joint/collapse"].tolist() == pytest.approx([0, 0, 1, NAN, 0], nan_ok=True)
 
 
 def test_the_other_prompt_is_of_the_same_subject_where_there_is_one() -> None:
@@ -96,30 +96,13 @@ def test_the_other_prompt_is_of_the_same_subject_where_there_is_one() -> None:
 
 def bench(sizes: dict[str, int]) -> BenchmarkSet:
     picture = Rendered(torch.zeros(3, 2, 2))
-    subjects = {
-        name: PhotographedSubject(
-            name=name,
-            words=name,
-            kind="",
-            photos=tuple(
-                Photo(name=str(i), picture=picture, digest=f"{name}{i}") for i in range(count)
-            ),
-        )
-        for name, count in sizes.items()
-    }
-    items = tuple(
-        Item(
-            subject=name,
-            prompt_index=0,
-            prompt="x",
-            kind="",
-            category="",
-            references=("0",),
-            index=0,
-        )
-        for name in sizes
-    )
-    return BenchmarkSet(type="test", subjects=subjects, items=items)
+    subjects = {}
+    for name, count in sizes.items():
+        names = [str(i) for i in range(count)]
+        photos = tuple(Photo(name=n, picture=picture, digest=f"{name}{n}") for n in names)
+        subjects[name] = PhotographedSubject(name=name, words=name, photos=photos)
+    items = [Item(subject=name, prompt_index=0, prompt="x", references=("0",)) for name in sizes]
+    return BenchmarkSet(type="test", subjects=subjects, items=tuple(items))
 
 
 def test_anchors_equal_loops() -> None:

@@ -33,9 +33,7 @@ def test_measures_against_base_and_anchors() -> None:
     assert values["joint/domination"] == 1
     assert values["joint/collapse"] == 0
     assert values["hacking_gap/prompt"] == pytest.approx(0, abs=1e-6)
-    assert not any(
-        "hacking_gap" in name for name in results.yardstick.values(results.yardstick.models["base"])
-    )
+    assert "hacking_gap" not in str(results.yardstick.values(results.yardstick.models["base"]))
     worse = results.yardstick.values(results.of("naive")[0].judgement)
     assert (worse["joint/domination"], worse["joint/collapse"]) == (0, 1)
 
@@ -57,6 +55,8 @@ def test_one_objective_alone_is_enough() -> None:
     assert "hypervolume" not in values
     assert values["joint/domination"] == 1
     assert "prompt" not in yardstick.leading
+    lacking = dataclasses.replace(both.yardstick, objectives={"clip-text": "prompt", "x": "other"})
+    assert lacking.joint(results.of("both")[0].judgement) == {}
 
 
 def test_results_survive_the_file(tmp_path: Path) -> None:

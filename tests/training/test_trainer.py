@@ -182,7 +182,7 @@ def test_evaluation_writes_table_and_pictures(run: Path) -> None:
     table = run_table(report)
     for word in ("tuned - base", "4 held-out examples", "hypervolume", "joint/domination"):
         assert word in table
-    base, tuned = (report.models[m].column("clip-text") for m in ("base", "tuned"))
+    base, tuned = (report.models[m].tensors["clip-text"] for m in ("base", "tuned"))
     mean, error = report.change("clip-text")
     assert mean == pytest.approx((tuned - base).mean().item())
     assert error == pytest.approx(((tuned - base).std() / 2).item())

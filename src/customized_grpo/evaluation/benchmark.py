@@ -42,7 +42,8 @@ def evaluate_benchmark(config: BenchmarkConfig, ranks: Ranks = ALONE) -> Outcome
     wanted = build_set(config.benchmark, config.num_images)
     ranks.barrier()  # all have read the baseline and the config's files
     if ranks.is_first:
-        _forget(folder)
+        for name in (JSON, TABLES, GALLERY):  # lest they be taken for those of this one if it fails
+            (folder / name).unlink(missing_ok=True)
     if config.generator is not None:
         generate(config, wanted, folder / "images", device, ranks)
     pictures = folder / "images" if config.images is None else Path(config.images)
@@ -60,15 +61,6 @@ def evaluate_benchmark(config: BenchmarkConfig, ranks: Ranks = ALONE) -> Outcome
     write_atomic(folder / GALLERY, gallery(outcome, wanted, outputs))
     write_atomic(folder / JSON, outcome.to_json())  # the last: it says that all is there
     return outcome
-
-
-def _forget(folder: Path) -> None:
-    """Deletes the results of an earlier evaluation, lest they be taken for those of a failed one.
-
-    What they were made of is kept, so that they come back as soon as nothing is missing.
-    """
-    for name in (JSON, TABLES, GALLERY):
-        (folder / name).unlink(missing_ok=True)
 
 
 def _outcome(
@@ -99,7 +91,7 @@ def _outcome(
             files=tuple(photo.name for photo in outputs.photos),
             digests=tuple(photo.digest for photo in outputs.photos),
             missing=tuple(item.describe() for item in outputs.missing),
-            base_is_partial=baseline is not None and _is_partial(baseline),
+            base_is_partial=baseline is not None and baseline.is_partial,
         ),
     )
 
@@ -108,10 +100,6 @@ def _aligned(baseline: Outcome, outputs: Outputs) -> Judgement:
     """The baseline's numbers for these pictures, so that rows are pairs."""
     rows = {item.key: row for row, item in enumerate(baseline.yardstick.items)}
     return baseline.own.take([rows.get(item.key) for item in outputs.items])
-
-
-def _is_partial(outcome: Outcome) -> bool:
-    return outcome.origin is not None and bool(outcome.origin.missing)
 
 
 def _read_baseline(folder: Path, own: Path) -> Outcome:
@@ -133,7 +121,7 @@ def _check_baseline(
 ) -> None:
     """Makes sure that the baseline's numbers can be compared with others."""
     name, origin = baseline.name, baseline.origin
-    if _is_partial(baseline) and not allow_partial:
+    if baseline.is_partial and not allow_partial:
         raise ConfigError(
             f"baseline: must be complete, got {name!r} with pictures missing; add them, or write "
             "--allow-partial true"

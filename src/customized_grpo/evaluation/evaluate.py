@@ -60,14 +60,8 @@ def evaluate_run(
     """Evaluates a run; writes ``evaluation.json`` and pictures into its folder.
 
     On the validation split, the files are called ``validation``: recipes are chosen there, so that
-    the held-out examples stay unseen by the person too.
-
-    Args:
-        folder: of the run.
-        split: what it is evaluated on.
-        num_examples: None: as many as the run's config says.
-        known: anchors and base, judged by the same evaluators on the same examples, which are then
-            not judged again.
+    the held-out examples stay unseen by the person too. ``known`` are anchors and base, judged by
+    the same evaluators on the same examples, which are then not judged again.
 
     Raises:
         CheckpointError: if the folder is not a run with weights.
@@ -82,8 +76,8 @@ def evaluate_run(
     outcome = Outcome(name=TUNED, own=evaluation.judge_generator(), yardstick=yardstick)
     strips[TUNED] = evaluation.pictures()
     place = Place(folder, split)
-    columns = {name: strips[name] for name in (BASE, TUNED)}
-    save_grid(place.grid, evaluation.examples[:NUM_SHOWN], columns)
+    shown = {name: strips[name] for name in (BASE, TUNED)}
+    save_grid(place.grid, evaluation.examples[:NUM_SHOWN], shown)
     for name, images in strips.items():
         save_strip(place.strip(name), images)
     write_atomic(place.json, outcome.to_json())
@@ -91,11 +85,7 @@ def evaluate_run(
 
 
 class Evaluation:
-    """The examples, the generator and the judge of an evaluation.
-
-    Raises:
-        ConfigError: if the config names no evaluators, or there are too few examples.
-    """
+    """The examples, the generator and the judge of an evaluation."""
 
     def __init__(self, config: RunConfig, split: Split, num_examples: int | None = None) -> None:
         if not config.evaluators:

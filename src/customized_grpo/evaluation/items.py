@@ -55,9 +55,9 @@ class PhotographedSubject:
     name: str
     words: str
     """What it is called in prompts."""
-    kind: str
-    """live or object; '' where the benchmark does not say."""
     photos: tuple[Photo, ...]
+    kind: str = ""
+    """live or object; '' where the benchmark does not say."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,13 +1,13 @@
 """Measures of pictures in memory, by a run's models and by what its examples know.
 
-To add a measure of single pictures, write a method that gives columns and name it in
-``_PER_PICTURE``; it is then in the table, in ``evaluation.json`` and in the results of studies.
+To add a measure of single pictures, write a method that gives columns and call it in
+``Judge.__call__``; it is then in the table, in ``evaluation.json`` and in the results of studies.
 ``report/tables.py`` says under which heading a report shows it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -66,9 +66,9 @@ class Judge:
         ``variants``: further pictures for the first examples, from other noise.
         """
         images = images.to(self._device, torch.float32)
-        columns: dict[str, Tensor] = {}
-        for measure in _PER_PICTURE:
-            columns |= measure(self, images)
+        columns = self._scores(images) | self._subject(images) | self._copying(images)
+        if self._classifier is not None:  # 1 where it finds what the prompt asks for
+            columns |= self._classifier.hits(images, self._examples)
         return Judgement.of(columns, self._quality(images) | self._diversity(images, variants))
 
     def _scores(self, images: Tensor) -> dict[str, Tensor]:
@@ -108,10 +108,6 @@ class Judge:
         references, truth = (self._prompt.embed(self.known[name]) for name in (REFERENCE, TRUTH))
         return {"copy": ((self._prompt.embed(images) - truth) * references).sum(1)}
 
-    def _attributes(self, images: Tensor) -> dict[str, Tensor]:
-        """``attribute/NAME``: 1 if the classifier finds what the prompt asks for."""
-        return {} if self._classifier is None else self._classifier.hits(images, self._examples)
-
     def _quality(self, images: Tensor) -> dict[str, float]:
         """What no reward sees, against the ground truth.
 
@@ -138,14 +134,6 @@ class Judge:
         features = torch.cat([self._identity.embed(some) for some in sets])
         column = diversity_column(features, list(range(count)) * len(sets))
         return {"diversity": column.mean().item()}
-
-
-_PER_PICTURE: tuple[Callable[[Judge, Tensor], dict[str, Tensor]], ...] = (
-    Judge._scores,
-    Judge._subject,
-    Judge._copying,
-    Judge._attributes,
-)
 
 
 def _cut_outs(images: Tensor | Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:

@@ -76,21 +76,24 @@ def read_outputs(folder: Path, wanted: BenchmarkSet, allow_partial: bool = False
     if missing and not allow_partial:
         problems = [problem for problem in found.values() if isinstance(problem, str)]
         absent = [item for item in missing if item.key not in found]
-        raise DataError(_incomplete(folder, wanted, absent, problems))
+        problems += [f"{folder}: {item.describe()}: no line" for item in absent]
+        raise DataError(
+            f"{_some(problems)}; {len(missing)} of {len(wanted.items)} pictures are missing or "
+            "unreadable: add them, or write --allow-partial true to score the others, marked as "
+            "partial"
+        )
     pictures = {key: picture for key, picture in found.items() if isinstance(picture, Picture)}
     there = [item for item in wanted.items if item.key in pictures]
     if not there:
         raise DataError(f"{folder}: must hold a picture of the benchmark, got none it can use")
+
+    def read(item: Item) -> Photo:
+        file = files[item.key]
+        name, digest = file.relative_to(folder).as_posix(), digest_of_files([file])
+        return Photo(name=name, picture=pictures[item.key], digest=digest)
+
     with ThreadPoolExecutor() as pool:
-        digests = pool.map(lambda item: digest_of_files([files[item.key]]), there)
-        photos = tuple(
-            Photo(
-                name=files[item.key].relative_to(folder).as_posix(),
-                picture=pictures[item.key],
-                digest=digest,
-            )
-            for item, digest in zip(there, digests, strict=True)
-        )
+        photos = tuple(pool.map(read, there))
     return Outputs(items=tuple(there), photos=photos, missing=tuple(missing))
 
 
@@ -107,20 +110,20 @@ def _look(file: Path, in_full: bool) -> Picture | str:
 
 def _read_files(folder: Path, wanted: BenchmarkSet) -> dict[tuple[Any, ...], Path]:
     """Key of an item -> its file."""
-    items = {item.key: item for item in wanted.items}
+    prompts = {item.key: item.prompt for item in wanted.items}
     files: dict[tuple[Any, ...], Path] = {}
     lines: dict[Path, str] = {}
     surplus: list[str] = []
     for where, row in read_objects(folder / MANIFEST).items():
-        key = _key(where, row)
+        item = _read_item(where, row)
         file = inside(f"{where}: file", folder, check_text(where, row, "file"))
-        if key not in items:
-            surplus.append(f"{where}: {_why_surplus(key, wanted)}")
+        if (key := item.key) not in prompts:
+            surplus.append(f"{where}: {item.describe()} is not in the benchmark")
         elif key in files:
-            raise DataError(f"{where}: {items[key].describe()}: is there twice; keep one line")
-        elif (prompt := check_text(where, row, "prompt")) != items[key].prompt:
+            raise DataError(f"{where}: {item.describe()}: is there twice; keep one line")
+        elif item.prompt != prompts[key]:
             raise DataError(
-                f"{where}: prompt: must be {items[key].prompt!r}, got {short(prompt)}; sample with "
+                f"{where}: prompt: must be {prompts[key]!r}, got {short(item.prompt)}; sample with "
                 "the benchmark's prompts (the unique token is left out)"
             )
         elif (first := lines.setdefault(file, where)) != where:
@@ -135,7 +138,7 @@ def _read_files(folder: Path, wanted: BenchmarkSet) -> dict[tuple[Any, ...], Pat
     return files
 
 
-def _key(where: str, row: dict[str, Any]) -> tuple[Any, ...]:
+def _read_item(where: str, row: dict[str, Any]) -> Item:
     if odd := row.keys() ^ set(_KEYS):
         what = "unknown key" if min(odd) in row else "must have the key"
         raise DataError(f"{where}: {what} {short(min(odd))}; keys are {', '.join(_KEYS)}")
@@ -150,36 +153,12 @@ def _key(where: str, row: dict[str, Any]) -> tuple[Any, ...]:
             f"{where}: reference: must be a photo's name or a list of them, got "
             f"{short(row['reference'])}; correct it"
         )
-    return (check_text(where, row, "subject"), row["prompt_index"], tuple(names), row["index"])
-
-
-def _why_surplus(key: tuple[Any, ...], wanted: BenchmarkSet) -> str:
-    subject, prompt_index, references, index = key
-    if subject not in wanted.subjects:
-        return f"subject {subject!r} is not in the benchmark"
-    same = [i for i in wanted.items if (i.subject, i.prompt_index) == (subject, prompt_index)]
-    if not same:
-        return f"{subject} has no prompt {prompt_index}"
-    if references not in {item.references for item in same}:
-        expected = " or ".join(" + ".join(r) for r in dict.fromkeys(i.references for i in same))
-        return f"reference of {subject} must be {expected}, got {' + '.join(references)}"
-    return f"index {index} of {subject}, prompt {prompt_index}, is not below num_images"
-
-
-def _incomplete(
-    folder: Path, wanted: BenchmarkSet, absent: Sequence[Item], unreadable: Sequence[str]
-) -> str:
-    problems = [*unreadable]
-    if absent:
-        subjects = dict.fromkeys(item.subject for item in absent)
-        whole = [s for s in subjects if all(i in absent for i in wanted.items if i.subject == s)]
-        problems += [f"{folder}: subject {subject!r} is missing" for subject in whole]
-        rest = (item for item in absent if item.subject not in whole)
-        problems += [f"{folder}: {item.describe()}: no line" for item in rest]
-    count = len(absent) + len(unreadable)
-    return (
-        f"{_some(problems)}; {count} of {len(wanted.items)} pictures are missing or unreadable: "
-        "add them, or write --allow-partial true to score the others, marked as partial"
+    return Item(
+        subject=check_text(where, row, "subject"),
+        prompt_index=row["prompt_index"],
+        prompt=check_text(where, row, "prompt"),
+        references=tuple(names),
+        index=row["index"],
     )
 
 

@@ -67,7 +67,11 @@ class Metric:
         self.config, self.label, self.objective = config, config.label, config.objective
         self._device = device
         with within(f"metrics.{position}"):
-            _check(config)
+            if isinstance(config, IdentityConfig) and config.copy_penalty:
+                raise ConfigError(
+                    f"copy_penalty: must be 0 in an evaluation, got {config.copy_penalty}; copying "
+                    "is measured on its own"
+                )
             self._model: Reward | IdentityReward = config.build(device)
         self.identity = identity_of(config, device)  # of what has been loaded, and downloaded
         self._references = PictureCache()
@@ -93,11 +97,7 @@ class Metric:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def outputs(self, images: Sequence[Tensor], queries: Sequence[Query]) -> Tensor:
-        """Features ``[B, D]`` of a model's pictures.
-
-        Raises:
-            RewardError: if one has none: a part of them is no evaluation.
-        """
+        """Features ``[B, D]`` of a model's pictures."""
         assert isinstance(self._model, IdentityReward)
         moved = [image.to(self._device) for image in images]
         features = self._model.embed_outputs(moved, [r.words for r in queries])
@@ -105,11 +105,7 @@ class Metric:
         return features
 
     def photos(self, images: Sequence[Tensor], queries: Sequence[Query]) -> Tensor:
-        """Features ``[B, D]`` of photos.
-
-        Raises:
-            RewardError: if the subject is not found in one.
-        """
+        """Features ``[B, D]`` of photos."""
         assert isinstance(self._model, IdentityReward)
         masks = [None if r.photo.mask is None else r.photo.mask.load() for r in queries]
         moved = [image.to(self._device) for image in images]
@@ -120,6 +116,7 @@ class Metric:
         return features
 
     def _check_finite(self, numbers: Tensor, queries: Sequence[Query], why: str) -> None:
+        """Ends the evaluation if a picture has no number: a part of them is no evaluation."""
         whole = numbers.isfinite().flatten(1).all(1) if numbers.dim() > 1 else numbers.isfinite()
         if not whole.all():
             query = queries[int(whole.int().argmin())]
@@ -129,38 +126,22 @@ class Metric:
             )
 
     def scores(self, images: Sequence[Tensor], queries: Sequence[Query]) -> Tensor:
-        """Scores ``[B]``.
-
-        Raises:
-            RewardError: if a picture could not be scored: a part of them is no evaluation.
-        """
+        """Scores ``[B]``."""
         scores = torch.full((len(images),), torch.nan)
         shapes = [tuple(image.shape) for image in images]
         for shape in dict.fromkeys(shapes):
             rows = [row for row, other in enumerate(shapes) if other == shape]
             batch = torch.stack([images[row] for row in rows]).to(self._device)
-            scores[rows] = self._score(
-                batch, [queries[row].example(self._references) for row in rows]
-            )
+            examples = [queries[row].example(self._references) for row in rows]
+            try:
+                with torch.no_grad():
+                    scores[rows] = self._model.score(batch, examples).float().cpu()
+            except RewardError as error:
+                raise RewardError(f"{self.label}: {error}") from error
         model = self._model
         why = model.take_errors() if isinstance(model, PartialFailures) else ()
         self._check_finite(scores, queries, f"{'; '.join(why) or 'it is NaN'}; mend that")
         return scores
-
-    @torch.no_grad()
-    def _score(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
-        try:
-            return self._model.score(images, examples).float().cpu()
-        except RewardError as error:
-            raise RewardError(f"{self.label}: {error}") from error
-
-
-def _check(config: RewardConfig) -> None:
-    if isinstance(config, IdentityConfig) and config.copy_penalty:
-        raise ConfigError(
-            f"copy_penalty: must be 0 in an evaluation, got {config.copy_penalty}; copying is "
-            "measured on its own"
-        )
 
 
 def identity_of(config: RewardConfig, device: torch.device) -> dict[str, Any]:

@@ -50,21 +50,17 @@ class Judgement:
     ) -> Judgement:
         """Rounds columns ``[N]``, whose NaN do not apply, and numbers."""
         return cls(
-            columns={
-                name: [_rounded(v) for v in column.tolist()] for name, column in columns.items()
-            },
+            columns={name: list(map(_rounded, c.tolist())) for name, c in columns.items()},
             numbers={name: round(number, _DIGITS) for name, number in (numbers or {}).items()},
         )
 
-    def column(self, name: str) -> Tensor:
-        """Numbers of one measure ``[N]``, NaN where it does not apply."""
-        values = self.columns[name]
-        return torch.tensor([math.nan if v is None else v for v in values], dtype=torch.float64)
-
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        """Every column ``[N]``."""
-        return {name: self.column(name) for name in self.columns}
+        """Every column ``[N]``, NaN where it does not apply."""
+        return {
+            name: torch.tensor([math.nan if v is None else v for v in values], dtype=torch.float64)
+            for name, values in self.columns.items()
+        }
 
     @cached_property
     def means(self) -> dict[str, float]:
@@ -168,7 +164,7 @@ class Yardstick:
         return {name: gaps[name] for name in reversed(gaps)}
 
     def summary(self, judged: Judgement) -> dict[str, Estimate]:
-        """Every column's mean with its interval."""
+        """The mean of every column with its interval."""
         return estimates(judged.tensors | self.joint(judged), self.subjects)
 
     def take(self, rows: Sequence[int]) -> Yardstick:
@@ -212,6 +208,11 @@ class Outcome:
     yardstick: Yardstick
     origin: Origin | None = None
     format: Literal[2] = 2
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether pictures of a benchmark are missing."""
+        return self.origin is not None and bool(self.origin.missing)
 
     @property
     def models(self) -> dict[str, Judgement]:
@@ -259,7 +260,7 @@ class Outcome:
             for name, parts in self.groups.items()
         }
         more = {
-            "complete": self.origin is None or not self.origin.missing,
+            "complete": not self.is_partial,
             "statistics": self._statistics(),
             "groups": groups,
         }
@@ -279,11 +280,7 @@ class Outcome:
 
     @classmethod
     def read(cls, file: Path) -> Outcome:
-        """Reads what ``to_json`` wrote.
-
-        Raises:
-            CheckpointError: if the file is missing or is no evaluation.
-        """
+        """Reads what ``to_json`` wrote."""
         return read_json(cls, file, "the result of an evaluation", "run cgrpo evaluate")
 
 

@@ -38,10 +38,7 @@ def measure(
         DataError: if a picture cannot be read.
         RewardError: if a picture cannot be scored, or a metric of the prompt does not read it.
     """
-    panel = [
-        _Identity(metric, wanted, outputs) if metric.is_encoder else _Score(metric, wanted, outputs)
-        for metric in metrics
-    ]
+    panel = [(_Identity if m.is_encoder else _Score)(m, wanted, outputs) for m in metrics]
     for stage in zip(*(part.stages for part in panel), strict=True):
         store.fill([measurement for some in stage for measurement in some], ranks)
     ranks.barrier()

@@ -76,32 +76,27 @@ class Results:
         elif minus == BASE:
             base = self.yardstick.base
             values = {} if base is None else self.yardstick.values(base)
-            other = dict.fromkeys(own, values.get(measure, math.nan))
+            other = dict.fromkeys(own, values[measure]) if measure in values else {}
         else:
             other = self._values(minus, measure)
-        numbers = [own[s] - other[s] for s in sorted(own.keys() & other.keys())]
-        numbers = [number for number in numbers if not math.isnan(number)]
+        numbers = [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]
         return over_seeds(numbers) if numbers else None
 
     def _values(self, method: str, measure: str) -> dict[int, float]:
-        """Seed -> number."""
-        return {
-            seed: self.yardstick.values(cell.judgement).get(measure, math.nan)
-            for seed, cell in self.of(method).items()
-        }
+        """Seed -> number, of the runs that have one."""
+        found = {seed: self.yardstick.values(c.judgement) for seed, c in self.of(method).items()}
+        known = {seed: values.get(measure, math.nan) for seed, values in found.items()}
+        return {seed: number for seed, number in known.items() if not math.isnan(number)}
 
     def write(self, file: Path) -> None:
         """Writes the JSON that ``read`` reads."""
-        text = json.dumps(_rounded(asdict(self)), separators=(",", ":"), ensure_ascii=False)
+        rounded = json.loads(json.dumps(asdict(self)), parse_float=lambda n: round(float(n), 5))
+        text = json.dumps(rounded, separators=(",", ":"), ensure_ascii=False)
         write_atomic(file, text + "\n")
 
     @classmethod
     def read(cls, file: Path) -> Results:
-        """Reads what ``write`` wrote.
-
-        Raises:
-            CheckpointError: if the file is missing or holds something else.
-        """
+        """Reads what ``write`` wrote."""
         fix = "remove it and run cgrpo compare again"
         return read_json(cls, file, "results of a study", fix)
 
@@ -145,11 +140,3 @@ def _series(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, l
     """Columns of the rows that have them all."""
     having = [row for row in rows if names and all(name in row for name in names)]
     return {name: [row[name] for row in having] for name in ("update", *names)} if having else {}
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, 5)
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return [_rounded(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from customized_grpo.assets import path_revision
 from customized_grpo.buckets import layout
-from customized_grpo.config import BenchmarkConfig, GeneratorConfig, revisions
+from customized_grpo.config import BenchmarkConfig, revisions
 from customized_grpo.config.decoding import to_raw
 from customized_grpo.data.listed import PictureCache
 from customized_grpo.errors import CheckpointError, ConfigError, within
@@ -43,7 +42,6 @@ def generate(
         ConfigError: if the folder holds pictures of another recipe.
         CheckpointError: if the weights do not fit the generator.
     """
-    assert config.generator is not None
     files = [_file(wanted, item) for item in wanted.items]
     batches = _batches(wanted, config.sampling.batch_size)
     mine = [
@@ -51,7 +49,7 @@ def generate(
         for batch in batches[ranks.rank :: ranks.world_size]
         if not all((folder / files[row]).exists() for row in batch)
     ]
-    policy = _load(config, config.generator, device) if mine else None
+    policy = _load(config, device) if mine else None
     _keep_recipe(config, wanted, folder, ranks)  # which names what was downloaded just now
     cache = PictureCache()
     for batch in mine:
@@ -60,18 +58,14 @@ def generate(
         examples = [wanted.example(item, cache) for item in items]
         images = _sample(policy, examples, [i.noise_seed(config.sampling.seed) for i in items])
         for row, image in zip(batch, images, strict=True):
-            _write_new(folder / files[row], image)
+            file = folder / files[row]
+            if not file.exists():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(file, png(image))
     ranks.barrier()
     if ranks.is_first:
         write_atomic(folder / MANIFEST, write_manifest(wanted.items, files))
     ranks.barrier()
-
-
-def _write_new(file: Path, image: Tensor) -> None:
-    """A picture that is there stays."""
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, png(image))
 
 
 def _file(wanted: BenchmarkSet, item: Item) -> str:
@@ -97,7 +91,15 @@ def _batches(wanted: BenchmarkSet, size: int) -> list[list[int]]:
 
 def _keep_recipe(config: BenchmarkConfig, wanted: BenchmarkSet, folder: Path, ranks: Ranks) -> None:
     """Pictures of two recipes must not lie in one folder."""
-    text = json.dumps(_recipe(config, wanted), sort_keys=True) + "\n"
+    assert config.generator is not None
+    recipe = {
+        "set": wanted.digest,
+        "generator": to_raw(config.generator),
+        "checkpoints": revisions(config.generator),
+        "lora": config.lora and path_revision(config.lora),
+        "sampling": to_raw(config.sampling),
+    }
+    text = json.dumps(recipe, sort_keys=True) + "\n"
     file = folder / _RECIPE
     if ranks.is_first and not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,23 +112,12 @@ def _keep_recipe(config: BenchmarkConfig, wanted: BenchmarkSet, folder: Path, ra
         )
 
 
-def _recipe(config: BenchmarkConfig, wanted: BenchmarkSet) -> dict[str, Any]:
-    generator = config.generator
-    assert generator is not None
-    return {
-        "set": wanted.digest,
-        "generator": to_raw(generator),
-        "checkpoints": revisions(generator),
-        "lora": config.lora and path_revision(config.lora),
-        "sampling": to_raw(config.sampling),
-    }
-
-
-def _load(config: BenchmarkConfig, generator: GeneratorConfig, device: torch.device) -> Policy:
+def _load(config: BenchmarkConfig, device: torch.device) -> Policy:
     """The generator with its weights, and how it samples."""
+    assert config.generator is not None
     sampling = config.sampling
     with within("generator"):
-        built: Generator = generator.build(device)
+        built: Generator = config.generator.build(device)
     if config.lora is not None:
         if not Path(config.lora).is_dir():
             raise CheckpointError(

@@ -17,16 +17,11 @@ from torch import Tensor
 from customized_grpo.config import DreamBenchSet, EmojiSet, JsonlSet
 from customized_grpo.data.dreambench import LIVE_CLASSES, read_subjects
 from customized_grpo.data.emoji.source import EmojiConfig
+from customized_grpo.data.emoji.world import PLACEMENTS, Attributes, EmojiWorld, attribute_values
 from customized_grpo.data.images import File, check_pictures
-from customized_grpo.data.photos import Subject, mask_of
+from customized_grpo.data.photos import mask_of
 from customized_grpo.data.templates import PLACEHOLDER, fill
-from customized_grpo.data.texts import (
-    check_list,
-    check_text,
-    inside,
-    read_objects,
-    short,
-)
+from customized_grpo.data.texts import check_list, check_text, inside, read_objects, short
 from customized_grpo.errors import ConfigError, DataError, within
 from customized_grpo.evaluation.items import (
     BenchmarkSet,
@@ -59,7 +54,15 @@ def _dreambench(config: DreamBenchSet, num_images: int) -> BenchmarkSet:
     with within("benchmark"):
         read = read_subjects(config.path)
     checked = read_photos([photo for subject in read for photo in subject.photos], config.path)
-    subjects = {subject.name: _subject(subject, checked) for subject in read}
+    subjects = {
+        subject.name: PhotographedSubject(
+            name=subject.name,
+            words=subject.words,
+            kind="live" if subject.words in LIVE_CLASSES else "object",
+            photos=tuple(checked[path] for path in subject.photos),
+        )
+        for subject in read
+    }
     chosen = _references(config.reference, subjects)
     items = (
         Item(
@@ -87,15 +90,6 @@ def _dreambench(config: DreamBenchSet, num_images: int) -> BenchmarkSet:
             "category": "property: a word before the subject; accessory: wearing or an outfit; "
             "context: the others",
         },
-    )
-
-
-def _subject(subject: Subject, checked: Mapping[Path, Photo]) -> PhotographedSubject:
-    return PhotographedSubject(
-        name=subject.name,
-        words=subject.words,
-        kind="live" if subject.words in LIVE_CLASSES else "object",
-        photos=tuple(checked[path] for path in subject.photos),
     )
 
 
@@ -137,30 +131,26 @@ def read_photos(paths: Sequence[Path], where: str) -> dict[Path, Photo]:
     Raises:
         DataError: naming the first one that is unreadable.
     """
-    masks = {path: mask_of(path) for path in paths if mask_of(path).exists()}
+    masks = {path: mask for path in paths if (mask := mask_of(path)).exists()}
     files: dict[File, str] = {(path, "RGB"): where for path in paths}
     files.update({(mask, "L"): where for mask in masks.values()})
     checked = check_pictures(files)
-    with ThreadPoolExecutor() as pool:
-        parts = [[path, *([masks[path]] if path in masks else [])] for path in paths]
-        digests = list(pool.map(digest_of_files, parts))
-    return {
-        path: Photo(
+
+    def read(path: Path) -> Photo:
+        mask = masks.get(path)
+        return Photo(
             name=path.name,
             picture=checked[path, "RGB"],
-            mask=checked[masks[path], "L"] if path in masks else None,
-            digest=digest,
+            mask=None if mask is None else checked[mask, "L"],
+            digest=digest_of_files([path] if mask is None else [path, mask]),
         )
-        for path, digest in zip(paths, digests, strict=True)
-    }
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(paths, pool.map(read, paths), strict=True))
 
 
 def digest_of_files(files: Sequence[Path]) -> str:
-    """SHA-256 of what is in them.
-
-    Raises:
-        DataError: if one cannot be read.
-    """
+    """SHA-256 of what is in them."""
     digest = hashlib.sha256()
     for file in files:
         try:
@@ -178,10 +168,10 @@ def _rendered(name: str, picture: Tensor, mask: Tensor) -> Photo:
 def _emoji(config: EmojiSet, num_images: int) -> BenchmarkSet:
     examples = EmojiConfig().build(0).held_out(config.num_examples)
     photos: dict[str, list[Photo]] = {}
-    for number, example in enumerate(examples):
+    names = [f"example-{number:04d}" for number in range(len(examples))]
+    for name, example in zip(names, examples, strict=True):
         assert example.reference_masks is not None
-        mask = example.reference_masks[0]
-        photo = _rendered(_emoji_name(number), example.references[0], mask)
+        photo = _rendered(name, example.references[0], example.reference_masks[0])
         photos.setdefault(example.subject, []).append(photo)
     for name, views in _views(list(photos)):
         photos[name] += views
@@ -190,9 +180,8 @@ def _emoji(config: EmojiSet, num_images: int) -> BenchmarkSet:
             subject=example.subject,
             prompt_index=number,
             prompt=example.prompt,
-            kind="",
             category=_emoji_category(example.attributes),
-            references=(_emoji_name(number),),
+            references=(names[number],),
             index=index,
         )
         for number, example in enumerate(examples)
@@ -201,7 +190,7 @@ def _emoji(config: EmojiSet, num_images: int) -> BenchmarkSet:
     return BenchmarkSet(
         type=config.type,
         subjects={
-            name: PhotographedSubject(name=name, words=name, kind="", photos=tuple(some))
+            name: PhotographedSubject(name=name, words=name, photos=tuple(some))
             for name, some in photos.items()
         },
         items=tuple(items),
@@ -213,19 +202,8 @@ def _emoji(config: EmojiSet, num_images: int) -> BenchmarkSet:
     )
 
 
-def _emoji_name(number: int) -> str:
-    return f"example-{number:04d}"
-
-
 def _views(names: Sequence[str]) -> Iterator[tuple[str, list[Photo]]]:
     """Plain pictures of subjects in scenes of their own."""
-    from customized_grpo.data.emoji.world import (
-        PLACEMENTS,
-        Attributes,
-        EmojiWorld,
-        attribute_values,
-    )
-
     world = EmojiWorld("held_out")
     places = {subject.name: index for index, subject in enumerate(world.subjects)}
     random = torch.Generator().manual_seed(_VIEW_SEED)

@@ -92,8 +92,8 @@ def over_subjects(values: Tensor, subjects: Sequence[str]) -> Estimate | None:
     low = high = None
     if len(places) > 1:
         draws = _draws(len(places))
-        means = ((draws * sums).sum(1) / (draws * counts).sum(1)).sort().values
-        low, high = (_quantile(means, q) for q in (_TAIL, 1 - _TAIL))
+        means = (draws * sums).sum(1) / (draws * counts).sum(1)
+        low, high = (means.quantile(share).item() for share in (_TAIL, 1 - _TAIL))
     return Estimate(numbers.mean().item(), low, high, len(names), len(places))
 
 
@@ -110,11 +110,3 @@ def _draws(subjects: int) -> Tensor:
     drawn = torch.randint(subjects, (RESAMPLES, subjects), generator=rng)
     counts = torch.zeros(RESAMPLES, subjects, dtype=torch.float64)
     return counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
-
-
-def _quantile(ordered: Tensor, share: float) -> float:
-    """Linear interpolation, as numpy's default."""
-    position = share * (len(ordered) - 1)
-    first = math.floor(position)
-    second = min(first + 1, len(ordered) - 1)
-    return torch.lerp(ordered[first], ordered[second], position - first).item()

@@ -76,11 +76,7 @@ class FeatureStore:
                 write_atomic(self._file(measurement, rows), content)
 
     def read(self, measurement: Measurement) -> Tensor:
-        """All rows of a measurement that has been filled.
-
-        Raises:
-            CheckpointError: if a file is damaged.
-        """
+        """All rows of a measurement that has been filled."""
         chunks = self._chunks(len(measurement.queries))
         return torch.cat([_read(self._file(measurement, rows)) for rows in chunks])
 

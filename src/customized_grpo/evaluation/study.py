@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -89,11 +88,7 @@ class Study:
 
     @classmethod
     def load(cls, file: Path, results: Path | None = None) -> Study:
-        """Reads the file.
-
-        Raises:
-            ConfigError: if it, or a method's config, is wrong.
-        """
+        """Reads the file and the config of every method."""
         config, methods = load_study(file)
         tasks = (
             Task(method=m.name, seed=s, config=config.place(methods[m.name], m, s))
@@ -107,11 +102,7 @@ class Study:
         return self.tasks[0].config
 
     def task(self, name: str) -> Task:
-        """The run called ``METHOD/seedN``.
-
-        Raises:
-            ConfigError: if the study has none of that name.
-        """
+        """The run called ``METHOD/seedN``."""
         tasks = {task.name: task for task in self.tasks}
         if name not in tasks:
             raise ConfigError(f"--cell must be one of {', '.join(tasks)}, got {name!r}")
@@ -130,29 +121,28 @@ def compare(study: Study, jobs: int) -> Results:
         CheckpointError: if a run's process failed; the others are finished first.
     """
     kept = _read_results(study) or _judge_base(study)
-    yardstick = kept.yardstick
     cells = {f"{cell.method}/seed{cell.seed}": cell for cell in kept.cells}
     for task in study.tasks:
         if task.name in cells:
             task.check(cells[task.name].config, f"{study.results / RESULTS}: cell {task.name}")
-        elif (task.folder / FINISHED).exists() and study.place(task).json.exists():
-            cells[task.name] = _collect(study, yardstick, task)
-        else:
-            task.check_folder()
+            continue
+        task.check_folder()
+        if (task.folder / FINISHED).exists() and study.place(task).json.exists():
+            cells[task.name] = _collect(study, kept.yardstick, task)
     missing = [task for task in study.tasks if task.name not in cells]
     failures: list[str] = []
     for task, log in _run(study, missing, jobs):
-        if log is not None:
+        if log is None:
+            cells[task.name] = _collect(study, kept.yardstick, task)
+            _write(study, kept, cells)
+        else:
             failures.append(f"{task.name} (see {log})")
-            continue
-        cells[task.name] = _collect(study, yardstick, task)
-        _write(study, yardstick, kept.labels, cells)
     if failures:
         raise CheckpointError(
             f"compare: {len(failures)} of {len(missing)} cells failed: {', '.join(failures)}; "
             "mend the cause and run the same command again, finished cells are kept"
         )
-    return _write(study, yardstick, kept.labels, cells)
+    return _write(study, kept, cells)
 
 
 def results_of_runs(folders: Sequence[Path]) -> Results:
@@ -219,11 +209,7 @@ def run_task(study: Study, task: Task) -> None:
 
 
 def _read_results(study: Study) -> Results | None:
-    """What is kept of an earlier call.
-
-    Raises:
-        ConfigError: if it is of another study, or was judged otherwise.
-    """
+    """What is kept of an earlier call, which must be of the same study, judged alike."""
     file = study.results / RESULTS
     if not file.exists():
         return None
@@ -243,8 +229,7 @@ def _read_results(study: Study) -> Results | None:
 
 
 def _collect(study: Study, yardstick: Yardstick, task: Task) -> Cell:
-    """Reads a finished run, and makes sure that it is what the study asks for."""
-    task.check_folder()
+    """Reads a finished run, and makes sure that it was judged as the base was."""
     place = study.place(task)
     outcome = Outcome.read(place.json)
     if not outcome.yardstick.agrees_with(yardstick):
@@ -266,21 +251,24 @@ def _judge_base(study: Study) -> Results:
     yardstick = evaluation.yardstick()
     for name, images in (evaluation.truth() | {BASE: evaluation.pictures()}).items():
         save_strip(study.results / "pictures" / f"{name.replace(' ', '-')}.png", images)
-    return _write(study, yardstick, {}, {})
-
-
-def _write(
-    study: Study, yardstick: Yardstick, labels: dict[str, str], cells: dict[str, Cell]
-) -> Results:
-    own = {method.name: method.label for method in study.config.methods}
-    # Methods that the study no longer names keep their place.
-    labels = own | {name: label for name, label in labels.items() if name not in own}
-    order = dict.fromkeys([*(task.name for task in study.tasks), *cells])
-    results = Results(
+    empty = Results(
         name=study.config.name,
         config=dump_config(study.judges),
         yardstick=yardstick,
-        labels=labels,
+        labels={},
+        main=study.config.main,
+        cells=[],
+    )
+    return _write(study, empty, {})
+
+
+def _write(study: Study, kept: Results, cells: dict[str, Cell]) -> Results:
+    own = {method.name: method.label for method in study.config.methods}
+    order = dict.fromkeys([*(task.name for task in study.tasks), *cells])
+    results = replace(
+        kept,
+        config=dump_config(study.judges),
+        labels=own | {name: kept.labels[name] for name in kept.labels if name not in own},
         main=study.config.main,
         cells=[cells[name] for name in order if name in cells],
     )
@@ -293,14 +281,11 @@ def _write(
 def _run(study: Study, tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Task, Path | None]]:
     """Runs tasks in processes of their own; yields each as it ends, with its log if it failed."""
     jobs = max(1, min(jobs, len(tasks)))
-    started = time.monotonic()
     executor = ThreadPoolExecutor(jobs)
     running = {executor.submit(_run_process, study, task, jobs): task for task in tasks}
     try:
         for done, future in enumerate(as_completed(running), start=1):
-            minutes = (time.monotonic() - started) / 60 / done * (len(tasks) - done)
-            name = running[future].name
-            logger.info("%d/%d runs: %s, %.0f min left", done, len(tasks), name, minutes)
+            logger.info("%d/%d runs: %s", done, len(tasks), running[future].name)
             yield running[future], future.result()
     finally:
         executor.shutdown(cancel_futures=True)
@@ -313,13 +298,9 @@ def _run_process(study: Study, task: Task, jobs: int) -> Path | None:
     command = [sys.executable, "-m", "customized_grpo", "compare", str(study.file)]
     command += ["--results", str(study.results), "--cell", task.name]
     threads = max(1, (os.cpu_count() or 1) // jobs)  # more than cores is slower than one by far
+    env = {"OMP_NUM_THREADS": str(threads), **os.environ}
     with log.open("w", encoding="utf-8") as file:
         done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env={"OMP_NUM_THREADS": str(threads), **os.environ},
-            check=False,
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=env
         )
     return log if done.returncode else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -58,9 +57,6 @@ def test_the_page_shows_tables_figures_pictures_and_configs(page: Path) -> None:
     assert "<b>Customized-GRPO</b>" in text
     assert 'name="viewport"' in text
     assert "@media print" in text
-
-
-def test_figures_are_there_as_png_too(page: Path) -> None:
     files = {path.stem: path for path in (page.parent / "figures").iterdir()}
     assert set(files) == FIGURES
     for path in files.values():
@@ -69,13 +65,10 @@ def test_figures_are_there_as_png_too(page: Path) -> None:
 
 
 def test_a_second_writing_gives_the_same_bytes(page: Path) -> None:
-    def everything() -> dict[Path, bytes]:
-        return {p: p.read_bytes() for p in page.parent.rglob("*") if p.is_file()}
-
-    before = everything()
+    before = {p: p.read_bytes() for p in page.parent.rglob("*") if p.is_file()}
     results = made_up()
     write_report(results, page.parent, "cgrpo compare x.yaml", study_pictures(results, page.parent))
-    assert everything() == before
+    assert {p: p.read_bytes() for p in page.parent.rglob("*") if p.is_file()} == before
 
 
 def test_a_bare_run_still_has_a_report(tmp_path: Path) -> None:
@@ -120,13 +113,4 @@ def test_tables_say_where_the_interval_excludes_zero() -> None:
     shares = by_title["Samples by the signs of their advantages"]
     assert shares.rows[0] == ["naive GRPO 1:1", "45.0 %", "35.0 %", "20.0 %"]
     assert shares.rows[-1][1:] == ["50.2 %", "26.8 %", "23.0 %"]
-    widths = {len(row) for table in by_title.values() for row in (table.heads, *table.rows)}
-    assert all(len(t.heads) == len(row) for t in by_title.values() for row in t.rows), widths
-
-
-def test_reward_hacking_is_a_statement_about_trained_models_only() -> None:
-    table = next(t for t in tables(made_up()) if "gap prompt" in t.heads)
-    column = table.heads.index("gap prompt")
-    gaps = {row[0]: row[column] for row in table.rows}
-    assert gaps["base"] == gaps["copy"] == ""
-    assert re.match(r"-?0\.0000 ± ", gaps["naive GRPO 1:1"])
+    assert all(len(t.heads) == len(row) for t in by_title.values() for row in t.rows)

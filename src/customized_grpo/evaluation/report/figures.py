@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from io import BytesIO, StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +29,7 @@ _MARKERS = "osD^vP*Xph"
 _CLOSE = 5  # times the methods' median distance from the base; who is farther off is not drawn
 
 
-@contextmanager
-def house_style() -> Iterator[None]:
+def house_style() -> AbstractContextManager[None]:
     """What all figures of this project have in common, while they are drawn and saved."""
     import matplotlib as mpl
 
@@ -44,22 +43,14 @@ def house_style() -> Iterator[None]:
         "legend.frameon": False,
         "svg.hashsalt": "customized-grpo",  # the same figure gives the same bytes
     }
-    with mpl.rc_context(settings):
-        yield
+    return mpl.rc_context(settings)
 
 
 def figures(results: Results) -> dict[str, Figure]:
     """File name -> figure, of those the results have numbers for."""
-    made: dict[str, Callable[[Results], Figure | None]] = {
-        "plane": plane,
-        "learning-curves": learning_curves,
-        "quadrants": quadrants,
-        "schedule": schedule,
-        "shares": shares,
-        "quality": quality,
-    }
+    draws = (plane, learning_curves, quadrants, schedule, shares, quality)
     with house_style():
-        drawn = {name: draw(results) for name, draw in made.items()}
+        drawn = {draw.__name__.replace("_", "-"): draw(results) for draw in draws}
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
@@ -229,10 +220,8 @@ def _advantages_and_bonus(cell: Cell) -> tuple[Tensor, Tensor] | None:
     if not {"identity", "prompt"} <= cell.advantages.keys():
         return None
     config = read_config(cell.config, f"{cell.method}/seed{cell.seed}")
-    columns = [cell.advantages[name] for name in ("identity", "prompt")]
-    advantages = torch.tensor(
-        [[math.nan if value is None else value for value in column] for column in columns]
-    ).T.contiguous()
+    pairs = zip(cell.advantages["identity"], cell.advantages["prompt"], strict=True)
+    advantages = torch.tensor([[math.nan if a is None else a for a in pair] for pair in pairs])
     settings = config.advantage
     bonus = shaping_bonus(
         settings.find_shaping(),

@@ -28,7 +28,7 @@ def gallery(outcome: Outcome, wanted: BenchmarkSet, outputs: Outputs) -> str:
             name,
             {
                 kind: [_figure(outcome, wanted, outputs, row) for row in rows]
-                for kind, rows in chosen(outcome.own.column(name)).items()
+                for kind, rows in chosen(outcome.own.tensors[name]).items()
             },
         )
         for objective, name in outcome.yardstick.leading.items()

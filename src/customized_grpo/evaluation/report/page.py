@@ -17,36 +17,6 @@ from customized_grpo.evaluation.outcome import BASE, TRUTH, TUNED
 from customized_grpo.evaluation.results import Results
 from customized_grpo.files import write_atomic
 
-_CAPTIONS = {
-    "plane": (
-        "Identity against prompt",
-        "Where every method ends. Up and to the right is better; above the ground truth's identity "
-        "lies copying.",
-    ),
-    "learning-curves": (
-        "Learning curves",
-        "Gains on the same validation examples by the evaluators, which no run is rewarded by; "
-        "bands are 95 % intervals over the seeds. Dashed: gains by the rewarded models; a gap "
-        "between the two is reward hacking.",
-    ),
-    "quadrants": (
-        "Which samples the bonus pushes up and down",
-        "Every dot is a sample of a first rollout, at its advantages within its group. The bonus "
-        "pushes blue samples up and red ones down.",
-    ),
-    "schedule": (
-        "Weights over the denoising steps",
-        "Of the prompt; the identity has the rest. TDW starts with the prompt.",
-    ),
-    "shares": (
-        "Conflict in the course of training",
-        "Shares of samples by the signs of their two advantages, running mean of five rollouts.",
-    ),
-    "quality": (
-        "What no reward sees",
-        "Mean and 95 % interval over the seeds.",
-    ),
-}
 _SHARED_STRIPS = (REFERENCE, TRUTH, BASE)
 
 
@@ -95,14 +65,8 @@ def write_report(
 ) -> Path:
     """Writes ``report.html``, ``tables.md`` and ``figures/*.png``; returns the page.
 
-    Args:
-        results: what to show.
-        folder: where to write.
-        command: what the reader can repeat it with.
-        pictures: heading -> strip of pictures of the examples; left out where there is no file.
-
-    Raises:
-        ConfigError: if the packages of the extra ``report`` are missing.
+    ``command`` is what the reader can repeat it with; ``pictures`` maps headings to strips of
+    pictures of the examples, left out where there is no file.
     """
     check_extra()
     from customized_grpo.evaluation.report.figures import figures, to_png, to_svg
@@ -117,10 +81,8 @@ def write_report(
         title=results.name,
         results=results,
         prompts=prompts,
-        summary=_summary(results),
         tables=tables(results),
         figures={name: to_svg(figure) for name, figure in drawn.items()},
-        captions=_CAPTIONS,
         pictures={
             heading: _cut(file, len(prompts)) for heading, file in pictures.items() if file.exists()
         },
@@ -144,24 +106,10 @@ def _emphasis(text: str) -> str:
     return re.sub(r"\*(.+?)\*", r"<i>\1</i>", escaped)
 
 
-def _summary(results: Results) -> str:
-    hours = sum(cell.seconds for cell in results.cells) / 3600
-    return (
-        f"{len(results.cells)} runs of {len({c.method for c in results.cells})} methods, "
-        f"{hours:.1f} hours of training in all, judged on {results.yardstick.describe()} by "
-        "evaluators that no run was rewarded by."
-    )
-
-
 def _versions(results: Results) -> str:
-    hidden = ("device", "threads")
-    found = dict.fromkeys(
-        f"{name} {value}"
-        for cell in results.cells
-        for name, value in cell.environment.items()
-        if name not in hidden
-    )
-    return ", ".join(found)
+    pairs = [pair for cell in results.cells for pair in cell.environment.items()]
+    shown = [f"{name} {value}" for name, value in pairs if name not in ("device", "threads")]
+    return ", ".join(dict.fromkeys(shown))
 
 
 def _cut(strip: Path, count: int) -> list[str]:

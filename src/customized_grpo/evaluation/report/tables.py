@@ -89,8 +89,8 @@ def _known(results: Results, measures: Sequence[Measure]) -> list[Measure]:
     return [measure for measure in measures if measure.name in names]
 
 
-def _note(measures: Sequence[Measure]) -> str:
-    return "; ".join(f"*{m.heading}*: {m.explanation}" for m in measures) + "."
+def _heads(measures: Sequence[Measure]) -> list[str]:
+    return ["", *(measure.heading for measure in measures)]
 
 
 def _absolute(results: Results, title: str, measures: Sequence[Measure]) -> Table | None:
@@ -103,13 +103,11 @@ def _absolute(results: Results, title: str, measures: Sequence[Measure]) -> Tabl
         cells = [f"{values[m.name]:.{m.digits}f}" if m.name in values else "" for m in measures]
         rows.append([name, *cells])
     for method in results.methods:
-        intervals = [results.over_seeds(method, m.name) for m in measures]
-        cells = [
-            i.plus_minus(m.digits) if i else "" for i, m in zip(intervals, measures, strict=True)
-        ]
+        means = [(results.over_seeds(method, m.name), m.digits) for m in measures]
+        cells = [mean.plus_minus(digits) if mean else "" for mean, digits in means]
         rows.append([_emphasised(results, method), *cells])
-    heads = ["", *(m.heading for m in measures)]
-    return Table(title=title, note=_note(measures), heads=heads, rows=rows)
+    note = "; ".join(f"*{m.heading}*: {m.explanation}" for m in measures) + "."
+    return Table(title=title, note=note, heads=_heads(measures), rows=rows)
 
 
 def _emphasised(results: Results, method: str) -> str:
@@ -119,15 +117,12 @@ def _emphasised(results: Results, method: str) -> str:
 
 def _against_base(results: Results, measures: Sequence[Measure]) -> Table:
     measures = [m for m in _known(results, measures) if not m.name.startswith("joint")]
-    return Table(
-        title="Change from the base",
-        note="Method minus base. **Bold**: the interval excludes 0.",
-        heads=["", *(m.heading for m in measures)],
-        rows=[
-            [_emphasised(results, method), *_differences(results, method, BASE, measures)]
-            for method in results.methods
-        ],
-    )
+    rows = [
+        [_emphasised(results, method), *_differences(results, method, BASE, measures)]
+        for method in results.methods
+    ]
+    note = "Method minus base. **Bold**: the interval excludes 0."
+    return Table(title="Change from the base", note=note, heads=_heads(measures), rows=rows)
 
 
 def _against_methods(results: Results, measures: Sequence[Measure]) -> Table | None:
@@ -135,15 +130,13 @@ def _against_methods(results: Results, measures: Sequence[Measure]) -> Table | N
     main, others = results.main, [m for m in results.methods if m != results.main]
     if not others or not results.of(main):
         return None
-    return Table(
-        title=f"{results.labels[main]} minus the others, paired by seed",
-        note="**Bold**: the interval excludes 0.",
-        heads=["", *(m.heading for m in measures)],
-        rows=[
-            [f"- {results.labels[other]}", *_differences(results, main, other, measures)]
-            for other in others
-        ],
-    )
+    rows = [
+        [f"- {results.labels[other]}", *_differences(results, main, other, measures)]
+        for other in others
+    ]
+    title = f"{results.labels[main]} minus the others, paired by seed"
+    note = "**Bold**: the interval excludes 0."
+    return Table(title=title, note=note, heads=_heads(measures), rows=rows)
 
 
 def _differences(
