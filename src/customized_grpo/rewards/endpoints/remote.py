@@ -80,21 +80,11 @@ class RemoteRewardConfig(RewardConfig):
         return tuple(Host(url=url, token_env=self.token_env) for url in self.urls)
 
     def check(self) -> None:
-        """Asks every replica for its rewards; one that does not answer is a warning.
-
-        Raises:
-            RewardError: if none answers.
-            ConfigError: if one does not have the reward, or takes smaller batches.
-        """
+        """See Plug: asks every replica for its rewards; a silent one is a warning."""
         self._connect().check()
 
     def build(self, device: torch.device) -> RemoteReward:
-        """Asks every replica for its rewards; one that does not answer yet may come later.
-
-        Raises:
-            RewardError: if none answers.
-            ConfigError: if one does not have the reward, or takes smaller batches.
-        """
+        """Connects to the replicas and checks them; one that does not answer may come later."""
         reward = self._connect()
         reward.check()
         return reward
@@ -103,11 +93,8 @@ class RemoteRewardConfig(RewardConfig):
         import httpx2
 
         client = httpx2.Client(limits=httpx2.Limits(max_connections=None))
-        endpoint = Endpoint(
-            client=client,
-            timeout=self.timeout,
-            secret=read_secret("token_env", self.token_env),
-        )
+        secret = read_secret("token_env", self.token_env)
+        endpoint = Endpoint(client=client, timeout=self.timeout, secret=secret)
         return RemoteReward(self, endpoint, Backoff(retries=self.retries))
 
 

@@ -145,11 +145,9 @@ class VlmJudge:
         self._config, self._endpoint, self._backoff = config, endpoint, backoff
         self._url = f"{config.base_url.rstrip('/')}/chat/completions"
         self._cache = None if config.cache is None else AnswerCache(config.cache)
-        found = revisions(config)
-        self._how = {
-            "logit_weighted": config.logit_weighted,
-            **({"checkpoints": found} if found else {}),
-        }
+        self._how: dict[str, Any] = {"logit_weighted": config.logit_weighted}
+        if found := revisions(config):
+            self._how["checkpoints"] = found
         prices = (config.price_prompt, config.price_completion)
         self._ledger = Ledger(config.max_requests, config.max_cost, prices)
         self._structured = True
