@@ -156,25 +156,22 @@ class ListedSource:
 
 def complete(entry: Entry, cache: PictureCache) -> Example:
     """The example with its pictures."""
-    masks = entry.masks
     return replace(
         outline(entry),
-        references=tuple(cache.load(picture) for picture in entry.references),
-        reference_masks=None if masks is None else tuple(cache.load(p) for p in masks),
+        references=tuple(map(cache.load, entry.references)),
+        reference_masks=entry.masks and tuple(map(cache.load, entry.masks)),
     )
 
 
 def outline(entry: Entry) -> Example:
     """The example with pictures on the meta device: shapes without pixels."""
-    masks = entry.masks
+    masks = entry.masks and tuple(_empty(1, p.height, p.width) for p in entry.masks)
     return Example(
         id=entry.id,
         prompt=entry.prompt,
         subject=entry.subject,
         references=tuple(_empty(3, p.height, p.width) for p in entry.references),
-        reference_masks=None
-        if masks is None
-        else tuple(_empty(1, p.height, p.width) for p in masks),
+        reference_masks=masks,
     )
 
 

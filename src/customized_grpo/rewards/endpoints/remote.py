@@ -27,7 +27,7 @@ from customized_grpo.rewards.endpoints.http_client import (
     TemporaryFailure,
     check_url,
     failure_lines,
-    read_secret,
+    open_endpoint,
 )
 from customized_grpo.rewards.endpoints.wire import (
     CONTENT_TYPE,
@@ -90,11 +90,7 @@ class RemoteRewardConfig(RewardConfig):
         return reward
 
     def _connect(self) -> RemoteReward:
-        import httpx2
-
-        client = httpx2.Client(limits=httpx2.Limits(max_connections=None))
-        secret = read_secret("token_env", self.token_env)
-        endpoint = Endpoint(client=client, timeout=self.timeout, secret=secret)
+        endpoint = open_endpoint(self.timeout, "token_env", self.token_env)
         return RemoteReward(self, endpoint, Backoff(retries=self.retries))
 
 

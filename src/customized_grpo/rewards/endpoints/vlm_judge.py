@@ -36,7 +36,7 @@ from customized_grpo.rewards.endpoints.http_client import (
     TemporaryFailure,
     check_url,
     failure_lines,
-    read_secret,
+    open_endpoint,
 )
 from customized_grpo.rewards.endpoints.rubrics import ANSWER_FORMAT, Criterion, messages
 from customized_grpo.types import Example
@@ -131,11 +131,7 @@ class VlmJudgeConfig(RewardConfig):
         return VlmJudge(self, self._endpoint(), Backoff(retries=self.retries, base=1.0))
 
     def _endpoint(self) -> Endpoint:
-        import httpx2
-
-        client = httpx2.Client(limits=httpx2.Limits(max_connections=None))
-        secret = read_secret("api_key_env", self.api_key_env)
-        return Endpoint(client=client, timeout=self.timeout, secret=secret)
+        return open_endpoint(self.timeout, "api_key_env", self.api_key_env)
 
 
 class VlmJudge:
