@@ -165,7 +165,9 @@ def complete(entry: Entry, cache: PictureCache) -> Example:
 
 def outline(entry: Entry) -> Example:
     """The example with pictures on the meta device: shapes without pixels."""
-    masks = entry.masks and tuple(_empty(1, p.height, p.width) for p in entry.masks)
+    masks = None
+    if entry.masks is not None:
+        masks = tuple(_empty(1, p.height, p.width) for p in entry.masks)
     return Example(
         id=entry.id,
         prompt=entry.prompt,
