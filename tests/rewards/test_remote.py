@@ -235,17 +235,6 @@ def test_what_would_fail_again_is_not_tried_again(status: int) -> None:
         assert sum(request.path == "/score" for request in requests) == 1
 
 
-def test_one_replica_that_misbehaves_costs_nothing_but_time() -> None:
-    images, examples = levels(12)
-    with (
-        scripted_server(lambda request: answers(request, body=b"garbage")) as (bad, _),
-        reward_server({"brightness": Brightness()}) as good,
-    ):
-        reward = client(config(bad, good, batch_size=3))
-        assert torch.equal(reward.score(images, examples), brightness_of(images))
-        assert reward.metrics()["healthy_replicas"] == 1
-
-
 def test_a_part_that_fails_is_nan_and_the_others_are_scored() -> None:
     images, examples = levels(8)
 

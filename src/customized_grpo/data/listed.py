@@ -110,9 +110,8 @@ class ListedSource:
         entries = self._groups[group]
         first = (cycle * len(entries) + turn) * count
         positions = (divmod(first + i, len(entries)) for i in range(count))
-        return [
-            self._example(entries[self._order(group, epoch)[place]]) for epoch, place in positions
-        ]
+        chosen = [entries[self._order(group, epoch)[place]] for epoch, place in positions]
+        return [complete(entry, self._cache) for entry in chosen]
 
     def _shuffle_turns(self, cycle: int) -> Tensor:
         """Group and turn within it of every rollout of a cycle ``[N, 2]``, evenly spread.
@@ -140,7 +139,7 @@ class ListedSource:
 
     def held_out(self, count: int) -> list[Example]:
         """See the Protocol; all of them if there are fewer."""
-        return [self._example(entry) for entry in self.splits.held_out[:count]]
+        return [complete(entry, self._cache) for entry in self.splits.held_out[:count]]
 
     def validation(self, count: int) -> list[Example]:
         """See the Protocol; all of them if there are fewer.
@@ -152,41 +151,35 @@ class ListedSource:
             raise ConfigError(
                 f"validation: must have examples in these data, got none; {self._how_to_validate}"
             )
-        return [self._example(entry) for entry in self.splits.validation[:count]]
-
-    def _example(self, entry: Entry) -> Example:
-        return complete(entry, self._cache)
+        return [complete(entry, self._cache) for entry in self.splits.validation[:count]]
 
 
 def complete(entry: Entry, cache: PictureCache) -> Example:
     """The example with its pictures."""
-    masks = entry.masks
     return replace(
         outline(entry),
-        references=tuple(cache.load(picture) for picture in entry.references),
-        reference_masks=None if masks is None else tuple(cache.load(p) for p in masks),
+        references=tuple(map(cache.load, entry.references)),
+        reference_masks=entry.masks and tuple(map(cache.load, entry.masks)),
     )
 
 
 def outline(entry: Entry) -> Example:
     """The example with pictures on the meta device: shapes without pixels."""
-    masks = entry.masks
+    masks = None
+    if entry.masks is not None:
+        masks = tuple(_empty(1, p.height, p.width) for p in entry.masks)
     return Example(
         id=entry.id,
         prompt=entry.prompt,
         subject=entry.subject,
-        references=tuple(_shape(picture, 3) for picture in entry.references),
-        reference_masks=None if masks is None else tuple(_shape(p, 1) for p in masks),
+        references=tuple(_empty(3, p.height, p.width) for p in entry.references),
+        reference_masks=masks,
     )
 
 
 @lru_cache(maxsize=64)
 def _empty(channels: int, height: int, width: int) -> Tensor:
     return torch.empty(channels, height, width, device="meta")
-
-
-def _shape(picture: Loadable, channels: int) -> Tensor:
-    return _empty(channels, picture.height, picture.width)
 
 
 def check_entries(entries: Sequence[Entry], where: str) -> Sequence[Entry]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from typing import TypeVar
 
 from customized_grpo.data.listed import Entry, Splits
@@ -42,10 +43,6 @@ def sort_into_splits(entries: Sequence[Entry], parts: Sequence[str]) -> Splits:
 
     return Splits(
         training=of("training"),
-        held_out=scattered(of("held_out"), _id),
-        validation=scattered(of("validation"), _id),
+        held_out=scattered(of("held_out"), attrgetter("id")),
+        validation=scattered(of("validation"), attrgetter("id")),
     )
-
-
-def _id(entry: Entry) -> str:
-    return entry.id

@@ -55,7 +55,15 @@ class Subjects200KConfig(DataConfig):
         if not wanted:
             raise DataError(f"{self.path}: no pair is left; lower min_quality or set collection")
         pairs = Pairs(self.path, rows, next(iter(wanted)))
-        entries = [_entry(pairs, index, row["description"]) for index, row in wanted.items()]
+        entries = [
+            Entry(
+                id=f"{self.path}/{index}",
+                prompt=row["description"]["description_1"].strip(),
+                subject=row["description"]["item"].strip(),
+                references=(LeftPicture(pairs, index),),
+            )
+            for index, row in wanted.items()
+        ]
         items = [entry.subject for entry in entries]
         splits = split_by_subject(entries, items, self.held_out)
         if not splits.training:
@@ -93,15 +101,6 @@ def _load(path: str) -> Any:
     if missing := [c for c in _COLUMNS if c not in rows.column_names]:
         raise DataError(f"{path}: must have the columns of Subjects200K, misses {missing}")
     return rows.cast_column("image", datasets.Image(decode=False))
-
-
-def _entry(pairs: Pairs, index: int, text: dict[str, Any]) -> Entry:
-    return Entry(
-        id=f"{pairs.name}/{index}",
-        prompt=text["description_1"].strip(),
-        subject=text["item"].strip(),
-        references=(LeftPicture(pairs, index),),
-    )
 
 
 class Pairs:

@@ -25,7 +25,11 @@ _MAX_BATCH = 64  # images per forward: bounds the memory, changes no score
 
 
 class DualEncoder:
-    """A CLIPModel, SiglipModel or Siglip2Model with its tokenizer and preprocessing."""
+    """A CLIPModel, SiglipModel or Siglip2Model with its tokenizer and preprocessing.
+
+    Raises:
+        ConfigError: opened by ``what``, if the three do not go together, which is tried.
+    """
 
     def __init__(
         self,
@@ -33,15 +37,11 @@ class DualEncoder:
         tokenizer: Any,
         preprocess: Callable[[Tensor], Tensor | dict[str, Tensor]],
         padding: Literal["longest", "max_length"],
+        what: str,
     ) -> None:
         self.model, self._tokenizer, self._preprocess = model, tokenizer, preprocess
         self._padding = padding
-
-    @torch.no_grad()
-    def check(self, what: str) -> None:
-        """Raises a ConfigError, opened by ``what``, if model, tokenizer and preprocessing do not go
-        together, by trying them."""
-        with one_line(f"{what} does not work"):
+        with one_line(f"{what} does not work"), torch.no_grad():
             self.images(blank(self.model.device))
             self.texts(["a"])
 
@@ -86,9 +86,7 @@ def load_clip(path: str, device: torch.device, processor: str | None = None) -> 
     source, field = (path, "path") if processor is None else (processor, "processor")
     tokenizer = load_tokenizer(source, field)
     preprocess = Preprocessing.from_pretrained(source, field)
-    encoder = DualEncoder(model, tokenizer, preprocess, "longest")
-    encoder.check(f"{field}: {source!r}")
-    return encoder
+    return DualEncoder(model, tokenizer, preprocess, "longest", f"{field}: {source!r}")
 
 
 def load_siglip(path: str, device: torch.device) -> DualEncoder:
@@ -105,9 +103,7 @@ def load_siglip(path: str, device: torch.device) -> DualEncoder:
     else:
         model, preprocess = SiglipModel, Preprocessing.from_pretrained(path)
     model = load_model(model, path, device)
-    encoder = DualEncoder(model, load_tokenizer(path), preprocess, "max_length")
-    encoder.check(f"path: {path!r}")
-    return encoder
+    return DualEncoder(model, load_tokenizer(path), preprocess, "max_length", f"path: {path!r}")
 
 
 class PromptReward:

@@ -57,9 +57,8 @@ class Hpsv2Config(RewardConfig):
             crop=(side, side),
         )
         tokenizer = load_tokenizer(self.clip, "clip")
-        encoder = DualEncoder(model, tokenizer, preprocess, "longest")
-        encoder.check(f"clip: {self.clip!r}")
-        return PromptReward(encoder)
+        what = f"clip: {self.clip!r}"
+        return PromptReward(DualEncoder(model, tokenizer, preprocess, "longest", what))
 
 
 _NAMES = {

@@ -147,7 +147,11 @@ class IdentityReward:
         references = self._references(unique, images.device)[place.to(images.device)]
         subjects, wholes = references.unbind(2)
         targets = wholes if config.region == "image" else subjects
-        output = self._outputs(images, examples)
+        if config.output_region == "image":
+            output = self.embed(images)
+        else:
+            words = [example.named_subject for example in examples]
+            output = self.embed_outputs(list(images), words)
         identity = _pool(torch.einsum("bd,brd->br", output, targets), config.references)
         if not config.copy_penalty:
             return identity
@@ -208,26 +212,17 @@ class IdentityReward:
     def _features(self, pixels: Tensor) -> Tensor:
         return F.normalize(self._encode(pixels).float(), dim=-1)
 
-    def _outputs(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
-        if self._config.output_region == "image":
-            return self.embed(images)
-        return self.embed_outputs(list(images), [example.named_subject for example in examples])
-
     def _references(self, examples: Sequence[Example], device: torch.device) -> Tensor:
         """Features ``[U, R, 2, D]`` of subject and whole picture; NaN = unused or not there."""
         keys = [
             [_digest(example, n) for n in range(len(example.references))] for example in examples
         ]
-        missing: dict[bytes, tuple[Example, int]] = {}
         for example, row in zip(examples, keys, strict=True):
             for number, key in enumerate(row):
-                if key not in self._cache:
-                    missing.setdefault(key, (example, number))
-        for key, reference in missing.items():  # alone: a batch's company would move its last bits
-            self._cache[key] = self._encode_reference(*reference, device)
+                if key not in self._cache:  # encoded alone: a batch would move its last bits
+                    self._cache[key] = self._encode_reference(example, number, device)
+                self._cache.move_to_end(key)
         rows = [torch.stack([self._cache[key] for key in row]) for row in keys]
-        for key in (key for row in keys for key in row):
-            self._cache.move_to_end(key)
         while len(self._cache) > _CACHED:
             self._cache.popitem(last=False)
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=torch.nan)

@@ -189,7 +189,12 @@ def test_own_prompts(photos: Path) -> None:
     assert everything == {*(f"an animal and {n} pebbles" for n in range(11)), "Rex at home"}
 
 
-def test_what_cannot_be_told_from_a_flag_can_be_pasted(photos: Path, capsys) -> None:
+def test_odd_paths_and_prompts_can_be_pasted(photos: Path, capsys) -> None:
+    assert main(["init", "my dog's", "--photos", "photos", "--class", "dog"]) == 0
+    out = capsys.readouterr().out
+    line = next(line for line in out.splitlines() if "cgrpo data" in line)
+    assert main(shlex.split(line)[1:]) == 0
+    assert load_config("my dog's/config.yaml").name == "my-dog-s"
     lines = [f"-a {{class}} and {n} pebbles" for n in range(11)]
     Path("prompts.txt").write_text("\n".join(lines))
     assert main(init("--prompts", "prompts.txt")) == 0
@@ -224,15 +229,6 @@ def test_the_sheet_says_what_becomes_of_a_photo(
         assert Path(f"my-dog/photos/{copy}.png").exists()
         assert says.split(", ")[0] in ("to train on", "kept aside to judge by")
     assert seen[-1].prompt.endswith(", small")
-
-
-def test_paths_with_spaces_can_be_pasted(photos: Path, capsys) -> None:
-    words = ["init", "my dog's", "--photos", "photos", "--class", "dog"]
-    assert main(words) == 0
-    out = capsys.readouterr().out
-    line = next(line for line in out.splitlines() if "cgrpo data" in line)
-    assert main(shlex.split(line)[1:]) == 0
-    assert load_config("my dog's/config.yaml").name == "my-dog-s"
 
 
 @pytest.mark.parametrize(

@@ -42,20 +42,16 @@ def test_the_kinds_are_shared_equally_and_a_fifth_is_held_out(write: Write) -> N
     prompts = draw_prompts(60, 0, write)
     assert Counter(p.kind for p in prompts.training) == dict.fromkeys(KINDS, 16)
     assert Counter(p.kind for p in prompts.held_out) == dict.fromkeys(KINDS, 4)
-    training, held_out = texts(prompts)
-    assert len({*training, *held_out}) == 60
+    split = split_prompts([*prompts.training, *prompts.held_out], "here")
+    assert Counter(p.kind for p in split.held_out) == dict.fromkeys(KINDS, 4)
 
 
 @each
-def test_they_depend_on_the_seed_alone(write: Write) -> None:
-    assert draw_prompts(30, 1, write) == draw_prompts(30, 1, write)
-    assert draw_prompts(30, 1, write) != draw_prompts(30, 2, write)
-
-
-@each
-def test_as_many_as_may_be_asked_for_differ(write: Write) -> None:
-    training, held_out = texts(draw_prompts(MOST, 0, write))
-    assert len({*training, *held_out}) == MOST
+def test_all_differ_and_depend_on_the_seed_alone(write: Write) -> None:
+    prompts = draw_prompts(MOST, 1, write)
+    assert len({text for part in texts(prompts) for text in part}) == MOST
+    assert draw_prompts(MOST, 1, write) == prompts
+    assert draw_prompts(MOST, 2, write) != prompts
 
 
 def phrases_in(texts: list[str], phrases: tuple[str, ...]) -> set[str]:
@@ -142,13 +138,8 @@ def test_own_prompts_are_taken_and_split(tmp_path: Path) -> None:
 
 def test_own_prompts_get_the_right_article(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
-    lines = [
-        "A {class} at sea",
-        "by an {class}",
-        "banana {class}",
-        "the {class}s",
-        "a fine {class}",
-    ]
+    lines = ["A {class} at sea", "by an {class}", "banana {class}", "the {class}s"]
+    lines.append("a fine {class}")
     file.write_bytes("\ufeff".encode() + "\n".join([*lines, *"abcdefgh"]).encode())
     training, held_out = texts(read_prompts(file, "owl"))
     wanted = {"An owl at sea", "by an owl", "banana owl", "the owls", "a fine owl"}
@@ -172,9 +163,3 @@ def test_own_prompts_that_are_none(tmp_path: Path, text: str, says: str) -> None
         read_prompts(file, "dog")
     with pytest.raises(DataError, match=r"--prompts: .*nothing.txt: cannot be read"):
         read_prompts(tmp_path / "nothing.txt", "dog")
-
-
-def test_each_kind_gives_a_fifth() -> None:
-    drawn = draw_prompts(75, 0, WRITERS["live"])
-    split = split_prompts([*drawn.training, *drawn.held_out], "here")
-    assert Counter(p.kind for p in split.held_out) == dict.fromkeys(KINDS, 5)

@@ -155,6 +155,16 @@ class Endpoint:
         return PermanentFailure(text, status)
 
 
+def open_endpoint(timeout: float, field: str, variable: str | None) -> Endpoint:
+    """An endpoint whose secret is in an environment variable, which ``field`` of a config names.
+
+    Raises:
+        ConfigError: if the variable is not set.
+    """
+    client = httpx2.Client(limits=httpx2.Limits(max_connections=None))
+    return Endpoint(client=client, timeout=timeout, secret=read_secret(field, variable))
+
+
 def _server_text(body: bytes) -> str:
     """One short line of an error answer: FastAPI's `detail`, OpenAI's `error.message`, or all."""
     text = body.decode("utf-8", errors="replace")

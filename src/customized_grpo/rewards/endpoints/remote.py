@@ -27,7 +27,7 @@ from customized_grpo.rewards.endpoints.http_client import (
     TemporaryFailure,
     check_url,
     failure_lines,
-    read_secret,
+    open_endpoint,
 )
 from customized_grpo.rewards.endpoints.wire import (
     CONTENT_TYPE,
@@ -80,34 +80,17 @@ class RemoteRewardConfig(RewardConfig):
         return tuple(Host(url=url, token_env=self.token_env) for url in self.urls)
 
     def check(self) -> None:
-        """Asks every replica for its rewards; one that does not answer is a warning.
-
-        Raises:
-            RewardError: if none answers.
-            ConfigError: if one does not have the reward, or takes smaller batches.
-        """
+        """See Plug: asks every replica for its rewards; a silent one is a warning."""
         self._connect().check()
 
     def build(self, device: torch.device) -> RemoteReward:
-        """Asks every replica for its rewards; one that does not answer yet may come later.
-
-        Raises:
-            RewardError: if none answers.
-            ConfigError: if one does not have the reward, or takes smaller batches.
-        """
+        """Connects to the replicas and checks them; one that does not answer may come later."""
         reward = self._connect()
         reward.check()
         return reward
 
     def _connect(self) -> RemoteReward:
-        import httpx2
-
-        client = httpx2.Client(limits=httpx2.Limits(max_connections=None))
-        endpoint = Endpoint(
-            client=client,
-            timeout=self.timeout,
-            secret=read_secret("token_env", self.token_env),
-        )
+        endpoint = open_endpoint(self.timeout, "token_env", self.token_env)
         return RemoteReward(self, endpoint, Backoff(retries=self.retries))
 
 

@@ -36,7 +36,7 @@ from customized_grpo.rewards.endpoints.http_client import (
     TemporaryFailure,
     check_url,
     failure_lines,
-    read_secret,
+    open_endpoint,
 )
 from customized_grpo.rewards.endpoints.rubrics import ANSWER_FORMAT, Criterion, messages
 from customized_grpo.types import Example
@@ -131,11 +131,7 @@ class VlmJudgeConfig(RewardConfig):
         return VlmJudge(self, self._endpoint(), Backoff(retries=self.retries, base=1.0))
 
     def _endpoint(self) -> Endpoint:
-        import httpx2
-
-        client = httpx2.Client(limits=httpx2.Limits(max_connections=None))
-        secret = read_secret("api_key_env", self.api_key_env)
-        return Endpoint(client=client, timeout=self.timeout, secret=secret)
+        return open_endpoint(self.timeout, "api_key_env", self.api_key_env)
 
 
 class VlmJudge:
@@ -145,11 +141,9 @@ class VlmJudge:
         self._config, self._endpoint, self._backoff = config, endpoint, backoff
         self._url = f"{config.base_url.rstrip('/')}/chat/completions"
         self._cache = None if config.cache is None else AnswerCache(config.cache)
-        found = revisions(config)
-        self._how = {
-            "logit_weighted": config.logit_weighted,
-            **({"checkpoints": found} if found else {}),
-        }
+        self._how: dict[str, Any] = {"logit_weighted": config.logit_weighted}
+        if found := revisions(config):
+            self._how["checkpoints"] = found
         prices = (config.price_prompt, config.price_completion)
         self._ledger = Ledger(config.max_requests, config.max_cost, prices)
         self._structured = True

@@ -77,7 +77,8 @@ def encode_request(
     unique, place = distinct(examples)
     tensors = {"images": images}
     for number, example in enumerate(unique):
-        for kind, pictures in (("reference", example.references), ("mask", _masks(example))):
+        masks = example.reference_masks or ()
+        for kind, pictures in (("reference", example.references), ("mask", masks)):
             tensors |= {f"{kind}.{number}.{i}": picture for i, picture in enumerate(pictures)}
     header = {
         "version": VERSION,
@@ -96,10 +97,6 @@ def encode_request(
     }
     packed = {name: _pack(picture, pixels) for name, picture in tensors.items()}
     return safetensors.torch.save(packed, {"request": json.dumps(header)})
-
-
-def _masks(example: Example) -> Sequence[Tensor]:
-    return example.reference_masks or ()
 
 
 def _pack(picture: Tensor, pixels: Pixels) -> Tensor:
