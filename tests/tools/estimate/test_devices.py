@@ -10,10 +10,7 @@ from customized_grpo.tools.estimate.devices import (
     DEVICES,
     find_device,
     matmul_peak,
-    measure_bandwidth,
 )
-
-CPU = torch.device("cpu")
 
 
 def test_the_table_is_in_flops_and_bytes() -> None:
@@ -30,5 +27,4 @@ def test_a_mistyped_device_is_named() -> None:
 
 
 def test_this_machine_is_measured() -> None:
-    assert matmul_peak(torch.float32, CPU, [(64, 64, 64)], repeats=1) > 0
-    assert measure_bandwidth(CPU, 2**16, 1) > 0
+    assert matmul_peak(torch.float32, torch.device("cpu"), [(64, 64, 64)], repeats=1) > 0

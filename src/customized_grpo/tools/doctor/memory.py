@@ -18,7 +18,7 @@ from customized_grpo.tools.doctor.findings import (
     warning,
 )
 from customized_grpo.tools.doctor.machine import Machine
-from customized_grpo.tools.estimate.cost import Memory, memory_per_device
+from customized_grpo.tools.estimate.cost import Memory, predict_memory
 from customized_grpo.tools.estimate.workload import Workload, count_run
 
 _TIGHT = 0.9  # of the memory: the prediction leaves out fragmentation and kernels' workspaces
@@ -72,7 +72,10 @@ def _num_devices(work: Workload, machine: Machine) -> int:
 
 
 def _predicted(work: Workload, machine: Machine) -> Memory:
-    return memory_per_device(work, _num_devices(work, machine))
+    config, count = work.config, _num_devices(work, machine)
+    generator: Any = config.generator
+    checkpointing = generator.gradient_checkpointing
+    return predict_memory(work, count, fsdp=config.fsdp, checkpointing=checkpointing)
 
 
 def _processes(work: Workload, machine: Machine) -> str:

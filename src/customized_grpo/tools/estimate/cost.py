@@ -49,8 +49,6 @@ class StageCost:
 
     flops: float
     """Useful FLOPs of all devices together."""
-    bytes: float
-    """Bytes that the operators of all devices move."""
     seconds: float
     communication: float
     """Seconds of it that only wait for other devices."""
@@ -92,11 +90,6 @@ class Estimate:
     layout: str
     """The one that the run has."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        memory = {name: {**asdict(m), "total": m.total} for name, m in self.memory.items()}
-        return {**asdict(self), "memory": memory}
-
 
 def read_mfu(mfu: float | None, benchmark: Path | None) -> tuple[float, float]:
     """MFU of rollout and update: given, measured (``benchmarks/mfu.py --json``), or assumed.
@@ -131,7 +124,9 @@ def estimate(work: Workload, cluster: Cluster) -> Estimate:
     hours = seconds * train.num_updates / train.inner_updates / 3600
     generator: Any = work.config.generator
     memory = {
-        _layout(fsdp, checkpointing): _memory(work, cluster.num_devices, fsdp, checkpointing)
+        _layout(fsdp, checkpointing): predict_memory(
+            work, cluster.num_devices, fsdp=fsdp, checkpointing=checkpointing
+        )
         for fsdp in (False, True)
         for checkpointing in (False, True)
     }
@@ -145,12 +140,6 @@ def estimate(work: Workload, cluster: Cluster) -> Estimate:
         memory=memory,
         layout=_layout(cluster.fsdp, generator.gradient_checkpointing),
     )
-
-
-def memory_per_device(work: Workload, num_devices: int) -> Memory:
-    """Predicted memory of a run as its config says."""
-    generator: Any = work.config.generator
-    return _memory(work, num_devices, work.config.fsdp, generator.gradient_checkpointing)
 
 
 def _layout(fsdp: bool, checkpointing: bool) -> str:
@@ -173,9 +162,7 @@ def _stage_cost(stage: Stage, work: Workload, cluster: Cluster) -> StageCost:
         if stage.name == "update":  # all gradients are summed, in float32
             updates = work.config.train.inner_updates
             waits += updates * 2 * others * 4 * work.transformer.trained / cluster.link
-    return StageCost(
-        flops=stage.flops, bytes=stage.moved, seconds=needed + waits, communication=waits
-    )
+    return StageCost(flops=stage.flops, seconds=needed + waits, communication=waits)
 
 
 def _busiest_share(name: str, work: Workload, count: int) -> float:
@@ -187,12 +174,13 @@ def _busiest_share(name: str, work: Workload, count: int) -> float:
     return math.ceil(units / count) / units
 
 
-def _memory(work: Workload, count: int, sharded: bool, checkpointing: bool) -> Memory:
+def predict_memory(work: Workload, count: int, *, fsdp: bool, checkpointing: bool) -> Memory:
+    """Predicted memory of each of ``count`` devices."""
     config, model = work.config, work.transformer
     generator: Any = config.generator
-    share = 1 / count if sharded else 1.0
+    share = 1 / count if fsdp else 1.0
     transformer = model.parameters * weight_bytes(config) * share
-    if sharded:  # the block at work and the next one, whole
+    if fsdp:  # the block at work and the next one, whole
         transformer += 2 * model.block * weight_bytes(config)
     encoder_bytes = 4.0 if generator.dtype == "float32" else 2.0
     texts = work.encode.parameters * encoder_bytes

@@ -1,8 +1,7 @@
-"""What devices can do at best: from their datasheets, or measured on this machine."""
+"""What devices can do at best: from their datasheets, and how fast this machine multiplies."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ import torch
 from customized_grpo.errors import ConfigError
 from customized_grpo.registry import nearest, one_of
 
-LOCAL = "local"
 _SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (4096, 1024, 1024))
 _GPU_SHAPES = ((8192, 8192, 8192), (8192, 4096, 4096), (16384, 3072, 12288))
 
@@ -63,36 +61,11 @@ DEVICES = {
 
 
 def find_device(name: str) -> Device:
-    """A device of the table, or this machine's (``local``), measured now.
-
-    Raises:
-        ConfigError: if there is none of the name.
-    """
-    if name == LOCAL:
-        return measure_local()
+    """A device of the table, or a ConfigError if there is none of the name."""
     if name not in DEVICES:
         fix = nearest(name, DEVICES) or "take the one that is most alike"
-        raise ConfigError(f"--device must be {one_of((*DEVICES, LOCAL))}, got {name!r}; {fix}")
+        raise ConfigError(f"--device must be {one_of(DEVICES)}, got {name!r}; {fix}")
     return DEVICES[name]
-
-
-def measure_local() -> Device:
-    """This machine's GPU, or its CPU with the threads that torch uses."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cuda":
-        memory: float = torch.cuda.get_device_properties(device).total_memory
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    bandwidth = measure_bandwidth(device)
-    return Device(
-        name=LOCAL,
-        bf16=matmul_peak(torch.bfloat16, device),
-        float32=matmul_peak(torch.float32, device),
-        memory=memory,
-        bandwidth=bandwidth,
-        link=bandwidth,  # several processes on one machine talk through its memory
-        network=bandwidth,
-    )
 
 
 def matmul_peak(
@@ -115,13 +88,6 @@ def matmul_peak(
 
         best = max(best, 2 * m * k * n / _fastest(multiply, device, repeats))
     return best
-
-
-def measure_bandwidth(device: torch.device, size: int = 2**28, repeats: int = 3) -> float:
-    """Bytes per second of a copy within the memory, read and written."""
-    source = torch.ones(size, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return 2 * size / _fastest(lambda: target.copy_(source), device, repeats)
 
 
 def _fastest(function: Callable[[], object], device: torch.device, repeats: int) -> float:

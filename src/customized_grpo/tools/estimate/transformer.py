@@ -44,14 +44,10 @@ class TransformerCount:
     """Weights that are trained."""
     forward_flops: float
     """One pass without gradient, adapters merged."""
-    forward_moved: float
-    """Bytes its operators move, but for the weights."""
     forward_peak: float
     """Bytes of activations."""
     pair_flops: float
     """Forward and backward with adapters; frozen weights need no gradient of their own."""
-    pair_moved: float
-    """As ``forward_moved``; the weights are read twice."""
     pair_peak: float
     """Bytes of activations, all kept for the backward pass."""
     checkpointed_peak: float
@@ -116,7 +112,6 @@ def _measure(
     plain = skeleton(component, dtype)
     with on_skeletons(), torch.no_grad():
         forward = count(lambda: _run(plain, tokens, autocast))
-    weights = sum(p.numel() * p.itemsize for p in plain.parameters())
     model = build(component, dtype)
     if lora is None:
         model.requires_grad_(True).float()
@@ -136,10 +131,8 @@ def _measure(
         "parameters": parameters(plain),
         "trained": sum(parameter.numel() for parameter in trained),
         "forward_flops": forward.flops,
-        "forward_moved": forward.moved - weights,
         "forward_peak": forward.peak,
         "pair_flops": pair.flops,
-        "pair_moved": pair.moved - 2 * weights,
         "pair_peak": pair.peak,
         "checkpointed_kept": kept,
     }

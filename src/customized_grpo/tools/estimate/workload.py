@@ -36,8 +36,6 @@ class Stage:
     """Share of the FLOPs that are computed in float32, the others in bfloat16."""
     again: float = 0.0
     """FLOPs of what is computed again."""
-    moved: float = 0.0
-    """Bytes read and written by the transformer's operators, each for itself."""
     weights: float = 0.0
     """Bytes of the transformer's weights, which every pass of every device reads."""
     passes: int = 0
@@ -104,7 +102,6 @@ class Workload:
             name="rollout",
             flops=passes * model.forward_flops,
             float32=float32,
-            moved=passes * model.forward_moved,
             weights=model.parameters * weight_bytes(self.config),
             passes=passes,
             batch=self.config.rollout.batch_size or self.samples,
@@ -122,7 +119,6 @@ class Workload:
             flops=trained * model.pair_flops + untuned * model.forward_flops,
             float32=float32,
             again=again * model.forward_flops,
-            moved=trained * model.pair_moved + (untuned + again) * model.forward_moved,
             weights=model.parameters * weight_bytes(config),
             passes=2 * trained + untuned,  # what is computed again finds its weights there
             batch=config.train.micro_batch_size or self.pairs,
