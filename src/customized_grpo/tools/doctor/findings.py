@@ -59,6 +59,5 @@ def line(finding: Finding) -> str:
 def summary(findings: Iterable[Finding]) -> str:
     """How many there are of each kind."""
     count = Counter(finding.status for finding in findings)
-    problems, warnings = count["problem"], count["warning"]
-    words = f"{problems} problem{'s' * (problems != 1)}, {warnings} warning{'s' * (warnings != 1)}"
-    return f"{words}, {count['ok']} ok"
+    counts = [f"{count[word]} {word}{'s' * (count[word] != 1)}" for word in ("problem", "warning")]
+    return f"{', '.join(counts)}, {count['ok']} ok"

@@ -55,18 +55,13 @@ def look() -> Machine:
     broken: dict[int, str] = {}
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         try:
-            gpus.append(_gpu(number))
+            card = torch.cuda.get_device_properties(number)
+            free, total = torch.cuda.mem_get_info(number)
         except Exception as error:  # a GPU that is busy or broken: torch has many types for it
             broken[number] = (str(error).splitlines() or [type(error).__name__])[0]
+        else:
+            gpus.append(Place(name=card.name, total=total, free=free, bf16=card.major >= 8))
     return Machine(ram=_ram(), gpus=tuple(gpus), broken=broken)
-
-
-def _gpu(number: int) -> Place:
-    import torch
-
-    properties = torch.cuda.get_device_properties(number)
-    free, total = torch.cuda.mem_get_info(number)
-    return Place(name=properties.name, total=total, free=free, bf16=properties.major >= 8)
 
 
 def _ram() -> Place:
@@ -97,18 +92,24 @@ def hardware(machine: Machine) -> Iterator[Finding]:
     yield _cpu(machine.ram)
     ram = machine.ram
     yield ok("ram", f"{gigabytes(ram.total)}, {gigabytes(ram.free)} of it available")
-    yield from _gpus(machine) if machine.gpus or machine.broken else _no_gpu()
+    if machine.gpus or machine.broken:
+        yield from _gpus(machine)
+    else:
+        yield _no_gpu()
 
 
 def _cpu(ram: Place) -> Finding:
     import torch
 
     cores, threads = process_cores(), torch.get_num_threads()
-    half = "in hardware" if ram.bf16 else "emulated"
-    found = f"{cores} cores, threads of torch: {threads}, bfloat16 {half}"
+    found = f"{cores} cores, threads of torch: {threads}, {_bfloat16(ram)}"
     if threads > cores:
         return warning("cpu", f"{found}: threads wait for each other", f"OMP_NUM_THREADS={cores}")
     return ok("cpu", found)
+
+
+def _bfloat16(place: Place) -> str:
+    return f"bfloat16 {'in hardware' if place.bf16 else 'emulated'}"
 
 
 def process_cores() -> int:
@@ -129,8 +130,8 @@ def _gpus(machine: Machine) -> Iterator[Finding]:
         yield problem(f"gpu {number}", f"it cannot be used: {error}", fix)
     numbers = (number for number in itertools.count() if number not in machine.broken)
     for number, gpu in zip(numbers, machine.gpus, strict=False):
-        check, found = f"gpu {number}", f"{gpu.name}, {gigabytes(gpu.total)}, {software}"
-        found += f", bfloat16 {'in hardware' if gpu.bf16 else 'emulated'}"
+        check = f"gpu {number}"
+        found = f"{gpu.name}, {gigabytes(gpu.total)}, {software}, {_bfloat16(gpu)}"
         if gpu.free < 0.9 * gpu.total:
             fix = "end them (nvidia-smi lists them), or choose a GPU by CUDA_VISIBLE_DEVICES"
             yield warning(check, f"{found}: only {gigabytes(gpu.free)} not in use by others", fix)
@@ -138,20 +139,17 @@ def _gpus(machine: Machine) -> Iterator[Finding]:
             yield ok(check, found)
 
 
-def _no_gpu() -> Iterator[Finding]:
+def _no_gpu() -> Finding:
     import torch
 
     seen = driver_lines()
     if not seen:
-        yield ok("gpu", "none, the CPU does the work")
-    elif os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        yield warning("gpu", f"{seen[0]} is hidden", "unset CUDA_VISIBLE_DEVICES")
-    elif torch.version.cuda is None:
-        fix = "install the torch for your CUDA: pytorch.org/get-started/locally"
-        yield problem("gpu", f"{seen[0]} is there, torch {torch.__version__} is for CPUs", fix)
-    else:
-        fix = "update the driver, or install a torch for an older CUDA"
-        yield problem("gpu", f"{seen[0]} does not go with CUDA {torch.version.cuda} of torch", fix)
+        return ok("gpu", "none, the CPU does the work")
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return warning("gpu", f"{seen[0]} is hidden", "unset CUDA_VISIBLE_DEVICES")
+    found = f"{seen[0]} is there, torch {torch.__version__} (CUDA: {torch.version.cuda}) sees none"
+    fix = "update the driver, or install the torch for it: pytorch.org/get-started/locally"
+    return problem("gpu", found, fix)
 
 
 def driver_lines() -> list[str]:
@@ -170,13 +168,12 @@ def disk(check: str, folder: Path, needed: float = _LOW_DISK, what: str = "") ->
     Without ``what`` less than ``needed`` is only worth a look.
     """
     free = free_space(folder)
-    found = f"{gigabytes(free)} free at {folder}"
-    found += f", {what} need {gigabytes(needed)}" if what else ""
+    needs = f", {what} need {gigabytes(needed)}" if what else ""
+    found = f"{gigabytes(free)} free at {folder}{needs}"
     if free >= needed:
         return ok(check, found)
-    return (problem if what else warning)(
-        check, found, "free some, or choose a folder on another disk"
-    )
+    fix = "free some, or choose a folder on another disk"
+    return problem(check, found, fix) if what else warning(check, found, fix)
 
 
 def free_space(folder: Path) -> int:

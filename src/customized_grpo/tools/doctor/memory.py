@@ -9,14 +9,7 @@ from typing import Any
 from customized_grpo.assets import one_line
 from customized_grpo.config import RunConfig
 from customized_grpo.errors import ConfigError
-from customized_grpo.tools.doctor.findings import (
-    Finding,
-    from_error,
-    gigabytes,
-    ok,
-    problem,
-    warning,
-)
+from customized_grpo.tools.doctor.findings import Finding, from_error, gigabytes
 from customized_grpo.tools.doctor.machine import Machine
 from customized_grpo.tools.estimate.cost import Memory, predict_memory
 from customized_grpo.tools.estimate.workload import Workload, count_run
@@ -47,13 +40,14 @@ def memory(check: str, work: Workload, machine: Machine) -> Finding:
     found = f"{gigabytes(used.total)} predicted ({_largest(used)}), {place.name} has "
     found += f"{gigabytes(place.total)}, {gigabytes(place.free)} free{_processes(work, machine)}"
     room = _TIGHT * place.total
+    if used.total <= min(room, place.free):
+        return Finding(check=check, status="ok", found=found)
     if used.total > place.total:
-        return problem(check, found, _advice(work, machine, room))
-    if used.total > min(room, place.free):
-        others = "end what else uses it, or " if used.total > place.free else ""
-        fix = others + _advice(work, machine, min(room, place.free))
-        return warning(check, f"{found}: tight", fix)
-    return ok(check, found)
+        fix = _advice(work, machine, room)
+        return Finding(check=check, status="problem", found=found, fix=fix)
+    others = "end what else uses it, or " if used.total > place.free else ""
+    fix = others + _advice(work, machine, min(room, place.free))
+    return Finding(check=check, status="warning", found=f"{found}: tight", fix=fix)
 
 
 def what_fits(name: str, config: RunConfig, machine: Machine) -> Finding:

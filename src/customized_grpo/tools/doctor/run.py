@@ -84,15 +84,9 @@ def _logged(texts: list[str]) -> Iterator[None]:
 
 def folders(config: RunConfig, work: Workload | None) -> Iterator[Finding]:
     """Where a run writes: whether it may, and whether there is room for its checkpoints."""
-    paths = {"output_dir": config.output_dir, "cache.folder": config.cache.folder}
-    for field, path in paths.items():
-        if path is None:
-            continue
-        if error := _write_error(Path(path)):
-            fix = f"make it writable, or set {field} to another folder"
-            yield problem(field, f"{path} cannot be written: {error}", fix)
-        else:
-            yield ok(field, f"{path} can be written")
+    yield _writable("output_dir", Path(config.output_dir))
+    if config.cache.folder is not None:
+        yield _writable("cache.folder", Path(config.cache.folder))
     check, folder = "disk of output_dir", Path(config.output_dir)
     if work is None:
         yield disk(check, folder)
@@ -100,15 +94,16 @@ def folders(config: RunConfig, work: Workload | None) -> Iterator[Finding]:
         yield disk(check, folder, _checkpoint_bytes(work), "its checkpoints")
 
 
-def _write_error(folder: Path) -> str | None:
-    """Why a folder cannot be written: found by writing, which a full disk refuses too."""
+def _writable(field: str, folder: Path) -> Finding:
+    """Found by writing, which a full disk refuses too."""
     try:
         with tempfile.TemporaryFile(dir=existing(folder)) as file:
             file.write(bytes(_PROBE_BYTES))
             file.flush()
     except OSError as error:
-        return error.strerror or str(error)
-    return None
+        fix = f"make it writable, or set {field} to another folder"
+        return problem(field, f"{folder} cannot be written: {error.strerror or error}", fix)
+    return ok(field, f"{folder} can be written")
 
 
 def _checkpoint_bytes(work: Workload) -> float:
@@ -120,12 +115,7 @@ def _checkpoint_bytes(work: Workload) -> float:
 
 
 def state(config: RunConfig, *, resumes: bool) -> Iterator[Finding]:
-    """Looks at a run that is there already.
-
-    Args:
-        config: the run's.
-        resumes: whether RUN was given, which is to be gone on with.
-    """
+    """Whether the run's folder is free, or holds what a run that resumes needs."""
     folder = Path(config.output_dir) / config.name
     if resumes:
         yield from _resumed(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,8 +38,6 @@ class EncoderCount:
 class RewardCount:
     """All rewards of a run."""
 
-    parameters: dict[str, float] = field(default_factory=dict)
-    """Weights by checkpoint, which rewards share."""
     bytes: float
     image_flops: float
     """FLOPs of scoring one image."""
@@ -114,8 +112,8 @@ def _vision_flops(model: Any, tokens: int) -> float:
 
 def count_rewards(rewards: Sequence[RewardConfig], references: int) -> RewardCount:
     """Reward models, in float32 as they are loaded (HPSv3: bfloat16); each is run for itself."""
-    weights: dict[str, float] = {}
-    image = example = size = peak = half = 0.0
+    weights: dict[str, float] = {}  # bytes by checkpoint, which rewards share
+    image = example = peak = half = 0.0
     unknown = []
     for config in rewards:
         path = _checkpoint(config)
@@ -125,13 +123,11 @@ def count_rewards(rewards: Sequence[RewardConfig], references: int) -> RewardCou
         per_image, per_example = _count_reward(config, path, references)
         is_half = getattr(config, "dtype", "float32") == "bfloat16"
         half += per_image.flops * is_half
-        if path not in weights:
-            weights[path] = per_image.parameters
-            size += weights[path] * (2 if is_half else 4)
+        weights[path] = per_image.parameters * (2 if is_half else 4)
         image, example = image + per_image.flops, example + per_example
         peak = max(peak, per_image.peak)
     return RewardCount(
-        parameters=weights, bytes=size, image_flops=image, example_flops=example,
+        bytes=sum(weights.values()), image_flops=image, example_flops=example,
         float32=1 - half / image if image else 1.0, peak=peak,
         unknown=tuple(unknown),
     )  # fmt: skip
