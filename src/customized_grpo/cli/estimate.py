@@ -36,8 +36,6 @@ def add(commands: Any) -> None:
     parser.add_argument("--benchmark", type=Path, metavar="FILE", help=measured)
     references = "square reference pictures per prompt (default: 1)"
     parser.add_argument("--references", type=positive, default=1, metavar="N", help=references)
-    text = "tokens of a prompt (default: what the generator pads to)"
-    parser.add_argument("--text-tokens", type=positive, metavar="N", help=text)
     parser.add_argument("--price", type=float, help="of one device for one hour, for the cost")
     parser.add_argument("--json", action="store_true", help="one line of JSON, no tables")
     parser.set_defaults(run=_estimate)
@@ -63,7 +61,7 @@ def _estimate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         rollout_mfu=rollout_mfu,
         update_mfu=update_mfu,
     )
-    work = count_run(config, options.references, options.text_tokens)
+    work = count_run(config, options.references)
     result = estimate(work, cluster)
     if options.json:
         print(as_json(work, cluster, result, options.price))

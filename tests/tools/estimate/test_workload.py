@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -69,37 +70,26 @@ def test_the_numbers_of_an_iteration(emoji: Workload) -> None:
     )
 
 
-def test_what_is_computed_twice_is_not_useful(emoji: Workload) -> None:
-    config = changed(emoji.config, generator={"gradient_checkpointing": True})
-    plain, again = (
-        Workload(**{**fields(emoji), "config": c}).stages()[-1] for c in (emoji.config, config)
-    )
-    assert again.flops == plain.flops
-    assert plain.again == 0
-    assert again.again == emoji.pairs * emoji.transformer.forward_flops
-
-
-def test_the_kl_needs_the_untuned_model(emoji: Workload) -> None:
-    config = changed(emoji.config, loss={"kl_weight": 1e-3})
-    plain, kl = (
-        Workload(**{**fields(emoji), "config": c}).stages()[-1] for c in (emoji.config, config)
-    )
-    assert kl.flops - plain.flops == pytest.approx(emoji.pairs * emoji.transformer.forward_flops)
+def test_what_is_computed_twice_is_not_useful_and_the_kl_is(emoji: Workload) -> None:
+    passes = pytest.approx(emoji.pairs * emoji.transformer.forward_flops)
+    plain = emoji.stages()[-1]
+    again = with_fields(emoji, generator={"gradient_checkpointing": True}).stages()[-1]
+    assert (again.flops, plain.again, again.again) == (plain.flops, 0, passes)
+    kl = with_fields(emoji, loss={"kl_weight": 1e-3}).stages()[-1]
+    assert kl.flops - plain.flops == passes
 
 
 def test_steps_before_the_window_are_shared_by_a_group(emoji: Workload) -> None:
-    late = {"window": (2, 5), "num_trained_steps": 3}
-    config = changed(emoji.config, rollout=late)
-    assert Workload(**{**fields(emoji), "config": config}).velocities == 8 * 2 + 96 * 4
-    config = changed(config, rollout={"shared_noise": False})
-    assert Workload(**{**fields(emoji), "config": config}).velocities == 96 * 6
+    late = with_fields(emoji, rollout={"window": (2, 5), "num_trained_steps": 3})
+    assert late.velocities == 8 * 2 + 96 * 4
+    assert with_fields(late, rollout={"shared_noise": False}).velocities == 96 * 6
 
 
-def fields(work: Workload) -> dict:
-    return {name: getattr(work, name) for name in Workload.__slots__}
+def with_fields(work: Workload, **sections: dict) -> Workload:
+    return dataclasses.replace(work, config=changed(work.config, **sections))
 
 
-def test_unknown_checkpoints_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_checkpoints_are_named() -> None:
     config = load_config(CONFIGS / "flux-kontext.yaml", ["--generator.path=someone/something"])
     with pytest.raises(ConfigError, match=r"generator\.path: 'someone/something' has no readable"):
         count_run(config)

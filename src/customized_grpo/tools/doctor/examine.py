@@ -81,7 +81,7 @@ def _planned(config: RunConfig, machine: Machine, *, resumes: bool) -> Iterator[
     from customized_grpo.tools.doctor.memory import memory, predict
     from customized_grpo.tools.doctor.weights import weights
 
-    yield from run.settings(config, machine)
+    yield from run.settings(config)
     yield from run.plugs(config)
     yield from run.state(config, resumes=resumes)
     yield from weights(config)

@@ -14,13 +14,10 @@ Status = Literal["ok", "warning", "problem"]
 class Finding:
     """One thing that was looked at."""
 
-    check: str
-    """What, or the field of the config."""
-    status: Status
-    """problem = the run would stop or not begin; warning = worth a look."""
+    check: str  # what, or the field of the config
+    status: Status  # problem = the run would stop or not begin; warning = worth a look
     found: str
-    fix: str = ""
-    """'' where nothing has to be done."""
+    fix: str = ""  # '' where nothing has to be done
 
 
 def ok(check: str, found: str) -> Finding:

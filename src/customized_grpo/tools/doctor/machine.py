@@ -25,11 +25,8 @@ class Place:
 
     name: str
     total: int
-    free: int
-    """What is not in use by others."""
+    free: int  # what is not in use by others
     is_gpu: bool = True
-    bf16: bool = True
-    """Whether bfloat16 is computed by hardware."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,8 +34,7 @@ class Machine:
     """Where a run may be computed."""
 
     ram: Place
-    gpus: tuple[Place, ...] = ()
-    """Those that answer."""
+    gpus: tuple[Place, ...] = ()  # those that answer
     broken: Mapping[int, str] = field(default_factory=dict)
     """What CUDA says of the others, by their number."""
 
@@ -60,22 +56,14 @@ def look() -> Machine:
         except Exception as error:  # a GPU that is busy or broken: torch has many types for it
             broken[number] = (str(error).splitlines() or [type(error).__name__])[0]
         else:
-            gpus.append(Place(name=card.name, total=total, free=free, bf16=card.major >= 8))
+            gpus.append(Place(name=card.name, total=total, free=free))
     return Machine(ram=_ram(), gpus=tuple(gpus), broken=broken)
 
 
 def _ram() -> Place:
-    import torch
-
-    memory, units = psutil.virtual_memory(), torch.cpu.get_capabilities()
+    memory = psutil.virtual_memory()
     limit = min([memory.total, *_group_numbers("memory.max")])
-    return Place(
-        name="RAM",
-        total=limit,
-        free=min(memory.available, limit),
-        is_gpu=False,
-        bf16=any(units.get(name) for name in ("amx_tile", "avx512_bf16", "bf16")),
-    )
+    return Place(name="RAM", total=limit, free=min(memory.available, limit), is_gpu=False)
 
 
 def _group_numbers(name: str) -> list[int]:
@@ -89,7 +77,7 @@ def _group_numbers(name: str) -> list[int]:
 
 def hardware(machine: Machine) -> Iterator[Finding]:
     """What is there, and what keeps it from being used."""
-    yield _cpu(machine.ram)
+    yield _cpu()
     ram = machine.ram
     yield ok("ram", f"{gigabytes(ram.total)}, {gigabytes(ram.free)} of it available")
     if machine.gpus or machine.broken:
@@ -98,18 +86,14 @@ def hardware(machine: Machine) -> Iterator[Finding]:
         yield _no_gpu()
 
 
-def _cpu(ram: Place) -> Finding:
+def _cpu() -> Finding:
     import torch
 
     cores, threads = process_cores(), torch.get_num_threads()
-    found = f"{cores} cores, threads of torch: {threads}, {_bfloat16(ram)}"
+    found = f"{cores} cores, threads of torch: {threads}"
     if threads > cores:
         return warning("cpu", f"{found}: threads wait for each other", f"OMP_NUM_THREADS={cores}")
     return ok("cpu", found)
-
-
-def _bfloat16(place: Place) -> str:
-    return f"bfloat16 {'in hardware' if place.bf16 else 'emulated'}"
 
 
 def process_cores() -> int:
@@ -130,8 +114,7 @@ def _gpus(machine: Machine) -> Iterator[Finding]:
         yield problem(f"gpu {number}", f"it cannot be used: {error}", fix)
     numbers = (number for number in itertools.count() if number not in machine.broken)
     for number, gpu in zip(numbers, machine.gpus, strict=False):
-        check = f"gpu {number}"
-        found = f"{gpu.name}, {gigabytes(gpu.total)}, {software}, {_bfloat16(gpu)}"
+        check, found = f"gpu {number}", f"{gpu.name}, {gigabytes(gpu.total)}, {software}"
         if gpu.free < 0.9 * gpu.total:
             fix = "end them (nvidia-smi lists them), or choose a GPU by CUDA_VISIBLE_DEVICES"
             yield warning(check, f"{found}: only {gigabytes(gpu.free)} not in use by others", fix)

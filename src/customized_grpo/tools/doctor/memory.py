@@ -25,11 +25,7 @@ Changes = dict[str, Any]
 
 
 def predict(config: RunConfig) -> Workload:
-    """Counts the run, which takes seconds.
-
-    Raises:
-        ConfigError: if it cannot be counted.
-    """
+    """Counts the run, which takes seconds, or a ConfigError where that is not possible."""
     with one_line("generator: cannot be counted"):
         return count_run(config)
 

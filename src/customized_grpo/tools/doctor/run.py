@@ -23,14 +23,14 @@ from customized_grpo.runs.checkpoint import newest_checkpoint
 from customized_grpo.runs.files import checkpoint_folders, finished_updates, holds_run
 from customized_grpo.runs.log import lock_folder, run_folder
 from customized_grpo.tools.doctor.findings import Finding, from_error, ok, problem, warning
-from customized_grpo.tools.doctor.machine import Machine, disk, existing
+from customized_grpo.tools.doctor.machine import disk, existing
 from customized_grpo.tools.estimate.workload import Workload
 from customized_grpo.training.build import make_optimizer
 
 _PROBE_BYTES = 2**20
 
 
-def settings(config: RunConfig, machine: Machine) -> Iterator[Finding]:
+def settings(config: RunConfig) -> Iterator[Finding]:
     """Fields that need something of the machine or of another package."""
     for check, build in (
         ("device", lambda: pick_device(config.device)),
@@ -40,12 +40,6 @@ def settings(config: RunConfig, machine: Machine) -> Iterator[Finding]:
             build()
         except ConfigError as error:
             yield from_error(check, error)
-    place = machine.place(config.device)
-    dtype = getattr(config.generator, "dtype", None)
-    half = "bfloat16" if dtype == "bfloat16" else config.mixed_precision
-    if half in ("bfloat16", "bf16") and not place.bf16:
-        fix = "mixed_precision: no and generator.dtype: float32, or other hardware"
-        yield warning("mixed_precision", f"{half}: {place.name} emulates it, slowly", fix)
 
 
 def plugs(config: RunConfig) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +26,10 @@ _aten = torch.ops.aten
 class Count:
     """What one call did."""
 
-    flops: float
-    """In matrix products, convolutions and attention: 2 per multiply-add."""
+    flops: float  # in matrix products, convolutions and attention: 2 per multiply-add
     kept: float
     """Bytes it allocated that outlive it: its result, and what a backward pass will need."""
-    peak: float
-    """Largest number of bytes it had allocated at one time."""
+    peak: float  # largest number of bytes it had allocated at one time
 
 
 def count(function: Callable[[], object]) -> Count:
@@ -94,12 +92,8 @@ def _storages(tree: Any) -> dict[int, torch.UntypedStorage]:
     return {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors}
 
 
-_FAKE = FakeTensorMode()  # one for all: fake tensors of two modes do not go together
-
-
-def on_skeletons() -> AbstractContextManager[object]:
-    """Inside, new tensors are fake and lie on the CPU, beside the models made by ``make_fake``."""
-    return _FAKE
+on_skeletons = FakeTensorMode()  # one for all: fake tensors of two modes do not go together
+"""Inside, new tensors are fake and lie on the CPU, beside the models made by ``make_fake``."""
 
 
 @contextmanager
@@ -132,5 +126,5 @@ def make_fake(module: nn.Module) -> None:
 
 
 def _fake(tensor: Tensor) -> Tensor:
-    with _FAKE:
+    with on_skeletons:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")

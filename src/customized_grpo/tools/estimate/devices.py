@@ -20,26 +20,13 @@ class Device:
     """One accelerator, and how it is linked to others; bytes and FLOPs per second."""
 
     name: str
-    bf16: float
-    """Dense bfloat16 matrix products, accumulated in float32."""
-    float32: float
-    """float32 without TensorFloat-32, as PyTorch's default."""
-    memory: float
-    """Bytes."""
-    bandwidth: float
-    """Rate of its memory."""
-    link: float
-    """To the others of a node of 8, one direction."""
+    bf16: float  # dense bfloat16 matrix products, accumulated in float32
+    float32: float  # float32 without TensorFloat-32, as PyTorch's default
+    memory: float  # bytes
+    bandwidth: float  # rate of its memory
+    link: float  # to the others of a node of 8, one direction
     network: float
     """To other nodes, one direction; assumed: an InfiniBand or Ethernet port per device."""
-
-
-def _device(name: str, *numbers: float) -> Device:
-    bf16, float32, memory, bandwidth, link, network = numbers
-    return Device(
-        name=name, bf16=bf16 * 1e12, float32=float32 * 1e12, memory=memory * 1e9,
-        bandwidth=bandwidth * 1e9, link=link * 1e9, network=network * 1e9,
-    )  # fmt: skip
 
 
 # TFLOP/s without sparsity, GB, GB/s. NVIDIA's datasheets of A100 80GB SXM, H100 SXM, H200 SXM, HGX
@@ -47,17 +34,20 @@ def _device(name: str, *numbers: float) -> Device:
 # total. cpu: one core of an AMD EPYC with AVX512_BF16, measured (421 and 96 GFLOP/s at 1024^3),
 # the rest of its row assumed.
 DEVICES = {
-    device.name: device
-    for device in (
-        _device("a100-80gb", 312, 19.5, 80, 2039, 300, 25),
-        _device("h100", 989, 67, 80, 3350, 450, 50),
-        _device("h200", 989, 67, 141, 4800, 450, 50),
-        _device("b200", 2250, 75, 180, 8000, 900, 50),
-        _device("l40s", 362, 91.6, 48, 864, 32, 12.5),
-        _device("rtx4090", 165, 82.6, 24, 1008, 32, 3),
-        _device("cpu", 0.421, 0.096, 4, 10, 5, 1),
+    name: Device(
+        name=name, bf16=bf16 * 1e12, float32=float32 * 1e12, memory=memory * 1e9,
+        bandwidth=bandwidth * 1e9, link=link * 1e9, network=network * 1e9,
     )
-}
+    for name, bf16, float32, memory, bandwidth, link, network in (
+        ("a100-80gb", 312, 19.5, 80, 2039, 300, 25),
+        ("h100", 989, 67, 80, 3350, 450, 50),
+        ("h200", 989, 67, 141, 4800, 450, 50),
+        ("b200", 2250, 75, 180, 8000, 900, 50),
+        ("l40s", 362, 91.6, 48, 864, 32, 12.5),
+        ("rtx4090", 165, 82.6, 24, 1008, 32, 3),
+        ("cpu", 0.421, 0.096, 4, 10, 5, 1),
+    )
+}  # fmt: skip
 
 
 def find_device(name: str) -> Device:

@@ -25,8 +25,7 @@ class EncoderCount:
 
     parameters: float
     flops: float
-    peak: float
-    """Bytes of activations."""
+    peak: float  # bytes of activations
 
     @classmethod
     def of(cls, model: nn.Module, counted: Count, more: float = 0.0) -> EncoderCount:
@@ -39,16 +38,11 @@ class RewardCount:
     """All rewards of a run."""
 
     bytes: float
-    image_flops: float
-    """FLOPs of scoring one image."""
-    example_flops: float
-    """FLOPs of one prompt and its references."""
-    float32: float
-    """Share of the FLOPs that are computed in float32; HPSv3's are in bfloat16."""
-    peak: float
-    """Bytes of activations for one image."""
-    unknown: tuple[str, ...]
-    """Rewards that were not counted."""
+    image_flops: float  # FLOPs of scoring one image
+    example_flops: float  # FLOPs of one prompt and its references
+    float32: float  # share of the FLOPs that are computed in float32; HPSv3's are in bfloat16
+    peak: float  # bytes of activations for one image
+    unknown: tuple[str, ...]  # rewards that were not counted
 
 
 def count_vae(
@@ -60,26 +54,21 @@ def count_vae(
 ) -> tuple[EncoderCount, EncoderCount]:
     """Decoding of one image, and encoding of one example's references; sizes in pixels."""
     vae = skeleton(component, dtype)
-    channels, factor, is_video = _latents(vae.config)
+    is_video = "z_dim" in vae.config
+    channels = vae.config.z_dim if is_video else vae.config.latent_channels
+    halvings = vae.config.temperal_downsample if is_video else vae.config.block_out_channels[1:]
+    frames, factor = (1,) * is_video, 2 ** len(halvings)
 
     def decode() -> object:
-        shape = (channels, *((1,) if is_video else ()), size[0] // factor, size[1] // factor)
+        latents = torch.empty(1, channels, *frames, *(s // factor for s in size), dtype=dtype)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            return vae.decode(torch.empty(1, *shape, dtype=dtype))
+            return vae.decode(latents)
 
     def encode() -> object:
-        frames = (1,) if is_video else ()
         return [vae.encode(torch.empty(1, _CHANNELS, *frames, *s, dtype=dtype)) for s in references]
 
-    with on_skeletons(), torch.no_grad():
+    with on_skeletons, torch.no_grad():
         return EncoderCount.of(vae, count(decode)), EncoderCount.of(vae, count(encode))
-
-
-def _latents(config: Any) -> tuple[int, int, bool]:
-    """Channels, pixels per latent, whether there is an axis of frames."""
-    if "z_dim" in config:
-        return config.z_dim, 2 ** len(config.temperal_downsample), True
-    return config.latent_channels, 2 ** (len(config.block_out_channels) - 1), False
 
 
 def count_text_encoder(
@@ -87,7 +76,7 @@ def count_text_encoder(
 ) -> EncoderCount:
     """One prompt of ``tokens``, of which ``picture_tokens`` are pictures (Qwen-Image-Edit)."""
     model = skeleton(component, dtype)
-    with on_skeletons(), torch.no_grad():
+    with on_skeletons, torch.no_grad():
         text = getattr(model, "model", model)
         text = getattr(text, "language_model", text)
         length = min(tokens, getattr(model.config, "max_position_embeddings", None) or tokens)
@@ -145,7 +134,7 @@ def _checkpoint(config: RewardConfig) -> str | None:
 def _count_reward(config: RewardConfig, path: str, references: int) -> tuple[EncoderCount, float]:
     """One image, and the FLOPs of one example (its prompt or references)."""
     model = skeleton(reward_component(path), getattr(torch, getattr(config, "dtype", "float32")))
-    with on_skeletons(), torch.no_grad():
+    with on_skeletons, torch.no_grad():
         if hasattr(getattr(model, "model", None), "language_model"):  # HPSv3
             read = count(lambda: _read_text(model.model.language_model, _HPSV3_TOKENS))
             return EncoderCount.of(model, read, _vision_flops(model, _HPSV3_PICTURE)), 0.0

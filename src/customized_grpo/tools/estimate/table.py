@@ -99,9 +99,6 @@ def _run(work: Workload, cluster: Cluster, result: Estimate, price: float | None
         f"assumed: MFU {cluster.rollout_mfu:.0%} (rollout), {cluster.update_mfu:.0%} (update); "
         "evaluation, checkpoints and loading not counted.",
     ]
-    if work.samples < cluster.num_devices:
-        idle = cluster.num_devices - work.samples
-        lines.append(f"! {idle} devices have no image: raise rollout.prompts_per_rollout.")
     if result.memory[result.layout].total > cluster.device.memory:
         lines.append("! does not fit (see docs/generators.md, Memory).")
     if work.rewards.unknown:

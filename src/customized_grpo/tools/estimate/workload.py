@@ -29,18 +29,13 @@ class Stage:
     """What all devices together do in one stage of an iteration."""
 
     name: str
-    flops: float
-    """Useful ones: each once, without what is computed again to save memory."""
-    float32: float
-    """Share of the FLOPs that are computed in float32, the others in bfloat16."""
-    again: float = 0.0
-    """FLOPs of what is computed again."""
+    flops: float  # useful ones: each once, without what is computed again to save memory
+    float32: float  # share of the FLOPs that are computed in float32, the others in bfloat16
+    again: float = 0.0  # FLOPs of what is computed again
     weights: float = 0.0
     """Bytes of the transformer's weights, which every pass of every device reads."""
-    passes: int = 0
-    """(sample, step) pairs of the transformer."""
-    batch: int = 1
-    """Pairs per pass."""
+    passes: int = 0  # (sample, step) pairs of the transformer
+    batch: int = 1  # pairs per pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,13 +45,10 @@ class Workload:
     config: RunConfig
     tokens: Tokens
     transformer: TransformerCount
-    encode: EncoderCount
-    """One example: prompt and references; parameters: of all text encoders."""
-    decode: EncoderCount
-    """One image; parameters: of the VAE."""
+    encode: EncoderCount  # one example: prompt and references; parameters: of all text encoders
+    decode: EncoderCount  # one image; parameters: of the VAE
     rewards: RewardCount
-    guidance_passes: int
-    """Passes of the transformer per velocity."""
+    guidance_passes: int  # passes of the transformer per velocity
 
     @property
     def samples(self) -> int:
@@ -134,10 +126,10 @@ def _precision(config: RunConfig) -> tuple[torch.dtype, bool]:
 
 
 def count_run(config: RunConfig, references: int = 1, text: int | None = None) -> Workload:
-    """Counts a run.
+    """Counts a run; the weights that its config names need not be there.
 
     Args:
-        config: of the run; the weights that it names need not be there.
+        config: of the run.
         references: square pictures of the subject per prompt.
         text: tokens of a prompt; None = what the generator pads to.
 
