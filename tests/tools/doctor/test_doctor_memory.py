@@ -41,13 +41,8 @@ SMALL = ["--generator.dtype", "bfloat16", "--rollout.batch_size", "1",
 @pytest.fixture
 def large(emoji: Workload) -> Workload:
     """24 GB of transformer, 6 of text encoders, activations of 12, or 6 with checkpointing."""
-    model = dataclasses.replace(
-        emoji.transformer,
-        parameters=12 * 10**9,
-        block=10**8,
-        pair_peak=12e9,
-        checkpointed_peak=6e9,
-    )
+    sizes = {"parameters": 12e9, "block": 1e8, "pair_peak": 12e9, "checkpointed_peak": 6e9}
+    model = dataclasses.replace(emoji.transformer, **sizes)
     encode = dataclasses.replace(emoji.encode, parameters=3 * 10**9)
     work = dataclasses.replace(emoji, transformer=model, encode=encode)
     return with_flags(work, SMALL)

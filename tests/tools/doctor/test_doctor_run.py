@@ -169,6 +169,10 @@ def test_a_run_to_go_on_with(tiny_config: RunConfig) -> None:
     finding = state(tiny_config, resumes=True)["run"]
     assert finding.status == "warning"
     assert "it would begin at update 0" in finding.found
+    with FileLock(folder / ".lock"):
+        finding = state(tiny_config, resumes=True)["run"]
+    assert finding.status == "problem"
+    assert "in use by another process" in finding.found
     save(folder, 2)
     save(folder, 4)
     found = state(tiny_config, resumes=True)
@@ -187,14 +191,6 @@ def test_a_run_to_go_on_with(tiny_config: RunConfig) -> None:
     (folder / "checkpoints" / "000004").rename(folder / "old")
     (folder / "finished.json").write_text('{"updates": 6}')
     assert "is finished, after 6 updates" in state(tiny_config, resumes=True)["run"].found
-
-
-def test_a_run_in_use(tiny_config: RunConfig) -> None:
-    folder = begin(tiny_config)
-    with FileLock(folder / ".lock"):
-        finding = state(tiny_config, resumes=True)["run"]
-    assert finding.status == "problem"
-    assert "in use by another process" in finding.found
 
 
 def data(config: RunConfig, section=None) -> Finding:
@@ -222,18 +218,15 @@ def test_data_that_are_there(tiny_config: RunConfig, tmp_path: Path) -> None:
     assert "0.png" in finding.found
 
 
-def test_a_dataset_on_the_hub_is_not_fetched(tiny_config: RunConfig) -> None:
-    finding = data(tiny_config, Subjects200KConfig())
-    assert finding.status == "warning"
-    assert "would be fetched from huggingface.co" in finding.found
-
-
 def test_data_that_are_missing_or_of_others(tiny_config: RunConfig, tmp_path: Path) -> None:
     from tiny_plugs import TinyData
 
     finding = data(tiny_config, FolderConfig(path=str(tmp_path / "nowhere")))
     assert finding.status == "problem"
     assert "nowhere" in finding.found
+    finding = data(tiny_config, Subjects200KConfig())  # on the hub: it is not fetched
+    assert finding.status == "warning"
+    assert "would be fetched from huggingface.co" in finding.found
     finding = data(tiny_config, TinyData())  # a plug of others may raise anything
     assert finding.status == "problem"
     assert finding.fix

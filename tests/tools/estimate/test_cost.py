@@ -116,7 +116,6 @@ def test_memory_by_hand(config: RunConfig) -> None:
     [
         ({"generator": {"quantization": "int8"}}, 1000),
         ({"generator": {"dtype": "float32"}}, 4000),
-        ({}, 2000),
     ],
 )
 def test_bytes_of_the_frozen_weights(config: RunConfig, sections: dict, bytes_: int) -> None:

@@ -19,9 +19,6 @@ def test_the_table_is_in_flops_and_bytes() -> None:
         assert device.bf16 > device.float32 > 1e10
         assert device.memory >= 4e9
         assert device.bandwidth > device.link > device.network >= 1e9
-
-
-def test_a_mistyped_device_is_named() -> None:
     with pytest.raises(ConfigError, match=r"--device must be one of .*did you mean 'h100'"):
         find_device("h10")
 

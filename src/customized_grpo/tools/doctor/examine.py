@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 
 
 def examine(target: Path | None, overrides: Sequence[str]) -> Iterator[Finding]:
-    """Findings about this machine, and about a run or what fits.
-
-    Args:
-        target: config or folder of a run; None: the machine, and what fits.
-        overrides: of the config's fields.
+    """Findings about this machine and a target, a config or the folder of a run; None: what fits.
 
     Raises:
         ConfigError: if there is no such target.

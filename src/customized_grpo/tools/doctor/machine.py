@@ -57,13 +57,10 @@ def look() -> Machine:
             broken[number] = (str(error).splitlines() or [type(error).__name__])[0]
         else:
             gpus.append(Place(name=card.name, total=total, free=free))
-    return Machine(ram=_ram(), gpus=tuple(gpus), broken=broken)
-
-
-def _ram() -> Place:
     memory = psutil.virtual_memory()
     limit = min([memory.total, *_group_numbers("memory.max")])
-    return Place(name="RAM", total=limit, free=min(memory.available, limit), is_gpu=False)
+    ram = Place(name="RAM", total=limit, free=min(memory.available, limit), is_gpu=False)
+    return Machine(ram=ram, gpus=tuple(gpus), broken=broken)
 
 
 def _group_numbers(name: str) -> list[int]:
@@ -80,10 +77,7 @@ def hardware(machine: Machine) -> Iterator[Finding]:
     yield _cpu()
     ram = machine.ram
     yield ok("ram", f"{gigabytes(ram.total)}, {gigabytes(ram.free)} of it available")
-    if machine.gpus or machine.broken:
-        yield from _gpus(machine)
-    else:
-        yield _no_gpu()
+    yield from _gpus(machine) if machine.gpus or machine.broken else [_no_gpu()]
 
 
 def _cpu() -> Finding:

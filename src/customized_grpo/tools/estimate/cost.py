@@ -82,11 +82,7 @@ class Estimate:
 
 
 def read_mfu(mfu: float | None, benchmark: Path | None) -> tuple[float, float]:
-    """MFU of rollout and update: given, measured (``benchmarks/mfu.py --json``), or assumed.
-
-    Raises:
-        ConfigError: if both are given, or the file is no output of the benchmark.
-    """
+    """MFU of rollout and update: given, measured (``benchmarks/mfu.py --json``), or assumed."""
     if benchmark is None:
         share = DEFAULT_MFU if mfu is None else mfu
         return share, share

@@ -112,7 +112,7 @@ def count_rewards(rewards: Sequence[RewardConfig], references: int) -> RewardCou
         per_image, per_example = _count_reward(config, path, references)
         is_half = getattr(config, "dtype", "float32") == "bfloat16"
         half += per_image.flops * is_half
-        weights[path] = per_image.parameters * (2 if is_half else 4)
+        weights.setdefault(path, per_image.parameters * (2 if is_half else 4))
         image, example = image + per_image.flops, example + per_example
         peak = max(peak, per_image.peak)
     return RewardCount(
