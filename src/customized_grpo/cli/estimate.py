@@ -21,13 +21,13 @@ def add(commands: Any) -> None:
         epilog="examples:\n  cgrpo estimate configs/flux-kontext.yaml --device h100\n"
         "  cgrpo estimate configs/uno-paper.yaml --num-devices 64 --fsdp true --price 2.5\n"
         "  cgrpo estimate configs/flux-kontext.yaml --rollout.group_size 24 --lora.rank 256\n"
-        "  cgrpo estimate configs/emoji.yaml --device local --benchmark mfu.json\n"
+        "  cgrpo estimate configs/emoji.yaml --device cpu --benchmark mfu.json\n"
         "the model and what it leaves out: docs/performance.md",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("target", metavar="CONFIG", type=Path, help="YAML file of a run")
-    device = "a100-80gb, h100 (default), h200, b200, l40s, rtx4090, cpu (one core), or local: "
-    parser.add_argument("--device", default="h100", help=device + "this machine, measured now")
+    device = "a100-80gb, h100 (default), h200, b200, l40s, rtx4090, or cpu (one core)"
+    parser.add_argument("--device", default="h100", help=device)
     number = "devices of the run (default: 1)"
     parser.add_argument("--num-devices", type=positive, default=1, metavar="N", help=number)
     mfu = "share of the bfloat16 peak that is reached (default: 0.4, assumed)"
@@ -36,8 +36,6 @@ def add(commands: Any) -> None:
     parser.add_argument("--benchmark", type=Path, metavar="FILE", help=measured)
     references = "square reference pictures per prompt (default: 1)"
     parser.add_argument("--references", type=positive, default=1, metavar="N", help=references)
-    text = "tokens of a prompt (default: what the generator pads to)"
-    parser.add_argument("--text-tokens", type=positive, metavar="N", help=text)
     parser.add_argument("--price", type=float, help="of one device for one hour, for the cost")
     parser.add_argument("--json", action="store_true", help="one line of JSON, no tables")
     parser.set_defaults(run=_estimate)
@@ -63,7 +61,7 @@ def _estimate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         rollout_mfu=rollout_mfu,
         update_mfu=update_mfu,
     )
-    work = count_run(config, options.references, options.text_tokens)
+    work = count_run(config, options.references)
     result = estimate(work, cluster)
     if options.json:
         print(as_json(work, cluster, result, options.price))

@@ -16,8 +16,6 @@ from made_runs import make_run
 
 from customized_grpo.cli.main import main
 from customized_grpo.config import RunConfig, dump_config
-from customized_grpo.errors import ConfigError, DataError
-from customized_grpo.tools.doctor.findings import from_error
 
 LONG = "/a/path/" + "that/goes/on/" * 9 + "and/ends"
 
@@ -143,10 +141,3 @@ def test_a_library_that_cannot_be_imported(config: Path, tmp_path: Path) -> None
     last = json.loads(done.stdout)[-1]
     assert last["check"] == "import"
     assert "libcudart.so.99" in last["found"]
-
-
-def test_an_error_becomes_a_finding() -> None:
-    finding = from_error("x", ConfigError("a must be 1, got 2;\n raise it"))
-    assert (finding.found, finding.fix) == ("a must be 1, got 2", "raise it")
-    finding = from_error("x", DataError("broken"))
-    assert (finding.found, finding.fix) == ("broken", "correct it")

@@ -82,6 +82,9 @@ def look(kind: CheckpointKind = "model", file: str | None = None) -> Finding:
 
 
 def test_in_the_cache(cache: Path) -> None:
+    assert look().status == "problem"
+    assert look().found == "owner/model is not in the cache, and HF_HUB_OFFLINE is set"
+    assert "unset HF_HUB_OFFLINE" in look().fix
     folder = snapshot(cache)
     shutil.copytree(resolve_checkpoint("embedded:generator"), folder)
     assert look("pipeline").found == "owner/model is in the cache"
@@ -104,12 +107,6 @@ def test_a_lora_in_the_cache(server: Hub, cache: Path, monkeypatch: pytest.Monke
     assert (finding.status, finding.fix) == ("problem", f"--generator.path {folder}")
     (folder / "dit_lora.safetensors").unlink()
     assert "owner/model in the cache: *.safetensors is missing" in look("lora").found
-
-
-def test_offline(cache: Path) -> None:
-    assert look().status == "problem"
-    assert look().found == "owner/model is not in the cache, and HF_HUB_OFFLINE is set"
-    assert "unset HF_HUB_OFFLINE" in look().fix
 
 
 def test_what_will_be_downloaded(server: Hub, cache: Path) -> None:

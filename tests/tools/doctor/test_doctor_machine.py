@@ -28,8 +28,8 @@ def found(machine: Machine) -> dict[str, Finding]:
     return {finding.check: finding for finding in hardware(machine)}
 
 
-def gpu(total: float = 80e9, free: float = 80e9, bf16: bool = True) -> Place:
-    return Place(name="a GPU", total=int(total), free=int(free), bf16=bf16)
+def gpu(total: float = 80e9, free: float = 80e9) -> Place:
+    return Place(name="a GPU", total=int(total), free=int(free))
 
 
 @pytest.fixture
@@ -65,23 +65,16 @@ def test_more_threads_than_cores() -> None:
     assert finding.fix == f"OMP_NUM_THREADS={cores}"
 
 
-def test_no_gpu_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    assert found(Machine(ram=RAM))["gpu"].status == "ok"
-
-
 @pytest.mark.parametrize(
-    ("cuda", "visible", "status", "text", "fix"),
+    ("visible", "status", "text", "fix"),
     [
-        (None, None, "problem", "NVIDIA Test, 550.1 is there, torch 2.", "pytorch.org"),
-        ("13.0", None, "problem", "does not go with CUDA 13.0", "update the driver"),
-        ("13.0", "", "warning", "is hidden", "unset CUDA_VISIBLE_DEVICES"),
+        (None, "problem", "NVIDIA Test, 550.1 is there, torch 2.", "pytorch.org"),
+        ("", "warning", "is hidden", "unset CUDA_VISIBLE_DEVICES"),
     ],
 )
 def test_a_gpu_that_torch_does_not_see(
-    nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch, cuda, visible, status, text, fix
+    nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch, visible, status, text, fix
 ) -> None:
-    monkeypatch.setattr(torch.version, "cuda", cuda)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     finding = found(Machine(ram=RAM))["gpu"]
@@ -90,20 +83,22 @@ def test_a_gpu_that_torch_does_not_see(
     assert fix in finding.fix
 
 
-def test_gpus_in_use_or_without_bfloat16(nvidia_smi: Path) -> None:
-    gpus = (gpu(), gpu(free=50e9), gpu(bf16=False))
+def test_gpus_in_use(nvidia_smi: Path) -> None:
+    gpus = (gpu(), gpu(free=50e9))
     findings = found(Machine(ram=RAM, gpus=gpus))
     assert findings["gpu 0"].status == "ok"
     assert "80.0 GB, driver 550.1" in findings["gpu 0"].found
     assert "only 50.0 GB not in use" in findings["gpu 1"].found
-    assert "emulated" in findings["gpu 2"].found
     assert findings["gpu 1"].status == "warning"
 
 
-def test_a_driver_that_hangs_or_fails_is_none(nvidia_smi: Path) -> None:
-    assert machines.driver_lines() == ["NVIDIA Test, 550.1"]
+def test_no_gpu_where_there_is_no_driver_or_it_fails(
+    nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nvidia_smi.write_text(f"#!{sys.executable}\nraise SystemExit(9)\n")
-    assert machines.driver_lines() == []
+    assert found(Machine(ram=RAM))["gpu"].status == "ok"
+    monkeypatch.setenv("PATH", "")
+    assert found(Machine(ram=RAM))["gpu"].status == "ok"
 
 
 def test_limits_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,16 +117,12 @@ def test_limits_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert process_cores() == 2
 
 
-def test_disks(tmp_path: Path) -> None:
+def test_disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     later = tmp_path / "not" / "yet"
-    assert disk("disk", later, 1.0, "checkpoints").status == "ok"
+    assert disk("disk", later).status == disk("disk", later, 1.0, "checkpoints").status == "ok"
     finding = disk("disk", later, 1e18, "checkpoints")
     assert finding.status == "problem"
     assert "checkpoints need 1000000000.0 GB" in finding.found
     assert finding.fix
-
-
-def test_a_disk_that_is_nearly_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert disk("disk", tmp_path).status == "ok"
     monkeypatch.setattr(machines, "free_space", lambda folder: 10**9)
     assert disk("disk", tmp_path).status == "warning"

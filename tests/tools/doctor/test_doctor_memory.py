@@ -41,13 +41,8 @@ SMALL = ["--generator.dtype", "bfloat16", "--rollout.batch_size", "1",
 @pytest.fixture
 def large(emoji: Workload) -> Workload:
     """24 GB of transformer, 6 of text encoders, activations of 12, or 6 with checkpointing."""
-    model = dataclasses.replace(
-        emoji.transformer,
-        parameters=12 * 10**9,
-        block=10**8,
-        pair_peak=12e9,
-        checkpointed_peak=6e9,
-    )
+    sizes = {"parameters": 12e9, "block": 1e8, "pair_peak": 12e9, "checkpointed_peak": 6e9}
+    model = dataclasses.replace(emoji.transformer, **sizes)
     encode = dataclasses.replace(emoji.encode, parameters=3 * 10**9)
     work = dataclasses.replace(emoji, transformer=model, encode=encode)
     return with_flags(work, SMALL)
@@ -92,14 +87,6 @@ def test_a_memory_that_is_tight(emoji: Workload) -> None:
         (gpus(41), {"--generator.gradient_checkpointing"}),
         (gpus(35), {"--generator.gradient_checkpointing", "--generator.offload"}),
         (gpus(30), {"--generator.offload", "--generator.quantization"}),
-        (
-            gpus(20),
-            {
-                "--generator.gradient_checkpointing",
-                "--generator.offload",
-                "--generator.quantization",
-            },
-        ),
         (gpus(30, 4), {"--fsdp"}),
     ],
 )
@@ -111,6 +98,7 @@ def test_the_advice_makes_it_fit(large: Workload, machine: Machine, expected: se
 
     finding = look(large, machine)
     assert finding.status == "problem"
+    assert "no field makes enough room" in look(large, gpus(4)).fix
     flags = flags_of(finding)
     pairs = [flags[i : i + 2] for i in range(0, len(flags), 2)]
     assert {name for name, _ in pairs} == expected
@@ -127,13 +115,6 @@ def test_quantization_and_fsdp_exclude_each_other(large: Workload) -> None:
         assert finding.status == "problem"
         assert "--fsdp" not in finding.fix
         assert ("--generator.quantization" in finding.fix) == (field == "compile")
-
-
-def test_nothing_is_enough(large: Workload) -> None:
-    finding = look(large, gpus(4))
-    assert finding.status == "problem"
-    assert "no field makes enough room" in finding.fix
-    assert "generator.height" in finding.fix
 
 
 def test_a_cpu_is_asked_where_the_config_wants_it(large: Workload) -> None:

@@ -34,17 +34,12 @@ def test_what_is_installed_here_is_right() -> None:
     assert "dev" not in found["extras"].found
 
 
-def test_a_python_that_is_too_old(made) -> None:
-    finding = made("Requires-Python: >=4.0")["python"]
-    assert finding.status == "problem"
-    assert ">=4.0 is needed" in finding.found
-    assert "Python >=4.0" in finding.fix
-
-
-def test_packages_that_are_missing_or_too_old(made) -> None:
-    found = made(
-        "Requires-Dist: torch>=99", "Requires-Dist: no-such-thing>=1", "Requires-Dist: rich"
-    )
+def test_packages_and_python_that_are_missing_or_too_old(made) -> None:
+    wanted = [f"Requires-Dist: {name}" for name in ("torch>=99", "no-such-thing>=1", "rich")]
+    found = made("Requires-Python: >=4.0", *wanted)
+    assert found["python"].status == "problem"
+    assert ">=4.0 is needed" in found["python"].found
+    assert "Python >=4.0" in found["python"].fix
     assert found["package torch"].status == "problem"
     assert "torch>=99 is needed, 2." in found["package torch"].found
     assert found["package torch"].fix == "pip install 'torch>=99'"

@@ -21,8 +21,8 @@ DEVICE = Device(
     name="round", bf16=100.0, float32=10.0, memory=1e6, bandwidth=1e6, link=50.0, network=5.0
 )
 MODEL = TransformerCount(
-    parameters=1000, trained=20, forward_flops=8, forward_moved=4, forward_peak=3, pair_flops=16,
-    pair_moved=9, pair_peak=70, checkpointed_peak=20, block=100, latents=64,
+    parameters=1000, trained=20, forward_flops=8, forward_peak=3, pair_flops=16,
+    pair_peak=70, checkpointed_peak=20, block=100, latents=64,
 )  # fmt: skip
 NOTHING = EncoderCount(parameters=0, flops=0, peak=0)
 
@@ -116,7 +116,6 @@ def test_memory_by_hand(config: RunConfig) -> None:
     [
         ({"generator": {"quantization": "int8"}}, 1000),
         ({"generator": {"dtype": "float32"}}, 4000),
-        ({}, 2000),
     ],
 )
 def test_bytes_of_the_frozen_weights(config: RunConfig, sections: dict, bytes_: int) -> None:

@@ -20,13 +20,13 @@ def fake_linear(width: int, out: int, *, trained: bool) -> nn.Linear:
 @pytest.mark.parametrize(("trained", "products"), [(False, 2), (True, 3)])
 def test_a_frozen_layer_needs_no_gradient_of_its_weights(trained: bool, products: int) -> None:
     layer = fake_linear(8, 16, trained=trained)
-    with on_skeletons():
+    with on_skeletons:
         inputs = torch.empty(4, 8, requires_grad=True)
         assert count(lambda: layer(inputs).sum().backward()).flops == products * 2 * 4 * 8 * 16
 
 
 def test_attention_costs_twice_as_much_backward() -> None:
-    with on_skeletons():
+    with on_skeletons:
         q, k, v = (torch.empty(1, 2, 32, 16, requires_grad=True) for _ in range(3))
         forward = count(lambda: F.scaled_dot_product_attention(q, k, v))
         both = count(lambda: F.scaled_dot_product_attention(q, k, v).sum().backward())
@@ -34,12 +34,11 @@ def test_attention_costs_twice_as_much_backward() -> None:
     assert both.flops == 3 * forward.flops
 
 
-def test_bytes_moved_kept_and_at_most() -> None:
-    with on_skeletons():
+def test_bytes_kept_and_at_most() -> None:
+    with on_skeletons:
         x = torch.empty(1000, requires_grad=True)
         counted = count(lambda: (x * 2).exp())
-    # 4 bytes a number: x*2 reads and writes one vector each, exp again, and keeps its result.
-    assert counted.moved == 4 * 4000
+    # 4 bytes a number: exp keeps its result for the backward pass, x*2 is gone by then.
     assert counted.kept == 4000
     assert counted.peak == 8000
 

@@ -10,10 +10,7 @@ from customized_grpo.tools.estimate.devices import (
     DEVICES,
     find_device,
     matmul_peak,
-    measure_bandwidth,
 )
-
-CPU = torch.device("cpu")
 
 
 def test_the_table_is_in_flops_and_bytes() -> None:
@@ -22,13 +19,9 @@ def test_the_table_is_in_flops_and_bytes() -> None:
         assert device.bf16 > device.float32 > 1e10
         assert device.memory >= 4e9
         assert device.bandwidth > device.link > device.network >= 1e9
-
-
-def test_a_mistyped_device_is_named() -> None:
     with pytest.raises(ConfigError, match=r"--device must be one of .*did you mean 'h100'"):
         find_device("h10")
 
 
 def test_this_machine_is_measured() -> None:
-    assert matmul_peak(torch.float32, CPU, [(64, 64, 64)], repeats=1) > 0
-    assert measure_bandwidth(CPU, 2**16, 1) > 0
+    assert matmul_peak(torch.float32, torch.device("cpu"), [(64, 64, 64)], repeats=1) > 0

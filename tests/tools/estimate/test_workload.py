@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -23,25 +24,20 @@ def emoji() -> Workload:
 
 
 @pytest.mark.parametrize(
-    ("path", "billions"),
+    ("path", "name", "billions"),
     [
-        ("black-forest-labs/FLUX.1-Kontext-dev", 11.9),
-        ("black-forest-labs/FLUX.2-klein-4B", 3.9),
-        ("black-forest-labs/FLUX.2-klein-9B", 9.1),
-        ("Qwen/Qwen-Image-Edit-2509", 20.4),
+        ("black-forest-labs/FLUX.1-Kontext-dev", "transformer", 11.9),
+        ("black-forest-labs/FLUX.2-klein-4B", "transformer", 3.9),
+        ("black-forest-labs/FLUX.2-klein-9B", "transformer", 9.1),
+        ("Qwen/Qwen-Image-Edit-2509", "transformer", 20.4),
+        ("black-forest-labs/FLUX.1-dev", "text_encoder", 0.123),
+        ("black-forest-labs/FLUX.1-dev", "text_encoder_2", 4.76),
+        ("black-forest-labs/FLUX.1-dev", "vae", 0.084),
     ],
 )
-def test_published_models_have_their_published_size(path: str, billions: float) -> None:
-    transformer = build(pipeline_components(path)["transformer"], torch.bfloat16)
-    assert parameters(transformer) / 1e9 == pytest.approx(billions, abs=0.06)
-
-
-@pytest.mark.parametrize(
-    ("name", "billions"), [("text_encoder", 0.123), ("text_encoder_2", 4.76), ("vae", 0.084)]
-)
-def test_flux_encoders_have_their_published_size(name: str, billions: float) -> None:
-    component = pipeline_components("black-forest-labs/FLUX.1-dev")[name]
-    assert parameters(build(component, torch.bfloat16)) / 1e9 == pytest.approx(billions, rel=0.01)
+def test_published_models_have_their_published_size(path: str, name: str, billions: float) -> None:
+    model = build(pipeline_components(path)[name], torch.bfloat16)
+    assert parameters(model) / 1e9 == pytest.approx(billions, abs=min(0.06, 0.01 * billions))
 
 
 def test_a_pass_of_flux_by_hand() -> None:
@@ -69,37 +65,26 @@ def test_the_numbers_of_an_iteration(emoji: Workload) -> None:
     )
 
 
-def test_what_is_computed_twice_is_not_useful(emoji: Workload) -> None:
-    config = changed(emoji.config, generator={"gradient_checkpointing": True})
-    plain, again = (
-        Workload(**{**fields(emoji), "config": c}).stages()[-1] for c in (emoji.config, config)
-    )
-    assert again.flops == plain.flops
-    assert plain.again == 0
-    assert again.again == emoji.pairs * emoji.transformer.forward_flops
-
-
-def test_the_kl_needs_the_untuned_model(emoji: Workload) -> None:
-    config = changed(emoji.config, loss={"kl_weight": 1e-3})
-    plain, kl = (
-        Workload(**{**fields(emoji), "config": c}).stages()[-1] for c in (emoji.config, config)
-    )
-    assert kl.flops - plain.flops == pytest.approx(emoji.pairs * emoji.transformer.forward_flops)
+def test_what_is_computed_twice_is_not_useful_and_the_kl_is(emoji: Workload) -> None:
+    passes = pytest.approx(emoji.pairs * emoji.transformer.forward_flops)
+    plain = emoji.stages()[-1]
+    again = with_fields(emoji, generator={"gradient_checkpointing": True}).stages()[-1]
+    assert (again.flops, plain.again, again.again) == (plain.flops, 0, passes)
+    kl = with_fields(emoji, loss={"kl_weight": 1e-3}).stages()[-1]
+    assert kl.flops - plain.flops == passes
 
 
 def test_steps_before_the_window_are_shared_by_a_group(emoji: Workload) -> None:
-    late = {"window": (2, 5), "num_trained_steps": 3}
-    config = changed(emoji.config, rollout=late)
-    assert Workload(**{**fields(emoji), "config": config}).velocities == 8 * 2 + 96 * 4
-    config = changed(config, rollout={"shared_noise": False})
-    assert Workload(**{**fields(emoji), "config": config}).velocities == 96 * 6
+    late = with_fields(emoji, rollout={"window": (2, 5), "num_trained_steps": 3})
+    assert late.velocities == 8 * 2 + 96 * 4
+    assert with_fields(late, rollout={"shared_noise": False}).velocities == 96 * 6
 
 
-def fields(work: Workload) -> dict:
-    return {name: getattr(work, name) for name in Workload.__slots__}
+def with_fields(work: Workload, **sections: dict) -> Workload:
+    return dataclasses.replace(work, config=changed(work.config, **sections))
 
 
-def test_unknown_checkpoints_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_checkpoints_are_named() -> None:
     config = load_config(CONFIGS / "flux-kontext.yaml", ["--generator.path=someone/something"])
     with pytest.raises(ConfigError, match=r"generator\.path: 'someone/something' has no readable"):
         count_run(config)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from customized_grpo.errors import ConfigError
 from customized_grpo.runs.files import check_run
 from customized_grpo.tools.doctor.findings import Finding, from_error, ok, problem
+from customized_grpo.tools.doctor.packages import packages
 
 if TYPE_CHECKING:
     from customized_grpo.config import RunConfig
@@ -20,11 +21,7 @@ if TYPE_CHECKING:
 
 
 def examine(target: Path | None, overrides: Sequence[str]) -> Iterator[Finding]:
-    """Findings about this machine, and about a run or what fits.
-
-    Args:
-        target: config or folder of a run; None: the machine, and what fits.
-        overrides: of the config's fields.
+    """Findings about this machine and a target, a config or the folder of a run; None: what fits.
 
     Raises:
         ConfigError: if there is no such target.
@@ -36,8 +33,6 @@ def examine(target: Path | None, overrides: Sequence[str]) -> Iterator[Finding]:
         )
     if target is not None and target.is_dir():
         check_run(target)
-    from customized_grpo.tools.doctor.packages import packages
-
     yield from packages()
     if broken := _import_error():
         yield broken
@@ -53,22 +48,19 @@ def examine(target: Path | None, overrides: Sequence[str]) -> Iterator[Finding]:
         yield disk("disk of runs", Path("runs"))
         yield from _what_fits(machine)
         return
+    from customized_grpo.config import load_config
+    from customized_grpo.runs.run import Run
+
     try:
-        config = _read(target, overrides)
+        if target.is_dir():
+            config = Run.open(target, overrides).config
+        else:
+            config = load_config(target, overrides)
     except ConfigError as error:
         yield from_error("config", error)
         return
     yield ok("config", f"{target} is valid")
     yield from _planned(config, machine, resumes=target.is_dir())
-
-
-def _read(target: Path, overrides: Sequence[str]) -> RunConfig:
-    from customized_grpo.config import load_config
-    from customized_grpo.runs.run import Run
-
-    if target.is_dir():
-        return Run.open(target, overrides).config
-    return load_config(target, overrides)
 
 
 def _import_error() -> Finding | None:
@@ -85,18 +77,17 @@ def _planned(config: RunConfig, machine: Machine, *, resumes: bool) -> Iterator[
     from customized_grpo.tools.doctor.memory import memory, predict
     from customized_grpo.tools.doctor.weights import weights
 
-    yield from run.settings(config, machine)
+    yield from run.settings(config)
     yield from run.plugs(config)
     yield from run.state(config, resumes=resumes)
     yield from weights(config)
     yield from run.data(config)
+    work = None
     try:
         work = predict(config)
-    except ConfigError as error:
-        work = None
-        yield dataclasses.replace(from_error("memory", error), status="warning")
-    else:
         yield memory("memory", work, machine)
+    except ConfigError as error:
+        yield dataclasses.replace(from_error("memory", error), status="warning")
     yield from run.folders(config, work)
 
 

@@ -14,13 +14,10 @@ Status = Literal["ok", "warning", "problem"]
 class Finding:
     """One thing that was looked at."""
 
-    check: str
-    """What, or the field of the config."""
-    status: Status
-    """problem = the run would stop or not begin; warning = worth a look."""
+    check: str  # what, or the field of the config
+    status: Status  # problem = the run would stop or not begin; warning = worth a look
     found: str
-    fix: str = ""
-    """'' where nothing has to be done."""
+    fix: str = ""  # '' where nothing has to be done
 
 
 def ok(check: str, found: str) -> Finding:
@@ -59,6 +56,5 @@ def line(finding: Finding) -> str:
 def summary(findings: Iterable[Finding]) -> str:
     """How many there are of each kind."""
     count = Counter(finding.status for finding in findings)
-    problems, warnings = count["problem"], count["warning"]
-    words = f"{problems} problem{'s' * (problems != 1)}, {warnings} warning{'s' * (warnings != 1)}"
-    return f"{words}, {count['ok']} ok"
+    counts = [f"{count[word]} {word}{'s' * (count[word] != 1)}" for word in ("problem", "warning")]
+    return f"{', '.join(counts)}, {count['ok']} ok"

@@ -17,10 +17,7 @@ _POINTER = b"version https://git-lfs"
 def gaps(folder: Path, kind: CheckpointKind, file: str | None = None) -> list[str]:
     """What is missing or damaged, by its name in the folder; [] = it is complete.
 
-    Args:
-        folder: of the checkpoint.
-        kind: what it should hold.
-        file: name of the weights, where it is not the usual one.
+    ``file`` names the weights where they have not the usual name of a ``kind``.
     """
     if file is not None:
         return list(_damages(folder, [file]))
@@ -67,9 +64,8 @@ def _lora(folder: Path) -> Iterator[str]:
 
 
 def _texts(folder: Path) -> Iterator[str]:
-    for name in ("config.json", "tokenizer_config.json"):
-        if not (folder / name).is_file():
-            yield f"{name} is missing"
+    names = ("config.json", "tokenizer_config.json")
+    yield from (f"{name} is missing" for name in names if not (folder / name).is_file())
 
 
 def _any(folder: Path) -> Iterator[str]:

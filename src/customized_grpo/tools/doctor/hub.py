@@ -72,6 +72,7 @@ def _ask(repo: str) -> list[Any] | tuple[str, str]:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     api = HfApi(endpoint=constants.ENDPOINT)
+    login = "`hf auth login` or export HF_TOKEN"
     shown = re.sub("//.*@", "//", constants.ENDPOINT)  # a mirror's may hold a password
     try:
         about = api.model_info(repo, files_metadata=True, timeout=_SECONDS)
@@ -79,14 +80,11 @@ def _ask(repo: str) -> list[Any] | tuple[str, str]:
             api.auth_check(repo)
         return about.siblings or []
     except GatedRepoError:
-        who = "the token has no access"
-        if not get_token():
-            who = "HF_TOKEN is not set and nobody logged in"
-        fix = f"accept its licence at {shown}/{repo}, then `hf auth login` or export HF_TOKEN"
-        return f"it is gated, {who}", fix
+        token = "the token has no access"
+        who = token if get_token() else "HF_TOKEN is not set and nobody logged in"
+        return f"it is gated, {who}", f"accept its licence at {shown}/{repo}, then {login}"
     except RepositoryNotFoundError:
-        fix = "correct the id; for a private one, `hf auth login` or export HF_TOKEN"
-        return "the hub has none, or it is private", fix
+        return "the hub has none, or it is private", f"correct the id; for a private one, {login}"
     except HfHubHTTPError as error:
         code = error.response.status_code
         fix = "renew the token: `hf auth login`" if code in (401, 403) else "try again later"
@@ -105,8 +103,8 @@ def _download(checkpoint: Checkpoint, files: list[Any], state: str) -> Finding:
         wanted, pattern = checkpoint.file, re.escape(checkpoint.file)
     sizes = [f.size or 0 for f in files if re.fullmatch(pattern, f.rfilename)]
     if not sizes:
-        found = f"{state}; on the hub it has no {wanted}"
-        return problem(field, found, "name a repository in that format")
+        fix = "name a repository in that format"
+        return problem(field, f"{state}; on the hub it has no {wanted}", fix)
     cache = Path(constants.HF_HUB_CACHE)
     found = f"{state}; up to {gigabytes(sum(sizes))} will be downloaded"
     if (free := free_space(cache)) < sum(sizes):

@@ -25,11 +25,8 @@ class Place:
 
     name: str
     total: int
-    free: int
-    """What is not in use by others."""
+    free: int  # what is not in use by others
     is_gpu: bool = True
-    bf16: bool = True
-    """Whether bfloat16 is computed by hardware."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,8 +34,7 @@ class Machine:
     """Where a run may be computed."""
 
     ram: Place
-    gpus: tuple[Place, ...] = ()
-    """Those that answer."""
+    gpus: tuple[Place, ...] = ()  # those that answer
     broken: Mapping[int, str] = field(default_factory=dict)
     """What CUDA says of the others, by their number."""
 
@@ -55,32 +51,16 @@ def look() -> Machine:
     broken: dict[int, str] = {}
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         try:
-            gpus.append(_gpu(number))
+            card = torch.cuda.get_device_properties(number)
+            free, total = torch.cuda.mem_get_info(number)
         except Exception as error:  # a GPU that is busy or broken: torch has many types for it
             broken[number] = (str(error).splitlines() or [type(error).__name__])[0]
-    return Machine(ram=_ram(), gpus=tuple(gpus), broken=broken)
-
-
-def _gpu(number: int) -> Place:
-    import torch
-
-    properties = torch.cuda.get_device_properties(number)
-    free, total = torch.cuda.mem_get_info(number)
-    return Place(name=properties.name, total=total, free=free, bf16=properties.major >= 8)
-
-
-def _ram() -> Place:
-    import torch
-
-    memory, units = psutil.virtual_memory(), torch.cpu.get_capabilities()
+        else:
+            gpus.append(Place(name=card.name, total=total, free=free))
+    memory = psutil.virtual_memory()
     limit = min([memory.total, *_group_numbers("memory.max")])
-    return Place(
-        name="RAM",
-        total=limit,
-        free=min(memory.available, limit),
-        is_gpu=False,
-        bf16=any(units.get(name) for name in ("amx_tile", "avx512_bf16", "bf16")),
-    )
+    ram = Place(name="RAM", total=limit, free=min(memory.available, limit), is_gpu=False)
+    return Machine(ram=ram, gpus=tuple(gpus), broken=broken)
 
 
 def _group_numbers(name: str) -> list[int]:
@@ -94,18 +74,17 @@ def _group_numbers(name: str) -> list[int]:
 
 def hardware(machine: Machine) -> Iterator[Finding]:
     """What is there, and what keeps it from being used."""
-    yield _cpu(machine.ram)
+    yield _cpu()
     ram = machine.ram
     yield ok("ram", f"{gigabytes(ram.total)}, {gigabytes(ram.free)} of it available")
-    yield from _gpus(machine) if machine.gpus or machine.broken else _no_gpu()
+    yield from _gpus(machine) if machine.gpus or machine.broken else [_no_gpu()]
 
 
-def _cpu(ram: Place) -> Finding:
+def _cpu() -> Finding:
     import torch
 
     cores, threads = process_cores(), torch.get_num_threads()
-    half = "in hardware" if ram.bf16 else "emulated"
-    found = f"{cores} cores, threads of torch: {threads}, bfloat16 {half}"
+    found = f"{cores} cores, threads of torch: {threads}"
     if threads > cores:
         return warning("cpu", f"{found}: threads wait for each other", f"OMP_NUM_THREADS={cores}")
     return ok("cpu", found)
@@ -130,7 +109,6 @@ def _gpus(machine: Machine) -> Iterator[Finding]:
     numbers = (number for number in itertools.count() if number not in machine.broken)
     for number, gpu in zip(numbers, machine.gpus, strict=False):
         check, found = f"gpu {number}", f"{gpu.name}, {gigabytes(gpu.total)}, {software}"
-        found += f", bfloat16 {'in hardware' if gpu.bf16 else 'emulated'}"
         if gpu.free < 0.9 * gpu.total:
             fix = "end them (nvidia-smi lists them), or choose a GPU by CUDA_VISIBLE_DEVICES"
             yield warning(check, f"{found}: only {gigabytes(gpu.free)} not in use by others", fix)
@@ -138,20 +116,17 @@ def _gpus(machine: Machine) -> Iterator[Finding]:
             yield ok(check, found)
 
 
-def _no_gpu() -> Iterator[Finding]:
+def _no_gpu() -> Finding:
     import torch
 
     seen = driver_lines()
     if not seen:
-        yield ok("gpu", "none, the CPU does the work")
-    elif os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        yield warning("gpu", f"{seen[0]} is hidden", "unset CUDA_VISIBLE_DEVICES")
-    elif torch.version.cuda is None:
-        fix = "install the torch for your CUDA: pytorch.org/get-started/locally"
-        yield problem("gpu", f"{seen[0]} is there, torch {torch.__version__} is for CPUs", fix)
-    else:
-        fix = "update the driver, or install a torch for an older CUDA"
-        yield problem("gpu", f"{seen[0]} does not go with CUDA {torch.version.cuda} of torch", fix)
+        return ok("gpu", "none, the CPU does the work")
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return warning("gpu", f"{seen[0]} is hidden", "unset CUDA_VISIBLE_DEVICES")
+    found = f"{seen[0]} is there, torch {torch.__version__} (CUDA: {torch.version.cuda}) sees none"
+    fix = "update the driver, or install the torch for it: pytorch.org/get-started/locally"
+    return problem("gpu", found, fix)
 
 
 def driver_lines() -> list[str]:
@@ -170,13 +145,12 @@ def disk(check: str, folder: Path, needed: float = _LOW_DISK, what: str = "") ->
     Without ``what`` less than ``needed`` is only worth a look.
     """
     free = free_space(folder)
-    found = f"{gigabytes(free)} free at {folder}"
-    found += f", {what} need {gigabytes(needed)}" if what else ""
+    needs = f", {what} need {gigabytes(needed)}" if what else ""
+    found = f"{gigabytes(free)} free at {folder}{needs}"
     if free >= needed:
         return ok(check, found)
-    return (problem if what else warning)(
-        check, found, "free some, or choose a folder on another disk"
-    )
+    fix = "free some, or choose a folder on another disk"
+    return problem(check, found, fix) if what else warning(check, found, fix)
 
 
 def free_space(folder: Path) -> int:

@@ -9,16 +9,9 @@ from typing import Any
 from customized_grpo.assets import one_line
 from customized_grpo.config import RunConfig
 from customized_grpo.errors import ConfigError
-from customized_grpo.tools.doctor.findings import (
-    Finding,
-    from_error,
-    gigabytes,
-    ok,
-    problem,
-    warning,
-)
+from customized_grpo.tools.doctor.findings import Finding, from_error, gigabytes
 from customized_grpo.tools.doctor.machine import Machine
-from customized_grpo.tools.estimate.cost import Memory, memory_per_device
+from customized_grpo.tools.estimate.cost import Memory, predict_memory
 from customized_grpo.tools.estimate.workload import Workload, count_run
 
 _TIGHT = 0.9  # of the memory: the prediction leaves out fragmentation and kernels' workspaces
@@ -32,11 +25,7 @@ Changes = dict[str, Any]
 
 
 def predict(config: RunConfig) -> Workload:
-    """Counts the run, which takes seconds.
-
-    Raises:
-        ConfigError: if it cannot be counted.
-    """
+    """Counts the run, which takes seconds, or a ConfigError where that is not possible."""
     with one_line("generator: cannot be counted"):
         return count_run(config)
 
@@ -47,13 +36,14 @@ def memory(check: str, work: Workload, machine: Machine) -> Finding:
     found = f"{gigabytes(used.total)} predicted ({_largest(used)}), {place.name} has "
     found += f"{gigabytes(place.total)}, {gigabytes(place.free)} free{_processes(work, machine)}"
     room = _TIGHT * place.total
+    if used.total <= min(room, place.free):
+        return Finding(check=check, status="ok", found=found)
     if used.total > place.total:
-        return problem(check, found, _advice(work, machine, room))
-    if used.total > min(room, place.free):
-        others = "end what else uses it, or " if used.total > place.free else ""
-        fix = others + _advice(work, machine, min(room, place.free))
-        return warning(check, f"{found}: tight", fix)
-    return ok(check, found)
+        fix = _advice(work, machine, room)
+        return Finding(check=check, status="problem", found=found, fix=fix)
+    others = "end what else uses it, or " if used.total > place.free else ""
+    fix = others + _advice(work, machine, min(room, place.free))
+    return Finding(check=check, status="warning", found=f"{found}: tight", fix=fix)
 
 
 def what_fits(name: str, config: RunConfig, machine: Machine) -> Finding:
@@ -72,7 +62,10 @@ def _num_devices(work: Workload, machine: Machine) -> int:
 
 
 def _predicted(work: Workload, machine: Machine) -> Memory:
-    return memory_per_device(work, _num_devices(work, machine))
+    config, count = work.config, _num_devices(work, machine)
+    generator: Any = config.generator
+    checkpointing = generator.gradient_checkpointing
+    return predict_memory(work, count, fsdp=config.fsdp, checkpointing=checkpointing)
 
 
 def _processes(work: Workload, machine: Machine) -> str:

@@ -17,15 +17,16 @@ _CONTRIBUTORS = {"dev", "docs"}
 
 
 def packages(package: str = PACKAGE) -> Iterator[Finding]:
-    """Versions, and extras that are not there.
-
-    Args:
-        package: installed distribution whose metadata are read.
-    """
+    """Versions, and extras that are not there, by the metadata of an installed package."""
     about = metadata(package)
     wanted = [Requirement(text) for text in about.get_all("Requires-Dist") or ()]
     (python,) = about.get_all("Requires-Python") or [""]
-    yield _python(python)
+    found = platform.python_version()
+    if SpecifierSet(python).contains(found, prereleases=True):
+        yield ok("python", found)
+    else:
+        fix = f"make an environment with a Python {python}"
+        yield problem("python", f"{found}, but {python} is needed", fix)
     lacking = _lacking(wanted)
     for requirement, text in lacking.items():
         fix = f"pip install '{requirement.name}{requirement.specifier}'"
@@ -40,14 +41,6 @@ def packages(package: str = PACKAGE) -> Iterator[Finding]:
         else:
             there.append(extra)
     yield ok("extras", f"there are {', '.join(there) or 'none'}")
-
-
-def _python(required: str) -> Finding:
-    found = platform.python_version()
-    if SpecifierSet(required).contains(found, prereleases=True):
-        return ok("python", found)
-    fix = f"make an environment with a Python {required}"
-    return problem("python", f"{found}, but {required} is needed", fix)
 
 
 def _lacking(requirements: Sequence[Requirement], extra: str = "") -> dict[Requirement, str]:

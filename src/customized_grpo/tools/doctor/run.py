@@ -23,14 +23,14 @@ from customized_grpo.runs.checkpoint import newest_checkpoint
 from customized_grpo.runs.files import checkpoint_folders, finished_updates, holds_run
 from customized_grpo.runs.log import lock_folder, run_folder
 from customized_grpo.tools.doctor.findings import Finding, from_error, ok, problem, warning
-from customized_grpo.tools.doctor.machine import Machine, disk, existing
+from customized_grpo.tools.doctor.machine import disk, existing
 from customized_grpo.tools.estimate.workload import Workload
 from customized_grpo.training.build import make_optimizer
 
 _PROBE_BYTES = 2**20
 
 
-def settings(config: RunConfig, machine: Machine) -> Iterator[Finding]:
+def settings(config: RunConfig) -> Iterator[Finding]:
     """Fields that need something of the machine or of another package."""
     for check, build in (
         ("device", lambda: pick_device(config.device)),
@@ -40,12 +40,6 @@ def settings(config: RunConfig, machine: Machine) -> Iterator[Finding]:
             build()
         except ConfigError as error:
             yield from_error(check, error)
-    place = machine.place(config.device)
-    dtype = getattr(config.generator, "dtype", None)
-    half = "bfloat16" if dtype == "bfloat16" else config.mixed_precision
-    if half in ("bfloat16", "bf16") and not place.bf16:
-        fix = "mixed_precision: no and generator.dtype: float32, or other hardware"
-        yield warning("mixed_precision", f"{half}: {place.name} emulates it, slowly", fix)
 
 
 def plugs(config: RunConfig) -> Iterator[Finding]:
@@ -84,15 +78,9 @@ def _logged(texts: list[str]) -> Iterator[None]:
 
 def folders(config: RunConfig, work: Workload | None) -> Iterator[Finding]:
     """Where a run writes: whether it may, and whether there is room for its checkpoints."""
-    paths = {"output_dir": config.output_dir, "cache.folder": config.cache.folder}
-    for field, path in paths.items():
-        if path is None:
-            continue
-        if error := _write_error(Path(path)):
-            fix = f"make it writable, or set {field} to another folder"
-            yield problem(field, f"{path} cannot be written: {error}", fix)
-        else:
-            yield ok(field, f"{path} can be written")
+    yield _writable("output_dir", Path(config.output_dir))
+    if config.cache.folder is not None:
+        yield _writable("cache.folder", Path(config.cache.folder))
     check, folder = "disk of output_dir", Path(config.output_dir)
     if work is None:
         yield disk(check, folder)
@@ -100,15 +88,16 @@ def folders(config: RunConfig, work: Workload | None) -> Iterator[Finding]:
         yield disk(check, folder, _checkpoint_bytes(work), "its checkpoints")
 
 
-def _write_error(folder: Path) -> str | None:
-    """Why a folder cannot be written: found by writing, which a full disk refuses too."""
+def _writable(field: str, folder: Path) -> Finding:
+    """Found by writing, which a full disk refuses too."""
     try:
         with tempfile.TemporaryFile(dir=existing(folder)) as file:
             file.write(bytes(_PROBE_BYTES))
             file.flush()
     except OSError as error:
-        return error.strerror or str(error)
-    return None
+        fix = f"make it writable, or set {field} to another folder"
+        return problem(field, f"{folder} cannot be written: {error.strerror or error}", fix)
+    return ok(field, f"{folder} can be written")
 
 
 def _checkpoint_bytes(work: Workload) -> float:
@@ -120,12 +109,7 @@ def _checkpoint_bytes(work: Workload) -> float:
 
 
 def state(config: RunConfig, *, resumes: bool) -> Iterator[Finding]:
-    """Looks at a run that is there already.
-
-    Args:
-        config: the run's.
-        resumes: whether RUN was given, which is to be gone on with.
-    """
+    """Whether the run's folder is free, or holds what a run that resumes needs."""
     folder = Path(config.output_dir) / config.name
     if resumes:
         yield from _resumed(folder)

@@ -16,24 +16,23 @@ from customized_grpo.tools.doctor.findings import Finding, from_error, gigabytes
 
 def named(config: RunConfig) -> list[Checkpoint]:
     """All checkpoints of a config, each once: the first field that names it counts."""
-    found = [
-        dataclasses.replace(checkpoint, field=f"{section}.{checkpoint.field}")
-        for section, plug in config.plugs().items()
-        for checkpoint in plug.checkpoints()
-    ]
-    if config.evaluation.classifier is not None:
-        path = config.evaluation.classifier
-        found.append(Checkpoint(field="evaluation.classifier", path=path, kind="model"))
-    first = {(c.path, c.kind, c.file): c for c in reversed(found)}
-    return [c for c in found if first[c.path, c.kind, c.file] is c]
+    found: dict[tuple[str, str, str | None], Checkpoint] = {}
+    for section, plug in config.plugs().items():
+        for c in plug.checkpoints():
+            named_so = dataclasses.replace(c, field=f"{section}.{c.field}")
+            found.setdefault((c.path, c.kind, c.file), named_so)
+    if path := config.evaluation.classifier:
+        last = Checkpoint(field="evaluation.classifier", path=path, kind="model")
+        found.setdefault((path, "model", None), last)
+    return list(found.values())
 
 
 def weights(config: RunConfig) -> Iterator[Finding]:
     """A finding for every checkpoint."""
-    yield from map(_weights, named(config))
+    return map(_look, named(config))
 
 
-def _weights(checkpoint: Checkpoint) -> Finding:
+def _look(checkpoint: Checkpoint) -> Finding:
     path = Path(checkpoint.path).expanduser()
     if checkpoint.kind in ("lora", "any") and path.is_file():
         return _local(checkpoint, path.parent, path.name)

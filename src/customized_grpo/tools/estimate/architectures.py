@@ -81,10 +81,6 @@ PIPELINES: dict[str, dict[str, Component]] = {
 }
 
 
-def _towers(kind: str, vision: dict[str, Any], text: dict[str, Any], **top: Any) -> Component:
-    return kind, {"vision_config": vision, "text_config": text, **top}
-
-
 def _tower(width: int, mlp: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
     return {
         "hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers,
@@ -92,35 +88,34 @@ def _tower(width: int, mlp: int, layers: int, heads: int, **more: Any) -> dict[s
     }  # fmt: skip
 
 
-_VIT_H = _towers(
+_CLIP_L: Component = (
     "CLIPModel",
-    _tower(1280, 5120, 32, 16, patch_size=14, image_size=224),
-    _tower(1024, 4096, 24, 16, vocab_size=49408, bos_token_id=49406, eos_token_id=49407),
-    projection_dim=1024,
-)
+    {"vision_config": _tower(1024, 4096, 24, 16, patch_size=14, image_size=224),
+     "text_config": _CLIP_L_TEXT, "projection_dim": 768},
+)  # fmt: skip
+_CLIP_H: Component = (
+    "CLIPModel",
+    {"vision_config": _tower(1280, 5120, 32, 16, patch_size=14, image_size=224),
+     "text_config": {**_CLIP_L_TEXT, **_tower(1024, 4096, 24, 16)}, "projection_dim": 1024},
+)  # fmt: skip
+
+
+def _siglip(patch: int, pixels: int, *tower: int) -> Component:
+    vision = _tower(*tower, patch_size=patch, image_size=pixels)
+    text = _tower(*tower, vocab_size=256000)
+    return "SiglipModel", {"vision_config": vision, "text_config": text}
+
+
 _DINO = {"patch_size": 14, "image_size": 224}  # 518 in its config, 224 in its preprocessing
 
 REWARDS: dict[str, Component] = {
     "facebook/dino-vits16": ("ViTModel", _tower(384, 1536, 12, 6, patch_size=16, image_size=224)),
     "facebook/dinov2-base": ("Dinov2Model", _DINO),
-    "openai/clip-vit-large-patch14": _towers(
-        "CLIPModel",
-        _tower(1024, 4096, 24, 16, patch_size=14, image_size=224),
-        _CLIP_L_TEXT,
-        projection_dim=768,
-    ),
-    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": _VIT_H,
-    "yuvalkirstain/PickScore_v1": _VIT_H,
-    "google/siglip2-base-patch16-224": _towers(
-        "SiglipModel",
-        _tower(768, 3072, 12, 12, patch_size=16, image_size=224),
-        _tower(768, 3072, 12, 12, vocab_size=256000),
-    ),
-    "google/siglip2-so400m-patch14-384": _towers(
-        "SiglipModel",
-        _tower(1152, 4304, 27, 16, patch_size=14, image_size=384),
-        _tower(1152, 4304, 27, 16, vocab_size=256000),
-    ),
+    "openai/clip-vit-large-patch14": _CLIP_L,
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": _CLIP_H,
+    "yuvalkirstain/PickScore_v1": _CLIP_H,
+    "google/siglip2-base-patch16-224": _siglip(16, 224, 768, 3072, 12, 12),
+    "google/siglip2-so400m-patch14-384": _siglip(14, 384, 1152, 4304, 27, 16),
     "Qwen/Qwen2-VL-7B-Instruct": (
         "Qwen2VLForConditionalGeneration",
         {"text_config": _QWEN_7B, "vision_config": {"embed_dim": 1280, "hidden_size": 3584}},

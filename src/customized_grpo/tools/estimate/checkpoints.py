@@ -18,28 +18,18 @@ _UNPADDED = {"Qwen2_5_VLForConditionalGeneration": 64}  # a prompt and what is w
 
 
 def pipeline_components(path: str) -> dict[str, Component]:
-    """The models of a pipeline checkpoint: transformer, vae, text_encoder, ...
-
-    Raises:
-        ConfigError: if neither a table here, a folder nor the hub knows them.
-    """
+    """The models of a pipeline checkpoint, or a ConfigError: transformer, vae, text_encoder, ..."""
     if path in PIPELINES:
         return PIPELINES[path]
-    index = _read(path, "model_index.json")
-    classes = {
-        name: entry[1]
-        for name, entry in index.items()
+    return {
+        name: (entry[1], _read(path, f"{name}/config.json"))
+        for name, entry in _read(path, "model_index.json").items()
         if isinstance(entry, list) and name.startswith(("transformer", "vae", "text_encoder"))
     }
-    return {name: (kind, _read(path, f"{name}/config.json")) for name, kind in classes.items()}
 
 
 def reward_component(path: str) -> Component:
-    """The model of a reward's checkpoint.
-
-    Raises:
-        ConfigError: as ``pipeline_components``.
-    """
+    """The model of a reward's checkpoint, or a ConfigError."""
     if path in REWARDS:
         return REWARDS[path]
     config = _read(path, "config.json")

@@ -25,10 +25,8 @@ class Cluster:
 
     device: Device
     num_devices: int = 1
-    fsdp: bool = False
-    """Shard the weights over the devices, in place of a copy on each (DDP)."""
-    rollout_mfu: float = DEFAULT_MFU
-    """The MFU of a rollout, also of encoding, decoding and scoring."""
+    fsdp: bool = False  # shard the weights over the devices, in place of a copy on each (DDP)
+    rollout_mfu: float = DEFAULT_MFU  # the MFU of a rollout, also of encoding, decoding and scoring
     update_mfu: float = DEFAULT_MFU
 
     def __post_init__(self) -> None:
@@ -47,13 +45,9 @@ class Cluster:
 class StageCost:
     """One stage of an iteration."""
 
-    flops: float
-    """Useful FLOPs of all devices together."""
-    bytes: float
-    """Bytes that the operators of all devices move."""
+    flops: float  # useful ones, of all devices together
     seconds: float
-    communication: float
-    """Seconds of it that only wait for other devices."""
+    communication: float  # seconds of it that only wait for other devices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,14 +55,11 @@ class Memory:
     """Bytes on each device."""
 
     transformer: float
-    trained: float
-    """Adapters, their gradients, the optimizer and the average."""
-    encoders: float
-    """VAE and text encoders that stay."""
+    trained: float  # with gradients, the optimizer and the average
+    encoders: float  # VAE and text encoders that stay
     rewards: float
     trajectories: float
-    activations: float
-    """Largest of any stage, with encoders that come for it."""
+    activations: float  # the largest of any stage, with encoders that come for it
 
     @property
     def total(self) -> float:
@@ -80,30 +71,18 @@ class Memory:
 class Estimate:
     """What a run will take."""
 
-    stages: dict[str, StageCost]
-    """The stages of one iteration: a rollout and its updates."""
+    stages: dict[str, StageCost]  # the stages of one iteration: a rollout and its updates
     seconds_per_iteration: float
     seconds_per_update: float
     images_per_second: float
     hours: float
     device_hours: float
-    memory: dict[str, Memory]
-    """'ddp' or 'fsdp', and maybe '+checkpointing' -> memory per device."""
-    layout: str
-    """The one that the run has."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        memory = {name: {**asdict(m), "total": m.total} for name, m in self.memory.items()}
-        return {**asdict(self), "memory": memory}
+    memory: dict[str, Memory]  # 'ddp' or 'fsdp', and maybe '+checkpointing' -> memory per device
+    layout: str  # the one that the run has
 
 
 def read_mfu(mfu: float | None, benchmark: Path | None) -> tuple[float, float]:
-    """MFU of rollout and update: given, measured (``benchmarks/mfu.py --json``), or assumed.
-
-    Raises:
-        ConfigError: if both are given, or the file is no output of the benchmark.
-    """
+    """MFU of rollout and update: given, measured (``benchmarks/mfu.py --json``), or assumed."""
     if benchmark is None:
         share = DEFAULT_MFU if mfu is None else mfu
         return share, share
@@ -131,7 +110,9 @@ def estimate(work: Workload, cluster: Cluster) -> Estimate:
     hours = seconds * train.num_updates / train.inner_updates / 3600
     generator: Any = work.config.generator
     memory = {
-        _layout(fsdp, checkpointing): _memory(work, cluster.num_devices, fsdp, checkpointing)
+        _layout(fsdp, checkpointing): predict_memory(
+            work, cluster.num_devices, fsdp=fsdp, checkpointing=checkpointing
+        )
         for fsdp in (False, True)
         for checkpointing in (False, True)
     }
@@ -147,19 +128,16 @@ def estimate(work: Workload, cluster: Cluster) -> Estimate:
     )
 
 
-def memory_per_device(work: Workload, num_devices: int) -> Memory:
-    """Predicted memory of a run as its config says."""
-    generator: Any = work.config.generator
-    return _memory(work, num_devices, work.config.fsdp, generator.gradient_checkpointing)
-
-
 def _layout(fsdp: bool, checkpointing: bool) -> str:
     return ("fsdp" if fsdp else "ddp") + ("+checkpointing" if checkpointing else "")
 
 
 def _stage_cost(stage: Stage, work: Workload, cluster: Cluster) -> StageCost:
     device, count = cluster.device, cluster.num_devices
-    share = _busiest_share(stage.name, work, count)
+    rollout, updates = work.config.rollout, work.config.train.inner_updates
+    units = work.samples // updates if stage.name == "update" else work.samples
+    units = rollout.prompts_per_rollout if stage.name == "encode" else units
+    share = math.ceil(units / count) / units  # of the busiest device: samples are not divided
     per_flop = stage.float32 / device.float32 + (1 - stage.float32) / device.bf16
     mfu = cluster.update_mfu if stage.name == "update" else cluster.rollout_mfu
     passes = math.ceil(stage.passes * share / stage.batch) if stage.weights else 0
@@ -171,32 +149,24 @@ def _stage_cost(stage: Stage, work: Workload, cluster: Cluster) -> StageCost:
         if cluster.fsdp:  # every pass gathers the weights, while the one before computes
             waits += max(0.0, passes * stage.weights * others / cluster.link - needed)
         if stage.name == "update":  # all gradients are summed, in float32
-            updates = work.config.train.inner_updates
             waits += updates * 2 * others * 4 * work.transformer.trained / cluster.link
-    return StageCost(
-        flops=stage.flops, bytes=stage.moved, seconds=needed + waits, communication=waits
-    )
+    return StageCost(flops=stage.flops, seconds=needed + waits, communication=waits)
 
 
-def _busiest_share(name: str, work: Workload, count: int) -> float:
-    """Part of a stage's work that the busiest device does: samples are not divided."""
-    rollout, updates = work.config.rollout, work.config.train.inner_updates
-    units = {"encode": rollout.prompts_per_rollout, "update": work.samples // updates}.get(
-        name, work.samples
-    )
-    return math.ceil(units / count) / units
-
-
-def _memory(work: Workload, count: int, sharded: bool, checkpointing: bool) -> Memory:
+def predict_memory(work: Workload, count: int, *, fsdp: bool, checkpointing: bool) -> Memory:
+    """Predicted memory of each of ``count`` devices."""
     config, model = work.config, work.transformer
     generator: Any = config.generator
-    share = 1 / count if sharded else 1.0
+    share = 1 / count if fsdp else 1.0
     transformer = model.parameters * weight_bytes(config) * share
-    if sharded:  # the block at work and the next one, whole
+    if fsdp:  # the block at work and the next one, whole
         transformer += 2 * model.block * weight_bytes(config)
     encoder_bytes = 4.0 if generator.dtype == "float32" else 2.0
     texts = work.encode.parameters * encoder_bytes
     vae = work.decode.parameters * encoder_bytes
+    # In float32: gradient, AdamW's two moments, the average, and an adapter's own weights.
+    per_trained = 4 + (8 if config.train.optimizer == "adamw" else 2)
+    per_trained += 4 * (config.train.ema_decay is not None) + 4 * (config.lora is not None)
     images = math.ceil(work.samples / count)
     batch = min(config.rollout.batch_size or images, images)
     pairs = math.ceil(images / config.train.inner_updates) * config.rollout.num_trained_steps
@@ -211,17 +181,9 @@ def _memory(work: Workload, count: int, sharded: bool, checkpointing: bool) -> M
     }
     return Memory(
         transformer=transformer,
-        trained=model.trained * _bytes_per_trained(work) * share,
+        trained=model.trained * per_trained * share,
         encoders=(texts + vae) * (1 - away),
         rewards=work.rewards.bytes,
         trajectories=images * config.rollout.num_trained_steps * 2 * 4 * model.latents,
         activations=max(stages.values()),
     )
-
-
-def _bytes_per_trained(work: Workload) -> float:
-    """Gradient, AdamW's two moments, the average, and an adapter's own weights, in float32."""
-    train = work.config.train
-    moments = 8 if train.optimizer == "adamw" else 2
-    average = 0 if train.ema_decay is None else 4
-    return 4 + moments + average + (4 if work.config.lora is not None else 0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,14 +26,10 @@ _aten = torch.ops.aten
 class Count:
     """What one call did."""
 
-    flops: float
-    """In matrix products, convolutions and attention: 2 per multiply-add."""
-    moved: float
-    """Bytes that its operators read and wrote, each for itself, as without fusion."""
+    flops: float  # in matrix products, convolutions and attention: 2 per multiply-add
     kept: float
     """Bytes it allocated that outlive it: its result, and what a backward pass will need."""
-    peak: float
-    """Largest number of bytes it had allocated at one time."""
+    peak: float  # largest number of bytes it had allocated at one time
 
 
 def count(function: Callable[[], object]) -> Count:
@@ -47,8 +43,7 @@ def count(function: Callable[[], object]) -> Count:
         result = function()
         kept = memory.now
     del result
-    total = flops.get_total_flops()
-    return Count(flops=total, moved=memory.moved, kept=kept, peak=memory.peak)
+    return Count(flops=flops.get_total_flops(), kept=kept, peak=memory.peak)
 
 
 def _forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
@@ -74,19 +69,15 @@ class _Memory(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.moved = self.now = self.peak = 0
+        self.now = self.peak = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        given, made = _tensors((args, kwargs)), _tensors(result)
-        if func.is_view or not made:  # a question about a tensor moves nothing either
-            return result
-        self.moved += sum(t.numel() * t.itemsize for t in given + made)
-        known = {t.untyped_storage()._cdata for t in given}
-        for storage in {t.untyped_storage()._cdata: t.untyped_storage() for t in made}.values():
-            if storage._cdata not in known:  # else it was written in place
+        known = _storages((args, kwargs))
+        for key, storage in _storages(result).items():
+            if key not in known:  # else it is a view, or was written in place
                 self.now += storage.nbytes()
                 weakref.finalize(storage, self._free, storage.nbytes())
         self.peak = max(self.peak, self.now)
@@ -96,16 +87,13 @@ class _Memory(TorchDispatchMode):
         self.now -= size
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+def _storages(tree: Any) -> dict[int, torch.UntypedStorage]:
+    tensors = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+    return {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors}
 
 
-_FAKE = FakeTensorMode()  # one for all: fake tensors of two modes do not go together
-
-
-def on_skeletons() -> AbstractContextManager[object]:
-    """Inside, new tensors are fake and lie on the CPU, beside the models made by ``make_fake``."""
-    return _FAKE
+on_skeletons = FakeTensorMode()  # one for all: fake tensors of two modes do not go together
+"""Inside, new tensors are fake and lie on the CPU, beside the models made by ``make_fake``."""
 
 
 @contextmanager
@@ -138,5 +126,5 @@ def make_fake(module: nn.Module) -> None:
 
 
 def _fake(tensor: Tensor) -> Tensor:
-    with _FAKE:
+    with on_skeletons:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")

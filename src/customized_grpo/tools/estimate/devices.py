@@ -1,8 +1,7 @@
-"""What devices can do at best: from their datasheets, or measured on this machine."""
+"""What devices can do at best: from their datasheets, and how fast this machine multiplies."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ import torch
 from customized_grpo.errors import ConfigError
 from customized_grpo.registry import nearest, one_of
 
-LOCAL = "local"
 _SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (4096, 1024, 1024))
 _GPU_SHAPES = ((8192, 8192, 8192), (8192, 4096, 4096), (16384, 3072, 12288))
 
@@ -22,26 +20,13 @@ class Device:
     """One accelerator, and how it is linked to others; bytes and FLOPs per second."""
 
     name: str
-    bf16: float
-    """Dense bfloat16 matrix products, accumulated in float32."""
-    float32: float
-    """float32 without TensorFloat-32, as PyTorch's default."""
-    memory: float
-    """Bytes."""
-    bandwidth: float
-    """Rate of its memory."""
-    link: float
-    """To the others of a node of 8, one direction."""
+    bf16: float  # dense bfloat16 matrix products, accumulated in float32
+    float32: float  # float32 without TensorFloat-32, as PyTorch's default
+    memory: float  # bytes
+    bandwidth: float  # rate of its memory
+    link: float  # to the others of a node of 8, one direction
     network: float
     """To other nodes, one direction; assumed: an InfiniBand or Ethernet port per device."""
-
-
-def _device(name: str, *numbers: float) -> Device:
-    bf16, float32, memory, bandwidth, link, network = numbers
-    return Device(
-        name=name, bf16=bf16 * 1e12, float32=float32 * 1e12, memory=memory * 1e9,
-        bandwidth=bandwidth * 1e9, link=link * 1e9, network=network * 1e9,
-    )  # fmt: skip
 
 
 # TFLOP/s without sparsity, GB, GB/s. NVIDIA's datasheets of A100 80GB SXM, H100 SXM, H200 SXM, HGX
@@ -49,50 +34,28 @@ def _device(name: str, *numbers: float) -> Device:
 # total. cpu: one core of an AMD EPYC with AVX512_BF16, measured (421 and 96 GFLOP/s at 1024^3),
 # the rest of its row assumed.
 DEVICES = {
-    device.name: device
-    for device in (
-        _device("a100-80gb", 312, 19.5, 80, 2039, 300, 25),
-        _device("h100", 989, 67, 80, 3350, 450, 50),
-        _device("h200", 989, 67, 141, 4800, 450, 50),
-        _device("b200", 2250, 75, 180, 8000, 900, 50),
-        _device("l40s", 362, 91.6, 48, 864, 32, 12.5),
-        _device("rtx4090", 165, 82.6, 24, 1008, 32, 3),
-        _device("cpu", 0.421, 0.096, 4, 10, 5, 1),
+    name: Device(
+        name=name, bf16=bf16 * 1e12, float32=float32 * 1e12, memory=memory * 1e9,
+        bandwidth=bandwidth * 1e9, link=link * 1e9, network=network * 1e9,
     )
-}
+    for name, bf16, float32, memory, bandwidth, link, network in (
+        ("a100-80gb", 312, 19.5, 80, 2039, 300, 25),
+        ("h100", 989, 67, 80, 3350, 450, 50),
+        ("h200", 989, 67, 141, 4800, 450, 50),
+        ("b200", 2250, 75, 180, 8000, 900, 50),
+        ("l40s", 362, 91.6, 48, 864, 32, 12.5),
+        ("rtx4090", 165, 82.6, 24, 1008, 32, 3),
+        ("cpu", 0.421, 0.096, 4, 10, 5, 1),
+    )
+}  # fmt: skip
 
 
 def find_device(name: str) -> Device:
-    """A device of the table, or this machine's (``local``), measured now.
-
-    Raises:
-        ConfigError: if there is none of the name.
-    """
-    if name == LOCAL:
-        return measure_local()
+    """A device of the table, or a ConfigError if there is none of the name."""
     if name not in DEVICES:
         fix = nearest(name, DEVICES) or "take the one that is most alike"
-        raise ConfigError(f"--device must be {one_of((*DEVICES, LOCAL))}, got {name!r}; {fix}")
+        raise ConfigError(f"--device must be {one_of(DEVICES)}, got {name!r}; {fix}")
     return DEVICES[name]
-
-
-def measure_local() -> Device:
-    """This machine's GPU, or its CPU with the threads that torch uses."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cuda":
-        memory: float = torch.cuda.get_device_properties(device).total_memory
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    bandwidth = measure_bandwidth(device)
-    return Device(
-        name=LOCAL,
-        bf16=matmul_peak(torch.bfloat16, device),
-        float32=matmul_peak(torch.float32, device),
-        memory=memory,
-        bandwidth=bandwidth,
-        link=bandwidth,  # several processes on one machine talk through its memory
-        network=bandwidth,
-    )
 
 
 def matmul_peak(
@@ -115,13 +78,6 @@ def matmul_peak(
 
         best = max(best, 2 * m * k * n / _fastest(multiply, device, repeats))
     return best
-
-
-def measure_bandwidth(device: torch.device, size: int = 2**28, repeats: int = 3) -> float:
-    """Bytes per second of a copy within the memory, read and written."""
-    source = torch.ones(size, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return 2 * size / _fastest(lambda: target.copy_(source), device, repeats)
 
 
 def _fastest(function: Callable[[], object], device: torch.device, repeats: int) -> float:

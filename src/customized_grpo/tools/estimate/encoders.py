@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,8 +25,7 @@ class EncoderCount:
 
     parameters: float
     flops: float
-    peak: float
-    """Bytes of activations."""
+    peak: float  # bytes of activations
 
     @classmethod
     def of(cls, model: nn.Module, counted: Count, more: float = 0.0) -> EncoderCount:
@@ -38,19 +37,12 @@ class EncoderCount:
 class RewardCount:
     """All rewards of a run."""
 
-    parameters: dict[str, float] = field(default_factory=dict)
-    """Weights by checkpoint, which rewards share."""
     bytes: float
-    image_flops: float
-    """FLOPs of scoring one image."""
-    example_flops: float
-    """FLOPs of one prompt and its references."""
-    float32: float
-    """Share of the FLOPs that are computed in float32; HPSv3's are in bfloat16."""
-    peak: float
-    """Bytes of activations for one image."""
-    unknown: tuple[str, ...]
-    """Rewards that were not counted."""
+    image_flops: float  # FLOPs of scoring one image
+    example_flops: float  # FLOPs of one prompt and its references
+    float32: float  # share of the FLOPs that are computed in float32; HPSv3's are in bfloat16
+    peak: float  # bytes of activations for one image
+    unknown: tuple[str, ...]  # rewards that were not counted
 
 
 def count_vae(
@@ -62,26 +54,21 @@ def count_vae(
 ) -> tuple[EncoderCount, EncoderCount]:
     """Decoding of one image, and encoding of one example's references; sizes in pixels."""
     vae = skeleton(component, dtype)
-    channels, factor, is_video = _latents(vae.config)
+    is_video = "z_dim" in vae.config
+    channels = vae.config.z_dim if is_video else vae.config.latent_channels
+    halvings = vae.config.temperal_downsample if is_video else vae.config.block_out_channels[1:]
+    frames, factor = (1,) * is_video, 2 ** len(halvings)
 
     def decode() -> object:
-        shape = (channels, *((1,) if is_video else ()), size[0] // factor, size[1] // factor)
+        latents = torch.empty(1, channels, *frames, *(s // factor for s in size), dtype=dtype)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            return vae.decode(torch.empty(1, *shape, dtype=dtype))
+            return vae.decode(latents)
 
     def encode() -> object:
-        frames = (1,) if is_video else ()
         return [vae.encode(torch.empty(1, _CHANNELS, *frames, *s, dtype=dtype)) for s in references]
 
-    with on_skeletons(), torch.no_grad():
+    with on_skeletons, torch.no_grad():
         return EncoderCount.of(vae, count(decode)), EncoderCount.of(vae, count(encode))
-
-
-def _latents(config: Any) -> tuple[int, int, bool]:
-    """Channels, pixels per latent, whether there is an axis of frames."""
-    if "z_dim" in config:
-        return config.z_dim, 2 ** len(config.temperal_downsample), True
-    return config.latent_channels, 2 ** (len(config.block_out_channels) - 1), False
 
 
 def count_text_encoder(
@@ -89,7 +76,7 @@ def count_text_encoder(
 ) -> EncoderCount:
     """One prompt of ``tokens``, of which ``picture_tokens`` are pictures (Qwen-Image-Edit)."""
     model = skeleton(component, dtype)
-    with on_skeletons(), torch.no_grad():
+    with on_skeletons, torch.no_grad():
         text = getattr(model, "model", model)
         text = getattr(text, "language_model", text)
         length = min(tokens, getattr(model.config, "max_position_embeddings", None) or tokens)
@@ -114,8 +101,8 @@ def _vision_flops(model: Any, tokens: int) -> float:
 
 def count_rewards(rewards: Sequence[RewardConfig], references: int) -> RewardCount:
     """Reward models, in float32 as they are loaded (HPSv3: bfloat16); each is run for itself."""
-    weights: dict[str, float] = {}
-    image = example = size = peak = half = 0.0
+    weights: dict[str, float] = {}  # bytes by checkpoint, which rewards share
+    image = example = peak = half = 0.0
     unknown = []
     for config in rewards:
         path = _checkpoint(config)
@@ -125,13 +112,11 @@ def count_rewards(rewards: Sequence[RewardConfig], references: int) -> RewardCou
         per_image, per_example = _count_reward(config, path, references)
         is_half = getattr(config, "dtype", "float32") == "bfloat16"
         half += per_image.flops * is_half
-        if path not in weights:
-            weights[path] = per_image.parameters
-            size += weights[path] * (2 if is_half else 4)
+        weights.setdefault(path, per_image.parameters * (2 if is_half else 4))
         image, example = image + per_image.flops, example + per_example
         peak = max(peak, per_image.peak)
     return RewardCount(
-        parameters=weights, bytes=size, image_flops=image, example_flops=example,
+        bytes=sum(weights.values()), image_flops=image, example_flops=example,
         float32=1 - half / image if image else 1.0, peak=peak,
         unknown=tuple(unknown),
     )  # fmt: skip
@@ -149,7 +134,7 @@ def _checkpoint(config: RewardConfig) -> str | None:
 def _count_reward(config: RewardConfig, path: str, references: int) -> tuple[EncoderCount, float]:
     """One image, and the FLOPs of one example (its prompt or references)."""
     model = skeleton(reward_component(path), getattr(torch, getattr(config, "dtype", "float32")))
-    with on_skeletons(), torch.no_grad():
+    with on_skeletons, torch.no_grad():
         if hasattr(getattr(model, "model", None), "language_model"):  # HPSv3
             read = count(lambda: _read_text(model.model.language_model, _HPSV3_TOKENS))
             return EncoderCount.of(model, read, _vision_flops(model, _HPSV3_PICTURE)), 0.0

@@ -32,9 +32,14 @@ def as_json(work: Workload, cluster: Cluster, result: Estimate, price: float | N
         "guidance_passes": work.guidance_passes,
         "not_counted": work.rewards.unknown,
     }
-    cost = None if price is None else result.device_hours * price
     return json.dumps(
-        {"cluster": asdict(cluster), "counts": counts, **result.as_dict(), "cost": cost}
+        {
+            "cluster": asdict(cluster),
+            "counts": counts,
+            **asdict(result),
+            "memory": {name: {**asdict(m), "total": m.total} for name, m in result.memory.items()},
+            "cost": None if price is None else result.device_hours * price,
+        }
     )
 
 
@@ -53,13 +58,12 @@ def _counted(work: Workload) -> str:
 
 def _times(result: Estimate) -> Table:
     table = Table("stage", title="one iteration (a rollout and its updates)")
-    for name in ("TFLOP", "FLOP / byte", "seconds", "of it waiting", "share"):
+    for name in ("TFLOP", "seconds", "of it waiting", "share"):
         table.add_column(name, justify="right")
     for name, stage in result.stages.items():
-        intensity = f"{stage.flops / stage.bytes:.0f}" if stage.bytes else ""
         share = stage.seconds / result.seconds_per_iteration
         table.add_row(
-            name, f"{stage.flops / 1e12:,.4g}", intensity, f"{stage.seconds:,.3g}",
+            name, f"{stage.flops / 1e12:,.4g}", f"{stage.seconds:,.3g}",
             f"{stage.communication:.2g}", f"{share:.0%}",
         )  # fmt: skip
     return table
@@ -67,11 +71,8 @@ def _times(result: Estimate) -> Table:
 
 def _memory_table(cluster: Cluster, result: Estimate) -> Table:
     room = cluster.device.memory
-    shown = {
-        name: memory
-        for name, memory in result.memory.items()
-        if cluster.num_devices > 1 or name.startswith("ddp")
-    }
+    is_one = cluster.num_devices == 1
+    shown = {n: m for n, m in result.memory.items() if not (is_one and n.startswith("fsdp"))}
     title = f"memory (* = this run; {cluster.device.name} has {room / 1e9:.0f})"
     table = Table("GB per device", title=title)
     for name in shown:
@@ -98,9 +99,6 @@ def _run(work: Workload, cluster: Cluster, result: Estimate, price: float | None
         f"assumed: MFU {cluster.rollout_mfu:.0%} (rollout), {cluster.update_mfu:.0%} (update); "
         "evaluation, checkpoints and loading not counted.",
     ]
-    if work.samples < cluster.num_devices:
-        idle = cluster.num_devices - work.samples
-        lines.append(f"! {idle} devices have no image: raise rollout.prompts_per_rollout.")
     if result.memory[result.layout].total > cluster.device.memory:
         lines.append("! does not fit (see docs/generators.md, Memory).")
     if work.rewards.unknown:

@@ -23,8 +23,7 @@ _DEPTHS = ("num_layers", "num_single_layers")  # of diffusers' transformers
 class Tokens:
     """What the transformer sees of one sample."""
 
-    target: tuple[int, int]
-    """Rows and columns."""
+    target: tuple[int, int]  # rows and columns
     references: tuple[tuple[int, int], ...]
     text: int
 
@@ -38,28 +37,16 @@ class Tokens:
 class TransformerCount:
     """One sample; bytes of activations grow in proportion to the batch, those of weights do not."""
 
-    parameters: float
-    """Weights of the model without adapters."""
-    trained: float
-    """Weights that are trained."""
-    forward_flops: float
-    """One pass without gradient, adapters merged."""
-    forward_moved: float
-    """Bytes its operators move, but for the weights."""
-    forward_peak: float
-    """Bytes of activations."""
+    parameters: float  # weights of the model without adapters
+    trained: float  # weights that are trained
+    forward_flops: float  # one pass without gradient, adapters merged
+    forward_peak: float  # bytes of activations
     pair_flops: float
     """Forward and backward with adapters; frozen weights need no gradient of their own."""
-    pair_moved: float
-    """As ``forward_moved``; the weights are read twice."""
-    pair_peak: float
-    """Bytes of activations, all kept for the backward pass."""
-    checkpointed_peak: float
-    """The same if only the inputs of the blocks are kept."""
-    block: float
-    """Parameters of the largest block."""
-    latents: float
-    """Numbers in the latents of one sample."""
+    pair_peak: float  # bytes of activations, all kept for the backward pass
+    checkpointed_peak: float  # the same if only the inputs of the blocks are kept
+    block: float  # parameters of the largest block
+    latents: float  # numbers in the latents of one sample
 
 
 def count_transformer(
@@ -114,9 +101,8 @@ def _measure(
 ) -> dict[str, float]:
     """The numbers of ``TransformerCount``, of a model as deep as the config says."""
     plain = skeleton(component, dtype)
-    with on_skeletons(), torch.no_grad():
+    with on_skeletons, torch.no_grad():
         forward = count(lambda: _run(plain, tokens, autocast))
-    weights = sum(p.numel() * p.itemsize for p in plain.parameters())
     model = build(component, dtype)
     if lora is None:
         model.requires_grad_(True).float()
@@ -126,7 +112,7 @@ def _measure(
             trust_autocast(model)
     make_fake(model)
     trained = [p for p in model.parameters() if p.requires_grad]
-    with on_skeletons():
+    with on_skeletons:
         for parameter in trained:  # as in all micro-batches but the first: gradients are added up
             parameter.grad = torch.empty_like(parameter)
         pair = count(lambda: _run(model, tokens, autocast).float().mean().backward())
@@ -136,10 +122,8 @@ def _measure(
         "parameters": parameters(plain),
         "trained": sum(parameter.numel() for parameter in trained),
         "forward_flops": forward.flops,
-        "forward_moved": forward.moved - weights,
         "forward_peak": forward.peak,
         "pair_flops": pair.flops,
-        "pair_moved": pair.moved - 2 * weights,
         "pair_peak": pair.peak,
         "checkpointed_kept": kept,
     }
@@ -163,11 +147,7 @@ def lora_targets(model: nn.Module) -> list[str]:
 
 
 def transformer_inputs(model: Any, tokens: Tokens, dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments for one sample, as the adapter of the family gives them.
-
-    Raises:
-        ConfigError: if the class is of none of the families.
-    """
+    """Arguments for one sample, as the adapter of its family gives them, or a ConfigError."""
     kind, config = type(model).__name__, model.config
     common: dict[str, Any] = {
         "hidden_states": torch.empty(1, tokens.image, config.in_channels, dtype=dtype),

@@ -10,7 +10,6 @@ import torch
 from customized_grpo.config import RunConfig
 from customized_grpo.errors import ConfigError, within
 from customized_grpo.generators.pipeline import PipelineConfig, Size
-from customized_grpo.tools.estimate.architectures import Component
 from customized_grpo.tools.estimate.checkpoints import pipeline_components, text_tokens
 from customized_grpo.tools.estimate.encoders import (
     EncoderCount,
@@ -30,20 +29,13 @@ class Stage:
     """What all devices together do in one stage of an iteration."""
 
     name: str
-    flops: float
-    """Useful ones: each once, without what is computed again to save memory."""
-    float32: float
-    """Share of the FLOPs that are computed in float32, the others in bfloat16."""
-    again: float = 0.0
-    """FLOPs of what is computed again."""
-    moved: float = 0.0
-    """Bytes read and written by the transformer's operators, each for itself."""
+    flops: float  # useful ones: each once, without what is computed again to save memory
+    float32: float  # share of the FLOPs that are computed in float32, the others in bfloat16
+    again: float = 0.0  # FLOPs of what is computed again
     weights: float = 0.0
     """Bytes of the transformer's weights, which every pass of every device reads."""
-    passes: int = 0
-    """(sample, step) pairs of the transformer."""
-    batch: int = 1
-    """Pairs per pass."""
+    passes: int = 0  # (sample, step) pairs of the transformer
+    batch: int = 1  # pairs per pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,13 +45,10 @@ class Workload:
     config: RunConfig
     tokens: Tokens
     transformer: TransformerCount
-    encode: EncoderCount
-    """One example: prompt and references; parameters: of all text encoders."""
-    decode: EncoderCount
-    """One image; parameters: of the VAE."""
+    encode: EncoderCount  # one example: prompt and references; parameters: of all text encoders
+    decode: EncoderCount  # one image; parameters: of the VAE
     rewards: RewardCount
-    guidance_passes: int
-    """Passes of the transformer per velocity."""
+    guidance_passes: int  # passes of the transformer per velocity
 
     @property
     def samples(self) -> int:
@@ -84,48 +73,39 @@ class Workload:
 
     def stages(self) -> tuple[Stage, ...]:
         """encode, rollout, decode, reward, update."""
-        rewards, prompts = self.rewards, self.config.rollout.prompts_per_rollout
+        config, model, rewards = self.config, self.transformer, self.rewards
+        generator: Any = config.generator
+        prompts = config.rollout.prompts_per_rollout
         scored = self.samples * rewards.image_flops + prompts * rewards.example_flops
-        dtype, autocast = _precision(self.config)
+        dtype, autocast = _precision(config)
         is_float32 = float(dtype == torch.float32)
         by_autocast = is_float32 * (not autocast)
-        decoded = self.samples * self.decode.flops
-        return (
-            Stage(name="encode", flops=prompts * self.encode.flops, float32=is_float32),
-            self._rollout(by_autocast),
-            Stage(name="decode", flops=decoded, float32=by_autocast),
-            Stage(name="reward", flops=scored, float32=rewards.float32),
-            self._update(by_autocast),
-        )
-
-    def _rollout(self, float32: float) -> Stage:
-        model, passes = self.transformer, self.guidance_passes * self.velocities
-        return Stage(
-            name="rollout",
-            flops=passes * model.forward_flops,
-            float32=float32,
-            moved=passes * model.forward_moved,
-            weights=model.parameters * weight_bytes(self.config),
-            passes=passes,
-            batch=self.config.rollout.batch_size or self.samples,
-        )
-
-    def _update(self, float32: float) -> Stage:
-        """Also the untuned model's velocities, for the KL, and what checkpointing repeats."""
-        config, model = self.config, self.transformer
-        generator: Any = config.generator
+        weights = model.parameters * weight_bytes(config)
+        passes = self.guidance_passes * self.velocities
         trained = self.guidance_passes * self.pairs
         untuned = trained if config.loss.kl_weight else 0
         again = trained if generator.gradient_checkpointing else 0
-        return Stage(
-            name="update",
-            flops=trained * model.pair_flops + untuned * model.forward_flops,
-            float32=float32,
-            again=again * model.forward_flops,
-            moved=trained * model.pair_moved + (untuned + again) * model.forward_moved,
-            weights=model.parameters * weight_bytes(config),
-            passes=2 * trained + untuned,  # what is computed again finds its weights there
-            batch=config.train.micro_batch_size or self.pairs,
+        return (
+            Stage(name="encode", flops=prompts * self.encode.flops, float32=is_float32),
+            Stage(
+                name="rollout",
+                flops=passes * model.forward_flops,
+                float32=by_autocast,
+                weights=weights,
+                passes=passes,
+                batch=config.rollout.batch_size or self.samples,
+            ),
+            Stage(name="decode", flops=self.samples * self.decode.flops, float32=by_autocast),
+            Stage(name="reward", flops=scored, float32=rewards.float32),
+            Stage(
+                name="update",
+                flops=trained * model.pair_flops + untuned * model.forward_flops,
+                float32=by_autocast,
+                again=again * model.forward_flops,
+                weights=weights,
+                passes=2 * trained + untuned,  # what is computed again finds its weights there
+                batch=config.train.micro_batch_size or self.pairs,
+            ),
         )
 
 
@@ -146,10 +126,10 @@ def _precision(config: RunConfig) -> tuple[torch.dtype, bool]:
 
 
 def count_run(config: RunConfig, references: int = 1, text: int | None = None) -> Workload:
-    """Counts a run.
+    """Counts a run; the weights that its config names need not be there.
 
     Args:
-        config: of the run; the weights that it names need not be there.
+        config: of the run.
         references: square pictures of the subject per prompt.
         text: tokens of a prompt; None = what the generator pads to.
 
@@ -164,7 +144,10 @@ def count_run(config: RunConfig, references: int = 1, text: int | None = None) -
         )
     with within("generator"):
         components = pipeline_components(generator.path)
-        size, seen = _sizes(generator, components, references)
+        native = components["vae"][1].get("sample_size", _NATIVE_SIZE)
+        size = (generator.height or native, generator.width or native)
+        square = (_NATIVE_SIZE, _NATIVE_SIZE)
+        seen = [generator.reference_size(square, size, references, _PATCH)] * references
         pictures = generator.picture_tokens(references)
         if text is None:
             text = (generator.max_sequence_length or text_tokens(generator.path)) + pictures
@@ -193,16 +176,6 @@ def count_run(config: RunConfig, references: int = 1, text: int | None = None) -
         rewards=count_rewards(config.rewards, references),
         guidance_passes=passes,
     )
-
-
-def _sizes(
-    generator: PipelineConfig, components: dict[str, Component], count: int
-) -> tuple[Size, list[Size]]:
-    """Pixels of the target, and of square references."""
-    native = components["vae"][1].get("sample_size", _NATIVE_SIZE)
-    target = (generator.height or native, generator.width or native)
-    square = (_NATIVE_SIZE, _NATIVE_SIZE)
-    return target, [generator.reference_size(square, target, count, _PATCH)] * count
 
 
 def _grid(size: Size) -> tuple[int, int]:
