@@ -131,6 +131,15 @@ def test_infinite_scores_are_nan(many: list[Example]) -> None:
     assert column.isnan().tolist() == [True, False, False]
 
 
+def test_scores_come_to_the_device_of_the_images(many: list[Example]) -> None:
+    """As those of a reward that returns CPU tensors in a run on a GPU."""
+    rewards = RewardSet([CLIP], CPU)
+    rewards._rewards[0] = _Faulty("infinite")
+    scores = rewards.score(targets(many[:3]).to("meta"), many[:3])
+    assert (scores.scores.device.type, scores.scores.dtype) == ("meta", torch.float32)
+    assert scores.errors == ()
+
+
 @pytest.mark.parametrize(
     ("behaviour", "message"),
     [

@@ -18,7 +18,9 @@ class Reward(Protocol):
     """Scores images; higher is better, NaN is 'cannot be scored'."""
 
     def score(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
-        """Scores ``[B]`` float32 of images ``[B, 3, H, W]`` in [0, 1] for their examples.
+        """Scores ``[B]``, on any device, of images ``[B, 3, H, W]`` in [0, 1] for their examples.
+
+        It may be called from another thread than the one that samples, never twice at a time.
 
         Raises:
             RewardError: if the batch could not be scored; its scores become NaN.
@@ -117,7 +119,7 @@ class RewardSet:
         errors: list[str] = []
         for name, reward in zip(self.names, self._rewards, strict=True):
             try:
-                column = _column(reward.score(images, examples), len(images))
+                column = _column(reward.score(images, examples), images)
             except (ConfigError, DataError):
                 raise
             except Exception as error:
@@ -132,12 +134,13 @@ class RewardSet:
         return RewardScores(scores=torch.stack(columns, 1), names=self.names, errors=tuple(errors))
 
 
-def _column(scores: Tensor, count: int) -> Tensor:
-    if scores.shape != (count,):
+def _column(scores: Tensor, images: Tensor) -> Tensor:
+    """Scores ``[B]`` of any type, wherever the reward has computed them, beside the images."""
+    if scores.shape != images.shape[:1]:
         raise RewardError(
-            f"must return one score per image, shape ({count},), got {tuple(scores.shape)}"
+            f"must return one score per image, shape ({len(images)},), got {tuple(scores.shape)}"
         )
-    return scores.float()
+    return scores.to(images.device, torch.float32)
 
 
 def distinct(examples: Sequence[Example]) -> tuple[list[Example], Tensor]:
