@@ -50,7 +50,9 @@ class Interrupts:
             Interrupted: in all of them, if a signal has reached any.
         """
         has_come = self.received is not None
-        if has_come if self._ranks is None else self._ranks.any(has_come):
+        if self._ranks is not None:
+            has_come = self._ranks.any(has_come)
+        if has_come:
             raise everywhere(Interrupted(self.received or signal.SIGTERM))
 
     def check_alone(self) -> None:

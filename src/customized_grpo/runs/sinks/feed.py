@@ -137,16 +137,19 @@ class Feed:
     def _send_new(self, sink: Sink) -> None:
         """Sends what has come, by update: its row, then its picture."""
         self._reader.read()
-        news: list[tuple[int, str, Callable[[], None]]] = []
-        for row in self._reader.rows:
-            update, values = row["update"], {n: v for n, v in row.items() if n != "update"}
-            news.append((update, "row", partial(sink.metrics, update, values)))
-        # A picture is written after the row of its update; the base's has none.
-        last = max((update for update, *_ in news), default=0)
-        for file in (self._run.folder / SAMPLES).glob("*.png"):
-            if file.stem.isdecimal() and (update := int(file.stem)) <= last:
+        rows, news = self._reader.rows, []
+        for row in rows:
+            if (update := row["update"]) > self._sent["row"]:
+                values = {name: value for name, value in row.items() if name != "update"}
+                news.append((update, "row", partial(sink.metrics, update, values)))
+        # A picture is written after the row of its update; the base's may have none.
+        last = rows[-1]["update"] if rows else 0
+        files = [
+            file for file in (self._run.folder / SAMPLES).glob("*.png") if file.stem.isdecimal()
+        ]
+        for file in files:
+            if self._sent["picture"] < (update := int(file.stem)) <= last:
                 news.append((update, "picture", partial(sink.picture, update, file)))
-        news = [entry for entry in news if entry[0] > self._sent[entry[1]]]
         for update, kind, send in sorted(news, key=lambda entry: (entry[0], entry[1] == "picture")):
             self._attempt(send)
             self._sent = {**self._sent, kind: update}
