@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from _tokenizers import MAX_TOKENS, clip_tokenizer, t5_tokenizer
-from _training import Run
+from _training import Run, batches, to_bytes
 from diffusers import (
     AutoencoderTiny,
     FlowMatchEulerDiscreteScheduler,
@@ -160,25 +160,20 @@ class Flaws:
 
 
 class Pairs:
-    """Endless (reference, prompt, target) triples as a generator sees them."""
+    """Endless (reference, prompt, target) triples, rendered and tokenised."""
 
-    def __init__(self, vae: AutoencoderTiny, tokenizers, flaws: Flaws) -> None:
-        self._world, self._vae, self._flaws = EmojiWorld("train"), vae, flaws
-        self._tokenizers = tokenizers
+    def __init__(self, tokenizers, flaws: Flaws, size: int) -> None:
+        self._world, self._tokenizers = EmojiWorld("train"), tokenizers
+        self._flaws, self._size = flaws, size
         self._same_noun: dict[str, list[int]] = defaultdict(list)
         for index in self._world.indices.tolist():
             self._same_noun[self._world.subjects[index].noun].append(index)
 
-    @torch.no_grad()
-    def batch(self, size: int, rng: torch.Generator) -> tuple[Tensor, ...]:
-        """Latents of targets and references ``[B, 16, 4 C]``, the share of each token that the
+    def batch(self, rng: torch.Generator) -> tuple[Tensor, ...]:
+        """Targets and references, uint8 ``[B, 3, 64, 64]``, the share of each token that the
         subject covers in the target ``[B, 16]``, token ids of CLIP and of T5."""
-        triples = self._world.sample(size, rng)
+        triples = self._world.sample(self._size, rng)
         targets, masks = self._flawed(triples, rng)
-        latents = [
-            pack(self._vae.encode(images * 2 - 1).latents)
-            for images in (targets, triples.references)
-        ]
         texts = [
             tokenizer(
                 triples.prompts,
@@ -191,7 +186,8 @@ class Pairs:
                 self._tokenizers, (MAX_TOKENS + 2, MAX_TOKENS), strict=True
             )
         ]
-        return (*latents, F.avg_pool2d(masks, 16).flatten(1), *texts)
+        subject = F.avg_pool2d(masks, 16).flatten(1)
+        return to_bytes(targets), to_bytes(triples.references), subject, *texts
 
     def _flawed(self, triples: EmojiBatch, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Targets and their subject masks, some of them flawed."""
@@ -229,17 +225,26 @@ def _one_missed(wanted: Attributes, rng: torch.Generator) -> Attributes:
     return replace(wanted, prop=prop, color=color, accessory=accessory)
 
 
+@torch.no_grad()
+def encode(vae: AutoencoderTiny, images: Tensor) -> Tensor:
+    """Latents ``[B, 16, 4 C]`` of uint8 pictures ``[B, 3, 64, 64]``."""
+    return pack(vae.encode(images.float() / 127.5 - 1).latents)
+
+
 def flow_matching_loss(
-    denoiser: Denoiser, batch: Sequence[Tensor], device: torch.device, rng: torch.Generator
+    denoiser: Denoiser, vae: AutoencoderTiny, batch: Sequence[Tensor], rng: torch.Generator
 ) -> Tensor:
     """Squared velocity error at logit-normal noise levels (SD3, arXiv:2403.03206).
 
     Tokens of the subject weigh up to five times as much: backgrounds are quickly learnt and their
-    random details never, while copying the subject from the reference takes long.
+    random details never, while copying the subject from the reference takes long. ``rng`` and the
+    models are on one device.
     """
-    clean, reference, subject, clip, t5 = (tensor.to(device) for tensor in batch)
-    sigma = torch.sigmoid(torch.randn(len(clean), generator=rng) + 0.3).to(device)
-    noise = torch.randn(clean.shape, generator=rng).to(device)
+    device = rng.device
+    targets, references, subject, clip, t5 = (t.to(device, non_blocking=True) for t in batch)
+    clean, reference = encode(vae, targets), encode(vae, references)
+    sigma = torch.sigmoid(torch.randn(len(clean), generator=rng, device=device) + 0.3)
+    noise = torch.randn(clean.shape, generator=rng, device=device)
     noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1))
     # Not on a CPU: without AMX its bfloat16 products are slower than those in float32.
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
@@ -278,28 +283,28 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--workers", type=int, default=0, help="processes that render")
     for flaw in fields(Flaws):
         parser.add_argument(f"--{flaw.name}", type=float, default=0.0, help="share of pairs")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    device = torch.device(args.device)
     tokenizers = (clip_tokenizer(), t5_tokenizer())
-    vae = AutoencoderTiny.from_pretrained(args.vae)
+    vae = AutoencoderTiny.from_pretrained(args.vae).to(args.device)
     denoiser = Denoiser(tokenizers[0], len(tokenizers[1]), 4 * vae.config.latent_channels)
     if args.init is not None:
         warm_start(denoiser, args.init)
-    denoiser.to(device)
+    denoiser.to(args.device)
     if args.device == "cpu":
         use_cpu_blocks(denoiser.transformer, NUM_TOKENS)
     run = Run(args.out, denoiser, peak_lr=args.lr, num_steps=args.steps)
     flaws = Flaws(copy=args.copy, lost=args.lost, missed=args.missed)
-    pairs = Pairs(vae, tokenizers, flaws)
-    while run.step < args.steps:
-        rng = run.rng(args.seed)
-        run.update(flow_matching_loss(denoiser, pairs.batch(args.batch, rng), device, rng))
+    pairs = Pairs(tokenizers, flaws, args.batch)
+    for batch in batches(pairs.batch, run.left, seed=args.seed, workers=args.workers):
+        rng = run.rng(args.seed + 1, args.device)
+        run.update(flow_matching_loss(denoiser, vae, batch, rng))
     denoiser.load_state_dict(run.ema.shadow)
     use_stock_blocks(denoiser.transformer)
-    save_pipeline(denoiser.to("cpu"), vae, tokenizers, args.out / "pipeline")
+    save_pipeline(denoiser.to("cpu"), vae.to("cpu"), tokenizers, args.out / "pipeline")
 
 
 if __name__ == "__main__":

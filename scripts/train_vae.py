@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from _training import Run
+from _training import Run, batches, to_bytes
 from diffusers import AutoencoderTiny
 from torch import Tensor
 
@@ -91,13 +91,33 @@ def set_encoder(vae: AutoencoderTiny, mean: Tensor, components: Tensor) -> None:
     last.bias.copy_(-(mean @ components))
 
 
-def decoder_loss(vae: AutoencoderTiny, images: Tensor, masks: Tensor, rng: torch.Generator):
+class Pictures:
+    """Pictures uint8 ``[B, 3, 64, 64]`` and masks of their subjects ``[B, 1, 64, 64]``."""
+
+    def __init__(self, size: int) -> None:
+        self._world, self._size = EmojiWorld("train"), size
+
+    def batch(self, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        batch = self._world.sample(self._size // 2, rng)
+        images = torch.cat([batch.targets, batch.references])
+        masks = torch.cat([batch.target_masks, batch.reference_masks])
+        return to_bytes(images), to_bytes(masks)
+
+
+def decoder_loss(
+    vae: AutoencoderTiny, images: Tensor, masks: Tensor, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Mean |error| + 2 error^2 of the pixels, those of the subject weigh more; mean square."""
+    device = rng.device
+    images = images.to(device).float() / 127.5 - 1
+    images = images.to(memory_format=torch.channels_last)
     with torch.no_grad():
         latents = vae.encode(images).latents
-    decoded = vae.decode(latents + LATENT_NOISE * torch.randn(latents.shape, generator=rng)).sample
-    error = decoded - images
-    weight = 1 + SUBJECT_WEIGHT * masks
+    noise = torch.randn(latents.shape, generator=rng, device=device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        decoded = vae.decode(latents + LATENT_NOISE * noise).sample
+    error = decoded.float() - images
+    weight = 1 + SUBJECT_WEIGHT / 255 * masks.to(device)
     distance = error.abs() + 2 * error.square()
     return (weight * distance).mean() / weight.mean(), error.square().mean()
 
@@ -121,24 +141,22 @@ def main() -> None:
     parser.add_argument("--patches", type=int, default=6_000, help="pictures for the encoder")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--workers", type=int, default=0, help="processes that render")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     vae = build_vae(args.channels)
     set_encoder(vae, *patch_components(args.channels, args.patches, args.seed + 1))
     vae.register_to_config(sample_size=SIZE)
-    run = Run(args.out, vae.decoder, peak_lr=args.lr, num_steps=args.steps)
     vae.save_pretrained(args.out / "vae")  # its encoder is final: a generator may be trained now
-    world = EmojiWorld("train")
-    while run.step < args.steps:
-        rng = run.rng(args.seed)
-        batch = world.sample(args.batch // 2, rng)
-        images = torch.cat([batch.targets, batch.references]) * 2 - 1
-        masks = torch.cat([batch.target_masks, batch.reference_masks])
-        images = images.to(memory_format=torch.channels_last)
-        loss, mse = decoder_loss(vae, images, masks, rng)
+    vae.to(args.device)
+    run = Run(args.out, vae.decoder, peak_lr=args.lr, num_steps=args.steps)
+    pictures = Pictures(args.batch)
+    for images, masks in batches(pictures.batch, run.left, seed=args.seed, workers=args.workers):
+        loss, mse = decoder_loss(vae, images, masks, run.rng(args.seed + 1, args.device))
         run.update(loss, psnr=(-10 * (mse / 4).log10()).item())
     vae.decoder.load_state_dict(run.ema.shadow)
-    vae.save_pretrained(args.out / "vae")
+    vae.to("cpu").save_pretrained(args.out / "vae")
     print(json.dumps(psnr(vae, args.seed)))
 
 

@@ -136,7 +136,7 @@ def test_flawed_pairs_have_the_flaws_that_were_asked_for(monkeypatch: pytest.Mon
     triples = EmojiWorld("train").sample(400, torch.Generator().manual_seed(0))
 
     def share_of(**flaws: float) -> float:
-        pairs = script.Pairs(None, (), script.Flaws(**flaws))
+        pairs = script.Pairs((), script.Flaws(**flaws), 400)
         targets, _ = pairs._flawed(triples, torch.Generator().manual_seed(1))
         changed = (targets != triples.targets).flatten(1).any(1)
         if "copy" in flaws:
