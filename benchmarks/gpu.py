@@ -131,7 +131,8 @@ class Bench:
         except Exception:
             entry["error"] = traceback.format_exc()
         if "error" in entry:  # what it has left behind need not be in order
-            self.drop()
+            self._world = None
+        self.free()
         entry["part_seconds"] = time.monotonic() - started
         print(f"{name}: {entry['part_seconds']:.1f} s {entry.get('error', '')}", flush=True)
         self.save()
@@ -155,9 +156,13 @@ class Bench:
 
     def drop(self) -> None:
         """Frees the model's memory."""
+        self._world = None
+        self.free()
+
+    def free(self) -> None:
+        """Gives back what is not in use, so that no part begins in another one's fragments."""
         import torch
 
-        self._world = None
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -457,7 +462,7 @@ def layouts(bench: Bench, entry: dict[str, Any]) -> None:
         for on, micro in LAYOUTS:
             world.checkpointing(on)
             name = f"{'with' if on else 'without'} checkpointing, {micro} per backward"
-            pairs = 2 * micro if bench.options.tiny else 12
+            pairs = micro if bench.options.tiny else 12
             entry[name] = passes(bench, samples=micro, pairs=pairs, micro_batch_size=micro)
             bench.save()
     finally:
