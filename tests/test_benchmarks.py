@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -118,3 +120,105 @@ def test_evaluation_ends_with_its_numbers(
     patches = 2 * 196 * 768 * width
     assert result["flops_per_picture"] == pytest.approx(layers * per_layer + patches, rel=1e-3)
     assert (tmp_path / "evaluation" / "benchmark.json").exists()
+
+
+# Compiling takes a CPU minutes, and the embedded world's training has tests of its own.
+GPU_PARTS = ("peak", "iteration", "naive", "attention", "layouts", "profile", "fsdp")
+
+
+@pytest.fixture(scope="module")
+def gpu_result(tmp_path_factory: pytest.TempPathFactory):
+    """What the GPU's script leaves on a CPU: a process of its own, for it sets an alarm."""
+    out = tmp_path_factory.mktemp("gpu") / "gpu.json"
+    words = ["--device", "cpu", "--tiny", "--out", str(out), "--parts", ",".join(GPU_PARTS)]
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), *words]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(out.read_text()), run.stdout
+
+
+@pytest.mark.slow
+def test_the_gpu_script_measures_on_a_cpu(gpu_result) -> None:
+    result, _ = gpu_result
+    parts = result["parts"]
+    assert [name for name in parts if "error" in parts[name]] == []
+    iteration, rollout = parts["iteration"], result["rollout"]
+    assert set(iteration["stages"]) == {"data", "rollout", "reward", "update"}
+    assert iteration["reward_errors"] == []
+    assert iteration["trained_pairs"] == rollout["group_size"] * rollout["num_trained_steps"]
+    assert iteration["numbers"]["ratio_mean"] == 1
+    for way in (parts["naive"], parts["attention"]["native"], parts["fsdp"]):
+        assert way["forward_seconds"] > 0 < way["pair_seconds"]
+    assert parts["attention"]["_native_flash"]["pair_seconds"] > 0
+    assert "flash-attn" in parts["attention"]["flash"]["error"]
+    for kind in ("rollout", "update"):
+        assert parts["profile"][kind]["seconds_by_kind"]["matrix products"] > 0
+
+
+@pytest.mark.slow
+def test_the_gpu_tables_show_what_was_measured(gpu_result) -> None:
+    result, printed = gpu_result
+    part, predicted = result["parts"]["iteration"], result["predicted"]
+    seconds, peak = part["stages"]["update"]["seconds"], result["parts"]["peak"]
+    mfu = predicted["useful"]["update"] / seconds / peak["bf16_flops_per_second"]
+    assert f"| update: 8 pairs | {seconds:.2f} | {mfu:.0%} |" in printed
+    slow = result["parts"]["naive"]
+    rollout = 12 * slow["forward_seconds"] + 4 * slow["decode"]["seconds"]
+    (row,) = [line for line in printed.splitlines() if line.startswith("| rollout")]
+    assert row.endswith(f"| {rollout:.2f} |")
+
+
+def test_the_page_shows_the_gpu_tables(benchmark) -> None:
+    file = ROOT / "benchmarks" / "gpu.json"
+    result = json.loads(file.read_text()) if file.exists() else {}
+    page = (ROOT / "docs" / "performance.md").read_text()
+    assert benchmark("_gpu_tables").show(result) in page
+
+
+class StandInBench:
+    """As much of the benchmark as running a part takes."""
+
+    def __init__(self, deadline: float) -> None:
+        self.result: dict = {"parts": {}}
+        self.deadline = deadline
+        self.saved: list[dict] = []
+        self._world, self.freed = "a model", 0
+
+    def save(self) -> None:
+        self.saved.append(json.loads(json.dumps(self.result)))
+
+    def free(self) -> None:
+        self.freed += self._world is None
+        self._world = "a model"
+
+
+def test_a_part_that_fails_or_takes_too_long_ends_and_is_written(
+    benchmark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = benchmark("gpu")
+    bench = StandInBench(time.monotonic() + 60)
+
+    def fails(_: object, entry: dict) -> None:
+        entry["known"] = 1
+        raise ValueError("why")
+
+    def hangs(_: object, entry: dict) -> None:
+        entry["known"] = 2
+        while True:
+            try:
+                time.sleep(0.01)
+            except Exception:  # what a library might do
+                continue
+
+    monkeypatch.setattr(gpu, "PARTS", {"fails": (fails, 9), "hangs": (hangs, 0.1)})
+    for name in gpu.PARTS:
+        gpu.Bench.run(bench, name)
+    bench.deadline = time.monotonic()
+    gpu.Bench.run(bench, "fails")
+    first, second, third = (saved["parts"] for saved in bench.saved)
+    assert first["fails"]["known"] == 1
+    assert "ValueError: why" in first["fails"]["error"]
+    assert second["hangs"] | {"part_seconds": 0} == {
+        "known": 2, "error": "stopped after 0 s", "part_seconds": 0
+    }  # fmt: skip
+    assert third["fails"] == {"error": "no time was left"}
+    assert bench.freed == 2  # whatever a failed part has left behind
