@@ -83,8 +83,8 @@ def weighted_sum(results: Results) -> Figure:
     figure, panels = _panels(2, (9.6, 4.4))
     cell = results.of(results.main)[0]
     samples = torch.tensor([cell.advantages[name] for name in ("identity", "prompt")])
-    # Where two places are as good, a CPU's rounding chooses: no point of the grid has just the total
-    # of a level, and the labels are put on a line of their own.
+    # Where two places are as good, a CPU's rounding chooses: no point of the grid has just a total
+    # of a level's, and the labels are put on a line of their own.
     axis = torch.linspace(-3.1, 3, 37)
     labelled = torch.linspace(-2.2, 2.2, 441)[:, None] + torch.tensor([0.8, -0.8])
     grid = torch.cartesian_prod(axis, axis)  # (identity, prompt)
