@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -36,6 +37,9 @@ def test_what_is_installed_is_what_is_pinned(name):
 
 def test_the_installed_version_is_the_declared_one():
     assert version(PROJECT["name"]) == PROJECT["version"]
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert newest
+    assert Version(PROJECT["version"]).base_version == newest[1]
 
 
 def test_ci_runs_make_check():

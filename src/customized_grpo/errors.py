@@ -51,6 +51,17 @@ def within(section: str) -> Iterator[None]:
         raise ConfigError(f"{section}.{error}") from error
 
 
+@contextmanager
+def needs_extra(extra: str, who: str) -> Iterator[None]:
+    """Turns an ImportError raised inside into a ConfigError that says what to install for whom."""
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigError(
+            f"{who} needs the extra packages ({error}); pip install 'customized-grpo[{extra}]'"
+        ) from error
+
+
 _Error = TypeVar("_Error", bound=CustomizedGRPOError)
 
 

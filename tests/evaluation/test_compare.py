@@ -182,7 +182,10 @@ def test_a_failing_cell_is_named_and_the_others_are_kept(tmp_path: Path) -> None
             "method 'both': override must be a field of the config, got --train.lr",
         ),
         ({"methods": [BOTH, BOTH]}, r"methods\.1\.name must be unique, got 'both' twice"),
-        ({"methods": [BOTH | {"name": "base"}]}, r"methods\.0\.name must not be 'base', which the"),
+        *(
+            ({"methods": [BOTH | {"name": name}]}, rf"methods\.0\.name must not be '{name}', which")
+            for name in ("base", "pictures", "figures")
+        ),
         ({"overrides": {"output-dir": "x"}}, "overrides must not have output-dir, which the study"),
         ({"methods": [BOTH, LONGER]}, "method 'n': rollout.num_steps must be the same in all m"),
         ({"methods": [BOTH | {"overides": {}}]}, r"methods\.0\.overides must be a known field"),

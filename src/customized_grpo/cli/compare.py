@@ -57,19 +57,16 @@ def _compare(options: argparse.Namespace) -> None:
         run_task(study, study.task(options.cell))
         return
 
+    import torch
+
     from customized_grpo.evaluation.report.page import check_extra, study_pictures, write_report
     from customized_grpo.evaluation.report.tables import markdown
 
     check_extra()
-    results = compare(study, options.jobs or _default_jobs())
+    jobs = options.jobs or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
+    results = compare(study, jobs)
     flags = ["--results", str(options.results)] if options.results else []
     command = shlex.join(["cgrpo", "compare", str(options.study), *flags])
     page = write_report(results, study.results, command, study_pictures(results, study.results))
     print(markdown(results))
     print(f"report: {page}")
-
-
-def _default_jobs() -> int:
-    import torch
-
-    return 1 if torch.cuda.is_available() else os.cpu_count() or 1

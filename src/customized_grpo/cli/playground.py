@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from customized_grpo.cli.shared import hide_loading_bars, positive
-from customized_grpo.errors import ConfigError
+from customized_grpo.errors import needs_extra
 from customized_grpo.runs.interrupts import Interrupts
 
 
@@ -37,13 +37,8 @@ def add(commands: Any) -> None:
 
 def _playground(options: argparse.Namespace) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
-    try:
+    with needs_extra("playground", "playground"):
         from customized_grpo.tools.playground.page import serving
-    except ImportError as error:
-        raise ConfigError(
-            f"playground needs the extra packages ({error}); "
-            "pip install 'customized-grpo[playground]'"
-        ) from error
     from customized_grpo.tools.playground.session import Session
 
     hide_loading_bars()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from customized_grpo.cli.shared import number
 from customized_grpo.errors import ConfigError
+from customized_grpo.runs.interrupts import Interrupts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,12 +68,13 @@ def _follow(watcher: Watcher, console: Console, interval: float) -> Facts:
     from customized_grpo.tools.watch.view import frame
 
     facts = watcher.look()
-    try:
-        with Live(console=console, screen=True, auto_refresh=False) as live:
-            while facts.state != "finished":
-                live.update(frame(facts, console.width), refresh=True)
-                time.sleep(interval)
-                facts = watcher.look()
-    except KeyboardInterrupt:
-        pass
+    # A noted signal, for Python drops a KeyboardInterrupt that comes within a weakref's callback.
+    with (
+        Interrupts() as interrupts,
+        Live(console=console, screen=True, auto_refresh=False) as live,
+    ):
+        while facts.state != "finished" and interrupts.received is None:
+            live.update(frame(facts, console.width), refresh=True)
+            interrupts.sleep(interval)
+            facts = watcher.look()
     return facts

@@ -96,16 +96,13 @@ def apply_overrides(config: T, overrides: Sequence[str]) -> T:
         known = {_canonical(f"--{info.path}"): info for info in list_fields(config)}
         info = known.get(_canonical(flag))
         if info is None:
-            fix = registry.nearest(flag, known) or _where_fields_are(type(config))
+            fix = registry.nearest(flag, known)
+            command = "train" if isinstance(config, RunConfig) else "evaluate"
+            fix = fix or f"see `cgrpo {command} CONFIG --help`"
             raise ConfigError(f"override must be a field of the config, got {_line([flag])}; {fix}")
         change = _replace_section if info.is_section else _replace_field
         config = change(config, info, values)
     return config
-
-
-def _where_fields_are(cls: type) -> str:
-    command = "train" if cls is RunConfig else "evaluate"
-    return f"see `cgrpo {command} CONFIG --help`"
 
 
 def _line(words: Sequence[str]) -> str:

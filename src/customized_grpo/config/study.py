@@ -87,7 +87,9 @@ class StudyConfig:
         return replace(config, name=f"seed{seed}", output_dir=folder, seed=seed)
 
 
-_RESERVED = ("base", "baselines", "reference", "ground-truth")  # files and folders of a study
+# Folders and files in a study's folder, and pictures beside those of its methods.
+_RESERVED = ("figures", "pictures", "results.json", "tables.md", "report.html")
+_RESERVED += ("base", "reference", "ground-truth")
 _PLACED = ("name", "seed", "output_dir")
 
 

@@ -22,7 +22,7 @@ from customized_grpo.data.images import kept_size, opened, to_tensor, upright
 from customized_grpo.data.listed import Entry, ListedSource
 from customized_grpo.data.splits import split_by_subject
 from customized_grpo.data.syncd import Share
-from customized_grpo.errors import ConfigError, DataError
+from customized_grpo.errors import ConfigError, DataError, needs_extra
 
 _SCORES = ("compositeStructure", "objectConsistency", "imageQuality")
 _COLUMNS = ("image", "collection", "quality_assessment", "description")
@@ -83,14 +83,9 @@ class Subjects200KConfig(DataConfig):
 
 def _load(path: str) -> Any:
     """The rows, pictures as bytes."""
-    try:
+    with needs_extra("datasets", "type: subjects200k"):
         import datasets
         from datasets.exceptions import DatasetsError
-    except ImportError as error:
-        raise ConfigError(
-            f"type: subjects200k needs an extra package ({error}); "
-            "pip install 'customized-grpo[datasets]'"
-        ) from error
     try:
         rows = datasets.load_dataset(path, split="train")
     except (OSError, ValueError, DatasetsError) as error:

@@ -171,7 +171,10 @@ def generate(
     with bar, memory_named(f"--batch-size, or {LESS_MEMORY}"):
         for column in columns:
             if column == TUNED:
-                _load(generator, target, strength)
+                assert target.weights is not None  # or there is no such column
+                load_trained(generator, target.weights, target.config.mixed_precision)
+                if target.is_lora:
+                    set_strength(generator.transformer, strength)
             story = _story(target, column, strength)
             for first in range(0, len(shots), size):
                 batch = shots[first : first + size]
@@ -180,13 +183,6 @@ def generate(
                     write_atomic(out / shot.file_name(first + number, column), png(image, texts))
                 bar.advance(job, len(batch))
     return _write_sheets(shots, columns, out)
-
-
-def _load(generator: Generator, target: Target, strength: float) -> None:
-    assert target.weights is not None  # or there is no column of pictures by them
-    load_trained(generator, target.weights, target.config.mixed_precision)
-    if target.is_lora:
-        set_strength(generator.transformer, strength)
 
 
 def seeded_sampler(

@@ -10,7 +10,7 @@ from torch import nn
 
 from customized_grpo.config import RunConfig, TrainConfig
 from customized_grpo.data.base import DataSource
-from customized_grpo.errors import ConfigError, within
+from customized_grpo.errors import ConfigError, needs_extra, within
 from customized_grpo.generators.base import Generator
 from customized_grpo.generators.cpu import use_stock_blocks
 from customized_grpo.generators.lora import attach_lora, trust_autocast
@@ -68,13 +68,8 @@ def make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch
     """
     optimizer: Any = torch.optim.AdamW
     if config.optimizer == "adamw-8bit":
-        try:
+        with needs_extra("bitsandbytes", "train.optimizer: 'adamw-8bit'"):
             from bitsandbytes.optim import AdamW8bit as optimizer
-        except ImportError as error:
-            raise ConfigError(
-                f"train.optimizer: 'adamw-8bit' needs the extra package ({error}); "
-                "pip install 'customized-grpo[bitsandbytes]'"
-            ) from error
     fused = {"fused": True} if optimizer is torch.optim.AdamW else {}  # one pass over each weight
     return optimizer(
         parameters,

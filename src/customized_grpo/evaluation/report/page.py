@@ -6,11 +6,10 @@ import base64
 import html
 import re
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 
-from customized_grpo.errors import ConfigError
+from customized_grpo.errors import needs_extra
 from customized_grpo.evaluation.evaluate import NUM_SHOWN, Place
 from customized_grpo.evaluation.judge import REFERENCE
 from customized_grpo.evaluation.outcome import BASE, TRUTH, TUNED
@@ -26,15 +25,13 @@ def check_extra() -> None:
     Raises:
         ConfigError: if the packages of the extra ``report`` are missing.
     """
-    missing = [name for name in ("jinja2", "matplotlib", "scipy") if find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            f"report: needs {', '.join(missing)}; pip install 'customized-grpo[report]'"
-        )
+    with needs_extra("report", "a report"):
+        import matplotlib  # noqa: F401
+        import scipy  # noqa: F401
 
 
 def render(template: str, **values: object) -> str:
-    """A page that needs no other file; jinja2 comes with torch."""
+    """A page that needs no other file."""
     import jinja2
 
     environment = jinja2.Environment(

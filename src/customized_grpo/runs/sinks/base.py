@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from customized_grpo.config import SinkConfig
-from customized_grpo.errors import ConfigError, within
+from customized_grpo.errors import needs_extra, within
 
 
 class Sink(Protocol):
@@ -59,12 +59,7 @@ def need_package(name: str) -> None:
     Raises:
         ConfigError: if it is not installed, or broken.
     """
-    try:
+    with needs_extra(name, f"type: {name!r}"):
         module = importlib.import_module(name)
         if getattr(module, "__file__", None) is None:  # a folder of that name, left by the package
             raise ImportError(f"No module named {name!r}")
-    except ImportError as error:
-        raise ConfigError(
-            f"type: {name!r} needs an extra package ({error}); "
-            f"pip install 'customized-grpo[{name}]'"
-        ) from error

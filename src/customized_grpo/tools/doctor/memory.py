@@ -33,7 +33,9 @@ def predict(config: RunConfig) -> Workload:
 def memory(check: str, work: Workload, machine: Machine) -> Finding:
     """Predicted memory against what is there."""
     place, used = machine.place(work.config.device), _predicted(work, machine)
-    found = f"{gigabytes(used.total)} predicted ({_largest(used)}), {place.name} has "
+    sizes = sorted(dataclasses.asdict(used).items(), key=lambda item: -item[1])
+    largest = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in sizes[:3])
+    found = f"{gigabytes(used.total)} predicted ({largest}), {place.name} has "
     found += f"{gigabytes(place.total)}, {gigabytes(place.free)} free{_processes(work, machine)}"
     room = _TIGHT * place.total
     if used.total <= min(room, place.free):
@@ -71,12 +73,6 @@ def _predicted(work: Workload, machine: Machine) -> Memory:
 def _processes(work: Workload, machine: Machine) -> str:
     count = _num_devices(work, machine)
     return f", each of {count} by `torchrun --nproc_per_node {count}`" if count > 1 else ""
-
-
-def _largest(used: Memory) -> str:
-    sizes = dataclasses.asdict(used)
-    largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
-    return ", ".join(f"{name} {sizes[name] / 1e9:.1f}" for name in largest)
 
 
 def _advice(work: Workload, machine: Machine, limit: float) -> str:

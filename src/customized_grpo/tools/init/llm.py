@@ -116,9 +116,8 @@ class _Author:
 
     def _ask(self, body: dict[str, Any]) -> list[Any]:
         url = f"{self._writer.url.rstrip('/')}/chat/completions"
-        return _texts(
-            self._endpoint.send("POST", url, json.dumps(body).encode(), "application/json")
-        )
+        sent = json.dumps(body).encode()
+        return _texts(self._endpoint.send("POST", url, sent, "application/json"))
 
 
 def _texts(answer: Any) -> list[Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from customized_grpo.errors import ConfigError
+from customized_grpo.errors import ConfigError, needs_extra
 from customized_grpo.tools.init import prompts
 from customized_grpo.tools.init.llm import Writer
 from customized_grpo.tools.init.models import EMBEDDED, choose_preset
@@ -83,15 +83,10 @@ def _check_options(order: Order, is_embedded: bool) -> None:
 
 
 def _embedded_noun(words: str, live: bool) -> str:
-    try:
+    with needs_extra("emoji", "--model embedded"):
         from customized_grpo.data.emoji.catalog import known_noun
 
         return known_noun(words) or ("animal" if live else "toy")
-    except ImportError as error:
-        raise ConfigError(
-            f"--model embedded needs the extra packages ({error}); "
-            "pip install 'customized-grpo[emoji]'"
-        ) from error
 
 
 def _prompts(order: Order, called: str, is_embedded: bool) -> prompts.Prompts:

@@ -58,13 +58,9 @@ def _sentence(text: str) -> str:
 
 def answer(compared: Comparison, objectives: Mapping[str, str]) -> str:
     """What was drawn, its rewards, what could not be scored, and the quadrant."""
-    parts = (
-        _caption(compared),
-        _table(compared, objectives),
-        _errors(compared),
-        _verdict(compared),
-    )
-    return "".join(parts)
+    texts = [*compared.base.errors, *(compared.tuned.errors if compared.tuned else ())]
+    errors = (error(text) for text in dict.fromkeys(texts))
+    return "".join((_caption(compared), _table(compared, objectives), *errors, _verdict(compared)))
 
 
 def _caption(compared: Comparison) -> str:
@@ -95,11 +91,6 @@ def _table(compared: Comparison, objectives: Mapping[str, str]) -> str:
 
 def _number(value: float, sign: str = "") -> str:
     return "not scored" if math.isnan(value) else f"{value:{sign}.3f}"
-
-
-def _errors(compared: Comparison) -> str:
-    found = [*compared.base.errors, *(compared.tuned.errors if compared.tuned else ())]
-    return "".join(error(text) for text in dict.fromkeys(found))
 
 
 def _verdict(compared: Comparison) -> str:

@@ -149,7 +149,9 @@ class Page:
                     self._add_inputs(trained)
                 with gr.Column(min_width=300, scale=3):
                     self._add_outputs(bool(trained))
-            self._add_examples()
+            if examples := session.examples(_EXAMPLES):
+                rows = [[to_pil(example.references[0]), example.prompt] for example in examples]
+                gr.Examples(rows, [self._picture, self._prompt], label="Held-out examples")
             self._connect()
 
     def _add_inputs(self, trained: Sequence[TrainedWeights]) -> None:
@@ -213,12 +215,6 @@ class Page:
                 for name in ("base", "tuned")
             )
         self._answer = gr.HTML(elem_id="answer")
-
-    def _add_examples(self) -> None:
-        examples = self._session.examples(_EXAMPLES)
-        if examples:
-            rows = [[to_pil(example.references[0]), example.prompt] for example in examples]
-            gr.Examples(rows, [self._picture, self._prompt], label="Held-out examples")
 
     def _connect(self) -> None:
         sent_at = gr.Number(visible=False)

@@ -87,11 +87,10 @@ def read_request(
     example = Example(
         id=digest.hexdigest(), prompt=prompt, references=(pixels,), subject=subject.strip()
     )
+    if not isinstance(strength, int | float) or not math.isfinite(strength):
+        raise ConfigError(f"LoRA strength: must be a number, 1 is as trained, got {strength}")
     return DrawRequest(
-        example=example,
-        seed=_check_seed(seed),
-        trained=trained,
-        strength=_check_strength(strength),
+        example=example, seed=_check_seed(seed), trained=trained, strength=float(strength)
     )
 
 
@@ -140,12 +139,6 @@ def _check_seed(seed: object) -> int:
     if not isinstance(seed, int) or not 0 <= seed < MOST_SEEDS:
         raise ConfigError(f"seed: must be a whole number from 0 to 2^32 - 1, got {seed}")
     return seed
-
-
-def _check_strength(strength: object) -> float:
-    if not isinstance(strength, int | float) or not math.isfinite(strength):
-        raise ConfigError(f"LoRA strength: must be a number, 1 is as trained, got {strength}")
-    return float(strength)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 
 from customized_grpo.devices import pick_device
-from customized_grpo.errors import ConfigError, within
+from customized_grpo.errors import needs_extra, within
 from customized_grpo.rewards.endpoints.http_client import read_secret
 from customized_grpo.tools.serve.batcher import Batcher
 from customized_grpo.tools.serve.config import ServeConfig
@@ -24,17 +24,14 @@ def serve(config: ServeConfig, on_address: Callable[[str], None]) -> None:
         ConfigError: if the packages are missing, or a reward cannot be built.
         OSError: if the address is taken.
     """
-    try:
+    with needs_extra("serve", "serve-reward"):
         import uvicorn
 
         from customized_grpo.tools.serve.app import make_app
-    except ImportError as error:
-        raise ConfigError(
-            f"serve-reward needs the extra packages ({error}); pip install 'customized-grpo[serve]'"
-        ) from error
     token = read_secret("token_env", config.token_env)
     app = make_app(config, build_batchers(config), token)
-    with _listen(config.host, config.port) as listener:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    with socket.create_server((config.host, config.port), family=family, backlog=128) as listener:
         host, port = listener.getsockname()[:2]
         on_address(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
         settings = uvicorn.Config(
@@ -52,8 +49,3 @@ def build_batchers(config: ServeConfig) -> dict[str, Batcher]:
             built = reward.build(device)
         batchers[reward.label] = Batcher(built, device, config.max_images, config.max_waiting)
     return batchers
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=128)

@@ -143,7 +143,8 @@ class Watcher:
         updates = [row for row in rows if row["update"]]
         recent = updates[-_RECENT * plan.inner_updates :]
         silent = max(0.0, time.time() - max(self._metrics.written or 0.0, plan.begun))
-        patience = _patience(updates)
+        longest = max((sum(_seconds(row).values()) for row in updates), default=0.0)
+        patience = max(_LEAST_PATIENCE, _PATIENCE * longest)
         finished = finished_updates(self._folder) == plan.num_updates  # not yet, if made longer
         why = why_stopped(self._folder)
         checkpoint, checkpoint_age = self._checkpoint()
@@ -184,11 +185,6 @@ class Watcher:
 
 def _seconds(row: Row) -> dict[str, float]:
     return {n.removeprefix("seconds/"): v for n, v in row.items() if n.startswith("seconds/")}
-
-
-def _patience(updates: Sequence[Row]) -> float:
-    longest = max((sum(_seconds(row).values()) for row in updates), default=0.0)
-    return max(_LEAST_PATIENCE, _PATIENCE * longest)
 
 
 def _speed(updates: Sequence[Row], plan: _Plan) -> dict[str, Any]:

@@ -63,7 +63,10 @@ def frame(facts: Facts, width: int) -> RenderableType:
     rows = {
         "time": [f"{name} {share:.0%}" for name, share in facts.stages.items()],
         "samples": [f"{_QUADRANTS[n]} {share:.0%}" for n, share in facts.shares.items()],
-        "policy": [f"{_POLICY[n]} {_number(n, v)}" for n, v in facts.policy.items()],
+        "policy": [
+            f"{_POLICY[n]} {v:{'.1%' if n == 'clip_fraction' else '.3g'}}"
+            for n, v in facts.policy.items()
+        ],
         "validation": _validation(facts),
         "checkpoint": _checkpoint(facts),
     }
@@ -115,10 +118,6 @@ def _rewards(facts: Facts, width: int) -> Table:
         numbers = f"{reward.last:.3f}", f"{reward.recent:.3f}"
         table.add_row(Text(name), *numbers, Sparkline(reward.trend))
     return table
-
-
-def _number(name: str, value: float) -> str:
-    return f"{value:.1%}" if name == "clip_fraction" else f"{value:.3g}"
 
 
 def _validation(facts: Facts) -> list[str]:
