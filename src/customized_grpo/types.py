@@ -6,8 +6,9 @@ M (sample, step) pairs, L the latent shape.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -47,6 +48,23 @@ class Example:
                 "add it to the data, or leave out the reward that needs it"
             )
         return self.subject
+
+
+@runtime_checkable
+class KnowsSubjects(Protocol):
+    """A data source that can show any of its subjects as a prompt asks for it."""
+
+    def look(self, example: Example) -> Hashable:
+        """What the prompt says of the subject itself; examples of one look share portraits."""
+        ...
+
+    def rivals(self, example: Example) -> Sequence[str]:
+        """Subjects that an output is compared with besides the example's own."""
+        ...
+
+    def portraits(self, subjects: Sequence[str], look: Any) -> tuple[Tensor, Tensor]:
+        """Subjects ``[S, 3, H, W]`` with a look, on plain ground, and masks ``[S, 1, H, W]``."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

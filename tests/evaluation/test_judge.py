@@ -18,16 +18,17 @@ from customized_grpo.rewards.attributes import AttributeClassifier
 from customized_grpo.types import Example
 
 CPU = torch.device("cpu")
+SOURCE = EmojiSource(seed=0)
 
 
 @pytest.fixture(scope="module")
 def held_out() -> list[Example]:
-    return EmojiSource(seed=0).held_out(48)
+    return SOURCE.held_out(48)
 
 
 @pytest.fixture
 def judge(tiny_config: RunConfig, held_out: list[Example]) -> Judge:
-    return Judge(tiny_config, held_out, CPU)
+    return Judge(tiny_config, held_out, SOURCE, CPU)
 
 
 def test_ground_truth_copy_and_unrelated_pictures(judge: Judge, held_out: list[Example]) -> None:
@@ -39,8 +40,8 @@ def test_ground_truth_copy_and_unrelated_pictures(judge: Judge, held_out: list[E
     assert abs(unrelated.means["copy"]) < 0.1
     assert_near(copy.means["dinov2"], 1.0)
     assert copy.means["clip-text"] < 0.2 < 0.7 < truth.means["clip-text"]
-    assert truth.means["region"] > unrelated.means["region"] + 0.1
-    assert truth.means["retrieval"] > 3 * unrelated.means["retrieval"]
+    assert list(truth.columns)[:4] == ["prompt_right", "subject_right", "both_right", "copies"]
+    assert truth.means["subject"] > unrelated.means["subject"] + 0.1
     assert truth.numbers["frechet"] == pytest.approx(0, abs=1e-6)
     assert copy.numbers["frechet"] > 0.01
     for name in ("scene", "placement", "prop", "color", "accessory"):
@@ -83,7 +84,7 @@ def test_examples_without_ground_truth_get_what_can_be_said(
         for e in held_out[:3]
     ]
     evaluation = dataclasses.replace(tiny_config.evaluation, classifier=None)
-    judgement = Judge(dataclasses.replace(tiny_config, evaluation=evaluation), bare, CPU)(
+    judgement = Judge(dataclasses.replace(tiny_config, evaluation=evaluation), bare, SOURCE, CPU)(
         targets(held_out[:3])
     )
     assert set(judgement.columns) == {
@@ -103,12 +104,12 @@ def test_pictures_may_have_another_size_than_the_examples(
 ) -> None:
     wide = [dataclasses.replace(e, references=(F.pad(e.references[0], (8, 8)),),
                                 reference_masks=None) for e in held_out[1:3]]  # fmt: skip
-    judge = Judge(tiny_config, [held_out[0], *wide], CPU)
+    judge = Judge(tiny_config, [held_out[0], *wide], SOURCE, CPU)
     assert judge.anchors()["copy"].means["dinov2"] > 0.5
-    same = Judge(tiny_config, held_out[:4], CPU)
+    same = Judge(tiny_config, held_out[:4], SOURCE, CPU)
     larger = F.interpolate(targets(held_out[:4]), (96, 96), mode="bilinear")
     judgement = same(larger)
-    assert judgement.means["region"] > 0.5
+    assert judgement.means["subject_right"] > 0.5
     assert judgement.numbers["high_frequency"] > 0
 
 

@@ -33,7 +33,9 @@ def test_measures_against_base_and_anchors() -> None:
     assert values["joint/domination"] == 1
     assert values["joint/collapse"] == 0
     assert values["hacking_gap/prompt"] == pytest.approx(0, abs=1e-6)
-    assert "hacking_gap" not in str(results.yardstick.values(results.yardstick.models["base"]))
+    base = results.yardstick.values(results.yardstick.models["base"])
+    assert not [name for name in base if name.startswith(("hacking_gap", "joint"))]
+    assert "joint/collapse" in results.yardstick.values(results.yardstick.anchors["copy"])
     worse = results.yardstick.values(results.of("naive")[0].judgement)
     assert (worse["joint/domination"], worse["joint/collapse"]) == (0, 1)
 

@@ -19,6 +19,7 @@ from customized_grpo.evaluation.tables import run_table
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.pipeline import PipelineGenerator
 from customized_grpo.rewards.dual_encoder import PromptReward
+from customized_grpo.rewards.truth import SHARES
 from customized_grpo.training.session import train
 from customized_grpo.types import Example
 
@@ -149,6 +150,10 @@ def test_validation_scores_make_a_learning_curve(tiny_config: RunConfig) -> None
     assert [row["update"] for row in rows] == [0, 1, 2, 3]
     assert [bool(names & row.keys()) for row in rows] == [True, False, True, True]
     assert names <= rows[0].keys()
+    shares = [{n: v for n, v in row.items() if "/share/" in n} for row in rows]
+    assert [len(some) for some in shares] == [4, 0, 4, 4]
+    assert shares[0].keys() == {f"validation/share/{name}" for name in SHARES}
+    assert all(0 <= value <= 1 for some in shares for value in some.values())
     assert rows[0]["validation/dinov2"] != rows[3]["validation/dinov2"]
 
 
@@ -179,7 +184,18 @@ def test_evaluation_writes_table_and_pictures(run: Path) -> None:
     pictures = {path.stem for path in (run / "pictures" / "held_out").iterdir()}
     assert pictures == {"reference", "ground-truth", "base", "tuned"}
     assert_near(report.models["copy"].columns["dinov2"], [1.0] * 4)
+    kept = json.loads((run / "evaluation.json").read_text())
+    for model in ("base", "tuned"):
+        means = {name: report.models[model].tensors[name].mean().item() for name in SHARES}
+        assert {name: kept[model][name] for name in SHARES} == pytest.approx(means, abs=1e-6)
+        assert len(kept["statistics"]["models"][model]["means"]["both_right"]) == 5
+    assert "joint/domination" in kept["tuned"]
+    assert not [name for name in kept["base"] if name.startswith("joint")]
+    assert (run / "evaluation.json").read_text().count("\n") == 1
     table = run_table(report)
+    first = [line.split()[0] for line in table.splitlines()[1:5]]
+    assert tuple(first) == SHARES
+    assert all(line.count("±") == 3 for line in table.splitlines()[1:5])  # base, tuned, change
     for word in ("tuned - base", "4 held-out examples", "hypervolume", "joint/domination"):
         assert word in table
     base, tuned = (report.models[m].tensors["clip-text"] for m in ("base", "tuned"))

@@ -102,7 +102,7 @@ class Evaluation:
         self._encode = CachedEncoder(self._generator, config.generator, config.cache)
         with within("data"):
             self.examples = (data.held_out if split == "held_out" else data.validation)(count)
-        self._judge = Judge(config, self.examples, device)
+        self._judge = Judge(config, self.examples, data, device)
 
     def yardstick(self) -> Yardstick:
         """Judges the anchors, and the generator as it is now as the base."""

@@ -2,7 +2,8 @@
 
 To add a measure of single pictures, write a method that gives columns and call it in
 ``Judge.__call__``; it is then in the table, in ``evaluation.json`` and in the results of studies.
-``report/tables.py`` says under which heading a report shows it.
+``report/tables.py`` says under which heading a report shows it. Shares of right pictures come from
+``rewards/truth.py``, which training asks too.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config import RunConfig
+from customized_grpo.data.base import DataSource
 from customized_grpo.evaluation.measures import (
     diversity_column,
     frechet_distance,
@@ -21,7 +23,7 @@ from customized_grpo.evaluation.measures import (
 from customized_grpo.evaluation.outcome import COPY, TRUTH, UNRELATED, Judgement
 from customized_grpo.rewards.attributes import AttributeClassifier
 from customized_grpo.rewards.base import RewardSet
-from customized_grpo.rewards.regions import cut_out
+from customized_grpo.rewards.truth import Truth
 from customized_grpo.types import Example, crop_and_resize
 
 REFERENCE = "reference"
@@ -31,7 +33,11 @@ class Judge:
     """Judges pictures for a fixed list of examples; what their data do not say is left out."""
 
     def __init__(
-        self, config: RunConfig, examples: Sequence[Example], device: torch.device
+        self,
+        config: RunConfig,
+        examples: Sequence[Example],
+        source: DataSource,
+        device: torch.device,
     ) -> None:
         self._examples, self._device = list(examples), device
         self._evaluators = RewardSet(config.evaluators, device, "evaluators")
@@ -39,7 +45,8 @@ class Judge:
         self._identity = self._evaluators.embedder("identity")
         self._prompt = self._evaluators.embedder("prompt")
         path = config.evaluation.classifier
-        self._classifier = None if path is None else AttributeClassifier.load(path, device)
+        classifier = None if path is None else AttributeClassifier.load(path, device)
+        self._truth = Truth(self._examples, source, self._identity, classifier, device)
         first = self._examples[0].references[0]
         self._size = first.shape[1], first.shape[2]
         self.known = {REFERENCE: self._stack([e.references[0] for e in self._examples])}
@@ -66,9 +73,7 @@ class Judge:
         ``variants``: further pictures for the first examples, from other noise.
         """
         images = images.to(self._device, torch.float32)
-        columns = self._scores(images) | self._subject(images) | self._copying(images)
-        if self._classifier is not None:  # 1 where it finds what the prompt asks for
-            columns |= self._classifier.hits(images, self._examples)
+        columns = self._truth(images) | self._scores(images) | self._copying(images)
         return Judgement.of(columns, self._quality(images) | self._diversity(images, variants))
 
     def _scores(self, images: Tensor) -> dict[str, Tensor]:
@@ -78,25 +83,6 @@ class Judge:
             scores = models.score(images, self._examples)
             columns |= {f"{prefix}{n}": scores.scores[:, i] for i, n in enumerate(scores.names)}
         return columns
-
-    def _subject(self, images: Tensor) -> dict[str, Tensor]:
-        """Identity of the subject's region, cut out where the ground truth has it.
-
-        ``region`` is its similarity to the reference's subject; ``retrieval`` is 1 if, among the
-        subjects of all examples, it is most similar to the right one.
-        """
-        masks = [e.target_mask for e in self._examples if e.target_mask is not None]
-        shown = [e.reference_masks[0] for e in self._examples if e.reference_masks]
-        if self._identity is None or not len(masks) == len(shown) == len(self._examples):
-            return {}
-        outputs = self._identity.embed(_cut_outs(images, masks))
-        references = [e.references[0].to(self._device) for e in self._examples]
-        wanted = self._identity.embed(_cut_outs(references, shown))
-        subjects = [e.subject for e in self._examples]
-        names = list(dict.fromkeys(subjects))
-        nearest = (outputs @ wanted[[subjects.index(name) for name in names]].T).argmax(1)
-        found = [names[i] == name for i, name in zip(nearest.tolist(), subjects, strict=True)]
-        return {"region": (outputs * wanted).sum(1), "retrieval": torch.tensor(found).float()}
 
     def _copying(self, images: Tensor) -> dict[str, Tensor]:
         """Similarity to the whole reference in excess of the ground truth's: more is copying.
@@ -134,13 +120,3 @@ class Judge:
         features = torch.cat([self._identity.embed(some) for some in sets])
         column = diversity_column(features, list(range(count)) * len(sets))
         return {"diversity": column.mean().item()}
-
-
-def _cut_outs(images: Tensor | Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:
-    """Subjects on grey ``[B, 3, S, S]``, S the longest side of the first picture."""
-    side = max(images[0].shape[1:])
-    squares = [
-        cut_out(image, crop_and_resize(mask.to(image.device), *image.shape[1:]))
-        for image, mask in zip(images, masks, strict=True)
-    ]
-    return torch.stack([crop_and_resize(square, side, side) for square in squares])

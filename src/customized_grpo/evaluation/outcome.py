@@ -120,9 +120,14 @@ class Yardstick:
         return [item.subject or f"#{row}" for row, item in enumerate(self.items)]
 
     def joint(self, judged: Judgement) -> dict[str, Tensor]:
-        """Joint domination of the base and joint collapse; {} where a leading column is missing."""
+        """Joint domination of the base and joint collapse; {} where a leading column is missing.
+
+        Of the base itself too: held against itself, it says nothing.
+        """
         names = [self.leading[objective] for objective in dict.fromkeys(self.objectives.values())]
-        if self.base is None or not set(names) <= judged.columns.keys() & self.base.columns.keys():
+        if self.base is None or judged is self.base:
+            return {}
+        if not set(names) <= judged.columns.keys() & self.base.columns.keys():
             return {}
         own, base = ({name: j.tensors[name] for name in names} for j in (judged, self.base))
         return joint_columns(own, base)
@@ -259,12 +264,18 @@ class Outcome:
             name: {group: part._statistics() for group, part in parts.items()}
             for name, parts in self.groups.items()
         }
+        compared = {} if self.origin else {BASE: self.yardstick.base, self.name: self.own}  # a run
         more = {
+            **{name: self._numbers(judged) for name, judged in compared.items() if judged},
             "complete": not self.is_partial,
             "statistics": self._statistics(),
             "groups": groups,
         }
         return json.dumps(more | asdict(self), ensure_ascii=False) + "\n"
+
+    def _numbers(self, judged: Judgement) -> dict[str, float | None]:
+        """Every measure of a model as one number, for those who want no more."""
+        return {name: _rounded(number) for name, number in self.yardstick.values(judged).items()}
 
     def _statistics(self) -> dict[str, Any]:
         return {

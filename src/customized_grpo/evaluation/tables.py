@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from customized_grpo.evaluation.outcome import Origin, Outcome
-from customized_grpo.evaluation.statistics import RESAMPLES
+from customized_grpo.evaluation.outcome import Judgement, Origin, Outcome
+from customized_grpo.evaluation.statistics import RESAMPLES, standard_error
+from customized_grpo.rewards.truth import SHARES
 
 # arXiv:2510.18263, DreamBench, 750 prompts; (DINO, HPSv3).
 PUBLISHED = {
@@ -50,21 +51,31 @@ class Table:
 
 
 def run_table(outcome: Outcome) -> str:
-    """Plain text: a row per measure, a column per model, the paired change with its error."""
+    """Plain text: a row per measure, a column per model, the paired change with its error.
+
+    Shares of right pictures come first, where their data know what is right.
+    """
     yardstick = outcome.yardstick
     columns = {name: yardstick.values(judged) for name, judged in outcome.models.items()}
     headings = {name: f"{objective} ({name})" for name, objective in yardstick.objectives.items()}
     rows = []
     for name in dict.fromkeys(name for values in columns.values() for name in values):
         cells = [f"{values[name]:.4f}" if name in values else "" for values in columns.values()]
+        if name in SHARES:
+            cells[-2:] = [_share(outcome.models[model], name) for model in list(columns)[-2:]]
         change = ""
         if name in outcome.own.columns:
             mean, error = outcome.change(name)
-            change = f"{mean:+.4f} +- {error:.4f}"
+            change = f"{mean:+.4f} ± {error:.4f}"
         rows.append([headings.get(name, name), *cells, change])
     heads = ["", *columns, f"{outcome.name} - {yardstick.base_name}"]
-    note = f"{yardstick.describe()}; +- is the standard error of the paired difference"
+    note = f"{yardstick.describe()}; ± is the standard error, of a mean or of the paired difference"
     return f"{Table(heads=heads, rows=rows).aligned()}\n{note}"
+
+
+def _share(judged: Judgement, name: str) -> str:
+    column = judged.tensors[name]
+    return f"{column.nanmean().item():.3f} ± {standard_error(column):.3f}"
 
 
 def benchmark_markdown(outcome: Outcome) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from customized_grpo.errors import DataError
 from customized_grpo.rewards.loading import load_model, load_tokenizer
 from customized_grpo.rewards.preprocess import Preprocessing
+from customized_grpo.types import crop_and_resize
 
 _MAX_BATCH = 32  # pictures per forward: bounds the memory, changes no mask
 
@@ -82,3 +83,13 @@ def cut_out(image: Tensor, mask: Tensor) -> Tensor:
     square = image.new_full((3, side, side), 0.5)
     square[:, y : y + subject.shape[1], x : x + subject.shape[2]] = subject
     return square
+
+
+def cut_outs(images: Tensor | Sequence[Tensor], masks: Tensor | Sequence[Tensor]) -> Tensor:
+    """Subjects on grey ``[B, 3, S, S]``, S the longest side of the first picture."""
+    side = max(images[0].shape[1:])
+    squares = [
+        cut_out(image, crop_and_resize(mask.to(image.device), *image.shape[1:]))
+        for image, mask in zip(images, masks, strict=True)
+    ]
+    return torch.stack([crop_and_resize(square, side, side) for square in squares])

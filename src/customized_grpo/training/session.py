@@ -117,15 +117,16 @@ def _train(config: RunConfig, folder: Path, ranks: Ranks, *, resume: bool) -> No
     data, generator = build_world(config, device)
     rewards = RewardSet(config.rewards, device)
     evaluators = RewardSet(config.evaluators, device, "evaluators")
-    if config.evaluation.classifier is not None:  # used after training; a mistake shows before
-        AttributeClassifier.load(config.evaluation.classifier, device)
+    path = config.evaluation.classifier  # used after training too; a mistake shows before
+    classifier = None if path is None else AttributeClassifier.load(path, device)
     torch.manual_seed(config.seed)  # adapters are drawn from the global generator
     make_trainable(generator, config)
     if config.fsdp and ranks.world_size > 1:
         shard(generator.transformer, device, ranks.world_size)
     samples = SampleGrid(generator, config, data.held_out(_NUM_SAMPLES))
-    every = config.evaluation.validate_every
-    validation = Validation(generator, config, data, rewards, evaluators) if every else None
+    validation = None
+    if config.evaluation.validate_every:
+        validation = Validation(generator, config, data, rewards, evaluators, classifier)
     ranks.barrier()  # all have checked the folder before the first one makes it
     with lock_folder(folder) if ranks.is_first else nullcontext():
         if ranks.is_first:

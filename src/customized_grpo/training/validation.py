@@ -14,7 +14,9 @@ from customized_grpo.data.base import DataSource
 from customized_grpo.errors import within
 from customized_grpo.generators.base import Generator
 from customized_grpo.pictures import save_grid
+from customized_grpo.rewards.attributes import AttributeClassifier
 from customized_grpo.rewards.base import RewardSet
+from customized_grpo.rewards.truth import SHARES, Truth
 from customized_grpo.training.advantages import share_statistics
 from customized_grpo.training.sampling import FixedSampler
 from customized_grpo.types import Advantages, Example, RewardScores
@@ -51,6 +53,7 @@ class Validation:
         data: DataSource,
         rewards: RewardSet,
         evaluators: RewardSet,
+        classifier: AttributeClassifier | None,
     ) -> None:
         with within("data"):
             examples = data.validation(config.evaluation.num_validation)
@@ -59,11 +62,16 @@ class Validation:
         self._examples = examples
         self.evaluators = evaluators
         self._sets = {"validation": evaluators, "validation/reward": rewards}
+        encoder, device = evaluators.embedder("identity"), generator.device
+        self._truth = Truth(examples, data, encoder, classifier, device)
 
     def metrics(self, images: Tensor) -> dict[str, float]:
-        """Means ``validation/<evaluator>`` and ``validation/reward/<reward>``, and
+        """Means ``validation/<evaluator>`` and ``validation/reward/<reward>``, the shares of right
+        pictures ``validation/share/<name>`` where the data know what is right, and
         ``evaluator/<evaluator>/<number>`` where one has numbers of its own."""
-        means: dict[str, float] = {}
+        found = self._truth(images)
+        shares = {name: found[name] for name in SHARES if name in found}
+        means = {f"validation/share/{n}": column.mean().item() for n, column in shares.items()}
         for prefix, models in self._sets.items():
             scores = models.score(images, self._examples)
             for error in scores.errors:

@@ -115,6 +115,17 @@ def test_a_report_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not list(tmp_path.iterdir())
 
 
+def test_shares_lead_and_the_base_is_not_held_against_itself() -> None:
+    first, second, change, *_ = tables(made_up())
+    assert first.heads == ["", "prompt right", "subject right", "both right", "copies"]
+    (base,) = (row for row in first.rows if row[0] == "base")
+    assert base[1:] == ["0.600", "0.500", "0.300", "0.100"]
+    (base,) = (row for row in second.rows if row[0] == "base")
+    joint = [second.heads.index(f"joint {name}") for name in ("domination", "collapse")]
+    assert [base[column] for column in joint] == ["", ""]
+    assert change.heads[:5] == first.heads
+
+
 def test_tables_say_where_the_interval_excludes_zero() -> None:
     by_title = {table.title: table for table in tables(made_up())}
     paired = by_title["Customized-GRPO minus the others, paired by seed"]

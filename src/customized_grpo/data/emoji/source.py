@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from customized_grpo.config import DataConfig
+from customized_grpo.data.emoji.catalog import NUM_HELD_OUT, load_catalog
+from customized_grpo.data.emoji.world import SUBJECT_SIZE, EmojiWorld, attribute_values, describe
+from customized_grpo.data.splits import scattered
 from customized_grpo.errors import needs_extra
 from customized_grpo.types import Example
 
@@ -52,9 +57,25 @@ class EmojiSource:
         """See the Protocol: training subjects in scenes of their own."""
         return self._sample("train", self._VALIDATION_SEED, count)
 
-    def _sample(self, split: str, seed: int, count: int) -> list[Example]:
-        from customized_grpo.data.emoji.world import EmojiWorld, describe
+    def look(self, example: Example) -> tuple[str, str]:
+        """See KnowsSubjects: colour and accessory; the rest of a prompt is around the subject."""
+        return example.attributes["color"], example.attributes["accessory"]
 
+    def rivals(self, example: Example) -> tuple[str, ...]:
+        """See KnowsSubjects: all held-out subjects, or as many of those that are trained on."""
+        return _rivals({s.name: s.split for s in load_catalog(SUBJECT_SIZE)[0]}[example.subject])
+
+    def portraits(self, subjects: Sequence[str], look: tuple[str, str]) -> tuple[Tensor, Tensor]:
+        """See KnowsSubjects."""
+        world = EmojiWorld("train")
+        places = {subject.name: place for place, subject in enumerate(world.subjects)}
+        color, accessory = (
+            attribute_values(name).index(value)
+            for name, value in zip(("color", "accessory"), look, strict=True)
+        )
+        return world.portray(torch.tensor([places[s] for s in subjects]), color, accessory)
+
+    def _sample(self, split: str, seed: int, count: int) -> list[Example]:
         world = EmojiWorld(split)
         batch = world.sample(count, torch.Generator().manual_seed(seed))
         return [
@@ -70,3 +91,10 @@ class EmojiSource:
             )
             for i in range(count)
         ]
+
+
+@cache
+def _rivals(split: str) -> tuple[str, ...]:
+    """As many of a split's subjects as are held out, so that every split is equally hard."""
+    names = (s.name for s in load_catalog(SUBJECT_SIZE)[0] if s.split == split)
+    return tuple(scattered(names, str)[:NUM_HELD_OUT])

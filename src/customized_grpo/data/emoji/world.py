@@ -107,8 +107,22 @@ class EmojiWorld:
     ) -> tuple[Tensor, Tensor]:
         """Images ``[B, 3, 64, 64]`` and subject masks ``[B, 1, 64, 64]`` for subjects ``[B]``."""
         image = paint_scenes(attributes.scene, SIZE, rng)
-        left = torch.tensor(_PLACEMENT_LEFT)[attributes.placement]
         image = self._draw_props(image, attributes, rng)
+        return self._draw_subjects(image, subject, attributes)
+
+    def portray(self, subject: Tensor, color: int, accessory: int) -> tuple[Tensor, Tensor]:
+        """The same of subjects alone, in the middle of plain grey; nothing of it is random."""
+        none = torch.zeros_like(subject)
+        attributes = Attributes(
+            scene=none, placement=none, prop=none, color=none + color, accessory=none + accessory
+        )
+        grey = torch.full((len(subject), 3, SIZE, SIZE), 0.5)
+        return self._draw_subjects(grey, subject, attributes)
+
+    def _draw_subjects(
+        self, image: Tensor, subject: Tensor, attributes: Attributes
+    ) -> tuple[Tensor, Tensor]:
+        left = torch.tensor(_PLACEMENT_LEFT)[attributes.placement]
         glyph = _tint(self._glyphs[subject], attributes.color)
         layer = _place(glyph, left, torch.full_like(left, _SUBJECT_TOP))
         image = _over(image, layer)

@@ -20,6 +20,16 @@ class Measure:
     explanation: str
 
 
+_SHARES = (
+    Measure("prompt_right", "prompt right", 3,
+            "share of pictures in which a classifier finds everything that was asked for"),
+    Measure("subject_right", "subject right", 3,
+            "share whose subject is most similar to a rendering of the right one as the prompt "
+            "asks, among renderings of the others"),
+    Measure("both_right", "both right", 3, "share that is right in both"),
+    Measure("copies", "copies", 3,
+            "share more similar to the whole reference than any ground truth is"),
+)  # fmt: skip
 _OBJECTIVES = (
     Measure("hypervolume", "hypervolume", 4,
             "area that the (prompt, identity) point dominates above an unrelated picture"),
@@ -31,9 +41,8 @@ _OBJECTIVES = (
             "similarity to the whole reference in excess of the ground truth's"),
 )  # fmt: skip
 _SUBJECT = (
-    Measure("region", "region identity", 4, "identity of the subject's region alone"),
-    Measure("retrieval", "retrieval", 3,
-            "how often that region is most similar to the right one of all subjects"),
+    Measure("subject", "subject", 4,
+            "similarity of the subject's region to a rendering of it as the prompt asks"),
     *(
         Measure(f"attribute/{name}", name, 3,
                 f"how often an independent classifier finds the {name} that was asked for")
@@ -63,12 +72,13 @@ def tables(results: Results) -> list[Table]:
         if column == results.yardstick.leading[objective]
     ]
     made = [
+        _absolute(results, "Right pictures, and copies", _SHARES),
         _absolute(results, "Both objectives", [*scores, *_OBJECTIVES]),
-        _against_base(results, [*scores, *_OBJECTIVES]),
-        _against_methods(results, [*scores, *_OBJECTIVES]),
+        _against_base(results, [*_SHARES, *scores, *_OBJECTIVES]),
+        _against_methods(results, [*_SHARES, *scores, *_OBJECTIVES]),
         _absolute(results, "The subject, and what the prompt asks for", _SUBJECT),
         _absolute(results, "Image quality that no reward sees, and reward hacking", _QUALITY),
-        _shares(results),
+        _conflicts(results),
     ]
     return [table for table in made if table is not None]
 
@@ -150,7 +160,7 @@ def _differences(
     return cells
 
 
-def _shares(results: Results) -> Table | None:
+def _conflicts(results: Results) -> Table | None:
     rows = []
     for method in results.methods:
         cells = [cell.shares for cell in results.of(method).values() if cell.shares]
