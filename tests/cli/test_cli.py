@@ -44,13 +44,15 @@ def calls(monkeypatch, tmp_path) -> list:
         calls.append(config)
         return tmp_path / config.name
 
-    def evaluate_run(run, split, num_examples):
+    def evaluate_run(run, split="held_out", num_examples=None):
         calls.append((run, split, num_examples))
         return SimpleNamespace(to_json=lambda: "{}\n")
 
     trainer.train, evaluate.evaluate_run = train, evaluate_run  # pyright: ignore
     evaluate.Place = lambda run, split: SimpleNamespace(grid=run / "grid.png")  # pyright: ignore
-    monkeypatch.setattr(evaluation_tables, "run_table", lambda outcome: "base tuned")
+    for table in ("run_table", "share_table"):
+        monkeypatch.setattr(evaluation_tables, table, lambda outcome: "base tuned")
+    monkeypatch.setattr(evaluation_tables, "verdict", lambda outcome: "It is better.")
     monkeypatch.setitem(sys.modules, "customized_grpo.training.session", trainer)
     monkeypatch.setitem(sys.modules, "customized_grpo.evaluation.evaluate", evaluate)
     return calls
@@ -76,7 +78,7 @@ def test_evaluate_opens_with_the_picture(capsys, calls):
     assert main(["evaluate", "runs/x"]) == 0
     assert main(["evaluate", "runs/x", "--split", "validation", "--num-examples", "9"]) == 0
     assert calls == [(Path("runs/x"), "held_out", None), (Path("runs/x"), "validation", 9)]
-    assert capsys.readouterr().out == "picture: runs/x/grid.png\nbase tuned\n" * 2
+    assert capsys.readouterr().out == "picture: runs/x/grid.png\nbase tuned\nIt is better.\n" * 2
     assert main(["evaluate", "runs/x", "--json"]) == 0
     assert capsys.readouterr().out == "{}\n"
 
@@ -145,7 +147,7 @@ def test_demo_trains_the_shipped_config_and_evaluates(capsys, calls, tmp_path):
     config, (run, split, num_examples) = calls
     assert (config.train.num_updates, config.seed, config.name) == (4, 2, "demo-seed2")
     assert (run, split, num_examples) == (tmp_path / "demo-seed2", "held_out", None)
-    assert capsys.readouterr().out.endswith("base tuned\n")
+    assert capsys.readouterr().out.endswith("base tuned\nIt is better.\n")
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from customized_grpo.cli.evaluate import judge
-from customized_grpo.cli.shared import free_path
+from customized_grpo.cli.shared import free_path, next_step
 from customized_grpo.cli.train import train_config
 
 
@@ -16,7 +15,8 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "demo",
         help="teach the embedded generator on this machine, then evaluate it",
-        description="Train configs/emoji.yaml on this machine, then compare base and tuned.",
+        description="Train configs/emoji.yaml on this machine, then count in how many pictures of "
+        "held-out subjects everything that was asked for is there, and the subject is right.",
         epilog="example:\n  cgrpo demo --updates 20 --seed 1\n"
         "for any other field of the config: cgrpo train configs/emoji.yaml --section.field value",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -33,4 +33,13 @@ def _demo(options: argparse.Namespace) -> None:
     overrides = ["--name", name, "--seed", str(options.seed)]
     if options.updates is not None:
         overrides += ["--train.num_updates", str(options.updates)]
-    judge(train_config(shipped_config("emoji.yaml"), overrides, lead_on=False))
+    run = train_config(shipped_config("emoji.yaml"), overrides, lead_on=False)
+
+    from customized_grpo.evaluation.evaluate import Place, evaluate_run
+    from customized_grpo.evaluation.tables import share_table, verdict
+
+    outcome = evaluate_run(run)
+    print(f"picture: {Place(run, 'held_out').grid}")
+    print(share_table(outcome))
+    print(verdict(outcome))
+    next_step("evaluate", run)

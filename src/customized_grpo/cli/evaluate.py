@@ -114,7 +114,7 @@ def judge(
 ) -> None:
     """Base against tuned of a run."""
     from customized_grpo.evaluation.evaluate import Place, evaluate_run
-    from customized_grpo.evaluation.tables import run_table
+    from customized_grpo.evaluation.tables import run_table, verdict
 
     hide_loading_bars()
     outcome = evaluate_run(run, split, num_examples)
@@ -123,4 +123,6 @@ def judge(
         return
     print(f"picture: {Place(run, split).grid}")
     print(run_table(outcome))
+    if sentence := verdict(outcome):
+        print(sentence)
     next_step(*export_words(run))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from customized_grpo.evaluation.outcome import Judgement, Origin, Outcome
+from customized_grpo.evaluation.outcome import BASE, Judgement, Origin, Outcome
 from customized_grpo.evaluation.statistics import RESAMPLES, standard_error
 from customized_grpo.rewards.truth import SHARES
 
@@ -71,6 +71,38 @@ def run_table(outcome: Outcome) -> str:
     heads = ["", *columns, f"{outcome.name} - {yardstick.base_name}"]
     note = f"{yardstick.describe()}; ± is the standard error, of a mean or of the paired difference"
     return f"{Table(heads=heads, rows=rows).aligned()}\n{note}"
+
+
+def share_table(outcome: Outcome) -> str:
+    """Plain text: the shares of right pictures of base and tuned alone, then what follows."""
+    names = [name for name in SHARES if name in outcome.own.columns]
+    rows = []
+    for name in names:
+        mean, error = outcome.change(name)
+        known = (outcome.models[model] for model in (BASE, outcome.name))
+        shares = (_share(judged, name) for judged in known)
+        rows.append([name.replace("_", " "), *shares, f"{mean:+.3f} ± {error:.3f}"])
+    table = Table(heads=["", BASE, outcome.name, "change"], rows=rows).aligned()
+    return f"{table}\n{outcome.yardstick.describe()}; ± is the standard error"
+
+
+def verdict(outcome: Outcome) -> str:
+    """One sentence for people: in how many more pictures all is right, and what it has cost.
+
+    A change counts from twice its standard error on. "" where the data do not know what is right.
+    """
+    changes = {name: outcome.change(name) for name in SHARES if name in outcome.own.columns}
+    if "both_right" not in changes:
+        return ""
+    clear = {name: 100 * mean for name, (mean, error) in changes.items() if abs(mean) > 2 * error}
+    gain = clear.pop("both_right", 0.0)
+    if gain:
+        more = "more" if gain > 0 else "fewer"
+        first = f"{abs(gain):.0f} {more} of 100 pictures show the right subject as the prompt asks"
+    else:
+        first = "No clear change in how many pictures show the right subject as the prompt asks"
+    rest = [f"{name.replace('_', ' ')} {points:+.0f}" for name, points in clear.items()]
+    return f"{first} ({', '.join(rest) or 'nor in its parts'})."
 
 
 def _share(judged: Judgement, name: str) -> str:
