@@ -195,6 +195,19 @@ def test_embeddings_are_unit_and_per_image(reward: Reward, images: Tensor) -> No
     close(torch.cat([reward.embed(image[None]) for image in images]), features)
 
 
+@pytest.mark.parametrize("name", ["clip-text", "pickscore", "hpsv2", "siglip2", "siglip2-naflex"])
+def test_text_towers_do_not_see_capitals(
+    name: str, tmp_path: Path, images: Tensor, examples: list[Example]
+) -> None:
+    """They were trained on lower case; HPSv3's language model was not."""
+    reward = BUILDS[name](tmp_path).build(CPU)
+    shouted = [replace(e, id=f"{e.id}!", prompt=e.prompt.upper()) for e in examples]
+    scores = reward.score(images, examples)
+    assert torch.equal(reward.score(images, shouted), scores)
+    others = [replace(e, id=f"{e.id}?", prompt=e.prompt + " too") for e in examples]
+    assert not torch.equal(reward.score(images, others), scores)
+
+
 @pytest.mark.parametrize("name", BUILDS)
 def test_missing_weights_are_one_line(name: str, tmp_path: Path) -> None:
     config = BUILDS[name](tmp_path)

@@ -62,6 +62,7 @@ def test_run_folder_holds_everything(run: Path, tiny_config: RunConfig) -> None:
     for name in (
         "reward/clip-text/mean",
         "reward/dinov2/std",
+        "copy_gap",
         "share/conflicted",
         "share/both_positive",
         "share/both_negative",

@@ -185,7 +185,7 @@ def _shipped(preset: Preset) -> dict[str, Any]:
         raw["train"]["num_updates"] = _UPDATES
     if preset.name == "uno":  # the paper's HPSv3 wants a file of instructions and 17 GB
         kontext = read_mapping(str(shipped_config("flux-kontext.yaml")), "CONFIG")
-        raw |= {name: kontext[name] for name in ("rewards", "evaluators")}
+        raw["rewards"] = kontext["rewards"]
     return raw
 
 
