@@ -164,3 +164,21 @@ def test_the_first_reward_that_measures_it_is_asked(world: list[Example]) -> Non
     rewards._rewards[1] = _Down()
     assert rewards.score(images, some).copy_gap.isnan().all()  # and not another model's numbers
     assert RewardSet([clip], CPU).score(images, some).copy_gap.isnan().all()
+
+
+class _OnTheCpu:
+    def score(self, images: Tensor, examples: list[Example]) -> Tensor:
+        return self.score_and_gap(images, examples)[0]
+
+    def score_and_gap(self, images: Tensor, examples: list[Example]) -> tuple[Tensor, Tensor]:
+        numbers = torch.arange(len(images))
+        return numbers, numbers.double()
+
+
+def test_a_plug_may_answer_from_the_cpu_in_any_type(world: list[Example]) -> None:
+    rewards = RewardSet([DINO], CPU)
+    rewards._rewards[0] = _OnTheCpu()
+    found = rewards.score(targets(world[:3]).to("meta"), world[:3])
+    assert found.errors == ()
+    for column in (found.scores, found.copy_gap):
+        assert (column.device.type, column.dtype) == ("meta", torch.float32)
