@@ -99,6 +99,8 @@ class RewardScores:
     scores: Tensor
     """``[B, R]`` float32; NaN = could not be scored."""
     names: tuple[str, ...]
+    copy_gap: Tensor
+    """``[B]`` float32, see ``rewards.identity.IdentityReward``; NaN = not known."""
     errors: tuple[str, ...] = ()
 
 

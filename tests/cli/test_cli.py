@@ -83,6 +83,23 @@ def test_evaluate_opens_with_the_picture(capsys, calls):
     assert capsys.readouterr().out == "{}\n"
 
 
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [("evaluate runs/x", "evaluate RUN"), ("compare study.yaml", "compare"), ("demo", "demo"),
+     ("generate runs/x --prompt p --reference r.png", "generate")],
+)  # fmt: skip
+def test_what_one_process_does_is_refused_to_several(
+    capsys, calls, monkeypatch, command: str, name: str
+) -> None:
+    """They would take the same GPU and write the same files."""
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("RANK", "3")
+    assert main(command.split()) == 2
+    err = capsys.readouterr().err
+    assert f"WORLD_SIZE must be 1 for `cgrpo {name}`, which one process does, got 8;" in err
+    assert calls == []
+
+
 def test_a_name_that_the_terminal_cannot_write(monkeypatch, calls) -> None:
     stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stdout)

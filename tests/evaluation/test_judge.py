@@ -38,6 +38,9 @@ def test_ground_truth_copy_and_unrelated_pictures(judge: Judge, held_out: list[E
     assert_near(truth.means["copy"], 0.0, scale=1)
     assert copy.means["copy"] > 0.5
     assert abs(unrelated.means["copy"]) < 0.1
+    for name in ("copy_gap", "reward/copy_gap"):  # without the truth they say the same
+        assert abs(truth.means[name]) < 0.1 < 0.3 < copy.means[name]
+        assert abs(unrelated.means[name]) < 0.1
     assert_near(copy.means["dinov2"], 1.0)
     assert copy.means["clip-text"] < 0.2 < 0.7 < truth.means["clip-text"]
     assert list(truth.columns)[:4] == ["prompt_right", "subject_right", "both_right", "copies"]

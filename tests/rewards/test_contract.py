@@ -14,7 +14,7 @@ from torch import Tensor
 
 from customized_grpo.config import RewardConfig
 from customized_grpo.errors import ConfigError
-from customized_grpo.rewards.base import ImageEmbedder, Reward
+from customized_grpo.rewards.base import ImageEmbedder, Reward, RewardSet
 from customized_grpo.rewards.clip_image import ClipImageConfig
 from customized_grpo.rewards.clip_text import ClipTextConfig
 from customized_grpo.rewards.dino import DinoConfig
@@ -193,6 +193,34 @@ def test_embeddings_are_unit_and_per_image(reward: Reward, images: Tensor) -> No
     features = reward.embed(images)
     close(features.norm(dim=1), torch.ones(5))
     close(torch.cat([reward.embed(image[None]) for image in images]), features)
+
+
+@pytest.mark.parametrize("name", ["clip-text", "pickscore", "hpsv2", "siglip2", "siglip2-naflex"])
+def test_text_towers_do_not_see_capitals(
+    name: str, tmp_path: Path, images: Tensor, examples: list[Example]
+) -> None:
+    """They were trained on lower case; HPSv3's language model was not."""
+    reward = BUILDS[name](tmp_path).build(CPU)
+    shouted = [replace(e, id=f"{e.id}!", prompt=e.prompt.upper()) for e in examples]
+    scores = reward.score(images, examples)
+    assert torch.equal(reward.score(images, shouted), scores)
+    others = [replace(e, id=f"{e.id}?", prompt=e.prompt + " too") for e in examples]
+    assert not torch.equal(reward.score(images, others), scores)
+
+
+@pytest.mark.parametrize("name", ["dino", "dinov2", "clip-text", "hpsv2"])
+def test_scores_are_where_the_images_are(
+    name: str, tmp_path: Path, images: Tensor, examples: list[Example]
+) -> None:
+    """References and texts come from the CPU; `meta` stands for a GPU. What looks at values, such
+    as masks or a learned scale, cannot be tried there."""
+    away = torch.device("meta")
+    rewards = RewardSet([BUILDS[name](tmp_path)], away)
+    bare = [replace(e, reference_masks=None) for e in examples]
+    found = rewards.score(images.to(away), bare)
+    assert found.errors == ()
+    for column in (found.scores[:, 0], found.copy_gap):
+        assert (column.shape, column.device, column.dtype) == ((5,), away, torch.float32)
 
 
 @pytest.mark.parametrize("name", BUILDS)

@@ -124,8 +124,10 @@ def test_an_instruction_without_its_places_is_refused(
     file = tmp_path / "instruction.txt"
     if text is not None:
         file.write_text(text)
-    with pytest.raises(ConfigError, match=f"^instruction: .*{message}"):
+    with pytest.raises(ConfigError, match=f"^instruction: .*{message}") as caught:
         hpsv3.read_instruction(str(file))
+    # The token is not in the authors' INSTRUCTION: two constants make the text.
+    assert "INSTRUCTION + prompt_with_special_token of hpsv3/dataset/" in str(caught.value)
 
 
 def test_another_instruction_is_warned_of(

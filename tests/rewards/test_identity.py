@@ -192,14 +192,14 @@ def test_references_are_encoded_once(world: list[Example], monkeypatch: pytest.M
         reward, "_encode", lambda pixels: (batches.append(len(pixels)), encode(pixels))[1]
     )
     first = reward.score(images, world[:6])
-    assert batches == [2] * 6 + [6]  # subject and whole picture of each, then the outputs
+    assert batches == [1] * 18 + [6]  # three pictures of each reference, then the outputs
     assert torch.equal(reward.score(images, world[:6]), first)
     renamed = [dataclasses.replace(e, id="other" + e.id, prompt="new") for e in world[:6]]
     assert torch.equal(reward.score(images, renamed), first)
-    assert batches[6:] == [6, 6, 6]
+    assert batches[18:] == [6, 6, 6]
     changed = dataclasses.replace(world[0], references=(world[1].references[0],))
     assert reward.score(images[:1], [changed]) != first[:1]
-    assert batches[9:] == [2, 1]
+    assert batches[21:] == [1, 1, 1, 1]
 
 
 def test_the_cache_is_bounded(world: list[Example], monkeypatch: pytest.MonkeyPatch) -> None:

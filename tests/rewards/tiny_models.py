@@ -21,6 +21,7 @@ from transformers import (
     Dinov2Model,
     DINOv3ViTConfig,
     DINOv3ViTModel,
+    GemmaTokenizer,
     PreTrainedModel,
     Qwen2Tokenizer,
     Qwen2VLConfig,
@@ -132,15 +133,17 @@ def save_dinov3(folder: Path) -> str:
     return path
 
 
-def siglip_tokenizer() -> Siglip2Tokenizer:
-    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *map(chr, range(97, 123))]
-    return Siglip2Tokenizer(
-        vocab={w: i for i, w in enumerate(words)}, merges=[], padding_side="right"
-    )
+def siglip_tokenizer(naflex: bool) -> Siglip2Tokenizer | GemmaTokenizer:
+    """Gemma's as it is beside the fixed-resolution checkpoints, as published."""
+    letters = [chr(c) for first in ("a", "A") for c in range(ord(first), ord(first) + 26)]
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *letters]
+    cls = Siglip2Tokenizer if naflex else GemmaTokenizer
+    return cls(vocab={w: i for i, w in enumerate(words)}, merges=[], padding_side="right")
 
 
 def save_siglip(folder: Path, naflex: bool = False) -> str:
-    text = TOWER | {"vocab_size": len(siglip_tokenizer()), "projection_size": 32}
+    tokenizer = siglip_tokenizer(naflex)
+    text = TOWER | {"vocab_size": len(tokenizer), "projection_size": 32}
     text |= {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
     if naflex:
         vision = TOWER | {"patch_size": 8, "num_patches": 16}
@@ -149,7 +152,7 @@ def save_siglip(folder: Path, naflex: bool = False) -> str:
     else:
         model = SiglipModel(SiglipConfig(text_config=text, vision_config=VISION))
         processor = SiglipImageProcessorPil(size={"height": 32, "width": 32}, resample=2)
-    return _save(folder, model, siglip_tokenizer(), processor)
+    return _save(folder, model, tokenizer, processor)
 
 
 def save_clipseg(folder: Path) -> str:

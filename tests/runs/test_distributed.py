@@ -86,6 +86,7 @@ def load_base(config: RunConfig) -> dict[str, torch.Tensor]:
     ],
 )
 def test_two_processes_are_one(tmp_path: Path, name: str, flags: str) -> None:
+    flags += " --evaluation.num_validation 3"  # shared unevenly, too
     config = small_run(tmp_path, name, 5, *flags.split())
     one = train(config)  # alone there is nothing to shard
     two = small_run(tmp_path, f"{name}-two", 5, *flags.split())

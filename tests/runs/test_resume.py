@@ -499,7 +499,7 @@ class TestLostRewards:
             if len(calls) > times:
                 return found
             lost = torch.full_like(found.scores, torch.nan)
-            return RewardScores(scores=lost, names=found.names, errors=("judge: timed out",))
+            return dataclasses.replace(found, scores=lost, errors=("judge: timed out",))
 
         monkeypatch.setattr(RewardSet, "score", broken)
         return calls

@@ -25,7 +25,8 @@ def example(number: int = 0) -> Example:
 
 def scores_of(images: torch.Tensor, error: str | None = None) -> RewardScores:
     errors = () if error is None else (error,)
-    return RewardScores(scores=images[:, 0, 0, :1], names=("first",), errors=errors)
+    values = images[:, 0, 0, 0]
+    return RewardScores(scores=values[:, None], names=("first",), copy_gap=-values, errors=errors)
 
 
 def numbered(number: int, count: int = 1) -> torch.Tensor:
@@ -42,6 +43,7 @@ def test_order_is_that_of_put_and_errors_are_kept() -> None:
         result = queue.result()
     expected = [float(n) for n in range(20) for _ in range(1 + n % 3)]
     assert result.scores[:, 0].tolist() == expected
+    assert (-result.copy_gap).tolist() == expected
     assert result.errors == tuple(f"error {n}" for n in range(20))
     assert result.names == ("first",)
 

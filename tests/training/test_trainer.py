@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +19,10 @@ from customized_grpo.evaluation.outcome import Outcome
 from customized_grpo.evaluation.tables import run_table
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.pipeline import PipelineGenerator
+from customized_grpo.rewards import loading
 from customized_grpo.rewards.dual_encoder import PromptReward
 from customized_grpo.rewards.truth import SHARES
-from customized_grpo.training.session import train
+from customized_grpo.training.session import Session, train
 from customized_grpo.types import Example
 
 EMBEDDED = [p for p in (ROOT / "configs").glob("*.yaml") if "embedded:" in p.read_text()]
@@ -63,6 +65,7 @@ def test_run_folder_holds_everything(run: Path, tiny_config: RunConfig) -> None:
     for name in (
         "reward/clip-text/mean",
         "reward/dinov2/std",
+        "copy_gap",
         "share/conflicted",
         "share/both_positive",
         "share/both_negative",
@@ -96,6 +99,25 @@ def test_errors_name_the_section_of_the_plug(tiny_config: RunConfig) -> None:
         train(dataclasses.replace(tiny_config, rewards=rewards))
     with pytest.raises(ConfigError, match=r"^generator\.path: checkpoint 'nowhere'"):
         train(changed(tiny_config, generator={"path": "nowhere"}))
+
+
+def test_evaluators_are_checked_and_stay_only_where_they_validate(
+    tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[set[str]] = []
+
+    def look(self: Session) -> None:
+        gc.collect()
+        held.append({Path(path).name for _, path, _ in loading._shared if "evaluator" in path})
+
+    monkeypatch.setattr(Session, "run", look)
+    train(tiny_config)
+    settings = {"validate_every": 2, "num_validation": 2}
+    train(changed(dataclasses.replace(tiny_config, name="curve"), evaluation=settings))
+    assert held == [set(), {"evaluator-clip", "evaluator-dino"}]
+    wrong = dataclasses.replace(tiny_config.evaluators[1], path="nowhere")
+    with pytest.raises(ConfigError, match=r"^evaluators\.1\.path: checkpoint 'nowhere'"):
+        train(dataclasses.replace(tiny_config, evaluators=(tiny_config.evaluators[0], wrong)))
 
 
 def test_mismatch_is_reported_and_small_in_float32(run: Path) -> None:

@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from customized_grpo.cli.shared import hide_loading_bars, positive
+from customized_grpo.cli.shared import alone, hide_loading_bars, positive
 from customized_grpo.errors import ConfigError
 
 
@@ -47,6 +47,7 @@ def add(commands: Any) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
+    alone("`cgrpo compare`")
     from customized_grpo.evaluation.study import Study, compare, run_task
 
     study = Study.load(options.study, options.results)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from customized_grpo.cli.shared import free_path, next_step
+from customized_grpo.cli.shared import alone, free_path, next_step
 from customized_grpo.cli.train import train_config
 
 
@@ -27,6 +27,7 @@ def add(commands: Any) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
+    alone("`cgrpo demo`")
     from customized_grpo.config.shipped import shipped_config
 
     name = free_path(Path("runs", f"demo-seed{options.seed}")).name  # a demo can be repeated

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from customized_grpo.cli.fields import field_lines
-from customized_grpo.cli.shared import export_words, hide_loading_bars, next_step
+from customized_grpo.cli.shared import alone, export_words, hide_loading_bars, next_step
 from customized_grpo.errors import ConfigError
 
 
@@ -56,6 +56,7 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
             f"{overrides[0]} has no effect on a run, which is evaluated as its config says; see "
             "`cgrpo evaluate --help`"
         )
+    alone("`cgrpo evaluate RUN`")
     split = options.split or "held_out"
     judge(options.target, split, options.num_examples, as_json=options.json)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from customized_grpo.cli.shared import (
     after_pictures,
+    alone,
     free_path,
     hide_loading_bars,
     next_step,
@@ -68,6 +69,7 @@ def add(commands: Any) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
+    alone("`cgrpo generate`")
     from customized_grpo.tools.generate import Shot, generate, open_target, read_prompts
 
     target = open_target(options.target, options.lora)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import shlex
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from customized_grpo.errors import ConfigError
 
 if TYPE_CHECKING:
     from customized_grpo.config import RunConfig
@@ -23,6 +26,20 @@ def hide_loading_bars() -> None:
 
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
+
+
+def alone(command: str) -> None:
+    """Refuses several processes, which would compute the same and write the same files.
+
+    Raises:
+        ConfigError: under a launcher of more than one.
+    """
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count != "1":
+        raise ConfigError(
+            f"WORLD_SIZE must be 1 for {command}, which one process does, got {count}; call it "
+            "without torchrun, or with WORLD_SIZE=1 before it"
+        )
 
 
 def positive(text: str) -> int:

@@ -77,11 +77,14 @@ class Judge:
         return Judgement.of(columns, self._quality(images) | self._diversity(images, variants))
 
     def _scores(self, images: Tensor) -> dict[str, Tensor]:
-        """Scores of every evaluator under its label and of every reward as ``reward/LABEL``."""
+        """Scores of every evaluator under its label and of every reward as ``reward/LABEL``; what
+        they say of copying, which needs no ground truth, as ``copy_gap`` in the same way."""
         columns: dict[str, Tensor] = {}
         for prefix, models in (("", self._evaluators), ("reward/", self._rewards)):
             scores = models.score(images, self._examples)
             columns |= {f"{prefix}{n}": scores.scores[:, i] for i, n in enumerate(scores.names)}
+            if scores.copy_gap.isfinite().any():
+                columns[f"{prefix}copy_gap"] = scores.copy_gap
         return columns
 
     def _copying(self, images: Tensor) -> dict[str, Tensor]:

@@ -38,6 +38,15 @@ class ImageEmbedder(Protocol):
 
 
 @runtime_checkable
+class CopyMeter(Protocol):
+    """A reward that also measures, by the same features, how much of the reference is copied."""
+
+    def score_and_gap(self, images: Tensor, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+        """Scores ``[B]`` as ``score`` gives them, and copy gaps ``[B]``, NaN where not known."""
+        ...
+
+
+@runtime_checkable
 class RewardMetrics(Protocol):
     """A reward with numbers of its own for the log: requests, failures, cost."""
 
@@ -112,14 +121,18 @@ class RewardSet:
     def score(self, images: Tensor, examples: Sequence[Example]) -> RewardScores:
         """Scores ``[B, R]``; a reward that fails on the batch gives NaN and an entry in errors.
 
+        The copy gap is that of the first reward that measures one.
+
         Whatever it raises: one that others have written must not end a run of days. Only a mistake
         in config or data does, and memory that has run out.
         """
         columns: list[Tensor] = []
+        gaps: list[Tensor] = []
         errors: list[str] = []
+        unknown = torch.full((len(images),), torch.nan, device=images.device)
         for name, reward in zip(self.names, self._rewards, strict=True):
             try:
-                column = _column(reward.score(images, examples), images)
+                column, gap = _ask(reward, images, examples)
             except (ConfigError, DataError):
                 raise
             except Exception as error:
@@ -127,11 +140,26 @@ class RewardSet:
                     raise
                 kind = "" if isinstance(error, RewardError) else f"{type(error).__name__}: "
                 errors.append(f"{name}: {kind}{error}")
-                column = torch.full((len(images),), torch.nan, device=images.device)
+                column = gap = unknown
             if isinstance(reward, PartialFailures):
                 errors.extend(f"{name}: {text}" for text in reward.take_errors())
             columns.append(torch.where(column.isfinite(), column, torch.nan))
-        return RewardScores(scores=torch.stack(columns, 1), names=self.names, errors=tuple(errors))
+            gaps += [gap] if isinstance(reward, CopyMeter) else []
+        return RewardScores(
+            scores=torch.stack(columns, 1),
+            names=self.names,
+            copy_gap=gaps[0] if gaps else unknown,
+            errors=tuple(errors),
+        )
+
+
+def _ask(reward: Reward, images: Tensor, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+    """Scores and copy gaps ``[B]``, both as ``_column``; gaps are NaN where none are measured."""
+    if isinstance(reward, CopyMeter):
+        scores, gap = reward.score_and_gap(images, examples)
+    else:
+        scores, gap = reward.score(images, examples), torch.full((len(images),), torch.nan)
+    return _column(scores, images), _column(gap, images)
 
 
 def _column(scores: Tensor, images: Tensor) -> Tensor:

@@ -92,18 +92,25 @@ def load_clip(path: str, device: torch.device, processor: str | None = None) -> 
 def load_siglip(path: str, device: torch.device) -> DualEncoder:
     """A SiglipModel or Siglip2Model (NaFlex) checkpoint.
 
+    SigLIP 2 was trained on lower-case text, which its fixed-resolution checkpoints do not say:
+    their tokenizer is Gemma's as it is (huggingface/transformers#43101).
+
     Raises:
         ConfigError: if it is missing or of another kind.
     """
-    from transformers import Siglip2Model, SiglipModel
+    from tokenizers import normalizers
+    from transformers import GemmaTokenizer, Siglip2Model, SiglipModel
 
     config = read_processor_config(path)
     if "max_num_patches" in config:
         model, preprocess = Siglip2Model, partial(naflex_patches, config=config)
     else:
         model, preprocess = SiglipModel, Preprocessing.from_pretrained(path)
-    model = load_model(model, path, device)
-    return DualEncoder(model, load_tokenizer(path), preprocess, "max_length", f"path: {path!r}")
+    model, tokenizer = load_model(model, path, device), load_tokenizer(path)
+    if isinstance(tokenizer, GemmaTokenizer):
+        backend = tokenizer.backend_tokenizer
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), backend.normalizer])
+    return DualEncoder(model, tokenizer, preprocess, "max_length", f"path: {path!r}")
 
 
 class PromptReward:

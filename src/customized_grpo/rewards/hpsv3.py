@@ -35,6 +35,10 @@ logger = logging.getLogger("customized_grpo")
 _NUM_PIXELS = 256 * 28 * 28  # both least and most of the authors' inference
 _REWARD, _IMAGE = "<|Reward|>", "<|image_pad|>"
 _PUBLISHED = "f6ee57479d4e9eee76b49c00dc962e1e696a5a2b3cc32cebd9b1fa76fe27502c"
+_FIX = (
+    "write INSTRUCTION + prompt_with_special_token of hpsv3/dataset/data_collator_qwen.py "
+    "(github.com/MizzenAI/HPSv3) into it, to the byte"
+)
 _CHAT = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     "<|im_start|>user\n<|vision_start|>{image}<|vision_end|>{text}<|im_end|>\n"
@@ -54,8 +58,9 @@ class Hpsv3Config(RewardConfig):
     base: str = "Qwen/Qwen2-VL-7B-Instruct"
     """Folder or hub id of the model that was tuned; gives shapes and tokenizer."""
     instruction: str
-    """Text file of the question that the model was trained with, to the byte: ``INSTRUCTION`` in
-    the authors' code (github.com/MizzenAI/HPSv3, MIT), '{text_prompt}' where the prompt goes."""
+    """Text file of the question that the model was trained with, to the byte: ``INSTRUCTION`` and
+    ``prompt_with_special_token``, joined, of hpsv3/dataset/data_collator_qwen.py in the authors'
+    code (github.com/MizzenAI/HPSv3, MIT), '{text_prompt}' where the prompt goes."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the language model (the authors': bfloat16); the head is always float32."""
     batch_size: Count = 8
@@ -99,17 +104,16 @@ def read_instruction(path: str) -> str:
     try:
         text = Path(path).read_bytes().decode()
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"instruction: {path!r} cannot be read: {error}; write it as docs/rewards.md says"
-        ) from error
+        raise ConfigError(f"instruction: {path!r} cannot be read: {error}; {_FIX}") from error
     for place in ("{text_prompt}", _REWARD):
         if text.count(place) != 1:
             raise ConfigError(
                 f"instruction: {path!r} must hold {place!r} once, got it {text.count(place)} "
-                "times; write it as docs/rewards.md says"
+                f"times; {_FIX}"
             )
     if hashlib.sha256(text.encode()).hexdigest() != _PUBLISHED:
-        logger.warning("instruction: %r is not HPSv3's own; its scores will differ", path)
+        what = "instruction: %r is not HPSv3's own; its scores will differ; %s"
+        logger.warning(what, path, _FIX)
     return text
 
 

@@ -96,6 +96,11 @@ class IdentityReward:
     nothing; a copy pays ``1 - cos(S, W)``, and distance beyond that is not rewarded. It is the
     idea of the copy-paste score of WithAnyone (arXiv:2510.14975), with the reference's own subject
     in place of a ground truth, which training prompts do not have.
+
+    ``copy_gap = max_r cos(O, W_r) - cos(O, B_r)``, with B the reference on grey in place of its
+    background: what an output has of the reference beyond the subject. About 0 for the subject in
+    another scene, ``1 - cos(B, W)`` for a copy. Of what can be said without ground truth it is
+    least moved by the identity itself (docs/reward_hacking.md).
     """
 
     def __init__(
@@ -142,10 +147,19 @@ class IdentityReward:
         Raises:
             DataError: if a subject is to be cut out and neither masks nor a segmenter are there.
         """
+        return self.score_and_gap(images, examples)[0]
+
+    @torch.no_grad()
+    def score_and_gap(self, images: Tensor, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+        """See CopyMeter; the gap is not known without masks and a segmenter.
+
+        Raises:
+            DataError: as ``score``.
+        """
         config = self._config
         unique, place = distinct(examples)
         references = self._references(unique, images.device)[place.to(images.device)]
-        subjects, wholes = references.unbind(2)
+        subjects, wholes, bare = references.unbind(2)
         targets = wholes if config.region == "image" else subjects
         if config.output_region == "image":
             output = self.embed(images)
@@ -153,12 +167,15 @@ class IdentityReward:
             words = [example.named_subject for example in examples]
             output = self.embed_outputs(list(images), words)
         identity = _pool(torch.einsum("bd,brd->br", output, targets), config.references)
-        if not config.copy_penalty:
-            return identity
+        if self._segmenter is None and all(e.reference_masks is None for e in examples):
+            return identity, torch.full_like(identity, torch.nan)
         whole = output if config.output_region == "image" else self.embed(images)
+        gap = _pool(torch.einsum("bd,brd->br", whole, wholes - bare), "max")
+        if not config.copy_penalty:
+            return identity, gap
         explained = (subjects * wholes).sum(2)
         excess = (torch.einsum("bd,brd->br", whole, wholes) - explained).clamp(min=0)
-        return identity - config.copy_penalty * _pool(excess, "max")
+        return identity - config.copy_penalty * _pool(excess, "max"), gap
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
@@ -213,7 +230,7 @@ class IdentityReward:
         return F.normalize(self._encode(pixels).float(), dim=-1)
 
     def _references(self, examples: Sequence[Example], device: torch.device) -> Tensor:
-        """Features ``[U, R, 2, D]`` of subject and whole picture; NaN = unused or not there."""
+        """Features ``[U, R, 3, D]``, see ``_encode_reference``; NaN = not there."""
         keys = [
             [_digest(example, n) for n in range(len(example.references))] for example in examples
         ]
@@ -228,28 +245,41 @@ class IdentityReward:
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=torch.nan)
 
     def _encode_reference(self, example: Example, number: int, device: torch.device) -> Tensor:
-        """Features ``[2, D]`` of subject and whole picture; NaN = unused or not there."""
-        picture, config = example.references[number].to(device), self._config
-        parts: dict[int, Tensor] = {}
-        if config.region == "subject" or config.copy_penalty > 0:
-            if example.reference_masks is not None:
-                mask = example.reference_masks[number].to(device)
-            else:
-                words = example.named_subject if self._segmenter else ""
-                mask = self._find(picture, words, f"example {example.id!r}").to(device)
-            if (mask > 0.5).any():
-                parts[0] = cut_out(picture, mask)
-            else:
-                logger.warning(
-                    "example %r: no subject in reference %d; it is left out", example.id, number
-                )
-        if config.region == "image" or config.copy_penalty > 0:
-            parts[1] = picture
-        encoded = self._features(self._preprocess.stack(list(parts.values()) or [picture]))
-        features = encoded.new_full((2, encoded.shape[1]), torch.nan)
-        for kind, row in zip(parts, encoded, strict=False):
-            features[kind] = row
-        return features
+        """Features ``[3, D]`` of the subject alone, the whole picture, and the picture without its
+        background; NaN = no subject is found, or nobody has looked for it."""
+        picture = example.references[number].to(device)
+        mask = self._mask(example, number, picture)
+        whole = self._features(self._preprocess(picture[None]))[0]
+        if mask is None:
+            return torch.stack([whole * torch.nan, whole, whole * torch.nan])
+        bare = torch.lerp(torch.full_like(picture, 0.5), picture, mask)
+        subject, without = (
+            self._features(self._preprocess(part[None]))[0]
+            for part in (cut_out(picture, mask), bare)
+        )
+        return torch.stack([subject, whole, without])
+
+    def _mask(self, example: Example, number: int, picture: Tensor) -> Tensor | None:
+        """Where the subject is ``[1, H, W]``; None: nowhere, or not known and not needed.
+
+        Raises:
+            DataError: if it is needed and neither mask nor segmenter is there.
+        """
+        is_needed = self._config.region == "subject" or self._config.copy_penalty > 0
+        if example.reference_masks is not None:
+            mask = example.reference_masks[number].to(picture.device)
+        elif self._segmenter is not None or is_needed:
+            words = example.named_subject if self._segmenter else ""
+            mask = self._find(picture, words, f"example {example.id!r}").to(picture.device)
+        else:
+            return None
+        if (mask > 0.5).any():
+            return mask
+        if is_needed:
+            logger.warning(
+                "example %r: no subject in reference %d; it is left out", example.id, number
+            )
+        return None
 
 
 def _pool(similarities: Tensor, how: str) -> Tensor:

@@ -114,20 +114,24 @@ class Truth:
         )
 
     def _copies(self, images: Tensor) -> dict[str, Tensor]:
-        if self._encoder is None or len(self._targets) < len(self._examples):
+        if self.copy_limit is None:
             return {}
-        return {"copies": (self._to_references(images) > self._most_faithful).float().cpu()}
+        return {"copies": (self._to_references(images) > self.copy_limit).float().cpu()}
 
     @cached_property
-    def _most_faithful(self) -> Tensor:
+    def copy_limit(self) -> float | None:
         """The highest similarity of a truth to its reference: what lies above is a copy.
 
-        A quantile below 1 would call some truths copies.
+        A quantile below 1 would call some truths copies. Processes that share examples agree on
+        the highest of theirs. None: there is no truth.
         """
+        if self._encoder is None or len(self._targets) < len(self._examples):
+            return None
         size = self._examples[0].references[0].shape[1:]
         truths = torch.stack([crop_and_resize(target, *size) for target in self._targets])
-        return self._to_references(truths.to(self._device)).max()
+        return self._to_references(truths.to(self._device)).max().item()
 
+    @torch.no_grad()
     def _to_references(self, images: Tensor) -> Tensor:
         """Similarity ``[B]`` to the whole reference; of several, to the most similar one."""
         assert self._encoder is not None

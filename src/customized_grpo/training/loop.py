@@ -37,7 +37,7 @@ from customized_grpo.training.build import make_optimizer
 from customized_grpo.training.loss import accumulate_gradient, policy_batch
 from customized_grpo.training.policy import make_policy
 from customized_grpo.training.rollout import collect_rollout
-from customized_grpo.training.scoring import ScoringQueue, settle_scores
+from customized_grpo.training.scoring import ScoringQueue, gather_scores, settle_scores
 from customized_grpo.training.validation import rollout_metrics
 from customized_grpo.types import Advantages, Example, PolicyBatch, RewardScores, Rollout
 
@@ -180,11 +180,7 @@ class Loop:
                     self.interrupts,
                     self.ranks,
                 )
-        return rollout, RewardScores(
-            scores=self.ranks.all_gather(scores.scores, shares),
-            names=scores.names,
-            errors=scores.errors,
-        )
+        return rollout, gather_scores(scores, self.ranks, shares)
 
     def inner_groups(self) -> tuple[Tensor, ...]:
         """Group numbers of every update of a rollout: equal parts of its prompts."""

@@ -68,6 +68,7 @@ class ScoringQueue:
         return RewardScores(
             scores=torch.cat([part.scores for part in parts]),
             names=parts[0].names,
+            copy_gap=torch.cat([part.copy_gap for part in parts]),
             errors=tuple(error for part in parts for error in part.errors),
         )
 
@@ -110,6 +111,13 @@ def settle_scores(
             continue
         examples = [prompts[group] for group in rollout.group_ids[rows].tolist()]
         again = rewards.score(rollout.images[rows], examples)
-        filled = scores.scores.clone()
-        filled[rows] = again.scores
-        scores = replace(again, scores=filled)
+        filled, gap = scores.scores.clone(), scores.copy_gap.clone()
+        filled[rows], gap[rows] = again.scores, again.copy_gap
+        scores = replace(again, scores=filled, copy_gap=gap)
+
+
+def gather_scores(scores: RewardScores, ranks: Ranks, shares: Sequence[Tensor]) -> RewardScores:
+    """The scores of all processes, in the order of the rows in ``shares``; errors are one's own."""
+    columns = torch.cat([scores.scores, scores.copy_gap[:, None]], 1)
+    whole = ranks.all_gather(columns, shares)
+    return replace(scores, scores=whole[:, :-1], copy_gap=whole[:, -1])

@@ -116,7 +116,9 @@ def _train(config: RunConfig, folder: Path, ranks: Ranks, *, resume: bool) -> No
     device = pick_device(config.device)
     data, generator = build_world(config, device)
     rewards = RewardSet(config.rewards, device)
-    evaluators = RewardSet(config.evaluators, device, "evaluators")
+    evaluators: RewardSet | None = RewardSet(config.evaluators, device, "evaluators")
+    if not config.evaluation.validate_every:
+        evaluators = None  # a mistake would have shown; they are needed after training
     path = config.evaluation.classifier  # used after training too; a mistake shows before
     classifier = None if path is None else AttributeClassifier.load(path, device)
     torch.manual_seed(config.seed)  # adapters are drawn from the global generator
@@ -125,8 +127,8 @@ def _train(config: RunConfig, folder: Path, ranks: Ranks, *, resume: bool) -> No
         shard(generator.transformer, device, ranks.world_size)
     samples = SampleGrid(generator, config, data.held_out(_NUM_SAMPLES))
     validation = None
-    if config.evaluation.validate_every:
-        validation = Validation(generator, config, data, rewards, evaluators, classifier)
+    if evaluators is not None:
+        validation = Validation(generator, config, data, rewards, evaluators, classifier, ranks)
     ranks.barrier()  # all have checked the folder before the first one makes it
     with lock_folder(folder) if ranks.is_first else nullcontext():
         if ranks.is_first:
@@ -311,11 +313,10 @@ class Session:
         update = self.progress.update
         if self.validation is None or (update % every and update != last):
             return {}
-        with self.log.timed("validation"), self._averaged():
-            images = self.validation.sample() if self._takes_part else None
-        metrics = (
-            self.validation.metrics(images) if images is not None and self.ranks.is_first else None
-        )
+        with self.log.timed("validation"):
+            with self._averaged():
+                images = self.validation.sample()
+            metrics = self.validation.metrics(images)
         return self.ranks.broadcast(metrics)
 
     def _save_samples(self) -> None:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from customized_grpo.buckets import layout
 from customized_grpo.config import RunConfig
 from customized_grpo.data.base import DataSource
-from customized_grpo.errors import within
+from customized_grpo.errors import ConfigError, within
 from customized_grpo.generators.base import Generator
 from customized_grpo.pictures import save_grid
 from customized_grpo.rewards.attributes import AttributeClassifier
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.rewards.truth import SHARES, Truth
+from customized_grpo.runs.ranks import ALONE, Ranks
+from customized_grpo.runs.sharding import is_sharded
 from customized_grpo.training.advantages import share_statistics
 from customized_grpo.training.sampling import FixedSampler
+from customized_grpo.training.scoring import gather_scores
 from customized_grpo.types import Advantages, Example, RewardScores
 
 logger = logging.getLogger("customized_grpo")
@@ -44,7 +49,11 @@ class SampleGrid:
 
 
 class Validation:
-    """Scores of the same validation examples in the course of training, by every model there is."""
+    """Scores of the same validation examples in the course of training, by every model there is.
+
+    Every process samples and scores its share of the examples. A pass through a sharded model is a
+    meeting of all: so that they come equally often, some examples are then computed twice.
+    """
 
     def __init__(
         self,
@@ -54,38 +63,81 @@ class Validation:
         rewards: RewardSet,
         evaluators: RewardSet,
         classifier: AttributeClassifier | None,
+        ranks: Ranks = ALONE,
     ) -> None:
         with within("data"):
             examples = data.validation(config.evaluation.num_validation)
-        self.sample = FixedSampler(generator, config, examples)
-        """Pictures ``[B, 3, H, W]`` by the generator as it is now."""
-        self._examples = examples
+        if len(examples) < ranks.world_size:
+            raise ConfigError(
+                "evaluation.num_validation: must be at least one for each of the "
+                f"{ranks.world_size} processes, got {len(examples)}; raise it"
+            )
+        self._num_examples, self._ranks = len(examples), ranks
+        self._shares = _shares(examples, ranks.world_size, is_sharded(generator.transformer))
+        mine = self._shares[ranks.rank]
+        rng = torch.Generator().manual_seed(config.evaluation.seed)
+        noise = generator.noise(len(examples), rng)[mine.to(generator.device)]
+        self._examples = [examples[row] for row in mine.tolist()]
+        self.sample = FixedSampler(generator, config, self._examples, noise=noise)
+        """Pictures ``[b, 3, H, W]`` of this process's share by the generator as it is now."""
         self.evaluators = evaluators
         self._sets = {"validation": evaluators, "validation/reward": rewards}
         encoder, device = evaluators.embedder("identity"), generator.device
-        self._truth = Truth(examples, data, encoder, classifier, device)
+        self._truth = Truth(self._examples, data, encoder, classifier, device)
+        limits = ranks.all_gather_object(self._truth.copy_limit)
+        self._truth.copy_limit = max((x for x in limits if x is not None), default=None)
 
     def metrics(self, images: Tensor) -> dict[str, float]:
-        """Means ``validation/<evaluator>`` and ``validation/reward/<reward>``, the shares of right
-        pictures ``validation/share/<name>`` where the data know what is right, and
+        """Means over all processes' examples, from this one's pictures: ``validation/<evaluator>``,
+        ``validation/reward/<reward>`` and, where they are known, ``copy_gap/validation`` and the
+        shares of right pictures ``validation/share/<name>``; and
         ``evaluator/<evaluator>/<number>`` where one has numbers of its own."""
-        found = self._truth(images)
-        shares = {name: found[name] for name in SHARES if name in found}
-        means = {f"validation/share/{n}": column.mean().item() for n, column in shares.items()}
+        means = self._share_means(images)
         for prefix, models in self._sets.items():
-            scores = models.score(images, self._examples)
-            for error in scores.errors:
+            own = models.score(images, self._examples)
+            for error in own.errors:
                 logger.warning("validation: %s", error)
-            values = scores.scores.nanmean(0).tolist()
+            scores = gather_scores(own, self._ranks, self._shares)
+            values = scores.scores[: self._num_examples].nanmean(0).tolist()
             means |= {f"{prefix}/{n}": v for n, v in zip(scores.names, values, strict=True)}
+            gap = known_mean("copy_gap/validation", scores.copy_gap[: self._num_examples])
+            means = gap | means  # the evaluators' before the rewards'
         counts = self.evaluators.metrics()
         return means | {f"evaluator/{name}": value for name, value in counts.items()}
+
+    def _share_means(self, images: Tensor) -> dict[str, float]:
+        known = {n: column for n, column in self._truth(images).items() if n in SHARES}
+        if not known:
+            return {}
+        own = torch.stack(list(known.values()), 1)
+        means = self._ranks.all_gather(own, self._shares)[: self._num_examples].mean(0).tolist()
+        return {f"validation/share/{name}": mean for name, mean in zip(known, means, strict=True)}
+
+
+def _shares(examples: Sequence[Example], world_size: int, evenly: bool) -> list[Tensor]:
+    """Rows of every process, those of a layout together, as they are sampled together.
+
+    ``evenly``: equally many of each layout for every process, by repeating the first one's row.
+    """
+    rows: dict[object, list[int]] = defaultdict(list)
+    for row, example in enumerate(examples):
+        rows[layout(r.shape[1:] for r in example.references)].append(row)
+    dealt: list[int] = []
+    for some in rows.values():
+        dealt += some + some[:1] * (-len(some) % world_size if evenly else 0)
+    return [torch.tensor(dealt[rank::world_size]) for rank in range(world_size)]
+
+
+def known_mean(name: str, values: Tensor) -> dict[str, float]:
+    """The mean of what is not NaN under its name; {} if nothing is known."""
+    known = values[~values.isnan()]
+    return {name: known.mean().item()} if len(known) else {}
 
 
 def rollout_metrics(
     scores: RewardScores, advantages: Advantages, group_ids: Tensor, objectives: Sequence[str]
 ) -> dict[str, float]:
-    """Reward means and stds, shares of conflicted samples, groups without information."""
+    """Reward means and stds, copying, shares of conflicted samples, silent groups."""
     metrics: dict[str, float] = {}
     for column, name in enumerate(scores.names):
         values = scores.scores[:, column]
@@ -93,7 +145,7 @@ def rollout_metrics(
         if len(values):
             metrics[f"reward/{name}/mean"] = values.mean().item()
             metrics[f"reward/{name}/std"] = values.std(correction=0).item()
-    metrics |= share_statistics(advantages, objectives)
+    metrics |= known_mean("copy_gap", scores.copy_gap) | share_statistics(advantages, objectives)
     silent = (advantages.per_objective.nan_to_num() == 0).all(1)
     groups = [silent[group_ids == group].all().item() for group in group_ids.unique()]
     metrics["zero_variance_groups"] = float(sum(groups))

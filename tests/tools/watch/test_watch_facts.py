@@ -98,6 +98,16 @@ def test_rewards_shares_and_policy(tiny_config: RunConfig) -> None:
     assert seen.warnings == []
 
 
+def test_copying_is_a_curve_of_its_own(tiny_config: RunConfig) -> None:
+    log = begin(tiny_config)
+    assert Watcher(log.folder).look().copying is None
+    for update, gap in ((1, 0.125), (3, 0.5)):
+        add(log, update, copy_gap=gap)
+    copying = Watcher(log.folder).look().copying
+    assert copying is not None
+    assert (copying.last, copying.recent, copying.trend) == (0.5, 0.3125, [0.125, 0.5])
+
+
 def test_a_line_counts_when_it_is_whole(tiny_config: RunConfig) -> None:
     log = begin(tiny_config)
     add(log, 1)

@@ -28,7 +28,7 @@ def log(tiny_config: RunConfig) -> RunLog:
     log = begin(tiny_config, num_updates=20)
     log.row(0, {"validation/clip-text": 0.25, "validation/dinov2": 0.5})
     for update in range(1, 8):
-        add(log, update)
+        add(log, update, copy_gap=update / 8)
     log._seconds = {"update": 1.0}
     log.row(8, {"loss": 0.5, "kl": 0.001, "validation/clip-text": 0.375, "validation/dinov2": 0.25})
     (log.folder / "checkpoints" / "000008").mkdir(parents=True)
@@ -50,6 +50,7 @@ def test_everything_is_there_on_80_columns(log: RunLog) -> None:
         "rollout 67%",
         "identity dinov2 0.070 0.040 ▁▃▆█",
         "prompt clip-text 0.070 0.040 ▁▃▆█",
+        "identity copy gap 0.875 0.500",
         "synergy 50% identity only 12% prompt only 25% both bad 12%",
         "KL 0.001",
         "clipped 25.0%",

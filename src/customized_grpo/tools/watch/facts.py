@@ -37,7 +37,7 @@ _TREND = 64  # points of a curve
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardCurve:
-    """One reward's means over the images of each rollout."""
+    """Means over the images of each rollout: of a reward, or of the copy gap."""
 
     name: str
     objective: str
@@ -77,6 +77,8 @@ class Facts:
     stages: dict[str, float] = field(default_factory=dict)
     """Shares of the time of an update."""
     rewards: list[RewardCurve] = field(default_factory=list)
+    copying: RewardCurve | None = None
+    """The copy gap, of identity rewards that know where the subject is."""
     shares: dict[str, float] = field(default_factory=dict)
     """What part of the last ten rollouts' samples has which signs of the two advantages."""
     policy: dict[str, float] = field(default_factory=dict)
@@ -163,6 +165,7 @@ class Watcher:
             patience=patience,
             **_speed(updates, plan),
             rewards=_rewards(updates, plan),
+            copying=_curve(updates, "copy_gap", "copy gap", "identity"),
             shares=_means(recent, _SHARES),
             policy=_means(updates[-plan.inner_updates :], _POLICY),
             validated=validated[-1]["update"] if validated else None,
@@ -228,19 +231,24 @@ def binned(values: Sequence[float], most: int) -> list[float]:
 
 
 def _rewards(updates: Sequence[Row], plan: _Plan) -> list[RewardCurve]:
-    found = []
-    for name, objective in plan.objectives.items():
-        if values := _series(updates, f"reward/{name}/mean"):
-            found.append(
-                RewardCurve(
-                    name=name,
-                    objective=objective,
-                    last=values[-1],
-                    recent=_mean(values[-_RECENT:]),
-                    trend=binned(values, _TREND),
-                )
-            )
-    return sorted(found, key=lambda reward: reward.objective)
+    curves = (
+        _curve(updates, f"reward/{name}/mean", name, objective)
+        for name, objective in plan.objectives.items()
+    )
+    return sorted((c for c in curves if c is not None), key=lambda reward: reward.objective)
+
+
+def _curve(updates: Sequence[Row], column: str, name: str, objective: str) -> RewardCurve | None:
+    values = _series(updates, column)
+    if not values:
+        return None
+    return RewardCurve(
+        name=name,
+        objective=objective,
+        last=values[-1],
+        recent=_mean(values[-_RECENT:]),
+        trend=binned(values, _TREND),
+    )
 
 
 def _means(rows: Sequence[Row], names: Iterable[str]) -> dict[str, float]:

@@ -113,7 +113,9 @@ def _rewards(facts: Facts, width: int) -> Table:
     table.add_column("last", justify="right", no_wrap=True)
     table.add_column("last 10", justify="right", no_wrap=True)
     table.add_column("", width=max(8, min(32, width - 44)), no_wrap=True)
-    for reward in facts.rewards:
+    for reward in (*facts.rewards, facts.copying):
+        if reward is None:
+            continue
         name = " ".join(dict.fromkeys((reward.objective, reward.name)))
         numbers = f"{reward.last:.3f}", f"{reward.recent:.3f}"
         table.add_row(Text(name), *numbers, Sparkline(reward.trend))

@@ -1,0 +1,69 @@
+"""Validation in several processes: each its share, together the numbers of one."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import pytest
+import torch
+from helpers import assert_near, changed
+
+from customized_grpo.config import RunConfig
+from customized_grpo.data.emoji.source import EmojiSource
+from customized_grpo.errors import ConfigError
+from customized_grpo.generators.flux1 import Flux1Generator
+from customized_grpo.rewards.base import RewardSet
+from customized_grpo.runs.ranks import Ranks
+from customized_grpo.training.validation import Validation, _shares
+from customized_grpo.types import Example
+
+CPU = torch.device("cpu")
+
+
+class Parts(Ranks):
+    """Two processes one after the other: the second one finds what the first one has sent."""
+
+    sent: ClassVar[dict[int, list[torch.Tensor]]] = {}
+
+    def all_gather(self, local: torch.Tensor, shares: list[torch.Tensor]) -> torch.Tensor:
+        """See Ranks."""
+        mine = self.sent.setdefault(self.rank, [])
+        mine.append(local)
+        whole = local.new_zeros(sum(map(len, shares)), *local.shape[1:])
+        for rank, parts in self.sent.items():
+            whole[shares[rank]] = parts[len(mine) - 1]
+        return whole
+
+
+def test_each_process_samples_and_scores_its_share(
+    tiny_config: RunConfig, generator: Flux1Generator
+) -> None:
+    config = changed(tiny_config, evaluation={"num_validation": 5})
+    sets = RewardSet(config.rewards, CPU), RewardSet(config.evaluators, CPU, "evaluators")
+    data = EmojiSource(seed=0)
+    alone = Validation(generator, config, data, *sets)
+    images = alone.sample()
+    expected = alone.metrics(images)
+    assert "copy_gap/validation" in expected
+    Parts.sent.clear()
+    for rank, rows in ((0, [0, 2, 4]), (1, [1, 3])):
+        part = Validation(generator, config, data, *sets, Parts(rank=rank, world_size=2))
+        own = part.sample()
+        assert_near(own, images[rows], scale=1)
+        together = part.metrics(own)
+    assert together == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(ConfigError, match=r"^evaluation\.num_validation: .* 8 processes, got 5"):
+        Validation(generator, config, data, *sets, Ranks(world_size=8))
+
+
+def test_sharded_processes_pass_equally_often(examples: list[Example]) -> None:
+    """Five examples of one layout and one of another, which cannot be in one batch."""
+    wide = dataclasses.replace(examples[0], references=(torch.zeros(3, 64, 128),))
+    mixed = [examples[0], wide, *examples[:3], examples[3]]
+    for count in (2, 3):
+        even = _shares(mixed, count, evenly=True)
+        assert {row for share in even for row in share.tolist()} == set(range(6))
+        assert len({len(share) for share in even}) == 1
+        assert [sum(row == 1 for row in share.tolist()) for share in even] == [1] * count
+    assert sorted(torch.cat(_shares(mixed, 4, evenly=False)).tolist()) == list(range(6))
