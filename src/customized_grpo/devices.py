@@ -18,10 +18,10 @@ def pick_device(name: str) -> torch.device:
     Raises:
         ConfigError: if CUDA is asked for and there is none.
     """
-    available = torch.cuda.is_available()
+    available = name != "cpu" and torch.cuda.is_available()
     if name == "cuda" and not available:
         raise ConfigError("device: must be available, got 'cuda' and no GPU is visible; use 'auto'")
-    if name != "cpu" and available:
+    if available:
         # With its number: a thread that is started later has a current device of its own.
         return torch.device("cuda", torch.cuda.current_device())
     _keep_freed_memory()

@@ -80,7 +80,7 @@ def train(config: RunConfig, *, resume: bool = False, allow_changed: bool = Fals
     Raises:
         CustomizedGRPOError: with one line that names the field and the fix.
     """
-    with connected() as ranks, memory_named():
+    with connected(config.device) as ranks, memory_named():
         if not ranks.is_first:
             logger.setLevel(logging.WARNING)
         folder = run_folder(config, resume=resume)
