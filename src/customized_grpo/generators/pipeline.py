@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -25,6 +25,7 @@ from customized_grpo.generators.lora import (
     load_lora,
     save_lora,
 )
+from customized_grpo.generators.offload import Offloaded
 from customized_grpo.ops import shifted_sigmas
 from customized_grpo.types import Example, crop_and_resize
 
@@ -184,8 +185,14 @@ class PipelineGenerator(ABC):
             if value % self.patch:
                 raise ConfigError(f"{name}: must be a multiple of {self.patch}, got {value}")
         pipeline.transformer.to(device)
-        if not config.offload:
-            self._encoders_to(device)
+        self._offloaded: dict[tuple[str, ...], Offloaded] = {}
+        for names in (self.text_encoders, ("vae",)):
+            modules = [getattr(pipeline, name) for name in names]
+            if config.offload:
+                self._offloaded[names] = Offloaded(modules, device)
+            else:
+                for module in modules:
+                    module.to(device)
 
     @property
     def grid(self) -> Size:
@@ -298,21 +305,9 @@ class PipelineGenerator(ABC):
             check_finite(tuned.state_dict(), str(saved), CheckpointError)
             self.transformer.float().load_state_dict(tuned.state_dict())
 
-    @contextmanager
-    def _at_work(self, *names: str) -> Iterator[None]:
+    def _at_work(self, *names: str) -> AbstractContextManager[None]:
         """Encoders on the device inside, and away again afterwards if they are offloaded."""
-        if not self.config.offload:
-            yield
-            return
-        self._encoders_to(self.device, names)
-        try:
-            yield
-        finally:
-            self._encoders_to(torch.device("cpu"), names)
-
-    def _encoders_to(self, device: torch.device, names: tuple[str, ...] | None = None) -> None:
-        for name in names or (*self.text_encoders, "vae"):
-            getattr(self.pipeline, name).to(device)
+        return self._offloaded[names].at_work() if self.config.offload else nullcontext()
 
     @abstractmethod
     def _encode_text(self, example: Example) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
