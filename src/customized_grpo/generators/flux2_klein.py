@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -68,6 +67,9 @@ class Flux2KleinGenerator(PipelineGenerator):
         self._guidance = self._check_guidance(config.guidance_scale)
         self._text_layers = config.text_layers
         self._max_sequence_length = config.max_sequence_length or pipeline.tokenizer_max_length
+        if self._guidance is not None:
+            with torch.no_grad(), self._at_work(*self.text_encoders):
+                self._empty_prompt = self._embed("")[0]
 
     def _check_guidance(self, scale: float | None) -> float | None:
         if self.pipeline.config.is_distilled and scale is not None:
@@ -82,14 +84,7 @@ class Flux2KleinGenerator(PipelineGenerator):
 
     def _encode_text(self, example: Example) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         embeds, text_ids = self._embed(example.prompt)
-        per_sample = {"encoder_hidden_states": embeds}
-        if self._guidance is not None:
-            per_sample["negative"] = self._empty_prompt
-        return per_sample, {"txt_ids": text_ids[0]}
-
-    @cached_property
-    def _empty_prompt(self) -> Tensor:
-        return self._embed("")[0]
+        return {"encoder_hidden_states": embeds}, {"txt_ids": text_ids[0]}
 
     def _embed(self, prompt: str) -> tuple[Tensor, Tensor]:
         return self.pipeline.encode_prompt(
@@ -129,10 +124,11 @@ class Flux2KleinGenerator(PipelineGenerator):
                 **conditioning.shared,
             )[0]
 
-        positive = predict(conditioning.per_sample["encoder_hidden_states"])
+        embeds = conditioning.per_sample["encoder_hidden_states"]
+        positive = predict(embeds)
         if self._guidance is None:
             return positive
-        unguided = predict(conditioning.per_sample["negative"])
+        unguided = predict(self._empty_prompt.to(embeds.dtype).expand(len(hidden), -1, -1))
         return unguided + self._guidance * (positive - unguided)
 
     def _decode(self, latents: Tensor) -> Tensor:
