@@ -1,5 +1,6 @@
 """Exports of every generator family: the stock pipeline computes what the run computes."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import FluxKontextPipeline
 from families import FAMILIES, HEIGHT, STEPS, WIDTH, Family, denoise, run_config
 from helpers import assert_near
 from made_runs import make_run
@@ -56,6 +58,39 @@ def test_merged_and_plain_diffusers_make_the_latents_of_the_run(family: Family, 
         assert sorted(p.name for p in Path("merged/processor").iterdir()) == sorted(
             p.name for p in Path("base/processor").iterdir()
         )
+
+
+def test_a_small_lora_survives_in_the_sum_with_a_bfloat16_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the paper's rank, with weights as large as 30 updates at 2e-5 make them: each addend is
+    below half of what bfloat16 can tell apart from the base's weights."""
+    monkeypatch.chdir(tmp_path)
+    kontext = FAMILIES[0]
+    kontext.build(Path("base"))
+    config = run_config(kontext, "base", Path("runs"))
+    half = dataclasses.replace(config.generator, dtype="bfloat16")
+    config = dataclasses.replace(config, generator=half, mixed_precision="bf16")
+    run = make_run(config, scale=6e-4, rank=512, alpha=512)
+    export_run(run, "merged", Path("merged"))
+    merged = FluxKontextPipeline.from_pretrained("merged", dtype=torch.float32)
+    base, lora = (
+        half.build(torch.device("cpu")).transformer.state_dict(),
+        load_file(run / "weights" / "pytorch_lora_weights.safetensors"),
+    )
+    wanted, found, rounded = [], [], []
+    for name in (name for name in lora if "lora_A" in name):
+        module = name.removeprefix("transformer.").removesuffix(".lora_A.weight")
+        before = base[f"{module}.weight"].float()
+        after = merged.transformer.state_dict()[f"{module}.weight"]
+        wanted.append((lora[name.replace("lora_A", "lora_B")] @ lora[name]).flatten())
+        found.append((after - before).flatten())
+        rounded.append((after.bfloat16().float() - before).flatten())
+    wanted, found, rounded = (torch.cat(parts) for parts in (wanted, found, rounded))
+    assert (found - wanted).norm() <= 1e-2 * wanted.norm()
+    share = ((rounded - wanted).norm() / wanted.norm()).item()
+    assert share > 0.5
+    assert f"would be off by {100 * share:.0f} % of what the LoRA adds" in caplog.text
 
 
 def test_the_card_loads_it_or_says_what_does(family: Family, run: Path) -> None:
