@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,25 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda", torch.cuda.current_device())
     _keep_freed_memory()
     return torch.device("cpu")
+
+
+@contextmanager
+def repeatable(wanted: bool) -> Iterator[None]:
+    """Inside, if it is wanted, torch takes only kernels that give the same bits each time, and
+    raises a RuntimeError where it has none. To be entered before anything is on a GPU."""
+    if not wanted:
+        yield
+        return
+    cudnn, before = torch.backends.cudnn, torch.are_deterministic_algorithms_enabled()
+    cudnn_before = cudnn.deterministic, cudnn.benchmark
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+    torch.use_deterministic_algorithms(True)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        cudnn.deterministic, cudnn.benchmark = cudnn_before
 
 
 def _keep_freed_memory() -> None:

@@ -18,6 +18,7 @@ from customized_grpo.buckets import bucket_for
 from customized_grpo.config import Checkpoint, GeneratorConfig, find_checkpoints
 from customized_grpo.config.limits import Count, Side
 from customized_grpo.errors import CheckpointError, ConfigError, DataError
+from customized_grpo.generators.attention import Attention, check_attention, use_attention
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.lora import (
     LORA_FILE,
@@ -57,6 +58,9 @@ class PipelineConfig(GeneratorConfig):
     quantization: Literal["int8", "nf4"] | None = None
     """How the frozen transformer is kept under LoRA: int8 halves bfloat16's memory (extra torchao),
     nf4 quarters it (extra bitsandbytes, needs a GPU)."""
+    attention: Attention = "auto"
+    """Kernel of the transformer's attention. sdpa: torch chooses; math, efficient, cudnn: torch's;
+    flash, flash_varlen, xformers: of these packages. auto: sdpa, on a CPU faster code of ours."""
     tile_vae: bool = False
     """Encode and decode pictures above the VAE's own size in tiles: less memory, faint seams."""
     gradient_checkpointing: bool = False
@@ -67,7 +71,8 @@ class PipelineConfig(GeneratorConfig):
         return find_checkpoints(self, {"path": "pipeline"})
 
     def check(self) -> None:
-        """See Plug: whether the package and the GPU that a quantization needs are there."""
+        """See Plug: whether packages and GPU that quantization and attention need are there."""
+        check_attention(self.attention)
         if self.quantization is not None:
             quantization_config(self.quantization)
 
@@ -177,6 +182,7 @@ class PipelineGenerator(ABC):
         self.transformer: nn.Module = pipeline.transformer.eval()
         if config.gradient_checkpointing:
             pipeline.transformer.enable_gradient_checkpointing()
+        use_attention(pipeline.transformer, config.attention)
         if config.tile_vae:
             pipeline.vae.enable_tiling()
         self.patch: int = 2 * pipeline.vae_scale_factor

@@ -12,6 +12,7 @@ from torch import Tensor
 from customized_grpo.assets import one_line, resolve_checkpoint
 from customized_grpo.buckets import bucket_for
 from customized_grpo.config.limits import Area
+from customized_grpo.errors import ConfigError
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.pipeline import (
     PipelineConfig,
@@ -52,10 +53,20 @@ class QwenImageEditPlusConfig(PipelineConfig):
         """See PipelineConfig."""
         return references * round(self.condition_area / _TOKEN_SIDE**2)
 
+    def check(self) -> None:
+        """See Plug."""
+        if self.attention == "flash":
+            raise ConfigError(
+                "attention: must not be 'flash', which takes no mask, and texts of a batch differ "
+                "in length; use 'flash_varlen'"
+            )
+        PipelineConfig.check(self)
+
     def build(self, device: torch.device) -> QwenImageEditPlusGenerator:
         """Loads the pipeline onto the device."""
         from diffusers import QwenImageEditPlusPipeline
 
+        self.check()
         with loading(self):
             pipeline = load_pipeline(self, QwenImageEditPlusPipeline, processor=None)
             return QwenImageEditPlusGenerator(pipeline, self, device)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from customized_grpo.config import RunConfig, explain_batch, load_config
 from customized_grpo.data.base import DataSource
-from customized_grpo.devices import machine_error, memory_named, pick_device
+from customized_grpo.devices import machine_error, memory_named, pick_device, repeatable
 from customized_grpo.errors import (
     CheckpointError,
     ConfigError,
@@ -80,7 +80,7 @@ def train(config: RunConfig, *, resume: bool = False, allow_changed: bool = Fals
     Raises:
         CustomizedGRPOError: with one line that names the field and the fix.
     """
-    with connected(config.device) as ranks, memory_named():
+    with repeatable(config.deterministic), connected(config.device) as ranks, memory_named():
         if not ranks.is_first:
             logger.setLevel(logging.WARNING)
         folder = run_folder(config, resume=resume)
