@@ -74,7 +74,8 @@ def train(config: RunConfig, *, resume: bool = False, allow_changed: bool = Fals
     Args:
         config: of the run.
         resume: go on with the run that is in the folder, from its newest checkpoint, if there is
-            one; what it computes is what it would have computed without the break.
+            one; on the same CPU, or deterministic GPU, it computes what it would have computed
+            without the break.
         allow_changed: resume although the config has changed in a way that makes it another run.
 
     Raises:
