@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from customized_grpo.generators.pipeline import (
     loading,
 )
 from customized_grpo.types import Example
+
+logger = logging.getLogger("customized_grpo")
 
 _NATIVE_SIZE = 1024
 LORA_TARGETS = re.compile(
@@ -40,6 +43,16 @@ class Flux2KleinConfig(PipelineConfig):
     type: Literal["flux2-klein"] = "flux2-klein"
     text_layers: tuple[int, ...] = (9, 18, 27)
     """Hidden states of the text encoder that become the embedding."""
+
+    def check(self) -> None:
+        """See Plug; RL on distilled models is what maintainers of three trainers advise against."""
+        PipelineConfig.check(self)
+        if self.guidance_scale is None:
+            logger.warning(
+                "guidance_scale: null is for a distilled checkpoint, whose pictures RL may blur "
+                "(Flow-Factory #192 and #225, DiffusionNFT #45); train a base model, such as "
+                "black-forest-labs/FLUX.2-klein-base-4B with guidance_scale 4"
+            )
 
     def build(self, device: torch.device) -> Flux2KleinGenerator:
         """Loads the pipeline onto the device."""

@@ -54,10 +54,11 @@ from customized_grpo.runs.resume import check_changes, remove_leftovers
 from customized_grpo.runs.sharding import gathered, shard
 from customized_grpo.runs.sinks.base import check_sinks
 from customized_grpo.runs.sinks.feed import feeding
-from customized_grpo.training.advantages import objective_weights
+from customized_grpo.training.advantages import objective_weights, one_sided
 from customized_grpo.training.build import build_world, make_trainable
 from customized_grpo.training.loop import Loop
 from customized_grpo.training.nonfinite import diagnose, dump_failure
+from customized_grpo.training.rollout import noisy_steps
 from customized_grpo.training.validation import SampleGrid, Validation
 from customized_grpo.types import PolicyBatch
 
@@ -204,6 +205,10 @@ class Session:
         Raises:
             CheckpointError: if the checkpoint does not fit.
         """
+        sigmas, steps = self.loop.policy.sigmas, noisy_steps(self.config.rollout)
+        warning = one_sided(sigmas, steps, self.config.advantage)
+        if self.ranks.is_first and warning:
+            logger.warning("%s", warning)
         if checkpoint is None:
             self.log.rewind(update=-1, rollouts=0)
             return
