@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -28,28 +28,28 @@ from customized_grpo.training.advantages import objective_weights, one_sided
 from customized_grpo.training.rollout import noisy_steps
 from customized_grpo.training.session import train
 
-# Shift of the schedule at 512 px, 1024 tokens, where the config has none: each family's formula.
+# Shift of each family's own schedule at 512 px, 1024 tokens.
 MU = {
-    "emoji": 0.0,
     "flux-kontext": 0.5 + (1024 - 256) * (1.15 - 0.5) / (4096 - 256),
-    "flux-kontext-24gb": 0.5 + (1024 - 256) * (1.15 - 0.5) / (4096 - 256),
-    "flux2-klein": compute_empirical_mu(1024, 4),
-    "flux2-klein-base": compute_empirical_mu(1024, 25),
     "qwen-image-edit-plus": 0.5 + (1024 - 256) * (0.9 - 0.5) / (8192 - 256),
-    "uno-paper": 0.459,
+    "uno": 0.459,
 }
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
-def sigmas_of(config: RunConfig, name: str) -> Tensor:
-    rollout = config.rollout
-    return shifted_sigmas(rollout.num_steps, rollout.shift or math.exp(MU[name]))
+def sigmas_of(config: RunConfig) -> Tensor:
+    rollout, generator = config.rollout, cast(Any, config.generator)
+    if generator.type == "flux2-klein":
+        mu = compute_empirical_mu(1024, rollout.num_steps)
+    else:  # that of the embedded model's 16 tokens has no shift
+        mu = 0.0 if generator.path == "embedded:generator" else MU[generator.type]
+    return shifted_sigmas(rollout.num_steps, rollout.shift or math.exp(mu))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_prompt_and_identity_each_lead_somewhere(path: Path) -> None:
     config = load_config(path)
-    sigmas, steps = sigmas_of(config, path.stem), noisy_steps(config.rollout)
+    sigmas, steps = sigmas_of(config), noisy_steps(config.rollout)
     assert one_sided(sigmas, steps, config.advantage) is None
     names = ("identity", "prompt")
     prompt = objective_weights(sigmas[:-1], config.advantage, names)[steps.start : steps.stop, 1]
@@ -61,7 +61,7 @@ def test_latents_are_as_noisy_as_the_model_expects(path: Path) -> None:
     """Of Gaussian data the best velocity is linear, and so the variance of latents is known. Flow
     .7 leaves the embedded recipe's six steps with 1.10; klein's four would have 1.18."""
     config = load_config(path)
-    sigmas, rollout = sigmas_of(config, path.stem).double(), config.rollout
+    sigmas, rollout = sigmas_of(config).double(), config.rollout
     variance = torch.ones((), dtype=torch.float64)
     for step in noisy_steps(rollout):
         now, then = sigmas[step], sigmas[step + 1]

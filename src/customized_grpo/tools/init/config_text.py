@@ -16,7 +16,8 @@ _WIDTH = 100
 _SECTIONS = {
     "data": "What is trained on, and what is judged by: look into both files, change them freely.",
     "generator": "The model that learns your subject.",
-    "rewards": "What a picture is judged by in training: is it the subject, is it what was asked?",
+    "rewards": "What a picture is judged by in training: is it the subject (a copy of the whole "
+    "photo pays the penalty), is it what was asked?",
     "evaluators": "Other models for `cgrpo evaluate`, so that gains are not only in the rewards' "
     "eyes.",
     "lora": "What is trained: a small addition to the model's weights, which stay as they are.",
@@ -53,7 +54,7 @@ def _section(name: str, value: Any, docs: Mapping[str, str]) -> list[str]:
         inside = [_field(f"{name}.{key}", item, docs, "  ") for key, item in value.items()]
         return [f"{name}:", *(line for lines in inside for line in lines)]
     if isinstance(value, list):
-        return [f"{name}:", *(f"  - {_flow(item)}" for item in value)]
+        return [f"{name}:", *(f"  - {_flow(item, '  ')}" for item in value)]
     return _field(name, value, docs, "")
 
 
@@ -80,6 +81,6 @@ def _flow(value: Any, indent: str = "") -> str:
         default_flow_style=True,
         sort_keys=False,
         allow_unicode=True,
-        width=_WIDTH - 40 if isinstance(value, list) else 10_000,  # it breaks a word later
+        width=_WIDTH - 40 if isinstance(value, list | dict) else 10_000,  # it breaks a word later
     )
     return text.removesuffix("\n").removesuffix("\n...").replace("\n", f"\n{indent}  ")
