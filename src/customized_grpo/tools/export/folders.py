@@ -110,10 +110,11 @@ def _warn_of_rounding(transformer: nn.Module) -> None:
     from peft.tuners.lora import LoraLayer
 
     lost = whole = 0.0
-    for layer in (module for module in transformer.modules() if isinstance(module, LoraLayer)):
-        base: Any = layer.get_base_layer()
-        delta = sum(layer.get_delta_weight(name) for name in layer.active_adapters)
-        merged = base.weight + delta
+    layers: list[Any] = [m for m in transformer.modules() if isinstance(m, LoraLayer)]
+    for layer in layers:
+        (name,) = layer.active_adapters
+        delta = layer.get_delta_weight(name)
+        merged = layer.get_base_layer().weight + delta
         lost += (merged.bfloat16() - merged).square().sum().item()
         whole += delta.square().sum().item()
     logger.warning(
