@@ -11,9 +11,11 @@ from customized_grpo.config import LoraSettings, RunConfig, dump_config
 from customized_grpo.training.build import build_generator, make_trainable
 
 
-def make_run(config: RunConfig, scale: float = 0.02, lora: bool = True) -> Path:
+def make_run(
+    config: RunConfig, scale: float = 0.02, lora: bool = True, rank: int = 4, alpha: float = 8
+) -> Path:
     """A run whose trained weights are the base's and some noise."""
-    settings = dataclasses.replace(config.lora or LoraSettings(), rank=4, alpha=8)
+    settings = dataclasses.replace(config.lora or LoraSettings(), rank=rank, alpha=alpha)
     config = dataclasses.replace(config, lora=settings if lora else None)
     run = Path(config.output_dir, config.name)
     run.mkdir(parents=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -18,14 +20,34 @@ def pick_device(name: str) -> torch.device:
     Raises:
         ConfigError: if CUDA is asked for and there is none.
     """
-    available = torch.cuda.is_available()
+    available = name != "cpu" and torch.cuda.is_available()
     if name == "cuda" and not available:
         raise ConfigError("device: must be available, got 'cuda' and no GPU is visible; use 'auto'")
-    if name != "cpu" and available:
+    if available:
         # With its number: a thread that is started later has a current device of its own.
         return torch.device("cuda", torch.cuda.current_device())
     _keep_freed_memory()
     return torch.device("cpu")
+
+
+@contextmanager
+def repeatable(wanted: bool) -> Iterator[None]:
+    """Inside, if it is wanted, torch takes only kernels that give the same bits each time, and
+    raises a RuntimeError where it has none. To be entered before anything is on a GPU."""
+    if not wanted:
+        yield
+        return
+    cudnn: Any = torch.backends.cudnn
+    before = torch.are_deterministic_algorithms_enabled()
+    cudnn_before = cudnn.deterministic, cudnn.benchmark
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+    torch.use_deterministic_algorithms(True)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        cudnn.deterministic, cudnn.benchmark = cudnn_before
 
 
 def _keep_freed_memory() -> None:

@@ -36,3 +36,22 @@ def test_the_small_table_has_the_numbers_of_what_is_kept(page: str) -> None:
 def test_links_and_pictures_exist(path: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", path.read_text()):
         assert (path.parent / target).exists(), target
+
+
+_PROMISE = re.compile(
+    r"bit by bit|last bit\b|bit-identical|last byte|without the\s+break|same run on"
+)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+    + [ROOT / f"src/customized_grpo/{name}.py" for name in ("cli/train", "training/session")]
+    + [ROOT / "src/customized_grpo/config/sections.py"],
+    ids=lambda path: path.name,
+)
+def test_equal_bits_are_promised_on_a_cpu_only(path: Path) -> None:
+    """Or on a GPU of which the paragraph or row says how."""
+    for paragraph in re.split(r"\n\n|\n(?=[|*-])|\"\"\"", path.read_text()):
+        if _PROMISE.search(paragraph):
+            assert "CPU" in paragraph

@@ -95,7 +95,7 @@ def _evaluate_benchmark(options: argparse.Namespace, overrides: Sequence[str]) -
     from customized_grpo.runs.ranks import connected
 
     hide_loading_bars()
-    with connected() as ranks:
+    with connected(config.device) as ranks:
         outcome = evaluate_benchmark(config, ranks)
     if outcome is None:  # the first process prints
         return

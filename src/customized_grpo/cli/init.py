@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
         epilog="examples:\n  cgrpo init my-dog --photos photos --class dog --live\n"
         '  cgrpo init my-mug --photos photos --class "red mug" --gpu-memory 24\n'
         "  cgrpo init my-bear --photos photos --class bear --prompts prompts.txt\n"
-        "  cgrpo init my-cat --photos photos --class cat --live --model flux2-klein \\\n"
+        "  cgrpo init my-cat --photos photos --class cat --live --model flux2-klein-base \\\n"
         "      --llm http://localhost:8000/v1 --llm-model Qwen/Qwen3-8B\n"
         "what the checks mean, and the way to a LoRA: docs/own_subject.md",
     )

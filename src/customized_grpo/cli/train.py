@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 _RESUME_HELP = """\
 usage: cgrpo resume RUN [--allow-changed] [--section.field value ...]
 
-Go on with a run that was stopped, from its newest checkpoint that is whole. What it computes is
-what it would have computed without the break. Fields may be overridden: freely those that decide
+Go on with a run that was stopped, from its newest checkpoint that is whole. On the same CPU (and
+GPU, with --deterministic true) what it computes is what it would have computed without the break.
+Fields may be overridden: freely those that decide
 where and how long a run goes (--train.num_updates 400, --device cpu), others with --allow-changed,
 never those that what was trained depends on (generator, lora, ...).
 

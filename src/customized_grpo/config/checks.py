@@ -43,6 +43,7 @@ def conflicts(config: RunConfig) -> Iterator[str]:
             f"{MOST_AT_ONCE // rollout.prompts_per_rollout}, got {rollout.group_size}; all "
             f"{images:,} images of a rollout are in memory"
         )
+    yield from _attention_conflicts(config)
     quantization = getattr(config.generator, "quantization", None)
     for name, value in (
         ("train.optimizer", train.optimizer),
@@ -88,6 +89,23 @@ def conflicts(config: RunConfig) -> Iterator[str]:
         if type_ in types[:i]:
             yield f"sinks.{i}.type must be unique, got {type_!r} twice; remove one of them"
     yield from _advantage_conflicts(config.advantage, {r.objective for r in config.rewards})
+
+
+def _attention_conflicts(config: RunConfig) -> Iterator[str]:
+    """The field is that of the pipelines of diffusers; a generator of others may have none."""
+    attention = getattr(config.generator, "attention", "auto")
+    dtype = getattr(config.generator, "dtype", None)
+    repeatable, in_half = ("auto", "sdpa", "math", "efficient"), ("cudnn", "flash", "flash_varlen")
+    if config.deterministic and attention not in repeatable:
+        yield (
+            f"generator.attention must be one of {', '.join(repeatable)} with deterministic, got "
+            f"{attention!r}; its backward pass adds in any order"
+        )
+    if attention in in_half and config.mixed_precision == "no" and dtype == "float32":
+        yield (
+            f"generator.attention must be of another kernel than {attention!r} in float32, which "
+            "it cannot do; set mixed_precision bf16, or use sdpa"
+        )
 
 
 def _advantage_conflicts(advantage: AdvantageConfig, objectives: set[str]) -> Iterator[str]:

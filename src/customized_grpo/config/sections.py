@@ -341,7 +341,8 @@ class RunConfig:
     """Folder of the run under output_dir; letters, digits, dot, underscore and hyphen."""
 
     seed: Seed = 0
-    """Seed of everything random; the same seed gives the same run on the same machine."""
+    """Seed of everything random; the same seed gives the same run on the same CPU, and with
+    `deterministic` on the same GPU."""
 
     output_dir: str = "runs"
     """Folder that holds the run folders."""
@@ -351,6 +352,10 @@ class RunConfig:
 
     mixed_precision: Literal["no", "bf16"] = "no"
     """bf16 = autocast of the model's forward and backward; SDE and losses stay float32."""
+
+    deterministic: bool = False
+    """Train on a GPU with kernels only that give the same bits each time, so that a seed and a
+    resumed run do too; slower. On a CPU it is so anyway."""
 
     compile: bool = False
     """torch.compile the transformer's blocks for rollout and update: pays in long runs, after about

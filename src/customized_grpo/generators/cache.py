@@ -22,6 +22,7 @@ from customized_grpo.generators.base import Conditioning, Generator
 from customized_grpo.types import Example
 
 _CHECKSUM = "sha256"
+_FORMAT = 2  # of what generators make of an example: files of another one are not found
 
 
 class CachedEncoder:
@@ -36,7 +37,7 @@ class CachedEncoder:
     ) -> None:
         self._generator, self._capacity = generator, config.num_examples
         self._folder = None if config.folder is None else Path(config.folder)
-        known = asdict(identity)
+        known = {"format": _FORMAT, **asdict(identity)}
         if self._folder is not None:  # files outlive the weights; reading those takes a while
             known |= {"checkpoints": revisions(identity)}
         self._identity = json.dumps(known, sort_keys=True)

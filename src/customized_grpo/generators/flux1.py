@@ -48,7 +48,8 @@ class Flux1Generator(PipelineGenerator):
         self._max_sequence_length = config.max_sequence_length or limit
         if device.type == "cpu":
             pipeline.vae.to(memory_format=torch.channels_last)
-            use_cpu_blocks(self.transformer, self.grid[0] * self.grid[1])
+            if config.attention == "auto":
+                use_cpu_blocks(self.transformer, self.grid[0] * self.grid[1])
 
     def _check_guidance(self, scale: float | None) -> float | None:
         distilled: bool = self.pipeline.transformer.config.guidance_embeds

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -21,6 +21,8 @@ from customized_grpo.generators.pipeline import (
     loading,
 )
 from customized_grpo.types import Example
+
+logger = logging.getLogger("customized_grpo")
 
 _NATIVE_SIZE = 1024
 LORA_TARGETS = re.compile(
@@ -41,6 +43,16 @@ class Flux2KleinConfig(PipelineConfig):
     type: Literal["flux2-klein"] = "flux2-klein"
     text_layers: tuple[int, ...] = (9, 18, 27)
     """Hidden states of the text encoder that become the embedding."""
+
+    def check(self) -> None:
+        """See Plug; RL on distilled models is what maintainers of three trainers advise against."""
+        PipelineConfig.check(self)
+        if self.guidance_scale is None:
+            logger.warning(
+                "guidance_scale: null is for a distilled checkpoint, whose pictures RL may blur "
+                "(Flow-Factory #192 and #225, DiffusionNFT #45); train a base model, such as "
+                "black-forest-labs/FLUX.2-klein-base-4B with guidance_scale 4"
+            )
 
     def build(self, device: torch.device) -> Flux2KleinGenerator:
         """Loads the pipeline onto the device."""
@@ -68,6 +80,9 @@ class Flux2KleinGenerator(PipelineGenerator):
         self._guidance = self._check_guidance(config.guidance_scale)
         self._text_layers = config.text_layers
         self._max_sequence_length = config.max_sequence_length or pipeline.tokenizer_max_length
+        if self._guidance is not None:
+            with torch.no_grad(), self._at_work(*self.text_encoders):
+                self._empty_prompt = self._embed("")[0]
 
     def _check_guidance(self, scale: float | None) -> float | None:
         if self.pipeline.config.is_distilled and scale is not None:
@@ -82,14 +97,7 @@ class Flux2KleinGenerator(PipelineGenerator):
 
     def _encode_text(self, example: Example) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         embeds, text_ids = self._embed(example.prompt)
-        per_sample = {"encoder_hidden_states": embeds}
-        if self._guidance is not None:
-            per_sample["negative"] = self._empty_prompt
-        return per_sample, {"txt_ids": text_ids[0]}
-
-    @cached_property
-    def _empty_prompt(self) -> Tensor:
-        return self._embed("")[0]
+        return {"encoder_hidden_states": embeds}, {"txt_ids": text_ids[0]}
 
     def _embed(self, prompt: str) -> tuple[Tensor, Tensor]:
         return self.pipeline.encode_prompt(
@@ -129,10 +137,11 @@ class Flux2KleinGenerator(PipelineGenerator):
                 **conditioning.shared,
             )[0]
 
-        positive = predict(conditioning.per_sample["encoder_hidden_states"])
+        embeds = conditioning.per_sample["encoder_hidden_states"]
+        positive = predict(embeds)
         if self._guidance is None:
             return positive
-        unguided = predict(conditioning.per_sample["negative"])
+        unguided = predict(self._empty_prompt.to(embeds.dtype).expand(len(hidden), -1, -1))
         return unguided + self._guidance * (positive - unguided)
 
     def _decode(self, latents: Tensor) -> Tensor:

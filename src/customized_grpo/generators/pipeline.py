@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,6 +18,7 @@ from customized_grpo.buckets import bucket_for
 from customized_grpo.config import Checkpoint, GeneratorConfig, find_checkpoints
 from customized_grpo.config.limits import Count, Side
 from customized_grpo.errors import CheckpointError, ConfigError, DataError
+from customized_grpo.generators.attention import Attention, check_attention, use_attention
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.lora import (
     LORA_FILE,
@@ -25,6 +26,7 @@ from customized_grpo.generators.lora import (
     load_lora,
     save_lora,
 )
+from customized_grpo.generators.offload import Offloaded
 from customized_grpo.ops import shifted_sigmas
 from customized_grpo.types import Example, crop_and_resize
 
@@ -56,6 +58,9 @@ class PipelineConfig(GeneratorConfig):
     quantization: Literal["int8", "nf4"] | None = None
     """How the frozen transformer is kept under LoRA: int8 halves bfloat16's memory (extra torchao),
     nf4 quarters it (extra bitsandbytes, needs a GPU)."""
+    attention: Attention = "auto"
+    """Kernel of the transformer's attention. sdpa: torch chooses; math, efficient, cudnn: torch's;
+    flash, flash_varlen, xformers: of these packages. auto: sdpa, on a CPU faster code of ours."""
     tile_vae: bool = False
     """Encode and decode pictures above the VAE's own size in tiles: less memory, faint seams."""
     gradient_checkpointing: bool = False
@@ -66,7 +71,8 @@ class PipelineConfig(GeneratorConfig):
         return find_checkpoints(self, {"path": "pipeline"})
 
     def check(self) -> None:
-        """See Plug: whether the package and the GPU that a quantization needs are there."""
+        """See Plug: whether packages and GPU that quantization and attention need are there."""
+        check_attention(self.attention)
         if self.quantization is not None:
             quantization_config(self.quantization)
 
@@ -176,6 +182,7 @@ class PipelineGenerator(ABC):
         self.transformer: nn.Module = pipeline.transformer.eval()
         if config.gradient_checkpointing:
             pipeline.transformer.enable_gradient_checkpointing()
+        use_attention(pipeline.transformer, config.attention)
         if config.tile_vae:
             pipeline.vae.enable_tiling()
         self.patch: int = 2 * pipeline.vae_scale_factor
@@ -184,8 +191,14 @@ class PipelineGenerator(ABC):
             if value % self.patch:
                 raise ConfigError(f"{name}: must be a multiple of {self.patch}, got {value}")
         pipeline.transformer.to(device)
-        if not config.offload:
-            self._encoders_to(device)
+        self._offloaded: dict[tuple[str, ...], Offloaded] = {}
+        for names in (self.text_encoders, ("vae",)):
+            modules = [getattr(pipeline, name) for name in names]
+            if config.offload:
+                self._offloaded[names] = Offloaded(modules, device)
+            else:
+                for module in modules:
+                    module.to(device)
 
     @property
     def grid(self) -> Size:
@@ -298,21 +311,9 @@ class PipelineGenerator(ABC):
             check_finite(tuned.state_dict(), str(saved), CheckpointError)
             self.transformer.float().load_state_dict(tuned.state_dict())
 
-    @contextmanager
-    def _at_work(self, *names: str) -> Iterator[None]:
+    def _at_work(self, *names: str) -> AbstractContextManager[None]:
         """Encoders on the device inside, and away again afterwards if they are offloaded."""
-        if not self.config.offload:
-            yield
-            return
-        self._encoders_to(self.device, names)
-        try:
-            yield
-        finally:
-            self._encoders_to(torch.device("cpu"), names)
-
-    def _encoders_to(self, device: torch.device, names: tuple[str, ...] | None = None) -> None:
-        for name in names or (*self.text_encoders, "vae"):
-            getattr(self.pipeline, name).to(device)
+        return self._offloaded[names].at_work() if self.config.offload else nullcontext()
 
     @abstractmethod
     def _encode_text(self, example: Example) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from customized_grpo.assets import one_line, resolve_checkpoint
 from customized_grpo.buckets import bucket_for
 from customized_grpo.config.limits import Area
+from customized_grpo.errors import ConfigError
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.pipeline import (
     PipelineConfig,
@@ -52,10 +53,20 @@ class QwenImageEditPlusConfig(PipelineConfig):
         """See PipelineConfig."""
         return references * round(self.condition_area / _TOKEN_SIDE**2)
 
+    def check(self) -> None:
+        """See Plug."""
+        if self.attention == "flash":
+            raise ConfigError(
+                "attention: must not be 'flash', which takes no mask, and texts of a batch differ "
+                "in length; use 'flash_varlen'"
+            )
+        PipelineConfig.check(self)
+
     def build(self, device: torch.device) -> QwenImageEditPlusGenerator:
         """Loads the pipeline onto the device."""
         from diffusers import QwenImageEditPlusPipeline
 
+        self.check()
         with loading(self):
             pipeline = load_pipeline(self, QwenImageEditPlusPipeline, processor=None)
             return QwenImageEditPlusGenerator(pipeline, self, device)
@@ -77,22 +88,26 @@ class QwenImageEditPlusGenerator(PipelineGenerator):
         self._guidance = config.guidance_scale if config.passes() == 2 else None
         self._limit = config.max_sequence_length
         self._images = _image_processor(config.path)
-        self._known_shapes: tuple[Tensor | None, list[tuple[int, ...]]] = None, []
+        self._known: dict[str, tuple[Tensor, list[Any]]] = {}
 
     def _encode_text(self, example: Example) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        embeds, mask = self._embed(example, example.prompt)
-        per_sample = {"encoder_hidden_states": embeds, "encoder_hidden_states_mask": mask}
+        texts = {"positive": example.prompt}
         if self._guidance is not None:
-            embeds, mask = self._embed(example, " ")
-            per_sample |= {"negative": embeds, "negative_mask": mask}
+            texts["negative"] = " "
+        per_sample = {}
+        for name, text in texts.items():
+            embeds = self._embed(example, text)
+            per_sample |= {
+                name: embeds,
+                f"{name}_length": torch.tensor([embeds.shape[1]], device=self.device),
+            }
         return per_sample, {}
 
-    def _embed(self, example: Example, prompt: str) -> tuple[Tensor, Tensor]:
-        """Embeddings ``[1, L, D]`` and their mask ``[1, L]`` int64, without the system prompt."""
+    def _embed(self, example: Example, prompt: str) -> Tensor:
+        """Embeddings ``[1, L, D]`` without the system prompt."""
         inputs = self._inputs(example, prompt)
         hidden = self.pipeline.text_encoder(**inputs, output_hidden_states=True).hidden_states[-1]
-        start = self.pipeline.prompt_template_encode_start_idx
-        return hidden[:, start:], inputs["attention_mask"][:, start:]
+        return hidden[:, self.pipeline.prompt_template_encode_start_idx :]
 
     def _inputs(self, example: Example, prompt: str) -> dict[str, Tensor]:
         """Arguments of the text encoder. ``mm_token_type_ids`` marks the pictures' tokens: the
@@ -162,9 +177,10 @@ class QwenImageEditPlusGenerator(PipelineGenerator):
         )
 
     def _predict(self, hidden: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        shapes = self._on_host(conditioning.shared["img_shapes"])
+        shapes = [tuple(shape) for shape in self._on_host(conditioning.shared, "img_shapes")]
 
-        def predict(embeds: Tensor, mask: Tensor) -> Tensor:
+        def predict(name: str) -> Tensor:
+            embeds, mask = self._text(conditioning.per_sample, name)
             return self.transformer(
                 hidden_states=hidden,
                 timestep=sigma,
@@ -174,21 +190,30 @@ class QwenImageEditPlusGenerator(PipelineGenerator):
                 return_dict=False,
             )[0]
 
-        given = conditioning.per_sample
-        positive = predict(given["encoder_hidden_states"], given["encoder_hidden_states_mask"])
+        positive = predict("positive")
         if self._guidance is None:
             return positive
-        unguided = predict(given["negative"], given["negative_mask"])
+        unguided = predict("negative")
         guided = unguided + self._guidance * (positive - unguided)
         return guided * (positive.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
 
-    def _on_host(self, shapes: Tensor) -> list[tuple[int, ...]]:
-        """Grids as numbers; the tensor stays the same over many steps, and is waited for once."""
-        known, grids = self._known_shapes
-        if known is not shapes:
-            grids = [tuple(shape) for shape in shapes.tolist()]
-            self._known_shapes = shapes, grids
-        return grids
+    def _text(self, given: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor | None]:
+        """Embeddings ``[B, L, D]``, cut to the batch's longest text, and a mask ``[B, L]`` where
+        others are shorter: with any mask, SDPA leaves its fastest kernels out."""
+        lengths = self._on_host(given, f"{name}_length")
+        embeds, longest = given[name][:, : max(lengths)], max(lengths)
+        if min(lengths) == longest:
+            return embeds, None
+        places = torch.arange(longest, device=embeds.device)
+        return embeds, places < given[f"{name}_length"][:, None]
+
+    def _on_host(self, given: Mapping[str, Tensor], name: str) -> list[Any]:
+        """A few numbers; their tensor is the same over all steps of a batch and waited for once."""
+        known, numbers = self._known.get(name, (None, []))
+        if known is not given[name]:
+            numbers = given[name].tolist()
+            self._known[name] = given[name], numbers
+        return numbers
 
     def _decode(self, latents: Tensor) -> Tensor:
         vae = self.pipeline.vae

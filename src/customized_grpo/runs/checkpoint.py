@@ -150,7 +150,8 @@ def _plain(tensor: Tensor) -> Tensor | int:
 
 
 def _cuda_random_states() -> list[Tensor]:
-    return torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    """None on the CPU, where asking would take memory of every GPU."""
+    return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -108,15 +108,19 @@ ALONE = Ranks()
 
 
 @contextmanager
-def connected() -> Iterator[Ranks]:
-    """Inside, the processes that the launcher has started are joined; alone without a launcher."""
+def connected(device: str) -> Iterator[Ranks]:
+    """Inside, the processes that the launcher has started are joined; alone without a launcher.
+
+    ``device`` is the config's: on the CPU nothing of CUDA is touched.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
     backend = "gloo"
-    if torch.cuda.is_available():
+    if device != "cpu" and torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        # Some schedulers show each process its own GPU alone, which is then number 0.
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     dist.init_process_group(backend, timeout=_PATIENCE)
     try:
         yield Ranks(rank=dist.get_rank(), world_size=dist.get_world_size())

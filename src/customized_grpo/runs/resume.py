@@ -23,9 +23,9 @@ logger = logging.getLogger("customized_grpo")
 
 # Fields that decide where and how long a run goes, not what it computes.
 _FREE = (
-    "name", "output_dir", "device", "compile", "fsdp", "cache", "rollout.batch_size",
-    "train.num_updates", "train.micro_batch_size", "train.sample_every", "train.save_every",
-    "train.keep_checkpoints", "faults", "sinks",
+    "name", "output_dir", "device", "deterministic", "compile", "fsdp", "cache",
+    "generator.attention", "rollout.batch_size", "train.num_updates", "train.micro_batch_size",
+    "train.sample_every", "train.save_every", "train.keep_checkpoints", "faults", "sinks",
 )  # fmt: skip
 # Fields without which a checkpoint means nothing.
 _FIXED = ("generator", "lora", "train.optimizer", "rollout.prompts_per_rollout")
@@ -46,12 +46,13 @@ def check_changes(old: RunConfig, new: RunConfig, *, allow_changed: bool) -> Non
     for field, before, after in changes(to_raw(old), to_raw(new)):
         change = f"{field}: {show(before)} -> {show(after)}"
         averaging = field == "train.ema_decay" and None in (before, after)
-        if averaging or _is_in(field, _FIXED):
+        is_free = _is_in(field, _FREE)
+        if averaging or (_is_in(field, _FIXED) and not is_free):
             raise ConfigError(
                 f"{field} must stay {show(before)} when a run is resumed, got {show(after)}; what "
                 "was trained does not fit it, start another run"
             )
-        if not (allow_changed or _is_in(field, _FREE)):
+        if not (allow_changed or is_free):
             raise ConfigError(
                 f"{field} must stay {show(before)} when a run is resumed, got {show(after)}; it "
                 "would be another run from here on: add --allow-changed if that is meant"

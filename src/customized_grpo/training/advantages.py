@@ -19,6 +19,7 @@ from customized_grpo.config import (
 )
 from customized_grpo.errors import ConfigError
 from customized_grpo.ops import (
+    SHAPINGS,
     constant_weights,
     cosine_weights,
     group_normalize,
@@ -83,6 +84,25 @@ def _schedule(sigmas: Tensor, config: AdvantageConfig) -> Tensor:
                     f"({len(sigmas)}, 2), got {getattr(weights, 'shape', weights)!r}"
                 )
             return weights
+
+
+def one_sided(sigmas: Tensor, steps: range, config: AdvantageConfig) -> str | None:
+    """What is wrong with a schedule that shall move the weight from one objective to the other,
+    if the same one leads in all ``steps`` that may be trained, of the noise levels ``[T + 1]``."""
+    shaping = config.find_shaping()
+    shaping = SHAPINGS[shaping] if isinstance(shaping, str) else shaping
+    if isinstance(config.schedule, ConstantSchedule) or not shaping.weighted_sum:
+        return None
+    prompt = _schedule(sigmas[:-1], config)[steps.start : steps.stop, 1]
+    if prompt.min() <= 0.5 <= prompt.max():
+        return None
+    leader, other = ("prompt", "identity") if prompt.min() > 0.5 else ("identity", "prompt")
+    return (
+        f"advantage.schedule: {leader} has more weight than {other} in every step that is trained "
+        f"(prompt: {prompt.min():.2f} to {prompt.max():.2f}, at noise levels "
+        f"{sigmas[steps.start]:.2f} to {sigmas[steps.stop - 1]:.2f}); move the schedule into these "
+        "steps, raise rollout.num_steps, or write a constant one if that is meant"
+    )
 
 
 def assign_credit(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from customized_grpo.config import RunConfig, explain_batch, load_config
 from customized_grpo.data.base import DataSource
-from customized_grpo.devices import machine_error, memory_named, pick_device
+from customized_grpo.devices import machine_error, memory_named, pick_device, repeatable
 from customized_grpo.errors import (
     CheckpointError,
     ConfigError,
@@ -54,10 +54,11 @@ from customized_grpo.runs.resume import check_changes, remove_leftovers
 from customized_grpo.runs.sharding import gathered, shard
 from customized_grpo.runs.sinks.base import check_sinks
 from customized_grpo.runs.sinks.feed import feeding
-from customized_grpo.training.advantages import objective_weights
+from customized_grpo.training.advantages import objective_weights, one_sided
 from customized_grpo.training.build import build_world, make_trainable
 from customized_grpo.training.loop import Loop
 from customized_grpo.training.nonfinite import diagnose, dump_failure
+from customized_grpo.training.rollout import noisy_steps
 from customized_grpo.training.validation import SampleGrid, Validation
 from customized_grpo.types import PolicyBatch
 
@@ -74,13 +75,14 @@ def train(config: RunConfig, *, resume: bool = False, allow_changed: bool = Fals
     Args:
         config: of the run.
         resume: go on with the run that is in the folder, from its newest checkpoint, if there is
-            one; what it computes is what it would have computed without the break.
+            one; on the same CPU, or deterministic GPU, it computes what it would have computed
+            without the break.
         allow_changed: resume although the config has changed in a way that makes it another run.
 
     Raises:
         CustomizedGRPOError: with one line that names the field and the fix.
     """
-    with connected() as ranks, memory_named():
+    with repeatable(config.deterministic), connected(config.device) as ranks, memory_named():
         if not ranks.is_first:
             logger.setLevel(logging.WARNING)
         folder = run_folder(config, resume=resume)
@@ -206,6 +208,10 @@ class Session:
         Raises:
             CheckpointError: if the checkpoint does not fit.
         """
+        sigmas, steps = self.loop.policy.sigmas, noisy_steps(self.config.rollout)
+        warning = one_sided(sigmas, steps, self.config.advantage)
+        if self.ranks.is_first and warning:
+            logger.warning("%s", warning)
         if checkpoint is None:
             self.log.rewind(update=-1, rollouts=0)
             return

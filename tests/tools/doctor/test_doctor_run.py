@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from helpers import changed
+from helpers import ROOT, changed
 from PIL import Image
 from safetensors.torch import save_file
 
-from customized_grpo.config import RunConfig
+from customized_grpo.config import RunConfig, load_config
 from customized_grpo.data.folder import FolderConfig
 from customized_grpo.data.subjects200k import Subjects200KConfig
 from customized_grpo.rewards.hpsv3 import Hpsv3Config
@@ -62,6 +62,23 @@ def test_an_extra_that_the_config_needs(
     finding = settings(changed(tiny_config, **{section: fields}))[section]
     assert finding.status == "problem"
     assert finding.fix == f"pip install 'customized-grpo[{extra}]'"
+
+
+def test_rl_on_a_distilled_model_and_a_kernel_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    base, distilled = (
+        load_config(ROOT / "configs" / f"{name}.yaml")
+        for name in ("flux2-klein-base", "flux2-klein")
+    )
+    assert settings(base) == {}
+    finding = settings(distilled)["generator"]
+    assert finding.status == "warning"
+    assert "distilled" in finding.found
+    assert "FLUX.2-klein-base-4B with guidance_scale 4" in finding.fix
+    finding = settings(changed(base, generator={"attention": "cudnn"}))["generator"]
+    assert (finding.status, finding.fix) == ("problem", "use 'sdpa'")
 
 
 def test_a_sink_without_its_key(

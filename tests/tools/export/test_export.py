@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from diffusers import DiffusionPipeline
 from helpers import assert_near, changed
 from made_runs import make_run
 from PIL import Image
@@ -82,6 +83,23 @@ def test_the_snippet_of_the_card_makes_the_picture_of_cgrpo_generate(
     base, tuned = (pixels(next(Path("ours").glob(f"*-{kind}.png"))) for kind in ("base", "tuned"))
     assert np.abs(theirs - tuned).max() <= 1  # 8 bit: what rounding alone can change
     assert np.abs(theirs - base).mean() > 1
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_the_snippet_of_the_card_computes_on_the_gpu_where_there_is_one(
+    config: RunConfig, offload: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(changed(config, generator={"offload": offload}))
+    export_run(run, "hub-folder", Path("mine"))
+    (code,) = re.findall(r"```python\n(.*?)```", Path("mine/README.md").read_text(), re.S)
+    moves: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(DiffusionPipeline, "to", lambda self, place: moves.append(place))
+    monkeypatch.setattr(
+        DiffusionPipeline, "enable_model_cpu_offload", lambda self: moves.append("in turn")
+    )
+    exec(code.partition("image = pipeline(")[0], {})
+    assert moves == ["in turn" if offload else "cuda"]
 
 
 def test_the_card_says_what_was_trained_how_and_to_what_effect(

@@ -99,7 +99,7 @@ def test_the_small_model_is_set_up_for_minutes_and_told_what_to_expect(photos: P
 
 
 def test_training_and_held_out_share_neither_prompts_nor_photos(photos: Path) -> None:
-    assert main(init("--model", "flux2-klein")) == 0
+    assert main(init("--model", "flux2-klein-base")) == 0
     parts = [rows("train.jsonl"), rows("held_out.jsonl")]
     prompts, pictures = (
         [{str(row[key]) for row in part} for part in parts] for key in ("prompt", "references")
@@ -290,13 +290,13 @@ def test_a_failure_midway_leaves_nothing(photos: Path, monkeypatch) -> None:
 def test_the_model_is_chosen_by_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = {gb: choose_preset(None, gb).name for gb in (24, 40, 79, 80, 141)}
     assert chosen == {
-        24: "flux2-klein", 40: "flux2-klein", 79: "flux2-klein", 80: "flux-kontext",
-        141: "flux-kontext",
+        24: "flux2-klein-base", 40: "flux2-klein-base", 79: "flux2-klein-base",
+        80: "flux-kontext", 141: "flux-kontext",
     }  # fmt: skip
     assert choose_preset("uno", None).name == "uno"
-    with pytest.raises(ConfigError, match="take flux2-klein"):
+    with pytest.raises(ConfigError, match="take flux2-klein-base"):
         choose_preset("flux-kontext", 40)
-    for total, name in ((25_300_000_000, "flux2-klein"), (8 * 10**9, "embedded")):
+    for total, name in ((25_300_000_000, "flux2-klein-base"), (8 * 10**9, "embedded")):
         card = type("Card", (), {"total_memory": total})
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index, card=card: card)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from customized_grpo.assets import resolve_checkpoint
 from customized_grpo.errors import ConfigError
@@ -19,6 +21,8 @@ from customized_grpo.runs.run import Run
 from customized_grpo.tools.export.card import PICTURE, model_card
 from customized_grpo.tools.export.comfyui import FAMILIES, comfyui_tensors
 from customized_grpo.training.build import build_generator
+
+logger = logging.getLogger("customized_grpo")
 
 Format = Literal["hub-folder", "comfyui", "merged"]
 
@@ -91,10 +95,34 @@ def _write_merged(run: Run, folder: Path) -> None:
     generator.load_weights(run.weights)
     pipeline = generator.pipeline
     if run.is_lora:
+        pipeline.transformer.float()  # a sum in bfloat16 would round most of a small LoRA away
+        if config.dtype == "bfloat16":
+            _warn_of_rounding(pipeline.transformer)
         pipeline.fuse_lora(components=["transformer"])
         pipeline.unload_lora_weights()
     pipeline.save_pretrained(folder)
     _take_over(pipeline, generator.config.path, folder)
+
+
+@torch.no_grad()
+def _warn_of_rounding(transformer: nn.Module) -> None:
+    """Says how much of the LoRA whoever loads the sum in the base's bfloat16 would lose."""
+    from peft.tuners.lora import LoraLayer
+
+    lost = whole = 0.0
+    layers: list[Any] = [m for m in transformer.modules() if isinstance(m, LoraLayer)]
+    for layer in layers:
+        (name,) = layer.active_adapters
+        delta = layer.get_delta_weight(name)
+        merged = layer.get_base_layer().weight + delta
+        lost += (merged.bfloat16() - merged).square().sum().item()
+        whole += delta.square().sum().item()
+    logger.warning(
+        "the merged transformer is saved in float32: in bfloat16 its weights would be off by %.0f "
+        "%% of what the LoRA adds; load it by from_pretrained(..., dtype=torch.float32), or export "
+        "--to hub-folder for a base in bfloat16",
+        100 * (lost / whole) ** 0.5 if whole else 0.0,
+    )
 
 
 def _take_over(pipeline: Any, base: str, folder: Path) -> None:

@@ -70,6 +70,7 @@ def snippet(run: Run, folder: str) -> str:
             "    use_dynamic_shifting=False, shift_terminal=None,",
             ")",
         ]
+    lines += [*_device_lines(generator.offload), *_area_lines(generator)]
     lines.append('reference = Image.open("reference.png").convert("RGB")')
     lines.append("image = pipeline(")
     arguments = {
@@ -95,6 +96,28 @@ def _base_lines(path: str) -> list[str]:
     ]
 
 
+def _device_lines(offload: bool) -> list[str]:
+    """A pipeline is loaded on the CPU; what fits a GPU is what was trained there."""
+    everything, in_turn = 'pipeline.to("cuda")', "pipeline.enable_model_cpu_offload()"
+    if offload:
+        move = f"{in_turn}  # with memory for all of it: {everything}"
+    else:
+        move = f"{everything}  # with less memory: {in_turn}"
+    return ["if torch.cuda.is_available():", f"    {move}"]
+
+
+def _area_lines(generator: Any) -> list[str]:
+    """The stock pipeline of Qwen has the pixels of references in constants of its module."""
+    if generator.type != "qwen-image-edit-plus":
+        return []
+    return [
+        "from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as stock",
+        "",
+        f"stock.VAE_IMAGE_SIZE = {generator.reference_area}  # of a reference, as in training",
+        f"stock.CONDITION_IMAGE_SIZE = {generator.condition_area}",
+    ]
+
+
 def _special(generator: Any, family: _Family, area: int) -> dict[str, Any]:
     """What one family's pipeline takes and the others do not."""
     found: dict[str, Any] = {}
@@ -102,6 +125,8 @@ def _special(generator: Any, family: _Family, area: int) -> dict[str, Any]:
         found[family.guidance] = generator.guidance_scale
     elif generator.type == "qwen-image-edit-plus":
         found[family.guidance] = 1.0  # the stock pipeline would guide by 4
+    if generator.type == "qwen-image-edit-plus":
+        found["image"] = "reference"  # the pipeline gives it the areas above in its own shape
     if generator.max_sequence_length is not None:
         found["max_sequence_length"] = generator.max_sequence_length
     elif generator.type == "flux-kontext":

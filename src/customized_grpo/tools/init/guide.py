@@ -20,7 +20,7 @@ What to expect: the embedded model is for trying every step on a CPU, in minutes
 parameters, makes pictures of 64 x 64 px, and has seen drawn emoji in 16 painted places only, no
 photo. Of your subject it keeps the main colours and a rough shape, before and after training: so
 short a run changes nothing that one could see. For pictures that look like your subject take a
-large model: cgrpo init --model flux2-klein, with a GPU of 24 GB.
+large model: cgrpo init --model flux2-klein-base, with a GPU of 24 GB.
 """
 _LARGE = """
 What to expect: set up for one GPU of {memory} GB. Memory is computed and the learning rate is a

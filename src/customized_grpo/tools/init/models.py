@@ -56,6 +56,7 @@ PRESETS = {
     preset.name: preset
     for preset in (
         Preset(name=EMBEDDED, config="emoji.yaml", memory=0, side=64),
+        Preset(name="flux2-klein-base", config="flux2-klein-base.yaml", memory=24),
         Preset(name="flux2-klein", config="flux2-klein.yaml", memory=24),
         Preset(
             name="flux-kontext-24gb",
@@ -103,8 +104,8 @@ def choose_preset(name: str | None, memory: float | None) -> Preset:
 
 
 def _fitting(memory: float) -> Preset:
-    """FLUX.1 Kontext where there is room for it, else the fastest of those that fit."""
-    fitting = ("flux-kontext", "flux2-klein", EMBEDDED)
+    """FLUX.1 Kontext where there is room for it, else the smallest that is not distilled."""
+    fitting = ("flux-kontext", "flux2-klein-base", EMBEDDED)
     return next(PRESETS[name] for name in fitting if PRESETS[name].memory <= memory)
 
 

@@ -1,0 +1,52 @@
+"""Which GPU a process takes, and that a run on the CPU takes none; CUDA's calls are stand-ins."""
+
+from __future__ import annotations
+
+from unittest.mock import Mock
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from customized_grpo.devices import pick_device
+from customized_grpo.runs.checkpoint import TrainingState
+from customized_grpo.runs.ranks import connected
+
+
+@pytest.fixture
+def chosen(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The fourth process of a node; what it tells CUDA and the process group."""
+    told: list[object] = []
+    for name, value in (("RANK", "3"), ("LOCAL_RANK", "3"), ("WORLD_SIZE", "4")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", told.append)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, timeout: told.append(backend))
+    monkeypatch.setattr(dist, "get_rank", lambda: 3)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 4)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    return told
+
+
+@pytest.mark.parametrize(("visible", "number"), [(1, 0), (2, 1), (4, 3), (8, 3)])
+def test_a_process_takes_a_gpu_that_it_sees(
+    chosen: list[object], monkeypatch: pytest.MonkeyPatch, visible: int, number: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    with connected("auto") as ranks:
+        assert (ranks.rank, ranks.world_size) == (3, 4)
+    assert chosen == [number, "cpu:gloo,cuda:nccl"]
+
+
+def test_a_run_on_the_cpu_leaves_every_gpu_alone(
+    chosen: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("device_count", "current_device", "get_rng_state_all", "set_rng_state"):
+        asked = Mock(side_effect=AssertionError(f"CUDA's {name} was called"))
+        monkeypatch.setattr(torch.cuda, name, asked)
+    with connected("cpu"):
+        assert pick_device("cpu") == torch.device("cpu")
+    assert chosen == ["gloo"]
+    module = torch.nn.Linear(2, 2)
+    state = TrainingState(module, torch.optim.SGD(module.parameters()), None)
+    state.load(state.tensors())

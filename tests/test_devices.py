@@ -1,0 +1,44 @@
+"""`deterministic`: the switches that a GPU needs, on during a training and back afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from customized_grpo.config import RunConfig
+from customized_grpo.devices import pick_device
+from customized_grpo.training import session
+from customized_grpo.training.session import train
+
+
+def switches() -> tuple[bool, bool, bool, str | None]:
+    cudnn = torch.backends.cudnn
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        cudnn.deterministic,
+        cudnn.benchmark,
+        os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+    )
+
+
+def test_a_deterministic_run_takes_kernels_that_repeat_themselves(
+    tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    before, seen = switches(), []
+    monkeypatch.setattr(
+        session, "pick_device", lambda name: (seen.append(switches()), pick_device(name))[1]
+    )
+    weights = []
+    for wanted in (False, True):  # torch has such a kernel for everything a run does
+        run = train(dataclasses.replace(tiny_config, name=f"{wanted}", deterministic=wanted))
+        weights.append(load_file(run / "weights" / "pytorch_lora_weights.safetensors"))
+    assert seen == [before, (True, True, False, ":4096:8")]
+    assert switches()[:3] == before[:3]
+    plain, repeatable = weights
+    assert all(torch.equal(plain[name], repeatable[name]) for name in plain)
