@@ -42,3 +42,17 @@ def test_a_deterministic_run_takes_kernels_that_repeat_themselves(
     assert switches()[:3] == before[:3]
     plain, repeatable = weights
     assert all(torch.equal(plain[name], repeatable[name]) for name in plain)
+
+
+def test_a_gpu_does_without_the_attention_whose_gradients_are_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        assert pick_device("auto") == torch.device("cuda", 0)
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
