@@ -22,11 +22,10 @@ def test_the_dumps_of_several_processes_share_the_state_of_the_first(
     conditioning = Conditioning(per_sample={"reference_latents": torch.zeros(2, 1, 1)}, shared={})
     state = {"policy/weight": torch.ones(3)}
     for rank in (0, 1):
-        pairs = torch.full((2,), float(rank))
-        batch = PolicyBatch(
-            latents=pairs, next_latents=pairs, step_index=pairs.long(), old_log_prob=pairs,
-            advantage=pairs, sample_index=pairs.long(), weight=pairs,
-        )  # fmt: skip
+        names = ("latents", "next_latents", "old_log_prob", "advantage", "weight")
+        numbers = {name: torch.full((2,), float(rank)) for name in names}
+        rows = {name: torch.zeros(2, dtype=torch.int64) for name in ("step_index", "sample_index")}
+        batch = PolicyBatch(**numbers, **rows)
         folder = tmp_path / f"000007-rank{rank}"
         kept = {} if rank else state
         dump_failure(folder, tiny_config, nothing, batch, conditioning, kept, pinned=True)
@@ -35,5 +34,7 @@ def test_the_dumps_of_several_processes_share_the_state_of_the_first(
     assert batch.advantage.tolist() == [1, 1]
     assert found["policy/weight"].tolist() == [1, 1, 1]
     (tmp_path / "000007-rank0" / "state.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"000007-rank1 needs .*000007-rank0/state.safetens"):
+    with pytest.raises(
+        CheckpointError, match=r"000007-rank1 needs .*000007-rank0/state.safetensors"
+    ):
         load_failure(tmp_path / "000007-rank1", torch.device("cpu"))
