@@ -58,12 +58,10 @@ from customized_grpo.training.advantages import objective_weights
 from customized_grpo.training.build import build_world, make_trainable
 from customized_grpo.training.loop import Loop
 from customized_grpo.training.nonfinite import diagnose, dump_failure
-from customized_grpo.training.validation import SampleGrid, Validation
+from customized_grpo.training.validation import NUM_SAMPLES, SampleGrid, Validation
 from customized_grpo.types import PolicyBatch
 
 logger = logging.getLogger("customized_grpo")
-
-_NUM_SAMPLES = 6  # rows of a sample grid
 
 
 def train(config: RunConfig, *, resume: bool = False, allow_changed: bool = False) -> Path:
@@ -125,7 +123,7 @@ def _train(config: RunConfig, folder: Path, ranks: Ranks, *, resume: bool) -> No
         is_cast = config.lora is None and config.mixed_precision == "bf16"
         dtype = torch.bfloat16 if is_cast else None
         shard(generator.transformer, device, ranks.world_size, dtype)
-    samples = SampleGrid(generator, config, data.held_out(_NUM_SAMPLES))
+    samples = SampleGrid(generator, config, data.held_out(NUM_SAMPLES))
     every = config.evaluation.validate_every
     validation = Validation(generator, config, data, rewards, evaluators) if every else None
     ranks.barrier()  # all have checked the folder before the first one makes it
