@@ -20,7 +20,7 @@ from toy_world import blocks
 
 from customized_grpo.config import LoraSettings, RunConfig, load_config
 from customized_grpo.data.emoji.source import EmojiSource
-from customized_grpo.generators.cpu import use_stock_blocks
+from customized_grpo.generators.cpu import lora_merged, use_stock_blocks
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.tools.estimate.checkpoints import pipeline_components
 from customized_grpo.tools.estimate.encoders import count_text_encoder
@@ -60,9 +60,10 @@ def check(config: RunConfig, example: Example) -> None:
     assert work.transformer.parameters == sum(p.numel() for p in generator.transformer.parameters())
     policy, index = make_policy(generator, config), torch.zeros(1, dtype=torch.int64)
     with torch.no_grad():
-        pass_ = flops(lambda: policy.velocity(noise, index, conditioning))
         decoded = flops(lambda: generator.decode(noise))
     make_trainable(generator, config)
+    with torch.no_grad(), lora_merged(generator.transformer):  # as in a rollout
+        pass_ = flops(lambda: policy.velocity(noise, index, conditioning))
     trained = [p for p in generator.transformer.parameters() if p.requires_grad]
     pair = flops(lambda: policy.velocity(noise, index, conditioning).sum().backward())
     twice, model = work.guidance_passes, work.transformer
@@ -85,6 +86,16 @@ def test_counts_of_the_embedded_generator() -> None:
     check(config, example)
     everything = dataclasses.replace(config, lora=None)
     check(everything, example)
+
+
+def test_adapters_beside_a_bfloat16_base_are_passed_through_in_the_rollout_too() -> None:
+    config = load_config(ROOT / "configs" / "emoji.yaml", ["--generator.dtype", "bfloat16"])
+    (example,) = EmojiSource(0).training(0, 1)
+    check(config, example)
+    merged = count_run(load_config(ROOT / "configs" / "emoji.yaml")).transformer
+    apart = count_run(config).transformer
+    assert (apart.merged, merged.merged > 0) == (0, True)
+    assert apart.forward_flops > 1.2 * merged.forward_flops
 
 
 def test_counts_of_the_embedded_encoders_and_rewards() -> None:

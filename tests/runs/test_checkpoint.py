@@ -8,6 +8,7 @@ from customized_grpo.errors import CheckpointError
 from customized_grpo.files import replace_folder, write_atomic, write_folder
 from customized_grpo.runs.checkpoint import Progress, TrainingState
 from customized_grpo.runs.ema import Ema
+from customized_grpo.tools.estimate.counting import count
 from customized_grpo.training.build import make_optimizer
 
 
@@ -80,6 +81,25 @@ def test_ema_averages_and_gives_the_weights_back() -> None:
     with ema.applied():
         assert module.weight.item() == pytest.approx(0.75 * 1 + 0.25 * 3)
     assert module.weight.item() == 3.0
+
+
+def test_the_average_is_applied_without_a_copy_of_all_weights() -> None:
+    """The optimizer holds the parameters and FSDP their parts: they stay the same tensors."""
+    module = torch.nn.ModuleList([torch.nn.Linear(64, 64, bias=False) for _ in range(8)])
+    ema = Ema(module, decay=0.5)
+    places = [p.data_ptr() for p in module.parameters()]
+    with torch.no_grad():
+        module[0].weight.fill_(3.0)
+    average, current = ema.average[0].clone(), module[0].weight.clone()
+
+    def apply() -> None:
+        with ema.applied():
+            assert torch.equal(module[0].weight, average)
+            assert [p.data_ptr() for p in module.parameters()] == places
+
+    assert count(apply).peak <= 2 * module[0].weight.nbytes
+    assert torch.equal(module[0].weight, current)
+    assert torch.equal(ema.average[0], average)
 
 
 def made(seed: int, optimizer: str = "adamw", width: int = 3):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.cpu import use_stock_blocks
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.lora import attach_lora
+from customized_grpo.tools.estimate.counting import count
 from customized_grpo.training import loss as policy_loss
 from customized_grpo.training.policy import Policy
 from customized_grpo.types import Example, PolicyBatch
@@ -176,7 +178,7 @@ def test_out_of_memory_halves_the_micro_batch_and_not_the_gradient(
     assert apart(taken(case.fast), plain_gradient(case, loss)) < 1e-5
 
 
-def test_a_micro_batch_in_the_middle_that_does_not_fit_keeps_those_before_it(case: Case) -> None:
+def test_a_micro_batch_in_the_middle_that_does_not_fit_begins_the_update_again(case: Case) -> None:
     loss, rows = LOSSES["pinned"], count_rows(case.fast)
     counted, failed = case.fast.velocity, []
 
@@ -188,8 +190,24 @@ def test_a_micro_batch_in_the_middle_that_does_not_fit_keeps_those_before_it(cas
 
     case.fast.velocity = velocity  # pyright: ignore[reportAttributeAccessIssue]
     gradient = case.gradient(case.fast, loss, 2)
-    assert rows == [2, 2, 1, 1, 1]
+    assert rows == [2, 2, *[1] * 7]
     assert apart(gradient, plain_gradient(case, loss)) < 1e-5
+
+
+def test_one_gradient_is_held_however_many_micro_batches(case: Case) -> None:
+    """Not that of the micro-batches before beside that of the one at work."""
+    case.fast.transformer.requires_grad_(True)
+
+    def peak(num_pairs: int) -> float:
+        fields = {f.name: getattr(case.batch, f.name) for f in dataclasses.fields(case.batch)}
+        batch = PolicyBatch(**{n: v if v is None else v[:num_pairs] for n, v in fields.items()})
+        update = partial(
+            policy_loss.accumulate_gradient, make_policy(case.fast), batch, case.conditioning,
+            LOSSES["pinned"], pinned=True, micro_batch_size=1,
+        )  # fmt: skip
+        return count(update).peak
+
+    assert peak(4) == pytest.approx(peak(1), rel=1e-3)
 
 
 def test_a_single_pair_that_does_not_fit_is_an_error(case: Case) -> None:

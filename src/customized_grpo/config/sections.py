@@ -359,7 +359,8 @@ class RunConfig:
 
     compile: bool = False
     """torch.compile the transformer's blocks for rollout and update: pays in long runs, after about
-    a minute of compilation; on a CPU it needs a C++ compiler."""
+    a minute of compilation, and another when the pictures' or texts' lengths first change; on a CPU
+    it needs a C++ compiler."""
 
     fsdp: bool = False
     """Shard the transformer over the processes of torchrun (FSDP2), for models that do not fit one

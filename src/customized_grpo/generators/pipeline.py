@@ -33,6 +33,13 @@ from customized_grpo.types import Example, crop_and_resize
 Size = tuple[int, int]
 """Height and width in pixels."""
 
+_DECODED_PIXELS = 2**20  # of the pictures that a VAE decodes at once
+
+
+def decoded_at_once(size: Size) -> int:
+    """How many pictures of a size a VAE decodes together; its memory grows with them."""
+    return max(1, _DECODED_PIXELS // (size[0] * size[1]))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PipelineConfig(GeneratorConfig):
@@ -280,10 +287,17 @@ class PipelineGenerator(ABC):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """See the Protocol."""
-        with self._at_work("vae"):
-            images = self._decode(latents)
-        return (images.float() / 2 + 0.5).clamp(0, 1)
+        """See the Protocol.
+
+        In the VAE's own precision, as in the stock pipeline: autocast, which it is called under,
+        would compute the norms of one in bfloat16 in float32 on a GPU.
+        """
+        kind, is_half = latents.device.type, self.pipeline.vae.dtype != torch.float32
+        exact = torch.autocast(kind, enabled=False) if is_half else nullcontext()
+        parts = latents.split(decoded_at_once((self.height, self.width)))
+        with self._at_work("vae"), exact:
+            images = [self._decode(part).float() for part in parts]
+        return (torch.cat(images) / 2 + 0.5).clamp(0, 1)
 
     def base_policy(self) -> AbstractContextManager[None]:
         """See the Protocol."""

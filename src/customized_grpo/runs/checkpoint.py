@@ -86,9 +86,12 @@ class TrainingState:
         self._parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self._optimizer, self._ema = optimizer, ema
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Copies on the CPU; of the optimizer's plain numbers too. Where the model is sharded,
-        every process has to ask."""
+    def tensors(self, *, keep: bool = True) -> dict[str, Tensor]:
+        """Copies on the CPU; of the optimizer's plain numbers too.
+
+        Where the model is sharded, every process has to ask: whole tensors are put together one by
+        one, and only who is to ``keep`` them gets any.
+        """
         found: dict[str, Tensor] = {f"policy/{n}": p for n, p in self._parameters.items()}
         for name, parameter in self._parameters.items():
             for key, value in self._optimizer.state[parameter].items():
@@ -99,7 +102,12 @@ class TrainingState:
         found["random/cpu"] = torch.get_rng_state()
         for number, state in enumerate(_cuda_random_states()):
             found[f"random/cuda{number}"] = state
-        return {n: whole(t.detach()).to("cpu", copy=True).contiguous() for n, t in found.items()}
+        copies: dict[str, Tensor] = {}
+        for name, tensor in found.items():
+            full = whole(tensor.detach())
+            if keep:
+                copies[name] = full.to("cpu", copy=True).contiguous()
+        return copies
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:

@@ -25,15 +25,17 @@ class Ema:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside the context the module holds the average."""
-        current = [p.detach().clone() for p in self._parameters]
-        self._copy(self.average)
+        """Inside the context the module holds the average, and ``average`` the parameters."""
+        self._swap()
         try:
             yield
         finally:
-            self._copy(current)
+            self._swap()
 
     @torch.no_grad()
-    def _copy(self, values: list[torch.Tensor]) -> None:
-        for parameter, value in zip(self._parameters, values, strict=True):
-            parameter.copy_(value)
+    def _swap(self) -> None:
+        """In place, for the optimizer and FSDP know the tensors; one at a time in memory."""
+        for parameter, average in zip(self._parameters, self.average, strict=True):
+            current = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(current)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from customized_grpo.errors import ConfigError
 
+_BUCKET = 2**26  # bytes of small tensors that are sent in one message
 _PATIENCE = timedelta(hours=2)  # the first one validates, judges and writes while the others wait
 
 
@@ -78,13 +79,13 @@ class Ranks:
         return [json.loads(text) for text in texts]
 
     def all_reduce(self, tensors: Sequence[Tensor]) -> None:
-        """Sums tensors of equal dtype over the ranks, in place and in one message."""
-        if self.world_size == 1 or not tensors:
-            return
-        flat = torch.cat([tensor.flatten() for tensor in tensors])
-        dist.all_reduce(flat)
-        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-            tensor.copy_(part.view_as(tensor))
+        """Sums tensors of equal dtype over the ranks, in place.
+
+        Small ones share a message, for which they are copied; never all of them at once.
+        """
+        if self.world_size > 1:
+            for bucket in _buckets(tensors):
+                _sum_together(bucket)
 
     def sum(self, count: int) -> int:
         """Sum over the ranks."""
@@ -101,6 +102,27 @@ class Ranks:
     def barrier(self) -> None:
         """Waits until all have come here."""
         self.all_gather_object(None)
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Runs of tensors of ``_BUCKET`` bytes at most, or of one that is larger."""
+    bucket, size = list[Tensor](), 0
+    for tensor in tensors:
+        if bucket and size + tensor.nbytes > _BUCKET:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(tensor)
+        size += tensor.nbytes
+    if bucket:
+        yield bucket
+
+
+def _sum_together(tensors: list[Tensor]) -> None:
+    parts = [tensor.flatten() for tensor in tensors]  # no copy of what is contiguous
+    flat = parts[0] if len(parts) == 1 else torch.cat(parts)
+    dist.all_reduce(flat)
+    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
 
 
 ALONE = Ranks()

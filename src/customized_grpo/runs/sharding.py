@@ -13,16 +13,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from customized_grpo.errors import ConfigError
 
 
-def shard(transformer: Any, device: torch.device, num_ranks: int) -> None:
+def shard(
+    transformer: Any, device: torch.device, num_ranks: int, dtype: torch.dtype | None = None
+) -> None:
     """Splits the weights over the processes, block by block.
 
     Gradients of later backward passes come out as means over the processes.
+
+    Args:
+        transformer: of diffusers.
+        device: of this process.
+        num_ranks: processes.
+        dtype: in which the weights are gathered and used, where autocast would cast them to it
+            anyway: half the traffic, and no cast outlives the gathered weight. None: their own.
+            Gradients are summed in float32.
 
     Raises:
         ConfigError: if diffusers names no repeated blocks in it.
@@ -35,8 +45,12 @@ def shard(transformer: Any, device: torch.device, num_ranks: int) -> None:
         )
     mesh = init_device_mesh(device.type, (num_ranks,))
     blocks = [module for module in transformer.modules() if type(module).__name__ in names]
+    # Inputs stay as they are: autocast casts them where that is good for them.
+    policy = MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=dtype and torch.float32, cast_forward_inputs=False
+    )
     for module in (*blocks, transformer):  # resharded after every pass: the optimizer's are parts
-        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
 
 
 def is_sharded(module: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,25 @@ from customized_grpo.errors import ConfigError, needs_extra, within
 from customized_grpo.generators.base import Generator
 from customized_grpo.generators.cpu import use_stock_blocks
 from customized_grpo.generators.lora import attach_lora, trust_autocast
+
+logger = logging.getLogger("customized_grpo")
+
+_MAX_VERSIONS = 64  # of a compiled block; torch's limit of 8 is reached by two picture shapes
+
+
+class _LimitHit(logging.Filter):
+    """Says once, in the terms of a config, what torch says of every kind of block."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if "recompile_limit" not in record.getMessage():
+            return True
+        logger.warning(
+            "compile: the transformer's blocks have met more than %d kinds of input and are not "
+            "compiled for further ones; references of fewer shapes help, or compile: false",
+            _MAX_VERSIONS,
+        )
+        self.filter = lambda record: "recompile_limit" not in record.getMessage()
+        return False
 
 
 def build_world(config: RunConfig, device: torch.device) -> tuple[DataSource, Generator]:
@@ -43,14 +63,29 @@ def make_trainable(generator: Generator, config: RunConfig) -> None:
     else:
         generator.transformer.requires_grad_(True).float()
     if config.compile:
-        transformer: Any = generator.transformer
-        if not getattr(transformer, "_repeated_blocks", None):
-            raise ConfigError(
-                f"compile must be false for {type(transformer).__name__}, got true; diffusers "
-                "names no repeated blocks in it"
-            )
-        use_stock_blocks(transformer)
-        transformer.compile_repeated_blocks(dynamic=False)
+        _compile(generator.transformer)
+
+
+def _compile(transformer: Any) -> None:
+    """Compiles the repeated blocks; a length that has been seen to change is one for all lengths.
+
+    All blocks of a kind share their versions: one for the rollout, two for the update, one for the
+    KL, each again with a length that is fixed or free.
+
+    Raises:
+        ConfigError: if diffusers names no repeated blocks in it.
+    """
+    if not getattr(transformer, "_repeated_blocks", None):
+        raise ConfigError(
+            f"compile must be false for {type(transformer).__name__}, got true; diffusers "
+            "names no repeated blocks in it"
+        )
+    from torch._dynamo import config
+
+    use_stock_blocks(transformer)
+    config.recompile_limit = _MAX_VERSIONS
+    logging.getLogger("torch._dynamo.convert_frame").addFilter(_LimitHit())
+    transformer.compile_repeated_blocks()
 
 
 def load_trained(generator: Generator, weights: Path, mixed_precision: str) -> None:

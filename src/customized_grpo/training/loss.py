@@ -65,9 +65,11 @@ def accumulate_gradient(
     micro_batch_size: int | None,
     ranks: Ranks = ALONE,
 ) -> dict[str, float]:
-    """Adds the gradient of the mean loss over all M pairs, whatever the micro-batch size.
+    """The gradient of the mean loss over all M pairs, whatever the micro-batch size.
 
-    A micro-batch that does not fit the memory is done again in halves, and so are those after it.
+    It is collected where the parameters keep theirs: nothing of its size is held beside it. So the
+    update is done again from its first pair, with half of the micro-batch, where one does not fit
+    the memory.
 
     Args:
         policy: what is trained.
@@ -93,30 +95,14 @@ def accumulate_gradient(
     num_pairs, num_computed = (ranks.sum(n) for n in (int(batch.weight.sum()), len(pairs)))
     num_pairs = max(num_pairs, 1)  # no sample of this update may be valid
     pairs_loss = partial(_pairs_loss, policy, batch, conditioning, config, pinned, num_pairs)
-    size, start = micro_batch_size or len(pairs), 0
-    totals: dict[str, Tensor] = defaultdict(lambda: pairs.new_zeros((), dtype=torch.float32))
+    size = micro_batch_size or len(pairs)
     # FSDP leaves the mean of the ranks' gradients in each part; the loss is a sum over them.
     scale = ranks.world_size if sharded else 1
     parameters = [p for p in transformer.parameters() if p.requires_grad]
     with lora_merged(transformer):
         trained = [p for p in transformer.parameters() if p.requires_grad]
-        while start < len(pairs):
-            rows = pairs[start : start + size]
-            stats = _add_gradient(partial(pairs_loss, rows), trained, scale)
-            if stats is None and len(rows) > 1 and not sharded:
-                size = _halved(len(rows))
-                continue
-            if stats is None:
-                raise ResourceError(
-                    "one (sample, step) pair alone does not fit the memory; set "
-                    "generator.gradient_checkpointing, generator.quantization or smaller pictures"
-                    if len(rows) == 1
-                    else f"a micro-batch of {len(rows)} pairs does not fit the memory, and with "
-                    "fsdp it is not halved; lower train.micro_batch_size"
-                )
-            start += len(rows)
-            for name, value in stats.items():
-                totals[name] += value if name == "loss" else value * (len(rows) / num_computed)
+        while (totals := _collect(pairs_loss, pairs, size, trained, scale, num_computed)) is None:
+            size = _halved(min(size, len(pairs)), sharded)
     if not sharded:
         _sum_gradients(parameters, ranks)
     values = torch.stack(list(totals.values())).tolist() if totals else []  # waits for the device
@@ -140,31 +126,52 @@ def _sum_numbers(parts: list[dict[str, float]]) -> dict[str, float]:
     return {name: sum(part.get(name, 0.0) for part in parts) for name in names}
 
 
-def _add_gradient(
-    pairs_loss: Callable[[], tuple[Tensor, dict[str, Tensor]]],
+def _collect(
+    pairs_loss: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]],
+    pairs: Tensor,
+    size: int,
     parameters: list[nn.Parameter],
     scale: int,
+    num_computed: int,
 ) -> dict[str, Tensor] | None:
-    """All of the micro-batch's gradient, or, if it does not fit the memory, None and nothing."""
-    before = [parameter.grad for parameter in parameters]
+    """The gradient of all pairs, ``size`` at a time, and its statistics; None if one of them does
+    not fit the memory, and then no gradient."""
+    totals: dict[str, Tensor] = defaultdict(lambda: pairs.new_zeros((), dtype=torch.float32))
     for parameter in parameters:
         parameter.grad = None
     try:
-        loss, stats = pairs_loss()
-        (loss * scale).backward()
+        for rows in pairs.split(size) if len(pairs) else ():
+            loss, stats = pairs_loss(rows)
+            (loss * scale).backward()
+            totals["loss"] += loss.detach()
+            for name, value in stats.items():
+                totals[name] += value * (len(rows) / num_computed)
     except Exception as error:
-        for parameter, gradient in zip(parameters, before, strict=True):
-            parameter.grad = gradient
         if not is_out_of_memory(error):
             raise
-        return None
-    for parameter, gradient in zip(parameters, before, strict=True):
-        if gradient is not None:
-            parameter.grad = gradient if parameter.grad is None else gradient.add_(parameter.grad)
-    return {"loss": loss.detach(), **stats}
+    else:
+        return totals
+    for parameter in parameters:  # after the traceback and what it holds are gone
+        parameter.grad = None
+    return None
 
 
-def _halved(size: int) -> int:
+def _halved(size: int, sharded: bool) -> int:
+    """Half of a micro-batch that did not fit.
+
+    Raises:
+        ResourceError: if there is no half, or the ranks would part ways.
+    """
+    if size == 1:
+        raise ResourceError(
+            "one (sample, step) pair alone does not fit the memory; set "
+            "generator.gradient_checkpointing, generator.quantization or smaller pictures"
+        )
+    if sharded:
+        raise ResourceError(
+            f"a micro-batch of {size} pairs does not fit the memory, and with fsdp it is not "
+            "halved; lower train.micro_batch_size"
+        )
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # in pieces of the size that did not fit
     half = -(-size // 2)

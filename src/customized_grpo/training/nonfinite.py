@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from customized_grpo.training.policy import Policy, make_policy
 from customized_grpo.types import PolicyBatch
 
 REPORT = "diagnosis.json"
+_STATE = "state.safetensors"
 _SHOWN = 3
 
 
@@ -106,7 +108,10 @@ def dump_failure(
     state: dict[str, Tensor],
     pinned: bool,
 ) -> None:
-    """Writes all that the update was computed from; by several processes, each its own part."""
+    """Writes all that the update was computed from.
+
+    By several processes, each its own pairs; the first one's folder has the ``state`` of all.
+    """
 
     def fill(target: Path) -> None:
         (target / "config.yaml").write_text(dump_config(config), encoding="utf-8")
@@ -114,7 +119,8 @@ def dump_failure(
         (target / REPORT).write_text(text, encoding="utf-8")
         save_file(_fields(batch), target / "batch.safetensors")
         save_file(conditioning.tensors(), target / "conditioning.safetensors")
-        save_file(state, target / "state.safetensors")
+        if state:
+            save_file(state, target / _STATE)
 
     replace_folder(folder, fill)
 
@@ -128,8 +134,24 @@ def load_failure(
     return (
         PolicyBatch(**batch),
         conditioning.to(device),
-        load_file(folder / "state.safetensors"),
+        load_file(_state_of(folder)),
         json.loads((folder / REPORT).read_text(encoding="utf-8"))["pinned"],
+    )
+
+
+def _state_of(folder: Path) -> Path:
+    """The file of the training state: here, or beside, in the dump of the first process.
+
+    Raises:
+        CheckpointError: if that is not there.
+    """
+    first = folder.with_name(re.sub(r"-rank\d+$", "-rank0", folder.name))
+    for place in (folder, first):
+        if (place / _STATE).exists():
+            return place / _STATE
+    raise CheckpointError(
+        f"DUMP: {folder} needs {first / _STATE}, which the first process has written for all; "
+        "keep the folders of a failure together"
     )
 
 

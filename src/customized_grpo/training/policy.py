@@ -33,7 +33,9 @@ class Policy:
     def velocity(self, latents: Tensor, step_index: Tensor, conditioning: Conditioning) -> Tensor:
         """Velocity ``[M, *L]`` float32 at steps ``[M]``."""
         kind = latents.device.type
-        with torch.autocast(kind, torch.bfloat16, enabled=self.autocast):
+        # Its cache would keep the cast of every trained weight until the pass is over, also where
+        # the weight itself is sharded and gone; and a pass uses a weight once, as a rule.
+        with torch.autocast(kind, torch.bfloat16, enabled=self.autocast, cache_enabled=False):
             return self.generator.velocity(latents, self.sigmas[step_index], conditioning).float()
 
     def transition(

@@ -59,12 +59,10 @@ from customized_grpo.training.build import build_world, make_trainable
 from customized_grpo.training.loop import Loop
 from customized_grpo.training.nonfinite import diagnose, dump_failure
 from customized_grpo.training.rollout import noisy_steps
-from customized_grpo.training.validation import SampleGrid, Validation
+from customized_grpo.training.validation import NUM_SAMPLES, SampleGrid, Validation
 from customized_grpo.types import PolicyBatch
 
 logger = logging.getLogger("customized_grpo")
-
-_NUM_SAMPLES = 6  # rows of a sample grid
 
 
 def train(config: RunConfig, *, resume: bool = False, allow_changed: bool = False) -> Path:
@@ -126,8 +124,10 @@ def _train(config: RunConfig, folder: Path, ranks: Ranks, *, resume: bool) -> No
     torch.manual_seed(config.seed)  # adapters are drawn from the global generator
     make_trainable(generator, config)
     if config.fsdp and ranks.world_size > 1:
-        shard(generator.transformer, device, ranks.world_size)
-    samples = SampleGrid(generator, config, data.held_out(_NUM_SAMPLES))
+        is_cast = config.lora is None and config.mixed_precision == "bf16"
+        dtype = torch.bfloat16 if is_cast else None
+        shard(generator.transformer, device, ranks.world_size, dtype)
+    samples = SampleGrid(generator, config, data.held_out(NUM_SAMPLES))
     validation = None
     if evaluators is not None:
         validation = Validation(generator, config, data, rewards, evaluators, classifier, ranks)
@@ -336,9 +336,10 @@ class Session:
 
     def _save_checkpoint(self) -> None:
         with self.log.timed("checkpoint"):
-            tensors = self.state.tensors() if self._takes_part else {}
-            with self._averaged(), gathered(self.generator.transformer, here=self.ranks.is_first):
-                if self.ranks.is_first:
+            first = self.ranks.is_first
+            tensors = self.state.tensors(keep=first) if self._takes_part else {}
+            with self._averaged(), gathered(self.generator.transformer, here=first):
+                if first:
                     self._write_checkpoint(tensors)
         self._saved = self.progress.update
 
@@ -388,7 +389,8 @@ class Session:
             return
         rank = "" if self.ranks.world_size == 1 else f"-rank{self.ranks.rank}"
         folder = self.log.folder / FAILURES / f"{update:06d}{rank}"
-        state = self.state.tensors()
+        # All have the same weights, or parts of them: one copy does for the dumps of all.
+        state = self.state.tensors(keep=self.ranks.is_first) if self._takes_part else {}
         dump_failure(folder, self.config, report, batch, conditioning, state, is_pinned)
         raise everywhere(
             CheckpointError(

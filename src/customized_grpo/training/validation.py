@@ -28,6 +28,8 @@ from customized_grpo.types import Advantages, Example, RewardScores
 
 logger = logging.getLogger("customized_grpo")
 
+NUM_SAMPLES = 6  # rows of a sample grid
+
 
 class SampleGrid:
     """Pictures of a few held-out examples in the course of training."""

@@ -11,7 +11,7 @@ from helpers import ROOT, changed
 
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.errors import ConfigError
-from customized_grpo.tools.estimate.cost import Cluster, estimate, read_mfu
+from customized_grpo.tools.estimate.cost import Cluster, activations, estimate, read_mfu
 from customized_grpo.tools.estimate.devices import Device
 from customized_grpo.tools.estimate.encoders import EncoderCount, RewardCount
 from customized_grpo.tools.estimate.transformer import Tokens, TransformerCount
@@ -21,9 +21,10 @@ DEVICE = Device(
     name="round", bf16=100.0, float32=10.0, memory=1e6, bandwidth=1e6, link=50.0, network=5.0
 )
 MODEL = TransformerCount(
-    parameters=1000, trained=20, forward_flops=8, forward_peak=3, pair_flops=16,
-    pair_peak=70, checkpointed_peak=20, block=100, latents=64,
+    parameters=1000, trained=20, forward_flops=8, forward_peak=3, merged=7, pair_flops=16,
+    pair_peak=70, casts=5, checkpointed_peak=20, block=100, latents=64,
 )  # fmt: skip
+PICTURE = 3 * 64 * 64  # numbers; tokens are of 16 x 16 pixels
 NOTHING = EncoderCount(parameters=0, flops=0, peak=0)
 
 
@@ -45,7 +46,7 @@ def work(config: RunConfig, **fields: object) -> Workload:
     tokens = Tokens(target=(4, 4), references=(), text=4)
     standard = {
         "config": config, "tokens": tokens, "transformer": MODEL, "encode": NOTHING,
-        "decode": NOTHING, "rewards": rewards, "guidance_passes": 1,
+        "decode": NOTHING, "rewards": rewards, "evaluators": rewards, "guidance_passes": 1,
     }  # fmt: skip
     return Workload(**{**standard, **fields})
 
@@ -102,13 +103,44 @@ def test_memory_by_hand(config: RunConfig) -> None:
     plain = memory["ddp"]
     assert plain.transformer == 1000 * 2
     assert plain.trained == 20 * (4 + 4 + 8 + 4)  # weights, gradient, two moments, average
-    assert plain.rewards == 40
-    assert plain.trajectories == 5 * 3 * 2 * 64 * 4  # before and after, float32
-    assert plain.activations == 6 * 70
-    assert plain.total == 2000 + 400 + 40 + 7680 + 420
-    assert memory["ddp+checkpointing"].activations == 6 * 20
+    assert plain.rewards == 40 + 40  # with the evaluators
+    assert plain.trajectories == 5 * (3 * 2 * 64 + PICTURE) * 4  # before and after, float32
+    largest = max(activations(work(config), 4, fsdp=False, checkpointing=False).values())
+    assert plain.activations == largest
+    assert plain.total == 2000 + 400 + 80 + plain.trajectories + largest
     assert memory["fsdp"].transformer == 1000 * 2 / 4 + 2 * 100 * 2
     assert memory["fsdp"].trained == plain.trained / 4
+
+
+def test_bytes_of_the_stages_by_hand(config: RunConfig) -> None:
+    vae = EncoderCount(parameters=30, flops=0, peak=1000)
+    run = work(config, decode=vae, guidance_passes=2)
+    plain = activations(run, 4, fsdp=False, checkpointing=False)
+    pairs = 3 * 3 * 2 * 64 * 4  # of three samples: copies of the rollout's, before and after
+    assert plain["update"] == 6 * 70 * 2 + 2 * 7 + 5 + pairs  # the passes of guidance are both kept
+    assert plain["rollout"] == 256 * 1000 + 5  # 256 pictures of 64 x 64 at once, and five scored
+    without = activations(replace(run, decode=NOTHING), 4, fsdp=False, checkpointing=False)
+    assert without["rollout"] == 5 * 3 + 7 + 5
+    assert without["pictures"] == 6 * 3 + 7 + 6 * PICTURE * 4
+    kept = activations(run, 4, fsdp=False, checkpointing=True)
+    assert kept["update"] == 6 * 20 * 2 + 2 * 7 + pairs
+    sharded = activations(run, 4, fsdp=True, checkpointing=False)
+    assert sharded["update"] == 6 * 70 * 2 + 5 + pairs  # nothing is merged
+
+
+def test_validation_pictures_are_sampled_and_scored(config: RunConfig) -> None:
+    every = {"validate_every": 10, "num_validation": 40, "batch_size": 32}
+    run = work(changed(config, evaluation=every))
+    stages = activations(run, 1, fsdp=False, checkpointing=False)
+    assert stages["pictures"] == 32 * 3 + 7 + 40 * PICTURE * 4
+
+
+def test_sharded_weights_that_are_all_trained_are_gathered_in_bfloat16(config: RunConfig) -> None:
+    full = replace(config, lora=None, mixed_precision="bf16")
+    for run, each in ((full, 2), (replace(full, mixed_precision="no"), 4)):
+        result = estimate(work(run), Cluster(device=DEVICE, num_devices=2, fsdp=True))
+        assert result.memory["fsdp"].transformer == 1000 * 4 / 2 + 2 * 100 * each
+        assert result.stages["rollout"].seconds == pytest.approx(6 * (1000 * each) / 2 / 50)
 
 
 @pytest.mark.parametrize(
@@ -125,11 +157,12 @@ def test_bytes_of_the_frozen_weights(config: RunConfig, sections: dict, bytes_: 
 
 def test_offloaded_encoders_come_for_their_stage(config: RunConfig) -> None:
     text = EncoderCount(parameters=500, flops=0, peak=10)
-    stays = estimate(work(config, encode=text), Cluster(device=DEVICE)).memory["ddp"]
     away = changed(config, generator={"offload": True})
-    comes = estimate(work(away, encode=text), Cluster(device=DEVICE)).memory["ddp"]
-    assert (stays.encoders, stays.activations) == (1000, 6 * 70)
-    assert (comes.encoders, comes.activations) == (0, 1010)
+    for run, encoders, encoding in ((config, 1000, 10), (away, 0, 1010)):
+        counted = work(run, encode=text)
+        assert estimate(counted, Cluster(device=DEVICE)).memory["ddp"].encoders == encoders
+        stages = activations(counted, 1, fsdp=False, checkpointing=False)
+        assert stages["encode"] == encoding
 
 
 def test_mfu_is_given_measured_or_assumed(tmp_path: Path) -> None:

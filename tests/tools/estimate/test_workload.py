@@ -48,9 +48,20 @@ def test_a_pass_of_flux_by_hand() -> None:
     length, width, double, single = 2560, 3072, 19, 38
     per_token = double * (4 + 8) * width**2 + single * (3 + 1 + 4 + 4) * width**2
     attention = (double + single) * 4 * length**2 * width
-    by_hand = 2 * length * per_token + attention
+    rank = LoraSettings().rank  # beside a bfloat16 base, not merged
+    adapters = (
+        length * (double + single) * 3 * 2 * width * rank + double * length * 2 * width * rank
+    )
+    by_hand = 2 * (length * per_token + adapters) + attention
     assert counted.forward_flops == pytest.approx(by_hand, rel=0.01)
     assert 2.0 < counted.pair_flops / counted.forward_flops < 2.2
+
+
+@pytest.mark.parametrize(("every", "counted"), [(0, 0), (10, 1)])
+def test_evaluators_are_there_only_if_they_validate(every: int, counted: int) -> None:
+    flags = [f"--evaluation.validate_every={every}"]
+    work = count_run(load_config(CONFIGS / "emoji.yaml", flags))
+    assert (work.evaluators.bytes > 0) == bool(counted)
 
 
 def test_the_numbers_of_an_iteration(emoji: Workload) -> None:

@@ -9,8 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from customized_grpo.errors import ConfigError
+from customized_grpo.generators.pipeline import decoded_at_once
 from customized_grpo.tools.estimate.devices import Device
-from customized_grpo.tools.estimate.workload import Stage, Workload, weight_bytes
+from customized_grpo.tools.estimate.workload import (
+    Stage,
+    Workload,
+    gathered_bytes,
+    weight_bytes,
+)
+from customized_grpo.training.validation import NUM_SAMPLES
 
 DEFAULT_MFU = 0.4
 """Share of the peak that the model's products reach; assumed until a benchmark says otherwise."""
@@ -147,7 +154,8 @@ def _stage_cost(stage: Stage, work: Workload, cluster: Cluster) -> StageCost:
     if stage.weights and count > 1:
         others = (count - 1) / count
         if cluster.fsdp:  # every pass gathers the weights, while the one before computes
-            waits += max(0.0, passes * stage.weights * others / cluster.link - needed)
+            gathered = work.transformer.parameters * gathered_bytes(work.config)
+            waits += max(0.0, passes * gathered * others / cluster.link - needed)
         if stage.name == "update":  # all gradients are summed, in float32
             waits += updates * 2 * others * 4 * work.transformer.trained / cluster.link
     return StageCost(flops=stage.flops, seconds=needed + waits, communication=waits)
@@ -160,30 +168,71 @@ def predict_memory(work: Workload, count: int, *, fsdp: bool, checkpointing: boo
     share = 1 / count if fsdp else 1.0
     transformer = model.parameters * weight_bytes(config) * share
     if fsdp:  # the block at work and the next one, whole
-        transformer += 2 * model.block * weight_bytes(config)
-    encoder_bytes = 4.0 if generator.dtype == "float32" else 2.0
-    texts = work.encode.parameters * encoder_bytes
-    vae = work.decode.parameters * encoder_bytes
+        transformer += 2 * model.block * gathered_bytes(config)
     # In float32: gradient, AdamW's two moments, the average, and an adapter's own weights.
     per_trained = 4 + (8 if config.train.optimizer == "adamw" else 2)
     per_trained += 4 * (config.train.ema_decay is not None) + 4 * (config.lora is not None)
-    images = math.ceil(work.samples / count)
-    batch = min(config.rollout.batch_size or images, images)
-    pairs = math.ceil(images / config.train.inner_updates) * config.rollout.num_trained_steps
-    pair = model.checkpointed_peak if checkpointing else model.pair_peak
-    away = 1.0 if generator.offload else 0.0
-    stages = {
-        "encode": max(texts, vae) * away + work.encode.peak,
-        "rollout": batch * model.forward_peak * work.guidance_passes,
-        "decode": vae * away + batch * work.decode.peak,
-        "reward": min(images, _REWARD_BATCH) * work.rewards.peak,
-        "update": min(config.train.micro_batch_size or pairs, pairs) * pair * work.guidance_passes,
-    }
+    texts, vae = _encoder_bytes(work)
+    stages = activations(work, count, fsdp=fsdp, checkpointing=checkpointing)
     return Memory(
         transformer=transformer,
         trained=model.trained * per_trained * share,
-        encoders=(texts + vae) * (1 - away),
-        rewards=work.rewards.bytes,
-        trajectories=images * config.rollout.num_trained_steps * 2 * 4 * model.latents,
+        encoders=0.0 if generator.offload else texts + vae,
+        rewards=work.rewards.bytes + work.evaluators.bytes,
+        trajectories=math.ceil(work.samples / count) * _sample_bytes(work),
         activations=max(stages.values()),
     )
+
+
+def _encoder_bytes(work: Workload) -> tuple[float, float]:
+    """Of the text encoders and of the VAE."""
+    generator: Any = work.config.generator
+    each = 4.0 if generator.dtype == "float32" else 2.0
+    return work.encode.parameters * each, work.decode.parameters * each
+
+
+def _transition_bytes(work: Workload) -> float:
+    """Latents of one before and after a step in float32, with GRPO-Guard its mean too."""
+    return 4 * (2 + work.config.loss.ratio_norm) * work.transformer.latents
+
+
+def _sample_bytes(work: Workload) -> float:
+    """A sample's trained transitions and its picture."""
+    return work.config.rollout.num_trained_steps * _transition_bytes(work) + _picture_bytes(work)
+
+
+def _picture_bytes(work: Workload) -> float:
+    return 4.0 * 3 * math.prod(work.size)
+
+
+def activations(work: Workload, count: int, *, fsdp: bool, checkpointing: bool) -> dict[str, float]:
+    """Bytes that each stage takes besides what stays; encoders that come for it included.
+
+    Rewards score one batch while the next is sampled.
+    """
+    config, model = work.config, work.transformer
+    generator: Any = config.generator
+    images = math.ceil(work.samples / count)
+    batch = min(config.rollout.batch_size or images, images)
+    pairs = math.ceil(images / config.train.inner_updates) * config.rollout.num_trained_steps
+    micro = min(config.train.micro_batch_size or pairs, pairs)
+    validated = config.evaluation.num_validation if config.evaluation.validate_every else 0
+    shown = min(max(validated, NUM_SAMPLES), config.evaluation.batch_size)
+    texts, vae = (b if generator.offload else 0.0 for b in _encoder_bytes(work))
+    merged = 0.0 if fsdp else model.merged
+    casts = 0.0 if checkpointing or (fsdp and config.lora is None) else model.casts
+    pair = model.checkpointed_peak if checkpointing else model.pair_peak
+    decoding = vae + decoded_at_once(work.size) * work.decode.peak
+    scoring = min(batch, _REWARD_BATCH) * work.rewards.peak
+    validating = min(validated, _REWARD_BATCH) * max(work.rewards.peak, work.evaluators.peak)
+    return {
+        "encode": max(texts, vae) + work.encode.peak,
+        "rollout": max(batch * model.forward_peak + merged, decoding) + scoring,
+        "pictures": max(shown * model.forward_peak + merged, decoding, validating)
+        + max(shown, validated) * _picture_bytes(work),
+        # The sums of weights and adapters have gradients; the pairs are copies of the rollout's.
+        "update": micro * pair * work.guidance_passes
+        + 2 * merged
+        + casts
+        + pairs * _transition_bytes(work),
+    }

@@ -11,6 +11,7 @@ from torch import nn
 
 from customized_grpo.config import RewardConfig
 from customized_grpo.tools.estimate.architectures import Component
+from customized_grpo.tools.estimate.autocast import cuda_autocast
 from customized_grpo.tools.estimate.checkpoints import parameters, reward_component, skeleton
 from customized_grpo.tools.estimate.counting import Count, count, on_skeletons
 
@@ -61,7 +62,7 @@ def count_vae(
 
     def decode() -> object:
         latents = torch.empty(1, channels, *frames, *(s // factor for s in size), dtype=dtype)
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with cuda_autocast(enabled=autocast and dtype == torch.float32):
             return vae.decode(latents)
 
     def encode() -> object:

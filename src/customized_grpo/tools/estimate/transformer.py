@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 
 from customized_grpo.config import LoraSettings
 from customized_grpo.errors import ConfigError
+from customized_grpo.generators.cpu import lora_merged
 from customized_grpo.generators.lora import attach_lora, trust_autocast
 from customized_grpo.tools.estimate.architectures import Component
-from customized_grpo.tools.estimate.checkpoints import build, parameters, skeleton
+from customized_grpo.tools.estimate.autocast import cuda_autocast
+from customized_grpo.tools.estimate.checkpoints import build, parameters
 from customized_grpo.tools.estimate.counting import count, make_fake, on_skeletons
 
 _DEPTHS = ("num_layers", "num_single_layers")  # of diffusers' transformers
@@ -39,11 +42,13 @@ class TransformerCount:
 
     parameters: float  # weights of the model without adapters
     trained: float  # weights that are trained
-    forward_flops: float  # one pass without gradient, adapters merged
+    forward_flops: float  # one pass without gradient, adapters merged where the rollout does so
     forward_peak: float  # bytes of activations
+    merged: float  # bytes of the sums of weights and adapters, once however large the batch
     pair_flops: float
     """Forward and backward with adapters; frozen weights need no gradient of their own."""
     pair_peak: float  # bytes of activations, all kept for the backward pass
+    casts: float  # bytes of trained weights in bfloat16, kept once for the backward pass of a batch
     checkpointed_peak: float  # the same if only the inputs of the blocks are kept
     block: float  # parameters of the largest block
     latents: float  # numbers in the latents of one sample
@@ -55,6 +60,7 @@ def count_transformer(
     lora: LoraSettings | None,
     dtype: torch.dtype,
     autocast: bool,
+    merges: bool = True,
 ) -> TransformerCount:
     """Counts one sample of a transformer as diffusers builds it.
 
@@ -67,6 +73,8 @@ def count_transformer(
         lora: adapters; None = all weights are trained.
         dtype: of the frozen weights.
         autocast: bfloat16 autocast, as ``mixed_precision: bf16``.
+        merges: whether adapters are merged where that can be done; not with quantised weights or
+            compiled blocks.
     """
     kind, config = component
     defaults = build(component, torch.bfloat16).config
@@ -74,7 +82,7 @@ def count_transformer(
     start = {name: min(depth, 2) for name, depth in depths.items()}
 
     def measure(changes: dict[str, int]) -> dict[str, float]:
-        return _measure((kind, {**config, **changes}), tokens, lora, dtype, autocast)
+        return _measure((kind, {**config, **changes}), tokens, lora, dtype, autocast, merges)
 
     shallow = measure(start)
     total, blocks = dict(shallow), []
@@ -98,12 +106,11 @@ def _measure(
     lora: LoraSettings | None,
     dtype: torch.dtype,
     autocast: bool,
+    merges: bool,
 ) -> dict[str, float]:
     """The numbers of ``TransformerCount``, of a model as deep as the config says."""
-    plain = skeleton(component, dtype)
-    with on_skeletons, torch.no_grad():
-        forward = count(lambda: _run(plain, tokens, autocast))
     model = build(component, dtype)
+    number = parameters(model)
     if lora is None:
         model.requires_grad_(True).float()
     else:
@@ -112,26 +119,34 @@ def _measure(
             trust_autocast(model)
     make_fake(model)
     trained = [p for p in model.parameters() if p.requires_grad]
+    size, known = sum(parameter.numel() for parameter in trained), set(model.parameters())
+    merged = lora_merged(model) if merges else nullcontext()
+    with on_skeletons, torch.no_grad(), merged:
+        sums = sum(parameter.nbytes for parameter in set(model.parameters()) - known)
+        forward = count(lambda: _run(model, tokens, autocast))
     with on_skeletons:
         for parameter in trained:  # as in all micro-batches but the first: gradients are added up
             parameter.grad = torch.empty_like(parameter)
         pair = count(lambda: _run(model, tokens, autocast).float().mean().backward())
         model.train().enable_gradient_checkpointing()
         kept = count(lambda: _run(model, tokens, autocast)).kept
+    casts = 2 * size if autocast else 0
     return {
-        "parameters": parameters(plain),
-        "trained": sum(parameter.numel() for parameter in trained),
+        "parameters": number,
+        "trained": size,
         "forward_flops": forward.flops,
         "forward_peak": forward.peak,
+        "merged": float(sums),
         "pair_flops": pair.flops,
-        "pair_peak": pair.peak,
+        "pair_peak": pair.peak - casts,
+        "casts": casts,
         "checkpointed_kept": kept,
     }
 
 
 def _run(model: Any, tokens: Tokens, autocast: bool) -> Tensor:
     inputs = transformer_inputs(model, tokens, torch.float32 if autocast else model.dtype)
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with cuda_autocast(enabled=autocast):
         return model(**inputs, return_dict=False)[0][:, : math.prod(tokens.target)]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from customized_grpo.config import RunConfig
+from customized_grpo.config import RewardConfig, RunConfig
 from customized_grpo.errors import ConfigError, within
 from customized_grpo.generators.pipeline import PipelineConfig, Size
 from customized_grpo.tools.estimate.checkpoints import pipeline_components, text_tokens
@@ -48,12 +48,18 @@ class Workload:
     encode: EncoderCount  # one example: prompt and references; parameters: of all text encoders
     decode: EncoderCount  # one image; parameters: of the VAE
     rewards: RewardCount
+    evaluators: RewardCount  # those that are there while it trains
     guidance_passes: int  # passes of the transformer per velocity
 
     @property
     def samples(self) -> int:
         """Images of a rollout."""
         return self.config.rollout.prompts_per_rollout * self.config.rollout.group_size
+
+    @property
+    def size(self) -> Size:
+        """Pixels of a picture."""
+        return self.tokens.target[0] * _PATCH, self.tokens.target[1] * _PATCH
 
     @property
     def velocities(self) -> int:
@@ -119,6 +125,12 @@ def weight_bytes(config: RunConfig) -> float:
     return 4.0 if generator.dtype == "float32" else 2.0
 
 
+def gathered_bytes(config: RunConfig) -> float:
+    """Bytes per weight that sharded processes send each other: see ``runs.sharding.shard``."""
+    is_cast = config.lora is None and config.mixed_precision == "bf16"
+    return 2.0 if is_cast else weight_bytes(config)
+
+
 def _precision(config: RunConfig) -> tuple[torch.dtype, bool]:
     """Type of the frozen weights, and whether there is autocast."""
     generator: Any = config.generator
@@ -153,8 +165,9 @@ def count_run(config: RunConfig, references: int = 1, text: int | None = None) -
             text = (generator.max_sequence_length or text_tokens(generator.path)) + pictures
         tokens = Tokens(target=_grid(size), references=tuple(_grid(s) for s in seen), text=text)
         dtype, autocast = _precision(config)
+        merges = generator.quantization is None and not config.compile
         transformer = count_transformer(
-            components["transformer"], tokens, config.lora, dtype, autocast
+            components["transformer"], tokens, config.lora, dtype, autocast, merges
         )
         decode, pictured = count_vae(components["vae"], size, seen, dtype, autocast)
         read = [
@@ -174,8 +187,13 @@ def count_run(config: RunConfig, references: int = 1, text: int | None = None) -
         ),
         decode=decode,
         rewards=count_rewards(config.rewards, references),
+        evaluators=count_rewards(_evaluators(config), references),
         guidance_passes=passes,
     )
+
+
+def _evaluators(config: RunConfig) -> tuple[RewardConfig, ...]:
+    return config.evaluators if config.evaluation.validate_every else ()
 
 
 def _grid(size: Size) -> tuple[int, int]:
