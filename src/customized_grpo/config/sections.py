@@ -246,7 +246,11 @@ class TrainConfig:
     """Optimizer steps of the run; a multiple of inner_updates."""
 
     inner_updates: Count = 1
-    """Optimizer steps per rollout, each on its own share of the groups; divides the prompts."""
+    """Optimizer steps per rollout, each on its own share of it, see split."""
+
+    split: Literal["groups", "samples"] = "groups"
+    """What each of several updates takes: whole groups of its own, or samples of its own of every
+    group (the released recipe). Advantages are those of whole groups either way."""
 
     micro_batch_size: Count | None = None
     """(sample, step) pairs per forward and backward; never changes the gradient; null = all.
