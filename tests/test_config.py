@@ -282,6 +282,10 @@ def test_overrides(load, arguments, expected):
             "train.split must be groups when train.inner_updates is 1, got samples",
         ),
         (["--train.inner_updates", "8"], "train.num_updates must be a multiple"),
+        (
+            ["--evaluation.guidance_scale", "4"],
+            "evaluation.guidance_scale must be null for generator tiny, got 4.0; it has no",
+        ),
         (["--loss.ratio_norm", "true"], "loss.ratio_norm must be false"),
         (["--lora", "null", "--loss.kl_weight", "0.1"], "loss.kl_weight must be 0 when lora"),
         (

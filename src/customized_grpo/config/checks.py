@@ -81,6 +81,12 @@ def conflicts(config: RunConfig) -> Iterator[str]:
             f"loss.kl_weight must be 0 when lora is null, got {loss.kl_weight}; the reference is "
             "the model with its adapters switched off, so keep lora"
         )
+    scale = config.evaluation.guidance_scale
+    if scale is not None and not hasattr(config.generator, "guidance_scale"):
+        yield (
+            f"evaluation.guidance_scale must be null for generator {config.generator.type}, got "
+            f"{scale}; it has no guidance_scale"
+        )
     if config.evaluation.validate_every and not config.evaluators:
         yield (
             "evaluators must name a model when evaluation.validate_every is set, got none; add the "

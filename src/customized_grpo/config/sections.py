@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
@@ -47,7 +47,8 @@ class LoraSettings:
     """Scale of the adapters is alpha / rank; null = rank, a scale of 1."""
 
     target_modules: tuple[str, ...] | None = None
-    """Module names that get an adapter; null = the generator's attention projections."""
+    """Modules that get an adapter, by the end of their names, or, with `*` for any part, by whole
+    names, such as blocks.*.proj_out; null = the generator's attention projections."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -320,6 +321,9 @@ class EvaluationConfig:
     num_steps: NumSteps | None = None
     """Denoising steps; null = rollout.num_steps."""
 
+    guidance_scale: NonNegativeFloat | None = None
+    """Guidance of all pictures that are not trained on; null = the generator's, as in training."""
+
     validate_every: EveryUpdates = 0
     """Updates between scores of validation examples in the log, the learning curve; 0 = none."""
 
@@ -402,6 +406,16 @@ class RunConfig:
 
     sinks: tuple[SinkPlug, ...] = ()
     """Where numbers and sample pictures go besides the run folder, while the run goes on."""
+
+    def evaluated(self) -> RunConfig:
+        """The same for a generator that is not trained: guided as evaluation says."""
+        scale = self.evaluation.guidance_scale
+        if scale is None:
+            return self
+        plug: Any = self.generator
+        generator = replace(plug, guidance_scale=scale)
+        evaluation = replace(self.evaluation, guidance_scale=None)
+        return replace(self, generator=generator, evaluation=evaluation)
 
     def plugs(self) -> dict[str, Plug]:
         """All plugs of the run by the section where they stand, such as ``rewards.0``."""
