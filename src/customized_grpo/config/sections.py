@@ -58,8 +58,8 @@ class RolloutConfig:
     num_steps: Annotated[NumSteps, Field(ge=2)] = 25
     """Denoising steps T of a trajectory (paper: 25)."""
 
-    num_trained_steps: NumSteps = 15
-    """Steps K trained per group, at most num_steps - 1; the last has no noise (paper: 60 %)."""
+    num_trained_steps: NumSteps = 14
+    """Steps K trained per group, at most num_steps - 1; the last has no noise (paper: 14 of 24)."""
 
     window: tuple[NonNegativeInt, NumSteps] | None = None
     """Steps with noise, first and end (exclusive); only they can be trained, the others are
