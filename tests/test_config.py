@@ -273,7 +273,19 @@ def test_overrides(load, arguments, expected):
         (["3"], "override must start with a flag"),
         (["--rollout.dynamics", "cps", "--rollout.noise_level", "1.2"], "at most 1 for dynamics"),
         (["--train.inner_updates", "3"], "train.inner_updates must divide"),
+        (
+            ["--train.split", "samples", "--train.inner_updates", "5"],
+            "train.inner_updates must divide rollout.group_size = 12 for train.split samples",
+        ),
+        (
+            ["--train.split", "samples", "--train.inner_updates", "1"],
+            "train.split must be groups when train.inner_updates is 1, got samples",
+        ),
         (["--train.inner_updates", "8"], "train.num_updates must be a multiple"),
+        (
+            ["--evaluation.guidance_scale", "4"],
+            "evaluation.guidance_scale must be null for generator tiny, got 4.0; it has no",
+        ),
         (["--loss.ratio_norm", "true"], "loss.ratio_norm must be false"),
         (["--lora", "null", "--loss.kl_weight", "0.1"], "loss.kl_weight must be 0 when lora"),
         (
@@ -345,4 +357,6 @@ def test_the_arithmetic_is_explained(load):
     assert "4 groups x 6 samples x 7 trained steps = 168 (sample, step) pairs, in 2" in text
     assert "50 rollouts = 2400 images" in text
     assert "ratio" not in text
+    parts = explain_batch(load("--train.split", "samples", "--train.inner_updates", "2"))
+    assert "8 groups x 6 samples x 7 trained steps = 336 (sample, step) pairs" in parts
     assert "ratio: 1" in explain_batch(load())

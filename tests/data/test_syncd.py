@@ -3,11 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from pictures import paint
+from PIL import Image
 
+from customized_grpo.data.listed import PictureCache, complete
 from customized_grpo.data.syncd import SynCDConfig
 from customized_grpo.errors import ConfigError, DataError
+from customized_grpo.rewards.dinov2 import Dinov2Config
 
 
 def write(file: Path, items: object) -> str:
@@ -105,6 +110,72 @@ def test_pairs_of_customized_grpo(tmp_path: Path) -> None:
     assert entry.prompt.startswith("a red mail box on road")
     assert len(splits.held_out) == len(splits.validation) == 1
     assert (config.build(seed=0).training(0, 1)[0]).references[0].shape == (3, 40, 48)
+    assert entry.masks is None
+
+
+def segmented(form: str) -> Image.Image:
+    """The subject of `boxed`, 20 x 16 pixels, without its background."""
+    box = (8, 6, 28, 22)
+    whole = boxed()
+    if form == "mask":
+        whole = Image.new("L", whole.size, 0)
+        whole.paste(255, box)
+    elif form == "transparent":
+        alpha = Image.new("L", whole.size, 0)
+        alpha.paste(255, box)
+        whole.putalpha(alpha)
+    else:
+        background = Image.new("RGB", whole.size, form)
+        background.paste(whole.crop(box), box)
+        whole = background
+    return whole
+
+
+def boxed() -> Image.Image:
+    """A picture with something everywhere: dark stripes in it are as dark as a background."""
+    pixels = np.random.default_rng(0).integers(40, 200, (40, 48, 3), np.uint8)
+    pixels[10:12, 8:28] = 3
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("form", ["black", "white", "grey", "transparent", "mask"])
+def test_the_segmented_reference_of_a_pair_is_its_mask(tmp_path: Path, form: str) -> None:
+    items = pairs(tmp_path)
+    for item in items:
+        boxed().save(tmp_path / item["ref_img"])
+        segmented(form).save(tmp_path / item["ref_img"].replace(".png", "_seg.png"))
+    source = SynCDConfig(path=write(tmp_path / "train.json", items), held_out=0.3).build(seed=0)
+    (example,) = source.training(0, 1)
+    assert example.reference_masks is not None
+    expected = torch.zeros(1, 40, 48)
+    expected[:, 6:22, 8:28] = 1
+    assert (example.reference_masks[0] != expected).float().mean() < 0.01
+
+
+def test_identity_is_held_against_the_segmented_reference(tmp_path: Path) -> None:
+    """The released trainer's reward: of a pair's reference it sees NAME_seg.png."""
+    items = pairs(tmp_path)
+    boxed().save(tmp_path / items[0]["ref_img"])
+    segmented("white").save(tmp_path / items[0]["ref_img"].replace(".png", "_seg.png"))
+    source = SynCDConfig(path=write(tmp_path / "train.json", items), held_out=0.3).build(seed=0)
+    splits = source.splits
+    (entry,) = (e for e in (*splits.training, *splits.held_out, *splits.validation) if e.masks)
+    example = complete(entry, PictureCache())
+    reward = Dinov2Config(
+        objective="identity", path="embedded:reward-dino", region="subject"
+    ).build(torch.device("cpu"))
+    subject = torch.full((3, 20, 20), 0.5)
+    subject[:, 2:18] = example.references[0][:, 6:22, 8:28]
+    scores = reward.score(torch.stack([subject, torch.rand(3, 20, 20)]), [example] * 2)
+    assert scores[0] == pytest.approx(1, abs=1e-4)
+    assert scores[1] < 0.9
+
+
+def test_a_segmented_reference_of_another_size_is_refused(tmp_path: Path) -> None:
+    items = pairs(tmp_path)
+    paint(tmp_path / items[0]["ref_img"].replace(".png", "_seg.png"), size=(40, 40))
+    with pytest.raises(DataError, match=r"item 0: masks: must match the references in .* size"):
+        SynCDConfig(path=write(tmp_path / "train.json", items)).build(seed=0)
 
 
 @pytest.mark.parametrize(

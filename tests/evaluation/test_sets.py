@@ -12,6 +12,7 @@ from data.pictures import DREAMBENCH, on_the_dataset
 from worlds import write_jsonl
 
 from customized_grpo.config import DreamBenchSet, EmojiSet, JsonlSet
+from customized_grpo.data.dreambench import UNO_REFERENCES
 from customized_grpo.errors import ConfigError, DataError
 from customized_grpo.evaluation.items import BenchmarkSet
 from customized_grpo.evaluation.sets import build_set, category_of
@@ -50,6 +51,13 @@ def test_the_reference_is_a_rule() -> None:
     every = dreambench(reference="all")
     assert every.counts()["images"] == 158 * 25
     assert len({item.key for item in every.items}) == 158 * 25
+    uno = dreambench(reference="uno")
+    chosen = {item.subject: item.references[0] for item in uno.items}
+    assert chosen == UNO_REFERENCES  # of all subjects: none keeps its first for want of a name
+    assert chosen["dog5"] == "00.jpg"
+    assert chosen["dog3"] == "05.jpg"
+    assert Counter(chosen.values())["02.jpg"] == 11
+    assert uno.rules["reference"] == "the one in UNO's list"
     with pytest.raises(ConfigError, match=r"reference: must name subjects, got 'backpak'; did you"):
         dreambench(reference={"backpak": "02.jpg"})
     with pytest.raises(ConfigError, match=r"reference\.cat: must be a photo of it, got '9\.jpg'"):

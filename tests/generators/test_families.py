@@ -9,15 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 from families import FAMILIES, STEPS, Family, denoise, run_config
-from helpers import assert_near, perturb_lora
+from helpers import assert_near, changed, perturb_lora
 from torch import Tensor
 from toy_world import blocks
 
 from customized_grpo.config import LoraSettings
-from customized_grpo.errors import DataError
+from customized_grpo.errors import ConfigError, DataError
 from customized_grpo.generators.base import Conditioning, Generator
 from customized_grpo.generators.flux2_klein import Flux2KleinGenerator
 from customized_grpo.generators.lora import attach_lora, detach_lora
+from customized_grpo.runs.run import Run
+from customized_grpo.tools.export.snippet import snippet
+from customized_grpo.tools.generate import open_target
+from customized_grpo.training.sampling import FixedSampler
 from customized_grpo.training.session import train
 from customized_grpo.types import Example
 
@@ -125,6 +129,30 @@ def test_loras_take_turns(generator: Generator, tmp_path: Path) -> None:
         assert torch.equal(denoise(generator, conditioning, noise), alone[name])
         with generator.base_policy():
             assert torch.equal(denoise(generator, conditioning, noise), alone["base"])
+
+
+def test_evaluation_may_have_a_guidance_of_its_own(
+    family: Family, checkpoint: str, generator: Generator, tmp_path: Path
+) -> None:
+    """Of the model that is trained; what the training samples stays as it was."""
+    plain = run_config(family, checkpoint, tmp_path)
+    config = changed(plain, evaluation={"guidance_scale": 7.0})
+    if family.name == "flux2-klein":
+        with pytest.raises(ConfigError, match=r"^evaluation\.guidance_scale: .* distilled, got 7"):
+            FixedSampler(generator, config, [blocks()])
+        return
+    noise = generator.noise(1, torch.Generator().manual_seed(6))
+    other = dataclasses.replace(family.config(checkpoint), guidance_scale=7.0).build(CPU)
+    sampler = FixedSampler(generator, config, [blocks()])  # before what is trained is there
+    for model in (generator, other):
+        torch.manual_seed(0)
+        attach_lora(model.transformer, LoraSettings(rank=4, alpha=8), model.lora_targets)
+        perturb_lora(model.transformer)
+    trained = denoise(generator, generator.encode([blocks()]), noise)
+    drawn = sampler()
+    assert torch.equal(drawn, FixedSampler(other, plain, [blocks()])())
+    assert (drawn - FixedSampler(generator, plain, [blocks()])()).abs().max() > 1e-4
+    assert torch.equal(denoise(generator, generator.encode([blocks()]), noise), trained)
 
 
 def test_full_weights_round_trip(family: Family, checkpoint: str, tmp_path: Path) -> None:
@@ -235,3 +263,15 @@ def test_redness_goes_up(family: Family, checkpoint: str, tmp_path: Path) -> Non
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     before, after = (row["validation/reward/prompt"] for row in (rows[0], rows[-1]))
     assert after > before + 2 * rows[1]["reward/prompt/std"]
+
+
+def test_a_run_is_drawn_and_exported_with_the_guidance_of_its_evaluation(tmp_path: Path) -> None:
+    (kontext,) = (f for f in FAMILIES if f.name == "flux-kontext")
+    kontext.build(tmp_path / "checkpoint")
+    config = run_config(kontext, str(tmp_path / "checkpoint"), tmp_path, num_updates=1)
+    run = train(changed(config, evaluation={"guidance_scale": 7.0, "num_examples": 2}))
+    target = open_target(run)
+    assert target.config.generator.guidance_scale == 7  # pyright: ignore
+    assert open_target(run / "config.yaml").config == target.config
+    assert Run.open(run).config.generator.guidance_scale == 2.5  # pyright: ignore
+    assert "guidance_scale=7.0," in snippet(Run.open(run), "weights")

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from peft.tuners.lora import LoraLayer
 from toy_world import blocks
 
 from customized_grpo.config import LoraSettings, RunConfig
+from customized_grpo.errors import ConfigError
 from customized_grpo.generators.cpu import lora_merged
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.lora import attach_lora, trust_autocast
@@ -35,6 +37,30 @@ def test_gradients_under_autocast_are_those_of_peft(
     assert layers
     assert not any(layer.cast_input_dtype_enabled for layer in layers)
     assert torch.cosine_similarity(gradient(), cast, 0) > 0.999
+
+
+def test_a_star_names_the_same_layer_of_every_block(generator: Flux1Generator) -> None:
+    """The output projection of the single blocks, which the model's last layer shares a name with.
+
+    UNO's own LoRA adapts it, and so does the released recipe.
+    """
+    transformer = generator.transformer
+    wanted = {n for n, _ in transformer.named_modules() if re.search(r"single.*\.proj_out$", n)}
+    targets = (*generator.lora_targets, "single_transformer_blocks.*.proj_out")
+    attach_lora(transformer, LoraSettings(rank=4, target_modules=targets), ())
+    adapted = {n for n, m in transformer.named_modules() if isinstance(m, LoraLayer)}
+    assert len(wanted) == len(transformer.single_transformer_blocks) > 1  # pyright: ignore
+    assert {name for name in adapted if name.endswith("proj_out")} == wanted
+    assert any(name.endswith("attn.to_q") for name in adapted)
+
+
+@pytest.mark.parametrize(
+    "target", ["single_transformer_blocks.*.proj", "blocks.*.proj_out", "to_k2"]
+)
+def test_a_target_that_names_nothing_is_refused(generator: Flux1Generator, target: str) -> None:
+    settings = LoraSettings(rank=4, target_modules=("to_q", target))
+    with pytest.raises(ConfigError, match=rf"target_modules: .* got \['{re.escape(target)}'\]; "):
+        attach_lora(generator.transformer, settings, ())
 
 
 def test_merged_adapters_are_the_adapters_and_leave_no_trace(generator: Flux1Generator) -> None:

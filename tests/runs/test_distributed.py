@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from chaos import content, small_run
+from helpers import changed
 from safetensors.torch import load_file
 
 from customized_grpo.config import RunConfig, dump_config
@@ -82,6 +83,16 @@ def load_base(config: RunConfig) -> dict[str, torch.Tensor]:
             "--rollout.prompts_per_rollout 4 --rollout.group_size 3 --train.num_updates 6 "
             "--loss.kl_weight 0.01 --train.micro_batch_size 3 --fsdp true",
         ),
+        # a part of each group an update: split over the processes, or sharded with the model
+        (
+            "parts",
+            "--rollout.prompts_per_rollout 1 --rollout.group_size 9 --train.num_updates 6 "
+            "--train.inner_updates 3 --train.split samples",
+        ),
+        (
+            "sharded-parts",
+            "--rollout.group_size 4 --train.num_updates 6 --train.split samples --fsdp true",
+        ),
         ("full", "--lora null --train.inner_updates 1 --train.learning_rate 1e-4 --fsdp true"),
     ],
 )
@@ -140,6 +151,12 @@ def test_what_does_not_divide_is_refused_with_numbers_that_would(tmp_path: Path)
     flags = "--fsdp true --rollout.prompts_per_rollout 10 --train.inner_updates 2"
     config = small_run(tmp_path, "uneven", 4, *flags.split())
     _check_even(config, Ranks(world_size=5))
+    parts = changed(config, rollout={"group_size": 2}, train={"split": "samples"})
+    _check_even(parts, Ranks(world_size=10))
+    with pytest.raises(
+        ConfigError, match=r"multiple of processes \(4\) with fsdp, got 10; 8 or 12"
+    ):
+        _check_even(parts, Ranks(world_size=4))
     with pytest.raises(
         ConfigError,
         match=r"^rollout.prompts_per_rollout: must be a multiple of .* \(2 x 4 = 8\) with fsdp, "

@@ -13,7 +13,6 @@ from customized_grpo.runs.checkpoint import TrainingState
 from customized_grpo.runs.ranks import Ranks, connected
 from customized_grpo.tools.estimate.counting import count
 
-
 MEGA = 2**20
 
 

@@ -23,9 +23,10 @@ class DreamBenchSet:
     path: str
     """The folder `dataset` of github.com/google/dreambooth."""
 
-    reference: Literal["first", "all"] | dict[str, str] = "first"
-    """Photo a picture is conditioned on: each subject's first by name, every one in turn, or by
-    subject, such as {backpack: 02.jpg}; subjects that are not named keep their first."""
+    reference: Literal["first", "all", "uno"] | dict[str, str] = "first"
+    """Photo a picture is conditioned on: each subject's first by name, every one in turn, the one
+    that UNO and Customized-GRPO were evaluated with, or by subject, such as {backpack: 02.jpg};
+    subjects that are not named keep their first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

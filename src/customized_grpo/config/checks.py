@@ -52,11 +52,19 @@ def conflicts(config: RunConfig) -> Iterator[str]:
     ):
         if config.fsdp and value not in ("adamw", False, None):
             yield f"fsdp must be false with {name}, got {show(value)} there; it cannot be sharded"
-    if rollout.prompts_per_rollout % train.inner_updates:
+    whole, takes = {
+        "groups": ("prompts_per_rollout", "whole groups of its own"),
+        "samples": ("group_size", "samples of its own of every group"),
+    }[train.split]
+    if getattr(rollout, whole) % train.inner_updates:
         yield (
-            "train.inner_updates must divide rollout.prompts_per_rollout = "
-            f"{rollout.prompts_per_rollout}, got {train.inner_updates}; each update takes its own "
-            "whole groups"
+            f"train.inner_updates must divide rollout.{whole} = {getattr(rollout, whole)} for "
+            f"train.split {train.split}, got {train.inner_updates}; each update takes {takes}"
+        )
+    if train.split == "samples" and train.inner_updates == 1:
+        yield (
+            "train.split must be groups when train.inner_updates is 1, got samples; the one update "
+            "takes everything: raise inner_updates"
         )
     if train.num_updates % train.inner_updates:
         yield (
@@ -73,6 +81,12 @@ def conflicts(config: RunConfig) -> Iterator[str]:
         yield (
             f"loss.kl_weight must be 0 when lora is null, got {loss.kl_weight}; the reference is "
             "the model with its adapters switched off, so keep lora"
+        )
+    scale = config.evaluation.guidance_scale
+    if scale is not None and not hasattr(config.generator, "guidance_scale"):
+        yield (
+            f"evaluation.guidance_scale must be null for generator {config.generator.type}, got "
+            f"{scale}; it has no guidance_scale"
         )
     if config.evaluation.validate_every and not config.evaluators:
         yield (
@@ -183,14 +197,18 @@ def explain_batch(config: RunConfig) -> str:
     """Explains the run's arithmetic of samples, groups, pairs and updates, in a few lines."""
     rollout, train = config.rollout, config.train
     images = rollout.prompts_per_rollout * rollout.group_size
-    groups = rollout.prompts_per_rollout // train.inner_updates
-    pairs = groups * rollout.group_size * rollout.num_trained_steps
+    groups, samples = rollout.prompts_per_rollout, rollout.group_size
+    if train.split == "groups":
+        groups //= train.inner_updates
+    else:
+        samples //= train.inner_updates
+    pairs = groups * samples * rollout.num_trained_steps
     passes = -(-pairs // (train.micro_batch_size or pairs))
     rollouts = train.num_updates // train.inner_updates
     lines = [
         f"rollout: {rollout.prompts_per_rollout} prompts x {rollout.group_size} samples = {images} "
         f"images, {rollout.num_steps} denoising steps each; samples of a prompt form a group.",
-        f"update: {groups} groups x {rollout.group_size} samples x {rollout.num_trained_steps} "
+        f"update: {groups} groups x {samples} samples x {rollout.num_trained_steps} "
         f"trained steps = {pairs} (sample, step) pairs, in {passes} forward/backward "
         f"{'pass' if passes == 1 else 'passes'}, then 1 optimizer step.",
         f"run: {train.num_updates} updates / {train.inner_updates} per rollout = {rollouts} "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
@@ -47,7 +47,8 @@ class LoraSettings:
     """Scale of the adapters is alpha / rank; null = rank, a scale of 1."""
 
     target_modules: tuple[str, ...] | None = None
-    """Module names that get an adapter; null = the generator's attention projections."""
+    """Modules that get an adapter, by the end of their names, or, with `*` for any part, by whole
+    names, such as blocks.*.proj_out; null = the generator's attention projections."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +58,8 @@ class RolloutConfig:
     num_steps: Annotated[NumSteps, Field(ge=2)] = 25
     """Denoising steps T of a trajectory (paper: 25)."""
 
-    num_trained_steps: NumSteps = 15
-    """Steps K trained per group, at most num_steps - 1; the last has no noise (paper: 60 %)."""
+    num_trained_steps: NumSteps = 14
+    """Steps K trained per group, at most num_steps - 1; the last has no noise (paper: 14 of 24)."""
 
     window: tuple[NonNegativeInt, NumSteps] | None = None
     """Steps with noise, first and end (exclusive); only they can be trained, the others are
@@ -246,7 +247,11 @@ class TrainConfig:
     """Optimizer steps of the run; a multiple of inner_updates."""
 
     inner_updates: Count = 1
-    """Optimizer steps per rollout, each on its own share of the groups; divides the prompts."""
+    """Optimizer steps per rollout, each on its own share of it, see split."""
+
+    split: Literal["groups", "samples"] = "groups"
+    """What each of several updates takes: whole groups of its own, or samples of its own of every
+    group (the released recipe). Advantages are those of whole groups either way."""
 
     micro_batch_size: Count | None = None
     """(sample, step) pairs per forward and backward; never changes the gradient; null = all.
@@ -315,6 +320,9 @@ class EvaluationConfig:
 
     num_steps: NumSteps | None = None
     """Denoising steps; null = rollout.num_steps."""
+
+    guidance_scale: NonNegativeFloat | None = None
+    """Guidance of all pictures that are not trained on; null = the generator's, as in training."""
 
     validate_every: EveryUpdates = 0
     """Updates between scores of validation examples in the log, the learning curve; 0 = none."""
@@ -404,6 +412,16 @@ class RunConfig:
 
     sinks: tuple[SinkPlug, ...] = ()
     """Where numbers and sample pictures go besides the run folder, while the run goes on."""
+
+    def evaluated(self) -> RunConfig:
+        """The same for a generator that is not trained: guided as evaluation says."""
+        scale = self.evaluation.guidance_scale
+        if scale is None:
+            return self
+        plug: Any = self.generator
+        generator = replace(plug, guidance_scale=scale)
+        evaluation = replace(self.evaluation, guidance_scale=None)
+        return replace(self, generator=generator, evaluation=evaluation)
 
     def plugs(self) -> dict[str, Plug]:
         """All plugs of the run by the section where they stand, such as ``rewards.0``."""

@@ -114,8 +114,9 @@ def first_difference(one: RunConfig, other: RunConfig) -> str | None:
     """The first field in which two configs have another base, other examples or other judges."""
 
     def compared(c: RunConfig) -> dict[str, Any]:
-        names = ("data", "generator", "rewards", "evaluators", "mixed_precision")
+        names = ("data", "rewards", "evaluators", "mixed_precision")
         return {
+            "generator": c.evaluated().generator,
             **{name: getattr(c, name) for name in names},
             "rollout.shift": c.rollout.shift,
             "rollout.num_steps": c.evaluation.num_steps or c.rollout.num_steps,

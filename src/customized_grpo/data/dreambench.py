@@ -25,6 +25,21 @@ LIVE_CLASSES = frozenset({"cat", "dog"})  # the file has prompts for live subjec
 # Two animals, a toy and three things; of a teapot no other is left to train on.
 HELD_OUT = ("backpack_dog", "cat2", "dog8", "grey_sloth_plushie", "shiny_sneaker", "teapot")
 
+# The photo of each subject in UNO's datasets/dreambench_singleip.json, as
+# github.com/Safeoffellow/Customized-GRPO has it.
+_OF_PHOTO = {
+    0: "dog5 poop_emoji red_cartoon robot_toy",
+    1: "can dog7 duck_toy shiny_sneaker",
+    2: "backpack backpack_dog berry_bowl candle cat2 colorful_sneaker dog dog2 dog6 fancy_boot "
+    "vase",
+    3: "bear_plushie clock rc_car",
+    4: "cat dog8 grey_sloth_plushie monster_toy pink_sunglasses teapot wolf_plushie",
+    5: "dog3",
+}
+UNO_REFERENCES = {
+    name: f"{number:02d}.jpg" for number, names in _OF_PHOTO.items() for name in names.split()
+}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DreamBenchConfig(DataConfig):

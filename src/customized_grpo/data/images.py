@@ -29,6 +29,7 @@ KEPT_PIXELS = 1024 * 1024  # the largest area that the generators work at
 
 Mode = Literal["RGB", "L"]
 File = tuple[Path, Mode]
+_SAME = 8 / 255  # difference of a channel that an encoder may leave between equal pixels
 _ROTATED = (5, 6, 7, 8)  # values of the EXIF orientation that swap height and width
 _ORIENTATION = 0x0112
 # Not all that Pillow reads: for some formats (EPS) it would start a program on the file.
@@ -54,6 +55,44 @@ class Picture:
         """
         with opened(self.path, str(self.path)) as image:
             return to_tensor(upright(image, self.mode, str(self.path)))
+
+
+@dataclass(frozen=True, slots=True)
+class CutOut:
+    """The mask of a subject that was cut out of a picture: an own picture without its background.
+
+    The subject is where that has no transparency, or, where it has none at all, where it shows
+    what the whole picture shows; a picture in shades of grey is the mask itself.
+    """
+
+    picture: Picture
+    whole: Picture
+
+    @property
+    def height(self) -> int:
+        """See Picture."""
+        return self.picture.height
+
+    @property
+    def width(self) -> int:
+        """See Picture."""
+        return self.picture.width
+
+    def load(self) -> Tensor:
+        """Mask ``[1, H, W]`` float32 in [0, 1].
+
+        Raises:
+            DataError: if a file has changed and cannot be read any more.
+        """
+        path = str(self.picture.path)
+        with opened(self.picture.path, path) as image:
+            if image.mode in ("1", "L") or bits_of_16(image, path):
+                return to_tensor(upright(image, "L", path))
+            if image.has_transparency_data:
+                with _decoding(path):
+                    return to_tensor(ImageOps.exif_transpose(image.convert("RGBA")).getchannel("A"))
+            shown = to_tensor(upright(image, "RGB", path))
+        return ((shown - self.whole.load()).abs().amax(0, keepdim=True) < _SAME).float()
 
 
 def check_pictures(files: Mapping[File, str]) -> dict[File, Picture]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from customized_grpo.data.images import File, Picture, check_pictures
+from customized_grpo.data.images import CutOut, File, Picture, check_pictures
 from customized_grpo.data.listed import Entry, check_entries
 from customized_grpo.errors import DataError
 
@@ -24,6 +24,8 @@ class Row:
     references: tuple[Path, ...]
     masks: tuple[Path, ...] = ()
     """One per reference, or none."""
+    cut_outs: tuple[Path, ...] = ()
+    """The references without their background, one per reference, or none: in place of masks."""
 
 
 def read_rows(rows: Sequence[Row], source: str) -> Sequence[Entry]:
@@ -37,6 +39,8 @@ def read_rows(rows: Sequence[Row], source: str) -> Sequence[Entry]:
     for row in rows:
         for path in row.references:
             files.setdefault((path, "RGB"), f"{row.where}: references")
+        for path in row.cut_outs:
+            files.setdefault((path, "RGB"), f"{row.where}: cut-out")
         for path in row.masks:
             files.setdefault((path, "L"), f"{row.where}: masks")
     pictures = check_pictures(files)
@@ -45,7 +49,10 @@ def read_rows(rows: Sequence[Row], source: str) -> Sequence[Entry]:
 
 def _entry(row: Row, pictures: dict[File, Picture]) -> Entry:
     references = tuple(pictures[path, "RGB"] for path in row.references)
-    masks = tuple(pictures[path, "L"] for path in row.masks)
+    masks: tuple[Picture | CutOut, ...] = tuple(pictures[path, "L"] for path in row.masks)
+    if row.cut_outs:
+        shown = (pictures[path, "RGB"] for path in row.cut_outs)
+        masks = tuple(map(CutOut, shown, references))
     if masks and [(m.height, m.width) for m in masks] != [(r.height, r.width) for r in references]:
         raise DataError(
             f"{row.where}: masks: must match the references in number and size, got others for "

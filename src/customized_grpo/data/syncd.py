@@ -3,7 +3,8 @@
 Two forms are read. The dataset's own (github.com/nupurkmr9/syncd, method/data/data.py): sets with
 ``filenames`` and ``prompts``, masks in a folder ``masks`` beside the pictures. And the pairs that
 github.com/Safeoffellow/Customized-GRPO trained on (datasets/train_1w_syncd_embedding.json):
-``ref_img`` and ``text``. Neither was tried on the published pictures, which need a download.
+``ref_img`` and ``text``, and beside the picture NAME.png its subject alone, NAME_seg.png, if there
+is one. Neither was tried on the published pictures, which need a download.
 """
 
 from __future__ import annotations
@@ -101,7 +102,15 @@ class SynCDConfig(DataConfig):
         key = "category_description"
         words = check_text(where, item, key).removesuffix(".") if item.get(key) else ""
         text = check_text(where, item, "text")
-        row = Row(where=where, id=where, prompt=text, subject=words, references=(reference,))
+        subject = reference.with_stem(f"{reference.stem}_seg")
+        row = Row(
+            where=where,
+            id=where,
+            prompt=text,
+            subject=words,
+            references=(reference,),
+            cut_outs=(subject,) if subject.exists() else (),
+        )
         return str(reference.parent), row
 
     def _set(self, where: str, root: Path, item: dict[str, Any]) -> Iterator[tuple[str, Row]]:

@@ -96,6 +96,7 @@ class Evaluation:
                 f"num_examples must be at least 2 for an error bar, got {count}; 128 is a good "
                 "start"
             )
+        config = config.evaluated()
         self._config, self._split = config, split
         device = pick_device(config.device)
         data, self._generator = build_world(config, device)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config import DreamBenchSet, EmojiSet, JsonlSet
-from customized_grpo.data.dreambench import LIVE_CLASSES, read_subjects
+from customized_grpo.data.dreambench import LIVE_CLASSES, UNO_REFERENCES, read_subjects
 from customized_grpo.data.emoji.source import EmojiConfig
 from customized_grpo.data.emoji.world import PLACEMENTS, Attributes, EmojiWorld, attribute_values
 from customized_grpo.data.images import File, check_pictures
@@ -79,7 +79,11 @@ def _dreambench(config: DreamBenchSet, num_images: int) -> BenchmarkSet:
         for reference in chosen[subject.name]
         for index in range(num_images)
     )
-    rule = {"first": "the first photo by name", "all": "every photo in turn"}
+    rule = {
+        "first": "the first photo by name",
+        "all": "every photo in turn",
+        "uno": "the one in UNO's list",
+    }
     return BenchmarkSet(
         type=config.type,
         subjects=subjects,
@@ -111,6 +115,8 @@ def _references(
     names = {name: [photo.name for photo in s.photos] for name, s in subjects.items()}
     if rule == "all":
         return names
+    if rule == "uno":
+        rule = {name: photo for name, photo in UNO_REFERENCES.items() if name in names}
     chosen = {name: [min(photos)] for name, photos in names.items()}
     for name, photo in (rule if isinstance(rule, dict) else {}).items():
         if name not in names:

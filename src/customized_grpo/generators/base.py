@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -135,4 +135,17 @@ class Generator(Protocol):
 
     def load_weights(self, folder: Path) -> None:
         """Loads what ``save_weights`` wrote, through the stock loader."""
+        ...
+
+
+@runtime_checkable
+class Guidable(Protocol):
+    """A Generator with a guidance that evaluation may choose for itself."""
+
+    def guided(self, scale: float) -> Generator:
+        """The same model with another guidance: what trains it, trains both.
+
+        Raises:
+            ConfigError: naming the field ``guidance_scale``, if the checkpoint does not take it.
+        """
         ...

@@ -43,7 +43,6 @@ class Flux1Generator(PipelineGenerator):
         super().__init__(pipeline, config, device, native)
         self.max_references = scheme.max_references
         self._scheme = scheme
-        self._guidance = self._check_guidance(config.guidance_scale)
         limit: int = pipeline.tokenizer_2.model_max_length
         self._max_sequence_length = config.max_sequence_length or limit
         if device.type == "cpu":

@@ -77,7 +77,6 @@ class Flux2KleinGenerator(PipelineGenerator):
             for name, module in self.transformer.named_modules()
             if isinstance(module, nn.Linear) and LORA_TARGETS.search(f".{name}")
         )
-        self._guidance = self._check_guidance(config.guidance_scale)
         self._text_layers = config.text_layers
         self._max_sequence_length = config.max_sequence_length or pipeline.tokenizer_max_length
         if self._guidance is not None:
@@ -93,7 +92,7 @@ class Flux2KleinGenerator(PipelineGenerator):
             raise ConfigError(
                 "guidance_scale: a base model needs one, e.g. 4; 1 is without guidance"
             )
-        return scale if self.config.passes() == 2 else None
+        return super()._check_guidance(scale)
 
     def _encode_text(self, example: Example) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         embeds, text_ids = self._embed(example.prompt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,23 +26,37 @@ def attach_lora(transformer: nn.Module, settings: LoraSettings, targets: Sequenc
 
     transformer.requires_grad_(False)
     rank, alpha = settings.rank, settings.alpha
+    given = settings.target_modules
+    names = {target: _names(transformer, target) for target in given or targets}
     config = LoraConfig(
         r=rank,
         lora_alpha=rank if alpha is None else alpha,  # pyright: ignore[reportArgumentType]
         init_lora_weights="gaussian",
-        target_modules=list(settings.target_modules or targets),
+        target_modules=[name for some in names.values() for name in some],
     )
     try:
+        if given and not all(names.values()):
+            raise ValueError("peft would leave out what names nothing")
         transformer.add_adapter(config)  # pyright: ignore
     except ValueError as error:
-        names = sorted({name.split(".")[-1] for name, _ in transformer.named_modules()} - {""})
+        known = sorted({name.split(".")[-1] for name, _ in transformer.named_modules()} - {""})
+        wrong = [name for name, some in names.items() if not some] or list(names)
         raise ConfigError(
-            f"lora.target_modules: must name modules of the transformer, got "
-            f"{list(settings.target_modules or targets)}; there are {', '.join(names)}"
+            f"lora.target_modules: must name modules of the transformer, got {wrong}; there are "
+            f"{', '.join(known)}"
         ) from error
     for parameter in transformer.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def _names(transformer: nn.Module, target: str) -> list[str]:
+    """A target as peft takes it: the end of names, or whole names in place of one with ``*``."""
+    pattern = re.escape(target).replace(r"\*", r"[^.]+")
+    known = [name for name, _ in transformer.named_modules()]
+    if "*" in target:
+        return [name for name in known if re.fullmatch(pattern, name)]
+    return [target] if any(f".{name}".endswith(f".{target}") for name in known) else []
 
 
 def load_lora(pipeline: Any, folder: Path) -> None:

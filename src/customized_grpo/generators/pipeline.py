@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import NonNegativeFloat
@@ -55,7 +56,7 @@ class PipelineConfig(GeneratorConfig):
     width: Side | None = None
     """See height."""
     guidance_scale: NonNegativeFloat | None = None
-    """The same in training, evaluation and generation; None: see the family."""
+    """The same in training and evaluation, unless that has its own; None: see the family."""
     max_sequence_length: Count | None = None
     """Text tokens per prompt, longer ones are cut; None: the tokenizer's limit."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -187,6 +188,7 @@ class PipelineGenerator(ABC):
     ) -> None:
         self.pipeline, self.config, self.device = pipeline, config, device
         self.transformer: nn.Module = pipeline.transformer.eval()
+        self._guidance = self._check_guidance(config.guidance_scale)
         if config.gradient_checkpointing:
             pipeline.transformer.enable_gradient_checkpointing()
         use_attention(pipeline.transformer, config.attention)
@@ -206,6 +208,17 @@ class PipelineGenerator(ABC):
             else:
                 for module in modules:
                     module.to(device)
+
+    def guided(self, scale: float) -> Self:
+        """See Guidable."""
+        other = copy(self)
+        other.config = replace(self.config, guidance_scale=scale)
+        other._guidance = other._check_guidance(scale)
+        return other
+
+    def _check_guidance(self, scale: float | None) -> float | None:
+        """The guidance as ``_predict`` takes it, if the checkpoint does; None is without."""
+        return scale if self.config.passes() == 2 else None
 
     @property
     def grid(self) -> Size:

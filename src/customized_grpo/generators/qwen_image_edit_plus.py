@@ -85,7 +85,6 @@ class QwenImageEditPlusGenerator(PipelineGenerator):
     ) -> None:
         super().__init__(pipeline, config, device, _NATIVE_SIZE)
         self._condition_area = config.condition_area
-        self._guidance = config.guidance_scale if config.passes() == 2 else None
         self._limit = config.max_sequence_length
         self._images = _image_processor(config.path)
         self._known: dict[str, tuple[Tensor, list[Any]]] = {}

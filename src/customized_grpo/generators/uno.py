@@ -21,8 +21,8 @@ from customized_grpo.generators.pipeline import PipelineConfig, Size, load_pipel
 class UnoConfig(PipelineConfig):
     """FLUX.1 [dev] with UNO's LoRA merged into it: what is trained starts from there.
 
-    Hub ids: path 'black-forest-labs/FLUX.1-dev', uno_lora 'bytedance-research/UNO',
-    guidance_scale 4.
+    Hub ids: path 'black-forest-labs/FLUX.1-dev', uno_lora 'bytedance-research/UNO';
+    guidance_scale 4, in the paper's training 3.5.
     """
 
     type: Literal["uno"] = "uno"

@@ -40,7 +40,7 @@ class Ranks:
     def split(self, chunks: Sequence[Tensor]) -> list[Tensor]:
         """Rows of every rank, when each of ``chunks`` (int64 rows) is split over all of them.
 
-        Parts of a chunk differ by one row at most.
+        Parts of a chunk differ by one row at most; a rank's rows ascend.
 
         Raises:
             ConfigError: if a chunk has fewer rows than there are ranks.
@@ -53,7 +53,8 @@ class Ranks:
                     "group_size"
                 )
         parts = [chunk.tensor_split(self.world_size) for chunk in chunks]
-        return [torch.cat([part[rank] for part in parts]) for rank in range(self.world_size)]
+        shares = (torch.cat([part[rank] for part in parts]) for rank in range(self.world_size))
+        return [share.sort().values for share in shares]
 
     def all_gather(self, local: Tensor, shares: Sequence[Tensor]) -> Tensor:
         """``[B, ...]`` in the order of the rows, of every rank's own ``[len(share), ...]``."""

@@ -50,6 +50,7 @@ class Target:
     """What TARGET of a command names: a config, and weights that were trained by it."""
 
     config: RunConfig
+    """As it is evaluated."""
     weights: Path | None = None
     """Folder of trained weights; None: there is the base only."""
 
@@ -87,7 +88,7 @@ def open_target(target: Path, lora: Path | None = None) -> Target:
                 f"got {str(lora)!r}; give {target / CONFIG} as TARGET"
             )
         run = Run.open(target)
-        return Target(config=run.config, weights=run.weights)
+        return Target(config=run.config.evaluated(), weights=run.weights)
     if not target.exists():
         raise CheckpointError(
             f"TARGET must be the folder of a run or a config file, got {str(target)!r}, which is "
@@ -98,7 +99,7 @@ def open_target(target: Path, lora: Path | None = None) -> Target:
             f"--lora: {lora} must hold {LORA_FILE}, it is missing; give RUN/weights, "
             "RUN/checkpoints/000050/weights or an exported LoRA"
         )
-    return Target(config=load_config(target), weights=lora)
+    return Target(config=load_config(target).evaluated(), weights=lora)
 
 
 def read_prompts(

@@ -48,8 +48,10 @@ _SEED_STRIDE = 1_000_003  # more than the rollouts of any run: no two seeds shar
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Experience:
-    """What a rollout leaves for its updates; rows are this process's samples ``[b]``."""
+    """What a rollout leaves for its updates, of this process's samples ``[b]``."""
 
+    rows: Tensor
+    """Which of all samples ``[B]`` they are ``[b]`` int64."""
     rollout: Rollout
     advantages: Advantages
     conditioning: Conditioning
@@ -94,8 +96,8 @@ class Loop:
         """Rollout ``number`` and its updates; yields the numbers of each update when it is done."""
         experience = self.collect(number)
         metrics = experience.metrics
-        for inner, groups in enumerate(self.inner_groups()):
-            batch = self._batch_of(experience, groups)
+        for inner, rows in enumerate(self.inner_rows()):
+            batch = self._batch_of(experience, rows)
             with self.log.timed("update"):
                 stats = self.update(batch, experience.conditioning, is_first=inner == 0)
             yield metrics | stats
@@ -109,7 +111,7 @@ class Loop:
         rng = torch.Generator().manual_seed(config.seed * _SEED_STRIDE + number)
         all_group_ids = torch.arange(num_prompts).repeat_interleave(group_size)  # [B]
         # Update by update, so that each of them is shared evenly.
-        shares = self.ranks.split([_rows(groups, group_size) for groups in self.inner_groups()])
+        shares = self.ranks.split(self.inner_rows())
         mine = shares[self.ranks.rank]
         my_groups, place = all_group_ids[mine].unique(return_inverse=True)
         with self.log.timed("data"):
@@ -135,6 +137,7 @@ class Loop:
         self.log.advantages(number, advantages.per_objective, objectives)
         metrics = rollout_metrics(scores, advantages, all_group_ids.to(device), objectives)
         return Experience(
+            rows=mine,
             rollout=rollout,
             advantages=advantages.take(mine.to(device)),
             conditioning=per_prompt.take(place.to(device)),
@@ -182,16 +185,20 @@ class Loop:
                 )
         return rollout, gather_scores(scores, self.ranks, shares)
 
-    def inner_groups(self) -> tuple[Tensor, ...]:
-        """Group numbers of every update of a rollout: equal parts of its prompts."""
-        num_prompts = self.config.rollout.prompts_per_rollout
-        return torch.arange(num_prompts).split(num_prompts // self.config.train.inner_updates)
+    def inner_rows(self) -> list[Tensor]:
+        """Rows ``[B / inner_updates]`` int64 of every update of a rollout: of its own groups, or of
+        its own samples of every group."""
+        rollout, train = self.config.rollout, self.config.train
+        num_prompts, group_size = rollout.prompts_per_rollout, rollout.group_size
+        rows = torch.arange(num_prompts * group_size).view(num_prompts, group_size)
+        parts = rows.chunk(train.inner_updates, dim=0 if train.split == "groups" else 1)
+        return [part.flatten() for part in parts]
 
-    def _batch_of(self, experience: Experience, groups: Tensor) -> PolicyBatch:
+    def _batch_of(self, experience: Experience, rows: Tensor) -> PolicyBatch:
         rollout = experience.rollout
+        mine = torch.isin(experience.rows, rows).nonzero()[:, 0].to(rollout.group_ids.device)
         # Sharded, a pass is a meeting of all processes: each keeps as many pairs as the others.
-        rows = torch.isin(rollout.group_ids, groups.to(rollout.group_ids.device)).nonzero()[:, 0]
-        return policy_batch(rollout, experience.advantages, rows, keep_invalid=self.is_sharded)
+        return policy_batch(rollout, experience.advantages, mine, keep_invalid=self.is_sharded)
 
     def update(
         self, batch: PolicyBatch, conditioning: Conditioning, *, is_first: bool
@@ -228,8 +235,3 @@ class Loop:
             if self.ema is not None:
                 self.ema.update()
         return {**stats, "skipped_updates": float(not is_finite)}
-
-
-def _rows(groups: Tensor, group_size: int) -> Tensor:
-    """Rows of the samples of some groups, in a rollout whose groups follow each other."""
-    return (groups[:, None] * group_size + torch.arange(group_size)).flatten()

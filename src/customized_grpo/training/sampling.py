@@ -11,7 +11,8 @@ from torch import Tensor
 
 from customized_grpo.buckets import layout
 from customized_grpo.config import RunConfig
-from customized_grpo.generators.base import Conditioning, Generator
+from customized_grpo.errors import ConfigError, within
+from customized_grpo.generators.base import Conditioning, Generator, Guidable
 from customized_grpo.generators.cpu import lora_merged
 from customized_grpo.training.policy import Policy, make_policy
 from customized_grpo.types import Example
@@ -58,6 +59,19 @@ def sample_images(
     return torch.cat([policy.decode(part) for part in latents.split(batch_size)])
 
 
+def _as_evaluated(generator: Generator, config: RunConfig) -> Generator:
+    scale = config.evaluation.guidance_scale
+    if scale is None:
+        return generator
+    if not isinstance(generator, Guidable):
+        raise ConfigError(
+            f"evaluation.guidance_scale must be null for generator {config.generator.type}, got "
+            f"{scale}; it has no method guided"
+        )
+    with within("evaluation"):
+        return generator.guided(scale)
+
+
 class FixedSampler:
     """Deterministic (Euler) images of the same examples from the same noise whenever it is called.
 
@@ -76,6 +90,7 @@ class FixedSampler:
         noise: Tensor | None = None,
     ) -> None:
         self.examples = tuple(examples)
+        generator = _as_evaluated(generator, config)
         self._policy = make_policy(generator, config, config.evaluation.num_steps)
         if noise is None:
             seed = config.evaluation.seed + _VARIANT_STRIDE * variant

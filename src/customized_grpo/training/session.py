@@ -147,19 +147,21 @@ def _train(config: RunConfig, folder: Path, ranks: Ranks, *, resume: bool) -> No
 
 def _check_even(config: RunConfig, ranks: Ranks) -> None:
     """With FSDP a pass through the transformer is a meeting of all processes, so each has to take
-    equally many: whole groups, the same number of them in every update.
+    equally many: the same number of groups, or of parts of groups, in every update.
 
     Raises:
         ConfigError: if the groups of an update do not divide by the processes.
     """
     prompts, size = config.rollout.prompts_per_rollout, ranks.world_size
-    unit = config.train.inner_updates * size
+    parts, unit, factors = config.train.inner_updates, size, f"processes ({size})"
+    if config.train.split == "groups":  # else every update has a part of every group
+        unit = parts * size
+        factors = f"train.inner_updates x processes ({parts} x {size} = {unit})"
     if config.fsdp and prompts % unit:
         fits = sorted({max(prompts // unit, 1) * unit, (prompts // unit + 1) * unit})
         raise ConfigError(
-            "rollout.prompts_per_rollout: must be a multiple of train.inner_updates x processes "
-            f"({config.train.inner_updates} x {size} = {unit}) with fsdp, got {prompts}; "
-            f"{' or '.join(map(str, fits))} would do"
+            f"rollout.prompts_per_rollout: must be a multiple of {factors} with fsdp, got "
+            f"{prompts}; {' or '.join(map(str, fits))} would do"
         )
 
 

@@ -39,7 +39,8 @@ def is_stock(run: Run) -> bool:
 
 def snippet(run: Run, folder: str) -> str:
     """Python that makes a picture; the weights are read from ``folder``."""
-    config, generator = run.config, cast(Any, run.config.generator)
+    config = run.config.evaluated()
+    generator = cast(Any, config.generator)
     family = _FAMILIES[generator.type]
     height, width = _size(run)
     dtype = f"dtype=torch.{generator.dtype}"

@@ -23,6 +23,7 @@ _SECTIONS = {
     "lora": "What is trained: a small addition to the model's weights, which stay as they are.",
     "rollout": "How pictures are made to learn from.",
     "advantage": "How both judgements become one: what makes a picture better than its siblings.",
+    "loss": "How far the updates of one rollout may move the model.",
     "train": "How the weights are changed.",
     "evaluation": "How `cgrpo evaluate` compares the model before and after.",
 }

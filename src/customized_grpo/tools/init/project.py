@@ -186,6 +186,7 @@ def _shipped(preset: Preset) -> dict[str, Any]:
     if preset.name == "uno":  # the paper's HPSv3 wants a file of instructions and 17 GB
         kontext = read_mapping(str(shipped_config("flux-kontext.yaml")), "CONFIG")
         raw["rewards"] = kontext["rewards"]
+        raw["train"]["num_updates"] = 300  # the paper's data are thousands of subjects
     return raw
 
 
