@@ -23,6 +23,7 @@ from customized_grpo.data.emoji.world import EmojiWorld, all_words
 from customized_grpo.generators.flux_kontext import FluxKontextConfig
 from customized_grpo.rewards.attributes import AttributeClassifier
 from customized_grpo.rewards.dinov2 import Dinov2Config
+from customized_grpo.rewards.pickscore import PickScoreConfig
 
 SCRIPTS = ROOT / "scripts"
 
@@ -154,6 +155,83 @@ def test_flawed_pairs_have_the_flaws_that_were_asked_for(monkeypatch: pytest.Mon
         for a in (triples.attributes, missed)
     )
     assert torch.equal(after, (before - 1).clamp(min=0))
+
+
+@pytest.fixture
+def preference(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return importlib.import_module("train_preference")
+
+
+def test_pictures_are_graded_by_what_is_there_and_how_they_look(preference: ModuleType) -> None:
+    rng = torch.Generator().manual_seed(0)
+    _, sharp = preference.Gallery("train").sample(40, rng)
+    there = preference.own(sharp.there)
+    right, missed, copy = (
+        there[:, kind] for kind in (preference.RIGHT, preference.MISSED, preference.COPY)
+    )
+    assert (right == 1).all()
+    asked = (1 / (1 - missed[:, 0])).round()  # one of 4, or of 6, is missing
+    assert_near(missed, (1 - 1 / asked).unsqueeze(1).expand_as(missed))
+    assert set(asked.tolist()) == {4, 6}
+    assert (there[:, preference.OTHER_SUBJECT] >= 1 - 1 / asked - 1e-6).all()
+    assert (copy >= 1 / asked - 1e-6).all()  # the noun, and the placement by chance
+    assert (copy <= 2 / asked + 1e-6).all()
+    assert_near(preference.own(sharp.grades)[:, preference.COPY], 0.4 + 0.6 * copy)
+
+    graded = preference.degrade(sharp, rng)
+    changed = (graded.images - sharp.images).abs().amax((1, 2, 3)) > 1e-5
+    assert torch.equal(changed, graded.quality < 1)
+    assert 0.5 < changed.float().mean() < 0.9
+    assert (graded.grades >= 0).all()
+    assert (preference.own(graded.there)[:, 0] <= 1).all()
+
+
+@pytest.mark.parametrize("fault", ["blur", "blocks", "codec", "noise", "melt"])
+def test_a_fault_grows_with_its_strength(preference: ModuleType, fault: str) -> None:
+    images = EmojiWorld("train").sample(16, torch.Generator().manual_seed(0)).targets
+    damage = [
+        (preference.add_fault(images, fault, torch.full((16,), strength), rng) - images)
+        .square()
+        .mean()
+        .sqrt()
+        .item()
+        for strength in (0.0, 0.5, 1.0)
+        for rng in [torch.Generator().manual_seed(1)]
+    ]
+    assert damage[0] < 0.05 < damage[2]
+    assert damage[0] < damage[1] < damage[2]
+
+
+def test_the_choices_teach_the_grade_itself(preference: ModuleType) -> None:
+    """Bradley-Terry of noisy choices is least where scores are the grade, up to a constant."""
+    grades = torch.rand(3, 8, generator=torch.Generator().manual_seed(0))
+    scores = (torch.zeros(3, 8)).requires_grad_()
+    optimizer = torch.optim.LBFGS([scores], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss, _ = preference.compare(scores, grades)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)  # pyright: ignore[reportArgumentType]
+    gap = scores.detach() - scores.detach().mean(1, keepdim=True)
+    wanted = preference.CONSISTENCY * (grades - grades.mean(1, keepdim=True))
+    torch.testing.assert_close(gap, wanted, atol=0.05, rtol=0.01)
+    assert preference.compare(wanted, grades)[1] == 1
+    assert preference.compare(-wanted, grades)[1] == 0
+
+
+@pytest.mark.slow
+def test_preference_script_writes_a_model_that_pickscore_loads(tmp_path: Path) -> None:
+    init, out = resolve_checkpoint("embedded:reward-clip"), tmp_path / "preference"
+    _run("train_preference.py", "--init", init, "--steps", 2, "--batch", 2, "--out", out)
+    path = str(out / "model")
+    config = PickScoreConfig(objective="prompt", path=path, processor=path)
+    examples = EmojiSource(seed=0).training(0, 2)
+    images = torch.stack([example.references[0] for example in examples])
+    assert config.build(torch.device("cpu")).score(images, examples).isfinite().all()
 
 
 @pytest.mark.slow

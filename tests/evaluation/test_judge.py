@@ -91,7 +91,7 @@ def test_examples_without_ground_truth_get_what_can_be_said(
         targets(held_out[:3])
     )
     assert set(judgement.columns) == {
-        "clip-text", "dinov2", "reward/clip-text", "reward/dinov2",
+        "clip-text", "dinov2", "reward/preference", "reward/dinov2",
     }  # fmt: skip
     assert judgement.numbers == {}
 

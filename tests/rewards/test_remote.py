@@ -102,7 +102,7 @@ def test_a_training_run_takes_remote_rewards_as_it_takes_local_ones(tiny_config:
         json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
         for folder in (run, plain)
     ]
-    for name in ("reward/clip-text/mean", "reward/dinov2/mean", "reward/dinov2/std"):
+    for name in ("reward/preference/mean", "reward/dinov2/mean", "reward/dinov2/std"):
         assert_near(rows[0][name], rows[1][name], scale=1)
     assert rows[0]["reward/dinov2/requests"] == 1
     assert rows[0]["reward/dinov2/failed_images"] == 0

@@ -2,21 +2,27 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import assert_near, targets
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel, Dinov2Model
 
 from customized_grpo.assets import resolve_checkpoint
 from customized_grpo.data.emoji.source import EmojiSource
+from customized_grpo.data.emoji.world import EmojiBatch, EmojiWorld, attribute_values
 from customized_grpo.errors import DataError, RewardError
 from customized_grpo.pictures import to_pil
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.rewards.clip_text import ClipTextConfig
 from customized_grpo.rewards.dinov2 import Dinov2Config
+from customized_grpo.rewards.pickscore import PickScoreConfig
 from customized_grpo.rewards.regions import cut_out
 from customized_grpo.types import Example
 
 CPU = torch.device("cpu")
 CLIP = ClipTextConfig(path="embedded:reward-clip", objective="prompt")
+PREFERENCE = PickScoreConfig(
+    path="embedded:reward-preference", processor="embedded:reward-preference", objective="prompt"
+)
 DINO = Dinov2Config(path="embedded:reward-dino", objective="identity")
 
 
@@ -55,6 +61,44 @@ def test_dinov2_equals_transformers(many: list[Example]) -> None:
     plain = torch.cosine_similarity(embed(targets(many[:4])), embed(references(many[:4])))
     ours = DINO.build(CPU).score(targets(many[:4]), many[:4])
     assert_near(ours, plain, scale=1)
+
+
+def wrongly(world: EmojiWorld, batch: EmojiBatch, name: str) -> torch.Tensor:
+    """The pictures that were asked for, but for one attribute."""
+    values = getattr(batch.attributes, name)
+    wrong = (values + 1) % len(attribute_values(name))
+    attributes = dataclasses.replace(batch.attributes, **{name: wrong})
+    return world.render(batch.subject, attributes, torch.Generator().manual_seed(1))[0]
+
+
+def blurred(images: torch.Tensor) -> torch.Tensor:
+    small = F.interpolate(images, scale_factor=0.25, mode="area")
+    return F.interpolate(small, size=images.shape[-2:], mode="bilinear")
+
+
+def test_the_preference_is_for_what_was_asked_for_and_for_a_sharp_picture() -> None:
+    """On held-out subjects: a copy is better than a blurred picture of neither."""
+    world = EmojiWorld("held_out")
+    batch = world.sample(64, torch.Generator().manual_seed(0))
+    reward = PREFERENCE.build(CPU)
+    examples = [
+        Example(id=str(row), prompt=prompt, references=(batch.references[row],), subject="it")
+        for row, prompt in enumerate(batch.prompts)
+    ]
+
+    def score(images: torch.Tensor) -> torch.Tensor:
+        return reward.score(images, examples)
+
+    truth, copy = score(batch.targets), score(batch.references)
+    unrelated = score(blurred(batch.targets.roll(1, 0)))
+    for worse in (score(blurred(batch.targets)), copy):
+        assert truth.mean() > worse.mean() > unrelated.mean()
+        assert (truth > worse).float().mean() > 0.9
+    assert (copy > unrelated).float().mean() > 0.8
+    for name in ("scene", "placement", "prop", "color", "accessory"):
+        asked = getattr(batch.attributes, name) > (-1 if name in ("scene", "placement") else 0)
+        better = truth[asked] > score(wrongly(world, batch, name))[asked]
+        assert better.float().mean() > 0.8, name
 
 
 def test_copying_the_reference_pleases_identity_and_not_the_prompt(many: list[Example]) -> None:

@@ -63,7 +63,7 @@ def test_run_folder_holds_everything(run: Path, tiny_config: RunConfig) -> None:
     rows = metrics(run)
     assert [row["update"] for row in rows] == [1, 2]
     for name in (
-        "reward/clip-text/mean",
+        "reward/preference/mean",
         "reward/dinov2/std",
         "copy_gap",
         "share/conflicted",
@@ -168,7 +168,8 @@ def test_validation_scores_make_a_learning_curve(tiny_config: RunConfig) -> None
     settings = {"validate_every": 2, "num_validation": 5}
     config = changed(tiny_config, evaluation=settings, train={"num_updates": 3})
     rows = metrics(train(config))
-    names = {f"validation/{prefix}{r.label}" for prefix in ("", "reward/") for r in config.rewards}
+    names = {f"validation/{evaluator.label}" for evaluator in config.evaluators}
+    names |= {f"validation/reward/{reward.label}" for reward in config.rewards}
     assert [row["update"] for row in rows] == [0, 1, 2, 3]
     assert [bool(names & row.keys()) for row in rows] == [True, False, True, True]
     assert names <= rows[0].keys()

@@ -17,7 +17,7 @@ class PickScoreConfig(RewardConfig):
 
     type: Literal["pickscore"] = "pickscore"  # pyright: ignore[reportIncompatibleVariableOverride]
     path: str = "yuvalkirstain/PickScore_v1"
-    """Folder or hub id of the CLIPModel."""
+    """Folder or hub id of the CLIPModel, or 'embedded:reward-preference'."""
     processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
     """Folder or hub id of tokenizer and preprocessing, which the authors take from here."""
 

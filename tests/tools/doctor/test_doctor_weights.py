@@ -17,6 +17,7 @@ from customized_grpo import assets
 from customized_grpo.assets import resolve_checkpoint
 from customized_grpo.config import RunConfig
 from customized_grpo.generators.uno import UnoConfig
+from customized_grpo.rewards.clip_text import ClipTextConfig
 from customized_grpo.rewards.hpsv2 import Hpsv2Config
 from customized_grpo.rewards.pickscore import PickScoreConfig
 from customized_grpo.tools.doctor.findings import Finding
@@ -29,7 +30,7 @@ def config(tiny_config: RunConfig, tmp_path: Path) -> RunConfig:
     for name, folder in (("generator", "model"), ("reward-clip", "clip")):
         shutil.copytree(resolve_checkpoint(f"embedded:{name}"), tmp_path / folder)
     config = changed(tiny_config, generator={"path": str(tmp_path / "model")})
-    reward = dataclasses.replace(config.rewards[0], path=str(tmp_path / "clip"))
+    reward = ClipTextConfig(objective="prompt", path=str(tmp_path / "clip"))
     return dataclasses.replace(config, rewards=(reward, config.rewards[1]))
 
 

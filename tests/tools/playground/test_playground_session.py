@@ -179,22 +179,22 @@ def test_a_config_has_the_base_only() -> None:
     outcome = draw(session, request)
     assert outcome.tuned is None
     assert outcome.change == {}
-    assert outcome.base.scores.keys() == {"clip-text", "dinov2"}
+    assert outcome.base.scores.keys() == {"preference", "dinov2"}
 
 
 def test_scores_are_the_rewards_of_the_run(session: Session) -> None:
     outcome = draw(session, ask(session))
     assert outcome.tuned is not None
-    names = {"identity": "dinov2", "prompt": "clip-text"}
-    assert session.objectives == {"clip-text": "prompt", "dinov2": "identity"}
+    names = {"identity": "dinov2", "prompt": "preference"}
+    assert session.objectives == {"preference": "prompt", "dinov2": "identity"}
     for objective, reward in names.items():
         before, after = outcome.base.scores[reward], outcome.tuned.scores[reward]
-        assert -1 <= before <= 1
+        assert math.isfinite(before)
         assert outcome.change[objective] == pytest.approx(after - before)
         assert after != before
     shown = torch.from_numpy(pixels(outcome.base.image)).permute(2, 0, 1)[None] / 255
     scored = session._rewards.score(shown.float(), [outcome.request.example]).scores[0]
-    assert scored.tolist() == pytest.approx(list(outcome.base.scores.values()), abs=0.01)
+    assert scored.tolist() == pytest.approx(list(outcome.base.scores.values()), abs=0.01, rel=0.01)
 
 
 @pytest.mark.slow
@@ -207,7 +207,7 @@ def test_several_rewards_of_an_objective_are_averaged_by_weight(tmp_path: Path) 
     assert outcome.tuned is not None
     tuned = outcome.tuned.scores
     gains = {name: tuned[name] - score for name, score in outcome.base.scores.items()}
-    expected = (gains["clip-text"] + 3 * gains["other"]) / 4
+    expected = (gains["preference"] + 3 * gains["other"]) / 4
     assert outcome.change["prompt"] == pytest.approx(expected)
 
 
@@ -225,8 +225,8 @@ def test_what_cannot_be_scored_is_shown_and_tried_again(
 
     monkeypatch.setattr(reward, "score", fail_once)
     outcome = draw(session, ask(session))
-    assert math.isnan(outcome.base.scores["clip-text"])
-    assert outcome.base.errors == ("clip-text: the judge is out",)
+    assert math.isnan(outcome.base.scores["preference"])
+    assert outcome.base.errors == ("preference: the judge is out",)
     assert math.isnan(outcome.change["prompt"])
     assert math.isfinite(outcome.change["identity"])
     assert math.isfinite(draw(session, ask(session)).change["prompt"])
