@@ -1,9 +1,11 @@
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 from PIL import Image
 
-from customized_grpo.pictures import save_grid
+from customized_grpo.pictures import Mark, read_strip, save_grid, save_strip
 from customized_grpo.types import Example
 
 
@@ -29,3 +31,57 @@ def test_large_pictures_shrink_to_a_cell(tmp_path: Path) -> None:
     save_grid(tmp_path / "a.png", [example], {"base": torch.zeros(1, 3, 1024, 1024)})
     with Image.open(tmp_path / "a.png") as image:
         assert image.height < 200
+
+
+WRONG = Mark("wrong", "not right", "#FFFFFF", "#0000FF")
+GREY = Example(id="x", prompt="x", references=(torch.full((3, 64, 64), 0.5),), subject="x")
+
+
+def blue(path: Path) -> list[tuple[int, int]]:
+    """Where a mark's paper is."""
+    with Image.open(path) as image:
+        is_blue = (np.asarray(image.convert("RGB")) == (0, 0, 255)).all(-1)
+    return [(int(y), int(x)) for y, x in zip(*is_blue.nonzero(), strict=True)]
+
+
+def test_marks_stand_beneath_the_pictures_that_are_wrong(tmp_path: Path) -> None:
+    grey = torch.full((2, 3, 64, 64), 0.5)
+    columns, marks = {"base": grey, "tuned": grey}, {"base": [[], [WRONG]], "tuned": [[], []]}
+    save_grid(tmp_path / "a.png", [GREY, GREY], columns, marks=marks)
+    with Image.open(tmp_path / "a.png") as image:
+        rows = [image.getpixel((x, 26)) == (128,) * 3 for x in range(image.width)]
+    lefts = [x for x, is_grey in enumerate(rows) if is_grey and not rows[x - 1]]
+    _, base, tuned = lefts
+    found = blue(tmp_path / "a.png")
+    second = 26 + 144 + 26 + 8  # header, picture, marks, gap
+    beneath = [(y, x) for y, x in found if second + 144 <= y <= second + 144 + 26]
+    assert min(x for _, x in beneath) >= base
+    assert max(x for _, x in beneath) < tuned
+    legend = [(y, x) for y, x in found if y > second + 144 + 26]
+    assert legend
+    assert sorted(beneath + legend) == sorted(found)
+
+
+@pytest.mark.parametrize("marks", [None, {"base": [[]]}])
+def test_a_grid_without_marks_has_no_legend(tmp_path: Path, marks: dict | None) -> None:
+    save_grid(tmp_path / "a.png", [GREY], {"base": torch.zeros(1, 3, 64, 64)}, marks=marks)
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.height == 26 + 144 + 8
+
+
+def test_a_long_prompt_stays_in_its_row(tmp_path: Path) -> None:
+    """In letters that a phone shows, if they fit; 200 characters do in smaller ones."""
+    heights = []
+    for prompt in ("a fox", "a fox wearing " + "a very large hat and " * 9):
+        example = Example(id="x", prompt=prompt, references=GREY.references, subject="x")
+        save_grid(tmp_path / "a.png", [example], {})
+        with Image.open(tmp_path / "a.png") as image:
+            text = np.asarray(image.convert("L"))[26:, 160:]
+        heights.append(int(np.nonzero(text < 128)[0].max()))
+    assert 14 <= heights[0] < heights[1] <= 144
+
+
+def test_a_strip_is_read_as_it_was_written(tmp_path: Path) -> None:
+    images = torch.arange(3 * 3 * 4 * 5).view(3, 3, 4, 5) / 255
+    save_strip(tmp_path / "a.png", images)
+    assert torch.equal(read_strip(tmp_path / "a.png", 3), images)

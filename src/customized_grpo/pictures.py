@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
@@ -17,6 +19,23 @@ from customized_grpo.files import write_atomic
 from customized_grpo.types import Example
 
 _CELL, _GAP, _HEADER, _TEXT = 144, 8, 26, 220
+_LINE = 26  # height of marks and of a line of the legend
+_FONT = 20  # half of it is left where a phone shows the sheet
+_SMALLER = (17, 14)  # for prompts that are too long for their cell
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A word beneath a picture that says what is wrong with it; colours are as in CSS."""
+
+    word: str
+    meaning: str
+    ink: str
+    paper: str
+
+
+Marks = Sequence[Sequence[Mark]]
+"""Those of each picture of a column; none says that nothing wrong is known."""
 
 
 def save_grid(
@@ -24,6 +43,7 @@ def save_grid(
     examples: Sequence[Example],
     columns: Mapping[str, Tensor | Sequence[Tensor]],
     headings: tuple[str, str] = ("reference", "prompt"),
+    marks: Mapping[str, Marks] | None = None,
 ) -> None:
     """Writes a PNG with one row per example.
 
@@ -33,29 +53,73 @@ def save_grid(
         columns: heading -> images ``[len(examples), 3, H, W]`` in [0, 1], or one of any size for
             each example.
         headings: of the first two columns.
+        marks: of some of the columns, by their heading; a legend explains those that occur.
     """
+    marked = {name: some for name, some in (marks or {}).items() if any(some)}
+    legend = list(dict.fromkeys(mark for some in marked.values() for row in some for mark in row))
+    pitch = _CELL + _GAP + (_LINE if legend else 0)
     width = _GAP * (3 + len(columns)) + _CELL * (1 + len(columns)) + _TEXT
-    sheet = Image.new("RGB", (width, _HEADER + (_CELL + _GAP) * len(examples)), "white")
+    height = _HEADER + pitch * len(examples) + (_LINE + _GAP) * len(legend)
+    sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
-    title, font = ImageFont.load_default(15), ImageFont.load_default(14)
     lefts = [_GAP, 2 * _GAP + _CELL]
     lefts += [lefts[1] + _TEXT + _GAP + i * (_CELL + _GAP) for i in range(len(columns))]
     for left, heading in zip(lefts, (*headings, *columns), strict=True):
-        draw.text((left, 4), heading, fill="black", font=title)
+        draw.text((left, 4), heading, fill="black", font=_heading_font(heading))
     for row, example in enumerate(examples):
-        top = _HEADER + row * (_CELL + _GAP)
+        top = _HEADER + row * pitch
         sheet.paste(_thumbnail(example.references[0]), (lefts[0], top))
-        text = "\n".join(textwrap.wrap(example.prompt, 30))
-        draw.multiline_text((lefts[1], top + 8), text, fill="black", font=font, spacing=5)
-        for left, images in zip(lefts[2:], columns.values(), strict=True):
+        _write_prompt(draw, (lefts[1], top), example.prompt)
+        for left, (name, images) in zip(lefts[2:], columns.items(), strict=True):
             sheet.paste(_thumbnail(images[row]), (left, top))
+            for mark in marked[name][row] if name in marked else ():
+                left = _write_mark(draw, (left, top + _CELL), mark) + 4
+    for number, mark in enumerate(legend):
+        top = _HEADER + pitch * len(examples) + number * (_LINE + _GAP)
+        left = _write_mark(draw, (_GAP, top), mark) + _GAP
+        draw.text((left, top), mark.meaning, fill="black", font=ImageFont.load_default(_FONT))
     _write(path, sheet)
+
+
+def _heading_font(heading: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    sizes = (18, 17, 16, 15)
+    return next(
+        (f for f in map(ImageFont.load_default, sizes) if f.getlength(heading) <= _CELL + _GAP - 2),
+        ImageFont.load_default(sizes[-1]),
+    )
+
+
+def _write_prompt(draw: ImageDraw.ImageDraw, corner: tuple[int, int], prompt: str) -> None:
+    """In the largest letters with which it fits beside the picture."""
+    for size in (_FONT, *_SMALLER):
+        font = ImageFont.load_default(size)
+        text = "\n".join(textwrap.wrap(prompt, 420 // size))
+        _, _, right, bottom = draw.multiline_textbbox(corner, text, font, spacing=4)
+        if right - corner[0] <= _TEXT and bottom - corner[1] <= _CELL:
+            break
+    draw.multiline_text(corner, text, fill="black", font=font, spacing=4)
+
+
+def _write_mark(draw: ImageDraw.ImageDraw, corner: tuple[int, int], mark: Mark) -> int:
+    """Returns the right end."""
+    font, (left, top) = ImageFont.load_default(_FONT), corner
+    right = left + 10 + round(font.getlength(mark.word))
+    draw.rounded_rectangle((left, top + 2, right, top + _LINE), radius=4, fill=mark.paper)
+    draw.text((left + 5, top + 1), mark.word, fill=mark.ink, font=font)
+    return right
 
 
 def save_strip(path: Path, images: Tensor) -> None:
     """Writes images ``[N, 3, H, W]`` in [0, 1] side by side, pixel for pixel, as a PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, to_pil(torch.cat(list(images), -1)))
+
+
+def read_strip(path: Path, count: int) -> Tensor:
+    """Images ``[N, 3, H, W]`` in [0, 1] of the ``count`` that ``save_strip`` wrote."""
+    with Image.open(path, formats=["PNG"]) as image:
+        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    return torch.stack(pixels.float().div(255).chunk(count, -1))
 
 
 def _write(path: Path, picture: Image.Image) -> None:

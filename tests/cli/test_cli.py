@@ -124,7 +124,7 @@ def test_what_libraries_say_at_their_import_is_for_those_who_ask(monkeypatch) ->
 
 def test_commands_in_reports_can_be_pasted(capsys, monkeypatch) -> None:
     monkeypatch.setattr(page, "write_report", lambda results, folder, command, pictures: command)
-    monkeypatch.setattr(page, "run_pictures", lambda runs: {})
+    monkeypatch.setattr(page, "run_pictures", lambda results, runs: {})
     monkeypatch.setattr(page, "study_pictures", lambda results, folder: {})
     monkeypatch.setattr(tables, "markdown", lambda results: "")
     monkeypatch.setattr(compare, "results_of_runs", lambda runs: None)

@@ -8,13 +8,14 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 from helpers import ROOT, assert_near, changed
-from PIL import Image
+from PIL import Image, ImageColor
 from safetensors.torch import load_file
 
 from customized_grpo.config import LoraSettings, RunConfig, load_config
 from customized_grpo.data.jsonl import JsonlConfig
 from customized_grpo.errors import ConfigError, CustomizedGRPOError, DataError, RewardError
 from customized_grpo.evaluation.evaluate import Evaluation, evaluate_run
+from customized_grpo.evaluation.marks import marks
 from customized_grpo.evaluation.outcome import Outcome
 from customized_grpo.evaluation.tables import run_table
 from customized_grpo.generators.base import Conditioning
@@ -201,7 +202,13 @@ def test_compiled_blocks_train_as_eager_ones(tiny_config: RunConfig) -> None:
 
 def test_evaluation_writes_table_and_pictures(run: Path) -> None:
     report = evaluate_run(run)
-    assert (run / "evaluation.png").exists()
+    with Image.open(run / "evaluation.png") as image:
+        seen = {color for _, color in image.convert("RGB").getcolors(image.width * image.height)}
+    wrong = [
+        m for model in ("base", "tuned") for row in marks(report.models[model], 4) for m in row
+    ]
+    assert wrong  # of four examples the base has always some wrong
+    assert {ImageColor.getrgb(mark.paper) for mark in wrong} <= seen
     assert set(report.models) == {"copy", "ground truth", "unrelated", "base", "tuned"}
     assert Outcome.read(run / "evaluation.json").models == report.models
     pictures = {path.stem for path in (run / "pictures" / "held_out").iterdir()}

@@ -53,6 +53,11 @@ def resolve_checkpoint(path: str) -> str:
     )
 
 
+def embedded_file(name: str) -> Path:
+    """A file of the package that is no checkpoint."""
+    return _ROOT / name
+
+
 def _check_configs(folder: Path) -> None:
     places = [place for name in _CONFIGS for place in (name, f"*/{name}")]
     for file in (file for place in places for file in folder.glob(place)):

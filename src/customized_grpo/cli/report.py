@@ -40,7 +40,8 @@ def _report(options: argparse.Namespace) -> None:
         results = Results.read(runs[0] / RESULTS)
         pictures = study_pictures(results, runs[0])
     else:
-        results, pictures = results_of_runs(runs), run_pictures(runs)
+        results = results_of_runs(runs)
+        pictures = run_pictures(results, runs)
     flags = ["--out", str(options.out)] if options.out else []
     command = shlex.join(["cgrpo", "report", *map(str, runs), *flags])
     print(f"report: {write_report(results, folder, command, pictures)}")

@@ -13,6 +13,7 @@ from customized_grpo.devices import pick_device
 from customized_grpo.errors import ConfigError, within
 from customized_grpo.evaluation.items import Item
 from customized_grpo.evaluation.judge import Judge
+from customized_grpo.evaluation.marks import marks
 from customized_grpo.evaluation.outcome import BASE, TUNED, Judgement, Outcome, Yardstick
 from customized_grpo.files import write_atomic
 from customized_grpo.generators.cache import CachedEncoder
@@ -77,7 +78,9 @@ def evaluate_run(
     strips[TUNED] = evaluation.pictures()
     place = Place(folder, split)
     shown = {name: strips[name] for name in (BASE, TUNED)}
-    save_grid(place.grid, evaluation.examples[:NUM_SHOWN], shown)
+    judged = {BASE: yardstick.base, TUNED: outcome.own}
+    marked = {name: marks(j, len(strips[name])) for name, j in judged.items() if j}
+    save_grid(place.grid, evaluation.examples[:NUM_SHOWN], shown, marks=marked)
     for name, images in strips.items():
         save_strip(place.strip(name), images)
     write_atomic(place.json, outcome.to_json())

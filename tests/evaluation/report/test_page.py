@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,8 +22,19 @@ from customized_grpo.evaluation.report.page import study_pictures, write_report
 from customized_grpo.evaluation.report.tables import markdown, tables
 from customized_grpo.evaluation.results import Cell, Results
 from customized_grpo.ops import synergy_bonus
+from customized_grpo.rewards.truth import SHARES
 
-FIGURES = {"plane", "learning-curves", "quadrants", "schedule", "shares", "quality"}
+CHROMIUM = shutil.which("chromium")
+
+FIGURES = {
+    "right-plane",
+    "right-over-training",
+    "plane",
+    "learning-curves",
+    "quadrants",
+    "schedule",
+    "conflicts",
+}
 
 
 @pytest.fixture
@@ -64,6 +78,66 @@ def test_the_page_shows_tables_figures_pictures_and_configs(page: Path) -> None:
     for path in files.values():
         with Image.open(path) as image:
             assert min(image.size) > 300
+
+
+def test_shares_lead_then_pictures_with_marks_then_similarities(page: Path) -> None:
+    text = page.read_text()
+    order = ("Right pictures, and copies", 'id="right-plane"', 'id="right-over-training"')
+    order += ('id="pictures"', 'id="similarities"', 'id="plane"', 'id="details"', 'id="conflicts"')
+    places = [text.index(word) for word in order]
+    assert places == sorted(places)
+    rows = text[text.index("<tbody>", text.index('id="pictures"')) :].split("</tr>")[:10]
+    words = re.compile(r'<span class="mark"[^>]*>(\w+)</span>')
+    cells = [[words.findall(cell) for cell in row.split("</td>")] for row in rows]
+    # Columns: reference, prompt, base, two methods, ground truth.
+    assert cells[0][:6] == [[], [], *[["other"]] * 4]
+    assert cells[1][:6] == [[]] * 6
+    assert cells[9][:6] == [[], [], *[["copy", "missed"]] * 4]
+    assert text.count("</span> another subject") == 1
+
+
+def test_data_that_do_not_know_what_is_right_have_no_marks(tmp_path: Path) -> None:
+    save_pictures(tmp_path)
+    known = made_up()
+
+    def without(judged: Judgement) -> Judgement:
+        return Judgement(columns={k: v for k, v in judged.columns.items() if k not in SHARES})
+
+    anchors = {name: without(judged) for name, judged in known.yardstick.anchors.items()}
+    assert known.yardstick.base is not None
+    results = made_up(
+        yardstick=replace(known.yardstick, anchors=anchors, base=without(known.yardstick.base)),
+        cells=[replace(cell, judgement=without(cell.judgement), curve={}) for cell in known.cells],
+    )
+    text = write_report(results, tmp_path, "", study_pictures(results, tmp_path)).read_text()
+    assert 'class="mark"' not in text
+    assert 'id="right' not in text
+    assert 'href="#right"' not in text
+    assert text.index('id="pictures"') < text.index('id="plane"')
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium")
+def test_a_phone_shows_all_of_it(page: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        for width in (390, 1280):
+            tab = browser.new_page(viewport={"width": width, "height": 844})
+            tab.goto(page.as_uri())
+            tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width
+            right = tab.evaluate(
+                """() => Math.max(...[...document.querySelectorAll('body *')]
+                    .filter(e => !e.parentElement.closest('.scroll, svg, pre'))
+                    .map(e => e.getBoundingClientRect().right))"""
+            )
+            assert right <= width  # also what a box without a scroll bar would cut off
+            figures = [box.bounding_box()["width"] for box in tab.locator("figure svg").all()]
+            assert 300 < min(figures) <= max(figures) <= width
+        browser.close()
 
 
 def test_a_second_writing_gives_the_same_bytes(page: Path) -> None:
@@ -131,7 +205,7 @@ def test_tables_say_where_the_interval_excludes_zero() -> None:
     paired = by_title["Customized-GRPO minus the others, paired by seed"]
     identity = paired.rows[0][paired.heads.index("identity")]
     assert identity == "**+0.0300 ± 0.0000**"
-    shares = by_title["Samples by the signs of their advantages"]
-    assert shares.rows[0] == ["naive GRPO 1:1", "45.0 %", "35.0 %", "20.0 %"]
-    assert shares.rows[-1][1:] == ["50.2 %", "26.8 %", "23.0 %"]
+    conflicts = by_title["Samples by the signs of their advantages"]
+    assert conflicts.rows[0] == ["naive GRPO 1:1", "45.0 %", "35.0 %", "20.0 %"]
+    assert conflicts.rows[-1][1:] == ["50.2 %", "26.8 %", "23.0 %"]
     assert all(len(t.heads) == len(row) for t in by_title.values() for row in t.rows)

@@ -17,6 +17,7 @@ from customized_grpo.evaluation.outcome import BASE, COPY, TRUTH, UNRELATED
 from customized_grpo.evaluation.results import Cell, Results
 from customized_grpo.evaluation.statistics import Estimate, over_seeds
 from customized_grpo.ops import shaping_bonus
+from customized_grpo.rewards.truth import SHARES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +49,9 @@ def house_style() -> AbstractContextManager[None]:
 
 def figures(results: Results) -> dict[str, Figure]:
     """File name -> figure, of those the results have numbers for."""
-    draws = (plane, learning_curves, quadrants, schedule, shares, quality)
+    draws = (
+        right_plane, right_over_training, plane, learning_curves, quadrants, schedule, conflicts,
+    )  # fmt: skip
     with house_style():
         drawn = {draw.__name__.replace("_", "-"): draw(results) for draw in draws}
     return {name: figure for name, figure in drawn.items() if figure is not None}
@@ -71,20 +74,58 @@ def to_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def plane(results: Results) -> Figure | None:
-    """The (prompt, identity) plane: anchors at large, base and methods at close range."""
-    yardstick = results.yardstick
-    prompt, identity = (yardstick.leading.get(o, "") for o in ("prompt", "identity"))
-    known = {
-        name: (judged.means[prompt], judged.means[identity])
-        for name, judged in yardstick.models.items()
-        if prompt in judged.means and identity in judged.means
-    }
+def right_plane(results: Results) -> Figure | None:
+    """The (subject right, prompt right) plane: where every method ends, and what it came from."""
+    names = ("subject_right", "prompt_right")
+    known = _anchor_points(results, *names)
+    known.pop(UNRELATED, None)
     if not known:
         return None
-    figure, (far, near) = _subplots(1, 2, (9.6, 4.4))
+    figure, (axes,) = _subplots(1, 1, (6, 5.2))
+    for method, style in _styles(results).items():
+        x, y = (results.over_seeds(method, name) for name in names)
+        if x is not None and y is not None:
+            axes.errorbar(
+                x.mean, y.mean, xerr=_bar(x), yerr=_bar(y), ms=7, capsize=2, lw=1, **style
+            )
+    _anchors(axes, known)
+    axes.set(xlim=(-0.03, 1.06), ylim=(-0.03, 1.06), aspect="equal")
+    axes.set(xlabel="subject right", ylabel="prompt right")
+    _legend_below(figure, axes)
+    return figure
+
+
+def right_over_training(results: Results) -> Figure | None:
+    """Shares of right validation examples, and of copies, over the updates."""
+    names = {f"validation/share/{name}": name.replace("_", " ") for name in SHARES}
+    drawn = {n: title for n, title in names.items() if any(n in c.curve for c in results.cells)}
+    if not drawn:
+        return None
+    figure, panels = _subplots(math.ceil(len(drawn) / 2), min(2, len(drawn)), (6, 5.6))
+    for axes, (name, title) in zip(panels, drawn.items(), strict=False):
+        means = [0.05]
+        for method, style in _styles(results).items():
+            curves = [c.curve for c in results.of(method).values() if name in c.curve]
+            if curves:
+                means += _band(axes, curves[0]["update"], [c[name] for c in curves], style)
+        axes.set_ylim(0, min(1.02, 1.2 * max(means)))
+        axes.set(title=title, xlabel="update")
+    for axes in panels[len(drawn) :]:
+        axes.remove()
+    _legend_below(figure, panels[0])
+    return figure
+
+
+def plane(results: Results) -> Figure | None:
+    """The (prompt, identity) plane: anchors at large, base and methods at close range."""
+    prompt, identity = (results.yardstick.leading.get(o, "") for o in ("prompt", "identity"))
+    known = _anchor_points(results, prompt, identity)
+    if not known:
+        return None
+    figure, (far, near) = _subplots(1, 2, (6.6, 4))
     for axes in (far, near):
         _anchors(axes, known)
+        axes.set(xlabel="prompt", ylabel="identity")
     shown: dict[str, tuple[float, float]] = {}
     for method, style in _styles(results).items():
         x, y = (results.over_seeds(method, name) for name in (prompt, identity))
@@ -105,10 +146,19 @@ def plane(results: Results) -> Figure | None:
         margin = 0.18 * (max(values) - min(values)) + 1e-4
         limit(min(values) - margin, max(values) + margin)
     far.set_title("with all anchors")
-    near.set_title("close up, 95 % intervals over seeds")
+    near.set_title("close up")
     _note_outside(near, results, outside)
     _legend_below(figure, near)
     return figure
+
+
+def _anchor_points(results: Results, x: str, y: str) -> dict[str, tuple[float, float]]:
+    """Where anchors and base are, of those that have both measures."""
+    return {
+        name: (judged.means[x], judged.means[y])
+        for name, judged in results.yardstick.models.items()
+        if x in judged.means and y in judged.means
+    }
 
 
 def _anchors(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
@@ -117,8 +167,6 @@ def _anchors(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
         if name in points:
             axes.scatter(*points[name], marker=marker, s=70, color=grey, zorder=3)
             axes.annotate(name, points[name], textcoords="offset points", xytext=(7, 5), color=grey)
-    axes.set_xlabel("prompt")
-    axes.set_ylabel("identity")
 
 
 def learning_curves(results: Results) -> Figure | None:
@@ -129,7 +177,7 @@ def learning_curves(results: Results) -> Figure | None:
     drawn = {o: n for o, n in evaluators.items() if any(n in c.curve for c in results.cells)}
     if not drawn:
         return None
-    figure, panels = _subplots(1, len(drawn), (4.8 * len(drawn), 3.8))
+    figure, panels = _subplots(1, len(drawn), (6, 3.8))
     for axes, (objective, name) in zip(panels, drawn.items(), strict=True):
         gains: dict[str, Tensor] = {}
         for method, style in _styles(results).items():
@@ -143,8 +191,8 @@ def learning_curves(results: Results) -> Figure | None:
             axes.set_ylim(low - 0.3 * (high - low), high + 0.3 * (high - low))
             _note_outside(axes, results, outside)
         axes.axhline(0, color="#444444", lw=0.8)
-        axes.set_title(f"{objective}, gain on validation examples")
-        axes.set_xlabel("update")
+        axes.set(title=objective, xlabel="update")
+    panels[0].set_ylabel("gain on validation examples")
     _legend_below(figure, panels[0])
     return figure
 
@@ -245,7 +293,7 @@ def schedule(results: Results) -> Figure | None:
             lines.setdefault(weights, []).append(method)
     if not lines:
         return None
-    figure, (axes,) = _subplots(1, 1, (7.4, 3.6))
+    figure, (axes,) = _subplots(1, 1, (6, 3.8))
     styles = _styles(results)
     for weights, methods in lines.items():
         chosen = results.main if results.main in methods else methods[0]
@@ -259,13 +307,13 @@ def schedule(results: Results) -> Figure | None:
     return figure
 
 
-def shares(results: Results) -> Figure | None:
+def conflicts(results: Results) -> Figure | None:
     """Shares of conflicted, both-positive and both-negative samples in the course of training."""
     cells = {m: [c.shares for c in results.of(m).values() if c.shares] for m in _styles(results)}
     cells = {method: rows for method, rows in cells.items() if rows}
     if not cells:
         return None
-    figure, panels = _subplots(1, 3, (9.6, 3.2))
+    figure, panels = _subplots(1, 3, (6, 3.2))
     for axes, name in zip(panels, ("conflicted", "both_positive", "both_negative"), strict=True):
         for method, style in _styles(results).items():
             curves = [_smooth(c[f"share/{name}"]) for c in cells.get(method, [])]
@@ -276,32 +324,6 @@ def shares(results: Results) -> Figure | None:
         axes.set_title(name.replace("_", " "))
         axes.set_xlabel("update")
     _legend_below(figure, panels[0])
-    return figure
-
-
-def quality(results: Results) -> Figure | None:
-    """What no reward sees: Fréchet distance and fine texture, against base and ground truth."""
-    names = {"frechet": "Fréchet distance to the ground truth", "high_frequency": "fine texture "
-             "energy (ground truth = 1)", "copy": "copying (ground truth = 0)"}  # fmt: skip
-    judged = results.yardstick.base
-    base = {} if judged is None else results.yardstick.values(judged)
-    names = {name: title for name, title in names.items() if name in base}
-    if not names:
-        return None
-    figure, panels = _subplots(1, len(names), (3.4 * len(names), 3.6))
-    methods = list(_styles(results).items())
-    for column, (axes, (name, title)) in enumerate(zip(panels, names.items(), strict=True)):
-        for row, (method, style) in enumerate(methods):
-            interval = results.over_seeds(method, name)
-            if interval is not None:
-                axes.errorbar(interval.mean, row, xerr=_bar(interval), capsize=2, **style)
-        axes.axvline(base[name], color="#444444", ls="--", lw=1)
-        axes.set_title(title, fontsize=9)
-        axes.set_yticks(range(len(methods)), [style["label"] for _, style in methods])
-        axes.invert_yaxis()
-        if column:
-            axes.set_yticklabels([])
-    figure.text(0.5, -0.02, "dashed: base", ha="center", color="#444444")
     return figure
 
 
@@ -328,7 +350,10 @@ def _bar(interval: Estimate) -> float | None:
     return None if interval.low is None else interval.half_width
 
 
-def _band(axes: Axes, x: Sequence[float], curves: Sequence[Sequence[float]], style: dict) -> None:
+def _band(
+    axes: Axes, x: Sequence[float], curves: Sequence[Sequence[float]], style: dict
+) -> list[float]:
+    """Draws the mean of one curve a seed, with its interval; returns the mean."""
     intervals = [over_seeds(values) for values in zip(*curves, strict=True)]
     middle = [i.mean for i in intervals]
     axes.plot(x, middle, ms=3, lw=1.4, **style)
@@ -336,6 +361,7 @@ def _band(axes: Axes, x: Sequence[float], curves: Sequence[Sequence[float]], sty
         low = [i.mean - i.half_width for i in intervals]
         high = [i.mean + i.half_width for i in intervals]
         axes.fill_between(x, low, high, color=style["color"], alpha=0.10, lw=0)
+    return middle
 
 
 def _smooth(values: Sequence[float], width: int = 5) -> list[float]:
@@ -345,7 +371,7 @@ def _smooth(values: Sequence[float], width: int = 5) -> list[float]:
     ]
 
 
-def _legend_below(figure: Figure, axes: Axes, columns: int = 4) -> None:
+def _legend_below(figure: Figure, axes: Axes, columns: int = 3) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         columns = min(columns, len(handles))

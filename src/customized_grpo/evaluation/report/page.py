@@ -5,18 +5,38 @@ from __future__ import annotations
 import base64
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+
+from torch import Tensor
 
 from customized_grpo.errors import needs_extra
 from customized_grpo.evaluation.evaluate import NUM_SHOWN, Place
 from customized_grpo.evaluation.judge import REFERENCE
-from customized_grpo.evaluation.outcome import BASE, TRUTH, TUNED
+from customized_grpo.evaluation.marks import marks
+from customized_grpo.evaluation.outcome import BASE, TRUTH, TUNED, Judgement
 from customized_grpo.evaluation.results import Results
 from customized_grpo.files import write_atomic
+from customized_grpo.pictures import Mark, read_strip, to_pil
 
-_SHARED_STRIPS = (REFERENCE, TRUTH, BASE)
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One model's pictures of the examples that are shown."""
+
+    strip: Path
+    judged: Judgement | None = None
+    """What says which of them are wrong; None: that is no question."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """A picture as base64, and what is wrong with it."""
+
+    data: str
+    marks: Sequence[Mark]
 
 
 def check_extra() -> None:
@@ -44,45 +64,68 @@ def render(template: str, **values: object) -> str:
     return environment.get_template(template).render(values)
 
 
-def study_pictures(results: Results, folder: Path) -> dict[str, Path]:
-    """Heading -> strip of pictures, from a study's results."""
-    names = {name: name.replace(" ", "-") for name in _SHARED_STRIPS}
-    names |= {results.labels[method]: method for method in results.methods}
-    return {heading: folder / "pictures" / f"{name}.png" for heading, name in names.items()}
+def study_pictures(results: Results, folder: Path) -> dict[str, Shown]:
+    """Heading -> pictures, from a study's results; seed 0 of every method."""
+    cells = {method: results.of(method).get(0) for method in results.methods}
+    own = {
+        results.labels[method]: Shown(_strip(folder, method), cell.judgement)
+        for method, cell in cells.items()
+        if cell is not None
+    }
+    return _with_shared(results, own, lambda name: _strip(folder, name))
 
 
-def run_pictures(runs: Sequence[Path]) -> dict[str, Path]:
-    """Heading -> strip of pictures, from evaluated run folders."""
-    shared = {name: Place(runs[0], "held_out").strip(name) for name in _SHARED_STRIPS}
-    return shared | {str(run): Place(run, "held_out").strip(TUNED) for run in runs}
+def _strip(folder: Path, name: str) -> Path:
+    return folder / "pictures" / f"{name.replace(' ', '-')}.png"
+
+
+def run_pictures(results: Results, runs: Sequence[Path]) -> dict[str, Shown]:
+    """Heading -> pictures, from the evaluated run folders that the results are of."""
+    own = {
+        str(run): Shown(Place(run, "held_out").strip(TUNED), cell.judgement)
+        for run, cell in zip(runs, results.cells, strict=True)
+    }
+    return _with_shared(results, own, Place(runs[0], "held_out").strip)
+
+
+def _with_shared(
+    results: Results, own: Mapping[str, Shown], strip: Callable[[str], Path]
+) -> dict[str, Shown]:
+    judged = results.yardstick.models
+    reference, base, truth = (Shown(strip(n), judged.get(n)) for n in (REFERENCE, BASE, TRUTH))
+    return {REFERENCE: reference, BASE: base, **own, TRUTH: truth}
 
 
 def write_report(
-    results: Results, folder: Path, command: str, pictures: Mapping[str, Path]
+    results: Results, folder: Path, command: str, pictures: Mapping[str, Shown]
 ) -> Path:
     """Writes ``report.html``, ``tables.md`` and ``figures/*.png``; returns the page.
 
-    ``command`` is what the reader can repeat it with; ``pictures`` maps headings to strips of
-    pictures of the examples, left out where there is no file.
+    ``command`` is what the reader can repeat it with; ``pictures`` maps headings to what is
+    shown under them, left out where there is no file.
     """
     check_extra()
     from customized_grpo.evaluation.report.figures import figures, to_png, to_svg
-    from customized_grpo.evaluation.report.tables import markdown, tables
+    from customized_grpo.evaluation.report.tables import markdown, sections
 
     drawn = figures(results)
     for name, figure in drawn.items():
         _write(folder / "figures" / f"{name}.png", to_png(figure))
     prompts = [item.prompt for item in results.yardstick.items[:NUM_SHOWN]]
+    cells = {
+        heading: _cells(shown, len(prompts))
+        for heading, shown in pictures.items()
+        if shown.strip.exists()
+    }
     page = render(
         "report.html.j2",
         title=results.name,
         results=results,
         prompts=prompts,
-        tables=tables(results),
+        tables=sections(results),
         figures={name: to_svg(figure) for name, figure in drawn.items()},
-        pictures={
-            heading: _cut(file, len(prompts)) for heading, file in pictures.items() if file.exists()
-        },
+        pictures=cells,
+        legend=dict.fromkeys(m for column in cells.values() for cell in column for m in cell.marks),
         versions=_versions(results),
         command=command,
         configs={c.method: c.config for c in reversed(results.cells)},
@@ -109,16 +152,15 @@ def _versions(results: Results) -> str:
     return ", ".join(dict.fromkeys(shown))
 
 
-def _cut(strip: Path, count: int) -> list[str]:
-    """The pictures of a strip as base64."""
-    from PIL import Image
+def _cells(shown: Shown, count: int) -> list[_Cell]:
+    wrong = [()] * count if shown.judged is None else marks(shown.judged, count)
+    return [
+        _Cell(_base64(image), some)
+        for image, some in zip(read_strip(shown.strip, count), wrong, strict=True)
+    ]
 
-    parts = []
-    with Image.open(strip) as image:
-        width = image.width // count
-        for number in range(count):
-            buffer = BytesIO()
-            part = image.crop((number * width, 0, (number + 1) * width, image.height))
-            part.save(buffer, format="PNG", optimize=True)
-            parts.append(base64.b64encode(buffer.getvalue()).decode())
-    return parts
+
+def _base64(image: Tensor) -> str:
+    buffer = BytesIO()
+    to_pil(image).save(buffer, format="PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -66,21 +66,31 @@ _PAPER_SHARES = ("50.2 %", "26.8 %", "23.0 %")
 
 def tables(results: Results) -> list[Table]:
     """All tables that the results have numbers for."""
+    return [table for some in sections(results).values() for table in some]
+
+
+def sections(results: Results) -> dict[str, list[Table]]:
+    """The same by where the page has them: ``right``, ``main`` and ``details``."""
     scores = [
         Measure(column, objective, 4, f"{objective} by the evaluator")
         for column, objective in results.yardstick.objectives.items()
         if column == results.yardstick.leading[objective]
     ]
-    made = [
-        _absolute(results, "Right pictures, and copies", _SHARES),
-        _absolute(results, "Both objectives", [*scores, *_OBJECTIVES]),
-        _against_base(results, [*_SHARES, *scores, *_OBJECTIVES]),
-        _against_methods(results, [*_SHARES, *scores, *_OBJECTIVES]),
-        _absolute(results, "The subject, and what the prompt asks for", _SUBJECT),
-        _absolute(results, "Image quality that no reward sees, and reward hacking", _QUALITY),
-        _conflicts(results),
-    ]
-    return [table for table in made if table is not None]
+    both = [*scores, *_OBJECTIVES]
+    made = {
+        "right": [_absolute(results, "Right pictures, and copies", _SHARES)],
+        "main": [
+            _absolute(results, "Both objectives", both),
+            _against_base(results, [*_SHARES, *both]),
+            _against_methods(results, [*_SHARES, *both]),
+        ],
+        "details": [
+            _absolute(results, "The subject, and what the prompt asks for", _SUBJECT),
+            _absolute(results, "Image quality that no reward sees, and reward hacking", _QUALITY),
+            _conflicts(results),
+        ],
+    }
+    return {place: [t for t in some if t is not None] for place, some in made.items()}
 
 
 def markdown(results: Results) -> str:
