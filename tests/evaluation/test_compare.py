@@ -110,6 +110,14 @@ def test_finished_cells_are_not_run_again_and_results_are_the_same_bytes(
     assert [c.judgement for c in again.cells] == [c.judgement for c in finished[1].cells]
 
 
+def test_a_part_of_a_study_can_be_run(tmp_path: Path) -> None:
+    study = Study.load(write_study(tmp_path))
+    assert [task.name for task in study.chosen(["both"], 1)] == ["both/seed0"]
+    assert study.chosen((), None) == list(study.tasks)
+    with pytest.raises(ConfigError, match="--methods must be of naive, both, got 'SARS'"):
+        study.chosen(["SARS"], None)
+
+
 @pytest.mark.slow
 def test_the_command_prints_the_tables_and_writes_the_same_report_again(
     finished: tuple[Path, Results], capsys: pytest.CaptureFixture[str]

@@ -21,6 +21,8 @@ def add(commands: Any) -> None:
         "write tables, figures and a report of it. Finished runs are never run twice: interrupt it "
         "and call it again.",
         epilog="examples:\n  cgrpo compare configs/studies/proof.yaml --jobs 2\n"
+        "  cgrpo compare configs/studies/proof.yaml --seeds 1 --methods naive-1to1 naive-1to1.5 "
+        "customized\n"
         "  cgrpo compare configs/studies/proof.yaml --results docs/results   from what is kept",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -37,6 +39,12 @@ def add(commands: Any) -> None:
         type=Path,
         metavar="DIR",
         help="folder of results.json, tables, figures and report (default: the study's folder)",
+    )
+    parser.add_argument(
+        "--methods", nargs="+", default=(), metavar="METHOD", help="run these only (default: all)"
+    )
+    parser.add_argument(
+        "--seeds", type=positive, metavar="N", help="run the first N seeds only (default: all)"
     )
     parser.add_argument(
         "--cell",

@@ -101,6 +101,21 @@ class Study:
         """A config with the base, examples and evaluators that all methods share."""
         return self.tasks[0].config
 
+    def chosen(self, methods: Sequence[str], num_seeds: int | None) -> list[Task]:
+        """Runs of some methods (() = all) and of the first seeds (None = all).
+
+        Raises:
+            ConfigError: if a method is none of the study's.
+        """
+        known = list(dict.fromkeys(task.method for task in self.tasks))
+        if unknown := next((name for name in methods if name not in known), None):
+            raise ConfigError(f"--methods must be of {', '.join(known)}, got {unknown!r}")
+        return [
+            task
+            for task in self.tasks
+            if task.method in (methods or known) and (num_seeds is None or task.seed < num_seeds)
+        ]
+
     def task(self, name: str) -> Task:
         """The run called ``METHOD/seedN``."""
         tasks = {task.name: task for task in self.tasks}
@@ -113,8 +128,16 @@ class Study:
         return Place(task.folder, self.config.split)
 
 
-def compare(study: Study, jobs: int) -> Results:
+def compare(
+    study: Study, jobs: int, methods: Sequence[str] = (), num_seeds: int | None = None
+) -> Results:
     """Runs what is missing, ``jobs`` runs at a time, and writes results after every one.
+
+    Args:
+        study: what is compared.
+        jobs: runs at a time, each in a process of its own.
+        methods: names of those to run now; () = all.
+        num_seeds: seeds to run now, the first ones; None = all.
 
     Raises:
         ConfigError: if one was run with another config.
@@ -129,7 +152,7 @@ def compare(study: Study, jobs: int) -> Results:
         task.check_folder()
         if (task.folder / FINISHED).exists() and study.place(task).json.exists():
             cells[task.name] = _collect(study, kept.yardstick, task)
-    missing = [task for task in study.tasks if task.name not in cells]
+    missing = [task for task in study.chosen(methods, num_seeds) if task.name not in cells]
     failures: list[str] = []
     for task, log in _run(study, missing, jobs):
         if log is None:
