@@ -112,7 +112,9 @@ def _find_wrong(asked: Tensor, rng: torch.Generator) -> Tensor:
     """Which of ``asked`` ``[P, NUM_ASKED]`` each candidate gets wrong,
     ``[P, NUM_CANDIDATES, NUM_ASKED]``."""
     wrong = torch.zeros(len(asked), NUM_CANDIDATES, NUM_ASKED, dtype=torch.bool)
-    missed = torch.multinomial((asked[:, :-1] > 0).float(), len(MISSED), generator=rng)
+    # Scene and placement are always asked for, a prop, a colour and an accessory half of the time.
+    chance = (asked[:, :-1] > 0) * torch.tensor([1.0, 1.0, 4.0, 2.0, 2.0])
+    missed = torch.multinomial(chance, len(MISSED), generator=rng)
     for candidate, column in zip(MISSED, missed.unbind(1), strict=True):
         wrong[torch.arange(len(asked)), candidate, column] = True
     wrong[:, SOME_WRONG] = torch.rand(len(asked), NUM_ASKED, generator=rng) < 0.5

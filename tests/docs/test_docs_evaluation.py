@@ -88,8 +88,8 @@ def test_the_rows_of_the_table_of_a_run_are_explained(
 ) -> None:
     run = make_run(tiny_config)
     assert main(["evaluate", str(run)]) == 0
-    table = capsys.readouterr().out.split("tuned - base", 1)[1].splitlines()[1:-1]
-    names = {line.split()[0].split("/")[0] for line in table}
+    table = capsys.readouterr().out.split("tuned - base", 1)[1].splitlines()
+    names = {line.split()[0].split("/")[0] for line in table[1:-2]}  # not the note, the verdict
     assert {"prompt", "copy", "joint", "hacking_gap", "diversity"} <= names
     _, section = TEXT.split("## The table of a run\n")
     rows = "\n".join(re.findall(r"^\| (.*?) \|", section.split("\n## ")[0], re.M))

@@ -46,11 +46,12 @@ def check(config: RunConfig, example: Example) -> None:
     use_stock_blocks(generator.transformer)  # on a CPU FLUX.1's last block leaves tokens out
     conditioning = generator.encode([example])
     given = conditioning.per_sample
+    prompt = "positive" if "positive" in given else "encoder_hidden_states"  # Qwen's name for it
     if "negative" in given:  # an empty prompt is shorter where it is not padded; counted as long
-        given["negative"] = given["encoder_hidden_states"]
-    if "negative_mask" in given:
-        given["negative_mask"] = given["encoder_hidden_states_mask"]
-    text = conditioning.per_sample["encoder_hidden_states"].shape[1]
+        given["negative"] = given[prompt]
+    if "negative_length" in given:
+        given["negative_length"] = given["positive_length"]
+    text = given[prompt].shape[1]
     references = len(example.references)
     work = count_run(config, references, text)
     noise = generator.noise(1, torch.Generator().manual_seed(0))

@@ -207,7 +207,9 @@ def test_one_gradient_is_held_however_many_micro_batches(case: Case) -> None:
         )  # fmt: skip
         return count(update).peak
 
-    assert peak(4) == pytest.approx(peak(1), rel=1e-3)
+    gradient = sum(p.numel() * p.element_size() for p in case.fast.transformer.parameters())
+    peak(1)  # what is kept from then on is no gradient
+    assert peak(4) - peak(1) < gradient / 2
 
 
 def test_a_single_pair_that_does_not_fit_is_an_error(case: Case) -> None:

@@ -115,10 +115,11 @@ def test_evaluators_are_checked_and_stay_only_where_they_validate(
     train(tiny_config)
     settings = {"validate_every": 2, "num_validation": 2}
     train(changed(dataclasses.replace(tiny_config, name="curve"), evaluation=settings))
-    assert held == [set(), {"evaluator-clip", "evaluator-dino"}]
+    assert held == [set(), {"evaluator-clip", "evaluator-dino", "evaluator-attributes"}]
     wrong = dataclasses.replace(tiny_config.evaluators[1], path="nowhere")
     with pytest.raises(ConfigError, match=r"^evaluators\.1\.path: checkpoint 'nowhere'"):
-        train(dataclasses.replace(tiny_config, evaluators=(tiny_config.evaluators[0], wrong)))
+        evaluators = (tiny_config.evaluators[0], wrong)
+        train(dataclasses.replace(tiny_config, name="wrong", evaluators=evaluators))
 
 
 def test_mismatch_is_reported_and_small_in_float32(run: Path) -> None:

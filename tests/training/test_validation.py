@@ -35,6 +35,12 @@ class Parts(Ranks):
             whole[shares[rank]] = parts[len(mine) - 1]
         return whole
 
+    def all_gather_object(self, value: object) -> list[object]:
+        """See Ranks; what the other one has is added by the test."""
+        return [value, *self.others]
+
+    others: ClassVar[list[object]] = []
+
 
 def test_each_process_samples_and_scores_its_share(
     tiny_config: RunConfig, generator: Flux1Generator
@@ -42,19 +48,20 @@ def test_each_process_samples_and_scores_its_share(
     config = changed(tiny_config, evaluation={"num_validation": 5})
     sets = RewardSet(config.rewards, CPU), RewardSet(config.evaluators, CPU, "evaluators")
     data = EmojiSource(seed=0)
-    alone = Validation(generator, config, data, *sets)
+    alone = Validation(generator, config, data, *sets, None)
     images = alone.sample()
     expected = alone.metrics(images)
     assert "copy_gap/validation" in expected
     Parts.sent.clear()
+    Parts.others[:] = [alone._truth.copy_limit]
     for rank, rows in ((0, [0, 2, 4]), (1, [1, 3])):
-        part = Validation(generator, config, data, *sets, Parts(rank=rank, world_size=2))
+        part = Validation(generator, config, data, *sets, None, Parts(rank=rank, world_size=2))
         own = part.sample()
         assert_near(own, images[rows], scale=1)
         together = part.metrics(own)
     assert together == pytest.approx(expected, abs=1e-5)
     with pytest.raises(ConfigError, match=r"^evaluation\.num_validation: .* 8 processes, got 5"):
-        Validation(generator, config, data, *sets, Ranks(world_size=8))
+        Validation(generator, config, data, *sets, None, Ranks(world_size=8))
 
 
 def test_sharded_processes_pass_equally_often(examples: list[Example]) -> None:

@@ -117,10 +117,10 @@ def _train(config: RunConfig, folder: Path, ranks: Ranks, *, resume: bool) -> No
     data, generator = build_world(config, device)
     rewards = RewardSet(config.rewards, device)
     evaluators: RewardSet | None = RewardSet(config.evaluators, device, "evaluators")
-    if not config.evaluation.validate_every:
-        evaluators = None  # a mistake would have shown; they are needed after training
-    path = config.evaluation.classifier  # used after training too; a mistake shows before
+    path = config.evaluation.classifier
     classifier = None if path is None else AttributeClassifier.load(path, device)
+    if not config.evaluation.validate_every:  # needed after training; a mistake would have shown
+        evaluators = classifier = None
     torch.manual_seed(config.seed)  # adapters are drawn from the global generator
     make_trainable(generator, config)
     if config.fsdp and ranks.world_size > 1:

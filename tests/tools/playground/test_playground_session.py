@@ -254,7 +254,7 @@ def test_a_subject_that_a_reward_cannot_do_without_is_named(
     def needs(_: object, examples: Any) -> None:
         examples[0].named_subject  # noqa: B018
 
-    monkeypatch.setattr(session._rewards._rewards[1], "score", needs)
+    monkeypatch.setattr(session._rewards._rewards[1], "score_and_gap", needs)
     outcome = draw(session, ask(session))
     assert all(map(math.isnan, outcome.base.scores.values()))
     assert "subject: must say what the references show" in outcome.base.errors[0]

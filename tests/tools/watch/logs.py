@@ -10,7 +10,7 @@ from helpers import changed
 from customized_grpo.config import RunConfig
 from customized_grpo.runs.log import RunLog
 
-REWARDS = ("clip-text", "dinov2")
+REWARDS = ("preference", "dinov2")
 
 
 def begin(config: RunConfig, *, num_updates: int = 8) -> RunLog:

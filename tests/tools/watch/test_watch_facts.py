@@ -87,7 +87,7 @@ def test_rewards_shares_and_policy(tiny_config: RunConfig) -> None:
     seen = Watcher(log.folder).look()
     assert [(r.objective, r.name) for r in seen.rewards] == [
         ("identity", "dinov2"),
-        ("prompt", "clip-text"),
+        ("prompt", "preference"),
     ]
     assert seen.rewards[0].last == 0.39
     assert seen.rewards[0].recent == pytest.approx(sum(range(21, 41, 2)) / 10 / 100)

@@ -49,7 +49,7 @@ def test_everything_is_there_on_80_columns(log: RunLog) -> None:
         "update 33%",
         "rollout 67%",
         "identity dinov2 0.070 0.040 ▁▃▆█",
-        "prompt clip-text 0.070 0.040 ▁▃▆█",
+        "prompt preference 0.070 0.040 ▁▃▆█",
         "identity copy gap 0.875 0.500",
         "synergy 50% identity only 12% prompt only 25% both bad 12%",
         "KL 0.001",

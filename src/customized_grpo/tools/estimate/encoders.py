@@ -16,6 +16,7 @@ from customized_grpo.tools.estimate.checkpoints import parameters, reward_compon
 from customized_grpo.tools.estimate.counting import Count, count, on_skeletons
 
 _HPSV3_PICTURE = 256  # tokens
+_REFERENCE_VIEWS = 3  # the subject alone, the whole, the whole without its background
 _HPSV3_TOKENS = 1024  # of the picture, its long instruction and the prompt; assumed
 _CHANNELS = 3
 
@@ -141,7 +142,7 @@ def _count_reward(config: RewardConfig, path: str, references: int) -> tuple[Enc
             return EncoderCount.of(model, read, _vision_flops(model, _HPSV3_PICTURE)), 0.0
         image = EncoderCount.of(model, count(lambda: _see(model)))
         if config.objective == "identity" or not hasattr(model, "text_model"):
-            return image, references * image.flops
+            return image, _REFERENCE_VIEWS * references * image.flops
         length = model.config.text_config.max_position_embeddings
         return image, count(lambda: _read_text(model.text_model, length)).flops
 
