@@ -232,7 +232,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=DOCS / "pictures", help="folder for the SVGs")
     args = parser.parse_args()
-    results = Results.read(DOCS / "results" / "proof" / "results.json")
+    results = Results.read(DOCS / "results" / "first_base" / "results.json")
     args.out.mkdir(parents=True, exist_ok=True)
     for name, draw in FIGURES.items():
         with house_style():
