@@ -304,7 +304,7 @@ def main() -> None:
     )
     parser.add_argument("--init", type=Path, required=True, help="CLIPModel to start from")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=16, help="prompts, of 8 pictures each")
     # 1e-3 would undo what the start knows of props and colours.
     parser.add_argument("--lr", type=float, default=3e-4)

@@ -87,11 +87,12 @@ def load_base(config: RunConfig) -> dict[str, torch.Tensor]:
         (
             "parts",
             "--rollout.prompts_per_rollout 1 --rollout.group_size 9 --train.num_updates 6 "
-            "--train.inner_updates 3 --train.split samples",
+            "--train.inner_updates 3 --train.split samples --train.learning_rate 1e-4",
         ),
         (
             "sharded-parts",
-            "--rollout.group_size 4 --train.num_updates 6 --train.split samples --fsdp true",
+            "--rollout.group_size 4 --train.num_updates 6 --train.split samples --fsdp true "
+            "--train.learning_rate 1e-4",
         ),
         ("full", "--lora null --train.inner_updates 1 --train.learning_rate 1e-4 --fsdp true"),
     ],
