@@ -117,9 +117,10 @@ def test_evaluators_are_checked_and_stay_only_where_they_validate(
     train(changed(dataclasses.replace(tiny_config, name="curve"), evaluation=settings))
     assert held == [set(), {"evaluator-clip", "evaluator-dino", "evaluator-attributes"}]
     wrong = dataclasses.replace(tiny_config.evaluators[1], path="nowhere")
+    evaluators = (tiny_config.evaluators[0], wrong)
+    other = dataclasses.replace(tiny_config, name="wrong", evaluators=evaluators)
     with pytest.raises(ConfigError, match=r"^evaluators\.1\.path: checkpoint 'nowhere'"):
-        evaluators = (tiny_config.evaluators[0], wrong)
-        train(dataclasses.replace(tiny_config, name="wrong", evaluators=evaluators))
+        train(other)
 
 
 def test_mismatch_is_reported_and_small_in_float32(run: Path) -> None:
