@@ -306,12 +306,28 @@ def test_a_cell_judged_on_other_examples_is_refused(finished: tuple[Path, Result
     (study.results / RESULTS).write_bytes(text)
 
 
+@pytest.mark.parametrize("flag", [("--jobs", "2"), ("--seeds", "1"), ("--methods", "both")])
 def test_flags_without_effect_on_a_cell_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: tuple[str, str]
 ) -> None:
     file = str(write_study(tmp_path))
-    assert main(["compare", file, "--cell", "naive/seed0", "--jobs", "2"]) == 2
-    assert "--jobs has no effect on a single --cell" in capsys.readouterr().err
+    assert main(["compare", file, "--cell", "naive/seed0", *flag]) == 2
+    assert f"{flag[0]} has no effect on a single --cell" in capsys.readouterr().err
+
+
+def test_the_command_runs_the_part_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def stop(study: Study, *arguments: object) -> None:
+        asked.extend(arguments)
+        raise ConfigError("seen")
+
+    monkeypatch.setattr("customized_grpo.evaluation.study.compare", stop)
+    part = ("--methods", "both", "naive", "--seeds", "1")
+    assert main(["compare", str(write_study(tmp_path)), "--jobs", "3", *part]) == 2
+    assert asked == [3, ["both", "naive"], 1]
 
 
 def test_results_that_are_none_are_refused(tmp_path: Path) -> None:

@@ -61,8 +61,9 @@ def _compare(options: argparse.Namespace) -> None:
     study = Study.load(options.study, options.results)
     hide_loading_bars()
     if options.cell is not None:
-        if options.jobs is not None:
-            raise ConfigError("--jobs has no effect on a single --cell; leave it out")
+        for flag in ("jobs", "methods", "seeds"):
+            if getattr(options, flag):
+                raise ConfigError(f"--{flag} has no effect on a single --cell; leave it out")
         run_task(study, study.task(options.cell))
         return
 
@@ -73,7 +74,7 @@ def _compare(options: argparse.Namespace) -> None:
 
     check_extra()
     jobs = options.jobs or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
-    results = compare(study, jobs)
+    results = compare(study, jobs, options.methods, options.seeds)
     flags = ["--results", str(options.results)] if options.results else []
     command = shlex.join(["cgrpo", "compare", str(options.study), *flags])
     page = write_report(results, study.results, command, study_pictures(results, study.results))
