@@ -1,4 +1,4 @@
-"""`deterministic`: the switches that a GPU needs, on during a training and back afterwards."""
+"""The machine: `deterministic` and what a GPU does without; CUDA's calls are stand-ins."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_deterministic_run_takes_kernels_that_repeat_themselves(
     assert all(torch.equal(plain[name], repeatable[name]) for name in plain)
 
 
-def test_a_gpu_does_without_the_attention_whose_gradients_are_wrong(
+def test_a_gpu_does_without_cudnns_attention(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -24,9 +24,10 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and not available:
         raise ConfigError("device: must be available, got 'cuda' and no GPU is visible; use 'auto'")
     if available:
-        # The backward pass of cuDNN's attention, which torch prefers on Hopper, gives NaN or reads
-        # memory that is not its own: seen on an H200 with torch 2.11 and cuDNN 9.19; see
-        # pytorch#196678. `generator.attention: cudnn` still takes it.
+        # With torch's default attention, gradients were NaN or a kernel read memory that was not
+        # its own: on an H200 with torch 2.11 and cuDNN 9.19. Others found it in cuDNN's backward
+        # pass, which torch prefers on Hopper (pytorch#196678, trl#7181); here it was not told
+        # apart. `generator.attention: cudnn` still takes it.
         torch.backends.cuda.enable_cudnn_sdp(False)
         # With its number: a thread that is started later has a current device of its own.
         return torch.device("cuda", torch.cuda.current_device())
