@@ -83,7 +83,9 @@ def load_base(config: RunConfig) -> dict[str, torch.Tensor]:
             "--rollout.prompts_per_rollout 4 --rollout.group_size 3 --train.num_updates 6 "
             "--loss.kl_weight 0.01 --train.micro_batch_size 3 --fsdp true",
         ),
-        # a part of each group an update: split over the processes, or sharded with the model
+        # A part of each group an update: split over the processes, or sharded with the model. The
+        # rate is low where few samples leave some gradients near 0: Adam makes whole steps of their
+        # rounding (29 of 3.5 million weights differed by up to 1 % of a step).
         (
             "parts",
             "--rollout.prompts_per_rollout 1 --rollout.group_size 9 --train.num_updates 6 "
@@ -120,7 +122,8 @@ def test_two_processes_are_one(tmp_path: Path, name: str, flags: str) -> None:
 
 @pytest.mark.parametrize("fsdp", ["false", "true"])
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, fsdp: str) -> None:
-    flags = ("--rollout.prompts_per_rollout", "4")
+    # A low rate, for Adam makes whole steps of the rounding of gradients near 0.
+    flags = ("--rollout.prompts_per_rollout", "4", "--train.learning_rate", "1e-4")
     straight = train(small_run(tmp_path, "straight", 8, *flags))
     config = small_run(tmp_path, "two", 8, "--fsdp", fsdp, *flags)
     process = torchrun(config, tmp_path)
