@@ -128,7 +128,7 @@ def test_commands_in_reports_can_be_pasted(capsys, monkeypatch) -> None:
     monkeypatch.setattr(page, "study_pictures", lambda results, folder: {})
     monkeypatch.setattr(tables, "markdown", lambda results: "")
     monkeypatch.setattr(compare, "results_of_runs", lambda runs: None)
-    monkeypatch.setattr(compare, "compare", lambda study, jobs: None)
+    monkeypatch.setattr(compare, "compare", lambda *arguments: None)
     monkeypatch.setattr(compare.Study, "load", lambda *paths: SimpleNamespace(results=Path()))
     for words in (
         ["report", "my runs/a", "b", "--out", "my page"],

@@ -126,7 +126,7 @@ def test_the_card_says_what_was_trained_how_and_to_what_effect(
     assert "base_model" not in front  # the embedded one is not on the hub
     assert "+0.2500 ± 0.0000" in card
     assert "LoRA of rank 4, alpha 8" in card
-    assert "| updates | 2 of 2, learning rate 0.0004 |" in card
+    assert "| updates | 2 of 2, learning rate 0.0005 |" in card
     assert "(samples.png)" in card
     assert Path("mine/config.yaml").read_bytes() == (run / "config.yaml").read_bytes()
     assert pixels(Path("mine/samples.png")).tolist() == pixels(run / "evaluation.png").tolist()
