@@ -111,6 +111,7 @@ def test_evaluators_are_checked_and_stay_only_where_they_validate(
         gc.collect()
         held.append({Path(path).name for _, path, _ in loading._shared if "evaluator" in path})
 
+    monkeypatch.setattr(loading, "_shared", WeakValueDictionary())  # not what other tests hold
     monkeypatch.setattr(Session, "run", look)
     train(tiny_config)
     settings = {"validate_every": 2, "num_validation": 2}
