@@ -117,7 +117,8 @@ def batch_of(experience: Any) -> Any:
 
     rollout = experience.rollout
     rows = torch.arange(len(rollout.images), device=rollout.images.device)
-    return policy_batch(rollout, experience.advantages, rows)
+    weights = torch.ones(len(rollout.sigmas) - 1, device=rows.device)
+    return policy_batch(rollout, experience.advantages, rows, weights)
 
 
 class Stages:

@@ -185,8 +185,16 @@ def test_an_invalid_sample_counts_for_nothing_where_it_must_be_computed() -> Non
     valid = torch.tensor([True, False, True])
     per_step = torch.ones(3, 3) * valid[:, None]
     advantages = Advantages(per_objective=torch.ones(3, 2), per_step=per_step, valid=valid)
-    kept = policy_batch(rollout, advantages, torch.arange(3), keep_invalid=True)
-    left = policy_batch(rollout, advantages, torch.arange(3))
+    kept = policy_batch(
+        rollout,
+        advantages,
+        torch.arange(3),
+        torch.ones(rollout.sigmas.numel() - 1),
+        keep_invalid=True,
+    )
+    left = policy_batch(
+        rollout, advantages, torch.arange(3), torch.ones(rollout.sigmas.numel() - 1)
+    )
     assert kept.weight.tolist() == [1, 1, 0, 0, 1, 1] == kept.advantage.tolist()
     assert left.weight.tolist() == [1, 1, 1, 1]
     is_counted = kept.weight.bool()

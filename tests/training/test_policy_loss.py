@@ -8,6 +8,7 @@ from customized_grpo.config import LoraSettings, LossConfig, RunConfig
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.lora import attach_lora
+from customized_grpo.ops import Dynamics, StepWeight, normalize_ratio, sde_moments
 from customized_grpo.training.advantages import assign_credit
 from customized_grpo.training.loss import accumulate_gradient, policy_batch
 from customized_grpo.training.policy import Policy, make_policy
@@ -34,7 +35,10 @@ class Scene:
 
     def gradient(self, rollout: Rollout, config: LossConfig = UNPINNED, **options):
         """Loss statistics and flat gradient on a rollout."""
-        batch = policy_batch(rollout, self.advantages, torch.arange(len(rollout.group_ids)))
+        weights = self.policy.step_weights(config.step_weight, range(5), config.ratio_norm)
+        batch = policy_batch(
+            rollout, self.advantages, torch.arange(len(rollout.group_ids)), weights
+        )
         for parameter in self.parameters:
             parameter.grad = None
         options = {"pinned": False, "micro_batch_size": None} | options
@@ -90,10 +94,12 @@ def test_weighting_by_shuffled_position_would_be_noticed(scene: Scene) -> None:
     """The reference code's mistake: advantage looked up by place in the list, not by step."""
     order = torch.tensor([2, 0, 3, 1])
     rollout = shuffled(scene.rollout, order)
-    right = policy_batch(rollout, scene.advantages, torch.arange(6)).advantage
+    right = policy_batch(rollout, scene.advantages, torch.arange(6), torch.ones(6)).advantage
     by_position = scene.advantages.per_step[:, : len(order)].flatten()
     assert not torch.allclose(right, by_position, atol=1e-3)
-    unshuffled = policy_batch(scene.rollout, scene.advantages, torch.arange(6)).advantage
+    unshuffled = policy_batch(
+        scene.rollout, scene.advantages, torch.arange(6), torch.ones(6)
+    ).advantage
     torch.testing.assert_close(right.view(6, 4), unshuffled.view(6, 4)[:, order])
     assert not torch.allclose(by_position.view(6, 4), unshuffled.view(6, 4)[:, order], atol=1e-3)
 
@@ -116,7 +122,7 @@ def test_invalid_samples_are_left_out_of_loss_and_denominator(scene: Scene) -> N
     _, whole = scene.gradient(scene.rollout)
     valid = torch.tensor([True, True, False, True, True, True])
     scene.advantages = dataclasses.replace(scene.advantages, valid=valid)
-    batch = policy_batch(scene.rollout, scene.advantages, torch.arange(6))
+    batch = policy_batch(scene.rollout, scene.advantages, torch.arange(6), torch.ones(6))
     assert len(batch.advantage) == 5 * 4
     assert 2 not in batch.sample_index
     _, without = scene.gradient(scene.rollout)
@@ -128,7 +134,7 @@ def test_pinned_ratio_is_one_and_its_gradient_is_the_policy_gradient(scene: Scen
     assert stats["ratio_abs_dev"] == 0
     assert stats["clip_fraction"] == 0
     assert stats["mismatch"] > 1e-7
-    batch = policy_batch(scene.rollout, scene.advantages, torch.arange(6))
+    batch = policy_batch(scene.rollout, scene.advantages, torch.arange(6), torch.ones(6))
     for parameter in scene.parameters:
         parameter.grad = None
     mean, std = scene.policy.transition(
@@ -154,6 +160,52 @@ def test_kl_is_zero_at_the_base_and_its_gradient_flows(scene: Scene) -> None:
                 parameter.zero_()
     stats, gradient = scene.gradient(scene.rollout, config)
     assert stats["kl"] == 0
+
+
+@pytest.mark.parametrize(
+    ("dynamics", "ratio_norm"), [("flow", False), ("flow", True), ("dance", False), ("cps", False)]
+)
+@pytest.mark.parametrize("balance", ["noise", "equal"])
+def test_balanced_steps_have_the_gradient_that_was_asked_for(
+    scene: Scene, dynamics: Dynamics, ratio_norm: bool, balance: StepWeight
+) -> None:
+    """By automatic differentiation of what the loss takes, step by step, instead of formulas."""
+    policy = dataclasses.replace(scene.policy, dynamics=dynamics)
+    weights = policy.step_weights(balance, range(5), ratio_norm)
+    gradients, slopes = [], []
+    for step in range(5):
+        sigma, sigma_next = policy.sigmas[step], policy.sigmas[step + 1]
+        velocity = torch.zeros(1, 64, requires_grad=True)
+        mean, std = sde_moments(
+            velocity,
+            torch.ones(1, 64),
+            sigma,
+            sigma_next,
+            dynamics=dynamics,
+            noise_level=policy.noise_level,
+            sigma_max=policy.sigmas[1],
+        )
+        noise = torch.linspace(-1, 1, 64)[None]
+        old_mean = mean.detach()
+        log_prob = policy.log_prob(old_mean + std * noise, mean, std)
+        if ratio_norm:
+            log_prob = normalize_ratio(log_prob, log_prob.detach(), mean, old_mean, std)
+        (gradient,) = torch.autograd.grad(log_prob.sum(), velocity, retain_graph=True)
+        (slope,) = torch.autograd.grad(mean.sum(), velocity)
+        gradients.append(gradient.norm() * weights[step])
+        slopes.append(slope.norm())
+    wanted = torch.stack(slopes) if balance == "noise" else torch.ones(5)
+    shares = torch.stack(gradients)
+    torch.testing.assert_close(shares / shares.sum(), wanted / wanted.sum(), rtol=1e-5, atol=0)
+    assert weights[:5].mean().item() == pytest.approx(1)
+
+
+def test_a_pinned_ratio_norm_is_the_balance_by_noise(scene: Scene) -> None:
+    _, normed = scene.gradient(scene.rollout, LossConfig(ratio_norm=True), pinned=True)
+    _, noise = scene.gradient(scene.rollout, LossConfig(step_weight="noise"), pinned=True)
+    _, plain = scene.gradient(scene.rollout, LossConfig(), pinned=True)
+    assert_near(normed / normed.norm(), noise / noise.norm(), NOISY)
+    assert torch.cosine_similarity(normed, plain, dim=0) < 0.999
 
 
 def test_ratio_norm_centres_the_ratio(scene: Scene) -> None:

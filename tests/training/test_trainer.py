@@ -3,6 +3,7 @@ import gc
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import pytest
 import torch

@@ -71,12 +71,6 @@ def conflicts(config: RunConfig) -> Iterator[str]:
             f"train.num_updates must be a multiple of train.inner_updates = {train.inner_updates}, "
             f"got {train.num_updates}; every rollout is used up"
         )
-    if loss.ratio_norm and loss.pin_ratio and train.inner_updates == 1:
-        yield (
-            "loss.ratio_norm must be false when train.inner_updates is 1 and loss.pin_ratio is "
-            "true, got true; the ratio is always 1 there, so it has no effect: raise inner_updates "
-            "or unpin"
-        )
     if loss.kl_weight and config.lora is None:
         yield (
             f"loss.kl_weight must be 0 when lora is null, got {loss.kl_weight}; the reference is "

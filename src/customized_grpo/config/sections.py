@@ -235,6 +235,10 @@ class LossConfig:
     ratio_norm: bool = False
     """Normalise the log-ratios of the steps (GRPO-Guard, arXiv:2510.22319)."""
 
+    step_weight: Literal["none", "noise", "equal"] = "none"
+    """Make the gradients of the steps alike: none = as they are, late steps largest (paper), noise
+    = by the noise of the step (TempFlow-GRPO, arXiv:2508.04324), equal = all the same."""
+
     pin_ratio: bool = True
     """The first update after a rollout takes its own log-probs as the old ones: ratio exactly 1."""
 

@@ -14,7 +14,7 @@ from customized_grpo.ops.advantages import (
     synergy_bonus,
     tdw_weights,
 )
-from customized_grpo.ops.losses import clipped_surrogate, normalize_ratio
+from customized_grpo.ops.losses import StepWeight, clipped_surrogate, normalize_ratio, step_weights
 from customized_grpo.ops.sde import (
     Dynamics,
     cps_log_prob,
@@ -29,6 +29,7 @@ __all__ = [
     "SHAPINGS",
     "Dynamics",
     "Shaping",
+    "StepWeight",
     "clipped_surrogate",
     "combine_advantages",
     "constant_weights",
@@ -43,6 +44,7 @@ __all__ = [
     "shape_advantages",
     "shaping_bonus",
     "shifted_sigmas",
+    "step_weights",
     "synergy_bonus",
     "tdw_weights",
 ]

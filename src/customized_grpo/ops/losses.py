@@ -1,10 +1,22 @@
-"""The policy loss: PPO's clipped surrogate on denoising steps, and GRPO-Guard's ratio norm."""
+"""The policy loss: PPO's clipped surrogate on denoising steps, GRPO-Guard's ratio norm, and how
+much each step counts."""
+
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from customized_grpo.ops.sde import Real, gaussian_kl, require_full_precision
+from customized_grpo.ops.sde import (
+    Dynamics,
+    Real,
+    gaussian_kl,
+    require_full_precision,
+    sde_moments,
+)
+
+StepWeight = Literal["none", "noise", "equal"]
+"""What a step's gradient is proportional to, see `step_weights`."""
 
 
 def clipped_surrogate(
@@ -119,6 +131,67 @@ def normalize_ratio(
     per_sample_std = std.flatten() if isinstance(std, Tensor) and std.ndim else std
     bias = gaussian_kl(mean, old_mean, std)
     return per_sample_std * (log_prob.float() - old_log_prob.float() + bias)
+
+
+def step_weights(
+    sigmas: Float[Tensor, " sigmas"],
+    balance: StepWeight,
+    *,
+    dynamics: Dynamics,
+    noise_level: Real,
+    steps: range,
+    ratio_norm: bool = False,
+) -> Float32[Tensor, " sigmas-1"]:
+    """Returns a positive factor per step on its advantage, so that the steps count as wanted.
+
+    With `c = d mean / d v` of `sde_moments`, the gradient of a step's log-probability by the
+    velocity is `c eps / std` (`2 c std eps` for `cps_log_prob`, `c eps` after `normalize_ratio`),
+    which is several times larger for late steps: what they decide counts more than its advantage
+    says. The factor makes that gradient proportional to
+
+    - `noise`: c, i.e. to `std` as a factor on the Gaussian log-probability (TempFlow-GRPO,
+      arXiv:2508.04324: by the noise a step explores with);
+    - `equal`: 1, the same for all (the reweighting by 1 / D of GRPO-Guard, arXiv:2510.22319);
+    - `none`: what it is.
+
+    Args:
+        sigmas: the schedule, `[T + 1]`.
+        balance: which of the three.
+        dynamics: the kernel of the steps; not `ode`, which has no log-probability.
+        noise_level: of the kernel.
+        steps: those that may be trained; their factors have mean 1, so that the learning rate keeps
+            its meaning. All must have noise.
+        ratio_norm: whether the log-ratios go through `normalize_ratio`.
+
+    Returns:
+        `[T]` float32, 1 at steps that are not trained.
+
+    Raises:
+        ValueError: as `sde_moments`, and for a trained step without noise.
+
+    Example:
+        >>> options = {"dynamics": "flow", "noise_level": 0.7, "steps": range(3)}
+        >>> step_weights(torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0]), "equal", **options)
+        tensor([1.4305, 0.9950, 0.5745, 1.0000])
+    """
+    factors = torch.ones(len(sigmas) - 1)
+    if balance == "none":
+        return factors
+    trained = torch.tensor(list(steps))
+    now, then = sigmas.cpu()[trained], sigmas.cpu()[trained + 1]
+    unit, zero = torch.ones(len(trained), 1), torch.zeros(len(trained), 1)
+    slope, std = sde_moments(  # the mean is linear in the velocity
+        unit, zero, now, then, dynamics=dynamics, noise_level=noise_level, sigma_max=sigmas.cpu()[1]
+    )
+    slope, std = slope[:, 0].abs(), std.flatten()
+    if not bool((std > 0).all()):
+        raise ValueError(f"steps must have noise, got std {std.tolist()} at {list(steps)}.")
+    per_slope = std if dynamics == "cps" else 1.0 / std  # of a gradient without the constant of cps
+    gradient = slope if ratio_norm else slope * per_slope
+    wanted = slope if balance == "noise" else torch.ones_like(slope)
+    raw = wanted / gradient
+    factors[trained] = raw / raw.mean()
+    return factors
 
 
 def _check_pairs(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor | None = None) -> None:

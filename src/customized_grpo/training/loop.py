@@ -36,7 +36,7 @@ from customized_grpo.training.advantages import assign_credit
 from customized_grpo.training.build import make_optimizer
 from customized_grpo.training.loss import accumulate_gradient, policy_batch
 from customized_grpo.training.policy import make_policy
-from customized_grpo.training.rollout import collect_rollout
+from customized_grpo.training.rollout import collect_rollout, noisy_steps
 from customized_grpo.training.scoring import ScoringQueue, gather_scores, settle_scores
 from customized_grpo.training.validation import rollout_metrics
 from customized_grpo.types import Advantages, Example, PolicyBatch, RewardScores, Rollout
@@ -82,6 +82,9 @@ class Loop:
         cached = CachedEncoder(generator, config.generator, config.cache)
         self.encode = cached if data.listed() else generator.encode
         self.policy = make_policy(generator, config)
+        self.step_weights = self.policy.step_weights(
+            config.loss.step_weight, noisy_steps(config.rollout), config.loss.ratio_norm
+        )
         self.parameters = [p for p in generator.transformer.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.parameters, config.train)
         decay = config.train.ema_decay
@@ -198,7 +201,13 @@ class Loop:
         rollout = experience.rollout
         mine = torch.isin(experience.rows, rows).nonzero()[:, 0].to(rollout.group_ids.device)
         # Sharded, a pass is a meeting of all processes: each keeps as many pairs as the others.
-        return policy_batch(rollout, experience.advantages, mine, keep_invalid=self.is_sharded)
+        return policy_batch(
+            rollout,
+            experience.advantages,
+            mine,
+            self.step_weights,
+            keep_invalid=self.is_sharded,
+        )
 
     def update(
         self, batch: PolicyBatch, conditioning: Conditioning, *, is_first: bool

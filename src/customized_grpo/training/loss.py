@@ -25,10 +25,15 @@ logger = logging.getLogger("customized_grpo")
 
 
 def policy_batch(
-    rollout: Rollout, advantages: Advantages, rows: Tensor, keep_invalid: bool = False
+    rollout: Rollout,
+    advantages: Advantages,
+    rows: Tensor,
+    step_weights: Tensor,
+    keep_invalid: bool = False,
 ) -> PolicyBatch:
     """Trained transitions of the samples ``rows`` (int64) of the rollout.
 
+    Advantages are multiplied by the factor ``step_weights`` ``[T]`` of their step.
     Invalid samples are left out, or kept with weight 0 and with zeros for what is not finite.
     """
     is_valid = advantages.valid[rows]
@@ -48,7 +53,7 @@ def policy_batch(
         next_latents=pairs(rollout.next_latents),
         step_index=step_index.flatten(),
         old_log_prob=pairs(rollout.log_probs),
-        advantage=advantages.per_step[rows].gather(1, step_index).flatten(),
+        advantage=(advantages.per_step[rows] * step_weights).gather(1, step_index).flatten(),
         sample_index=rows.repeat_interleave(num_trained),
         weight=is_valid.float().repeat_interleave(num_trained),
         old_mean=None if rollout.means is None else pairs(rollout.means),

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from customized_grpo.config import RunConfig
 from customized_grpo.generators.base import Conditioning, Generator
-from customized_grpo.ops import Dynamics, cps_log_prob, gaussian_log_prob, sde_moments
+from customized_grpo.ops import (
+    Dynamics,
+    StepWeight,
+    cps_log_prob,
+    gaussian_log_prob,
+    sde_moments,
+    step_weights,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +64,17 @@ class Policy:
         if self.dynamics == "cps":
             return cps_log_prob(next_latents, mean)
         return gaussian_log_prob(next_latents, mean, std)
+
+    def step_weights(self, balance: StepWeight, steps: range, ratio_norm: bool) -> Tensor:
+        """A factor ``[T]`` on the advantage of every step of which ``steps`` may be trained."""
+        return step_weights(
+            self.sigmas,
+            balance,
+            dynamics=self.dynamics,
+            noise_level=self.noise_level,
+            steps=steps,
+            ratio_norm=ratio_norm,
+        ).to(self.sigmas.device)
 
     def euler(self, latents: Tensor, step: int, conditioning: Conditioning) -> Tensor:
         """Latents after one deterministic step."""
