@@ -201,10 +201,18 @@ def test_shares_lead_and_the_base_is_not_held_against_itself() -> None:
 
 
 def test_tables_say_where_the_interval_excludes_zero() -> None:
-    by_title = {table.title: table for table in tables(made_up())}
+    results = made_up()
+    cells = []
+    for c in results.cells:  # each seed a little else
+        score = c.judgement.tensors["dinov2"] + 0.01 * c.seed * (c.method == "both")
+        columns = c.judgement.columns | {"dinov2": score.tolist()}
+        cells.append(replace(c, judgement=Judgement(columns=columns)))
+    by_title = {table.title: table for table in tables(replace(results, cells=cells))}
     paired = by_title["Customized-GRPO minus the others, paired by seed"]
     identity = paired.rows[0][paired.heads.index("identity")]
-    assert identity == "**+0.0300 ± 0.0000**"
+    assert identity == "**+0.0400 ± 0.0248**"
+    same = {table.title: table for table in tables(made_up())}[paired.title]
+    assert same.rows[0][same.heads.index("identity")] == "+0.0300 ± 0.0000"  # of no width
     conflicts = by_title["Samples by the signs of their advantages"]
     assert conflicts.rows[0] == ["naive GRPO 1:1", "45.0 %", "35.0 %", "20.0 %"]
     assert conflicts.rows[-1][1:] == ["50.2 %", "26.8 %", "23.0 %"]

@@ -62,6 +62,10 @@ _QUALITY = (
 
 # Shares of samples in the paper (arXiv:2510.18263): conflicted, both positive, both negative.
 _PAPER_SHARES = ("50.2 %", "26.8 %", "23.0 %")
+_DIFFERENCES = (
+    "±: seeds and, where it is a mean over them, examples (a bootstrap over subjects); of one "
+    "seed, examples alone. **Bold**: three seeds at least, and the interval excludes 0."
+)
 
 
 def tables(results: Results) -> list[Table]:
@@ -98,7 +102,7 @@ def markdown(results: Results) -> str:
     seeds = ", ".join(f"{results.labels[m]} {len(results.of(m))}" for m in results.methods)
     intro = (
         f"{results.yardstick.describe()}. Mean over the seeds ± half-width of the 95 % confidence "
-        f"interval (Student's t). Seeds: {seeds}.\n"
+        f"interval (Student's t); differences take in the examples' spread. Seeds: {seeds}.\n"
     )
     return "\n".join([intro, *(table.markdown() for table in tables(results))])
 
@@ -141,7 +145,7 @@ def _against_base(results: Results, measures: Sequence[Measure]) -> Table:
         [_emphasised(results, method), *_differences(results, method, BASE, measures)]
         for method in results.methods
     ]
-    note = "Method minus base. **Bold**: the interval excludes 0."
+    note = f"Method minus base. {_DIFFERENCES}"
     return Table(title="Change from the base", note=note, heads=_heads(measures), rows=rows)
 
 
@@ -155,8 +159,7 @@ def _against_methods(results: Results, measures: Sequence[Measure]) -> Table | N
         for other in others
     ]
     title = f"{results.labels[main]} minus the others, paired by seed"
-    note = "**Bold**: the interval excludes 0."
-    return Table(title=title, note=note, heads=_heads(measures), rows=rows)
+    return Table(title=title, note=_DIFFERENCES, heads=_heads(measures), rows=rows)
 
 
 def _differences(
@@ -166,7 +169,7 @@ def _differences(
     for measure in measures:
         interval = results.over_seeds(method, measure.name, minus=other)
         text = interval.plus_minus(measure.digits, sign=True) if interval else ""
-        cells.append(f"**{text}**" if interval and interval.excludes_zero else text)
+        cells.append(f"**{text}**" if interval and interval.is_clear(measure.digits) else text)
     return cells
 
 

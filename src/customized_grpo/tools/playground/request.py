@@ -161,3 +161,5 @@ class Comparison:
     tuned: Drawn | None = None
     change: Mapping[str, float] = field(default_factory=dict)
     """Objective -> tuned - base, the mean of its rewards' by their weights; may be NaN."""
+    spread: Mapping[str, float] = field(default_factory=dict)
+    """Objective -> how much the pictures of a rollout differ in it; {}: not known."""
