@@ -214,6 +214,9 @@ class Outcome:
     own: Judgement
     yardstick: Yardstick
     origin: Origin | None = None
+    weights: str | None = None
+    """SHA-256 of the trained weights that were judged; None: there were none, or it is not known,
+    of an evaluation by an earlier version."""
     format: Literal[2] = 2
 
     @property
