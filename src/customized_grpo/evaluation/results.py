@@ -36,6 +36,8 @@ class Cell:
     """The resolved YAML."""
     curve: dict[str, list[int | float]] = field(default_factory=dict)
     """``update`` and the validation scores at these updates."""
+    alarms: dict[str, list[int | float]] = field(default_factory=dict)
+    """``update`` and, by evaluator, the validations in a row that look hacked."""
     shares: dict[str, list[int | float]] = field(default_factory=dict)
     """``update`` and the shares of conflicted, both-positive and both-negative samples."""
     advantages: dict[str, list[float | None]] = field(default_factory=dict)
@@ -146,6 +148,7 @@ def read_cell(folder: Path, method: str, seed: int, judgement: Judgement) -> Cel
         raise CheckpointError(f"RUN: {folder} is not the folder of a run: {error}") from error
     names = dict.fromkeys(name for row in rows for name in row)
     scores = [name for name in names if name.startswith("validation/")]
+    alarms = [name for name in names if name.startswith("hacking/")]
     timed = [name for name in names if name.startswith("seconds/") and "validation" not in name]
     return Cell(
         method=method,
@@ -153,6 +156,7 @@ def read_cell(folder: Path, method: str, seed: int, judgement: Judgement) -> Cel
         judgement=judgement,
         config=config,
         curve=_series(rows, scores),
+        alarms=_series(rows, alarms),
         shares=_series(rows, _SHARES),
         advantages={name: values for name, values in first.items() if name != "rollout"},
         schedule=schedule,

@@ -107,7 +107,7 @@ def write_report(
     """
     check_extra()
     from customized_grpo.evaluation.report.figures import figures, to_png, to_svg
-    from customized_grpo.evaluation.report.tables import markdown, sections
+    from customized_grpo.evaluation.report.tables import alarms, markdown, sections
 
     drawn = figures(results)
     for name, figure in drawn.items():
@@ -127,6 +127,7 @@ def write_report(
         figures={name: to_svg(figure) for name, figure in drawn.items()},
         pictures=cells,
         verdict=_verdict(results),
+        alarms=alarms(results),
         legend=dict.fromkeys(m for column in cells.values() for cell in column for m in cell.marks),
         versions=_versions(results),
         command=command,

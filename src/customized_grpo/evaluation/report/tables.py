@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from customized_grpo.config import read_config
 from customized_grpo.evaluation.outcome import BASE
 from customized_grpo.evaluation.results import Results
 from customized_grpo.evaluation.tables import Table
@@ -97,6 +98,25 @@ def sections(results: Results) -> dict[str, list[Table]]:
     return {place: [t for t in some if t is not None] for place, some in made.items()}
 
 
+def alarms(results: Results) -> list[str]:
+    """A sentence for every hacking alarm of a run; that there was none, of those that looked."""
+    looked = [cell for cell in results.cells if cell.alarms]
+    found = []
+    for cell in looked:
+        config = read_config(cell.config, f"{cell.method}/seed{cell.seed}")
+        updates, patience = cell.alarms["update"], config.faults.hacking_patience
+        for name in cell.alarms.keys() - {"update"}:
+            rows = zip(updates, cell.alarms[name], strict=True)
+            raised = [update for update, count in rows if count >= patience]
+            if raised:
+                found.append(
+                    f"Hacking alarm: {results.labels[cell.method]}, seed {cell.seed}, update "
+                    f"{raised[0]}: {name.removeprefix('hacking/')} fell while a reward of its "
+                    f"objective rose, {patience} validations in a row."
+                )
+    return sorted(found) or ([f"No hacking alarm in {len(looked)} runs."] if looked else [])
+
+
 def markdown(results: Results) -> str:
     """All tables, with the number of seeds and examples."""
     seeds = ", ".join(f"{results.labels[m]} {len(results.of(m))}" for m in results.methods)
@@ -104,7 +124,8 @@ def markdown(results: Results) -> str:
         f"{results.yardstick.describe()}. Mean over the seeds ± half-width of the 95 % confidence "
         f"interval (Student's t); differences take in the examples' spread. Seeds: {seeds}.\n"
     )
-    return "\n".join([intro, *(table.markdown() for table in tables(results))])
+    said = [f"{text}\n" for text in alarms(results)]
+    return "\n".join([intro, *said, *(table.markdown() for table in tables(results))])
 
 
 def _known(results: Results, measures: Sequence[Measure]) -> list[Measure]:
