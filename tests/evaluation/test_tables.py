@@ -126,6 +126,8 @@ def test_pictures_of_one_subject_do_not_make_a_change_of_it_certain() -> None:
 def test_shares_that_all_change_are_clear_and_less_than_a_picture_is_none() -> None:
     none, all_ = dict.fromkeys(SHARES, 0), dict.fromkeys(SHARES, 100)
     assert verdict(_outcome(none, all_)).startswith("100 more of 100 pictures")
+    alone = verdict(_outcome({"both_right": 0}, {"both_right": 50}))
+    assert alone == "50 more of 100 pictures show the right subject as the prompt asks."
     many = _outcome({"both_right": 0}, {"both_right": 8}, count=1000)
     assert verdict(many).startswith("No difference to speak of in how many")
 

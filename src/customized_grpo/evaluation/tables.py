@@ -116,12 +116,12 @@ def _verdict_of_shares(outcome: Outcome) -> str:
     names = [name for name in SHARES if name in outcome.changes and outcome.differs(name)]
     points = {name: 100 * outcome.change(name)[0] for name in names}
     gain = points.pop("both_right", None)
+    rest = ", ".join(f"{n.replace('_', ' ')} {change:+.0f}" for n, change in points.items())
     what = "pictures show the right subject as the prompt asks"
-    first = f"No difference to speak of in how many {what}"
-    if gain is not None:
-        first = f"{abs(gain):.0f} {'more' if gain > 0 else 'fewer'} of 100 {what}"
-    rest = [f"{name.replace('_', ' ')} {change:+.0f}" for name, change in points.items()]
-    return f"{first} ({', '.join(rest) or 'nor in its parts'})."
+    if gain is None:
+        return f"No difference to speak of in how many {what} ({rest or 'nor in its parts'})."
+    more = f"{abs(gain):.0f} {'more' if gain > 0 else 'fewer'} of 100 {what}"
+    return f"{more} ({rest})." if rest else f"{more}."
 
 
 def _share(judged: Judgement, name: str) -> str:
