@@ -87,6 +87,16 @@ def conflicts(config: RunConfig) -> Iterator[str]:
             "evaluators must name a model when evaluation.validate_every is set, got none; add the "
             "models that draw the learning curve"
         )
+    if config.faults.hacking != "warn" and not config.evaluation.validate_every:
+        yield (
+            f"faults.hacking must be warn when evaluation.validate_every is 0, got "
+            f"{config.faults.hacking}; set validate_every, for validations show it"
+        )
+    if config.faults.hacking == "best" and not train.save_every:
+        yield (
+            "faults.hacking must be warn or stop when train.save_every is 0, got best; there is no "
+            "checkpoint to be the best: set save_every"
+        )
     for section, plugs in (("rewards", config.rewards), ("evaluators", config.evaluators)):
         labels = [plug.label for plug in plugs]
         for i, label in enumerate(labels):

@@ -303,6 +303,14 @@ class FaultConfig:
     reward_pauses: tuple[Seconds, ...] = (10.0, 60.0, 300.0)
     """Seconds to wait, one after the other, before more lost images than that are scored again."""
 
+    hacking: Literal["warn", "stop", "best"] = "warn"
+    """Where validations show reward hacking: warn, stop, or end with the best checkpoint's weights
+    as the result."""
+
+    hacking_patience: Count = 3
+    """Validations in a row in which an evaluator is below its best and a reward of its objective
+    above what it was then, each by more than noise, that raise the alarm."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheConfig:
