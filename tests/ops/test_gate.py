@@ -92,7 +92,7 @@ def test_a_score_of_ones_own_is_added_to_the_weighted_sum(scores: Tensor) -> Non
 
     advantages = group_normalize(scores, GROUPS)
     options: dict[str, Any] = {"gamma": 0.4, "group_ids": GROUPS}
-    raw = {"scores": scores, "levels": scores.mean(0)}
+    raw: dict[str, Any] = {"scores": scores, "levels": scores.mean(0)}
     own = Shaping(score=below_the_base)
     plain = shape_advantages("linear", advantages, WEIGHTS, **options)
     found = shape_advantages(own, advantages, WEIGHTS, **options, **raw)
@@ -107,7 +107,7 @@ def test_a_score_of_ones_own_is_added_to_the_weighted_sum(scores: Tensor) -> Non
 @pytest.mark.parametrize("name", ["sars", "linear", "gdpo", "synergy_only", "harmonic"])
 def test_raw_scores_are_nothing_to_the_others(scores: Tensor, name: str) -> None:
     advantages = group_normalize(scores, GROUPS)
-    raw = {"scores": scores, "levels": torch.zeros(2)}
+    raw: dict[str, Any] = {"scores": scores, "levels": torch.zeros(2)}
     found = shape_advantages(name, advantages, WEIGHTS, group_ids=GROUPS, **raw)
     assert torch.equal(found, shape_advantages(name, advantages, WEIGHTS))
 

@@ -182,8 +182,8 @@ def test_what_does_not_divide_is_refused_with_numbers_that_would(tmp_path: Path)
     _check_even(measured, Ranks(world_size=5))
     with pytest.raises(
         ConfigError,
-        match=r"^advantage.schedule.num_prompts: must be a multiple of the processes \(4\), got 10; "
-        "12 would do$",
+        match=r"^advantage.schedule.num_prompts: must be a multiple of the processes \(4\), "
+        "got 10; 12 would do$",
     ):
         _check_even(measured, Ranks(world_size=4))
 
