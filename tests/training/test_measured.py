@@ -114,6 +114,15 @@ def test_measuring_changes_nothing_but_the_weights(
     assert len(rows_of(given)) == 2
 
 
+def test_a_run_that_goes_on_with_other_steps_measures_them(tiny_config: RunConfig) -> None:
+    config = changed(dataclasses.replace(tiny_config, advantage=MEASURED), train={"num_updates": 1})
+    assert len(schedule_of(train(config))["weights"]) == 4
+    other = changed(config, rollout={"num_steps": 3}, train={"num_updates": 2})
+    run = train(other, resume=True, allow_changed=True)
+    assert len(schedule_of(run)["weights"]) == 3
+    assert len(rows_of(run)) == 2
+
+
 def test_a_reward_that_never_answers_ends_the_measuring(
     tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,13 +106,14 @@ class Loop:
 
     def measure(self) -> None:
         """Finds out what the noise of each step moves, if the schedule is to follow that and it is
-        not known yet.
+        not known yet, or of other steps.
 
         Raises:
             RewardError: if no image of a step could be scored by a reward.
         """
         schedule, config = self.config.advantage.schedule, self.config
-        if not isinstance(schedule, MeasuredSchedule) or self.measured.noise_shares:
+        is_known = len(self.measured.noise_shares) == self.policy.num_steps
+        if not isinstance(schedule, MeasuredSchedule) or is_known:
             return
         logger.info("measuring what the noise of each step moves")
         group_ids = torch.arange(schedule.num_prompts).repeat_interleave(schedule.num_samples)
