@@ -33,22 +33,24 @@ from customized_grpo.config.plugs import (
     find_checkpoints,
     revisions,
 )
-from customized_grpo.config.sections import (
-    DEFAULT_GAMMA,
-    AdvantageConfig,
-    CacheConfig,
+from customized_grpo.config.schedules import (
     ConstantSchedule,
     CosineSchedule,
     CustomSchedule,
+    LinearSchedule,
+    MeasuredSchedule,
+    ScheduleConfig,
+    TdwSchedule,
+)
+from customized_grpo.config.sections import (
+    AdvantageConfig,
+    CacheConfig,
     EvaluationConfig,
     FaultConfig,
-    LinearSchedule,
     LoraSettings,
     LossConfig,
     RolloutConfig,
     RunConfig,
-    ScheduleConfig,
-    TdwSchedule,
     TrainConfig,
 )
 from customized_grpo.config.study import Method, StudyConfig, first_difference, mistakes
@@ -57,7 +59,6 @@ from customized_grpo.errors import ConfigError
 from customized_grpo.registry import nearest, one_of
 
 __all__ = [
-    "DEFAULT_GAMMA",
     "AdvantageConfig",
     "BenchmarkConfig",
     "CacheConfig",
@@ -77,6 +78,7 @@ __all__ = [
     "LinearSchedule",
     "LoraSettings",
     "LossConfig",
+    "MeasuredSchedule",
     "Method",
     "Plug",
     "RewardConfig",

@@ -6,13 +6,13 @@ from typing import Any
 from customized_grpo import registry
 from customized_grpo.config.decoding import show, to_raw
 from customized_grpo.config.limits import MOST_AT_ONCE
-from customized_grpo.config.sections import (
-    AdvantageConfig,
+from customized_grpo.config.schedules import (
     ConstantSchedule,
     CustomSchedule,
-    RunConfig,
+    MeasuredSchedule,
     TdwSchedule,
 )
+from customized_grpo.config.sections import AdvantageConfig, RunConfig
 from customized_grpo.errors import ConfigError
 
 
@@ -135,11 +135,16 @@ def _advantage_conflicts(advantage: AdvantageConfig, objectives: set[str]) -> It
         )
         return
     try:
-        has_bonus, has_sum = _parts(advantage.find_shaping())
+        has_bonus, has_score, has_sum = _parts(advantage.find_shaping())
     except ConfigError as error:
         yield str(error)
         return
-    if advantage.gamma is not None and not has_bonus:
+    if advantage.gate_floor is not None and shaping != "gate":
+        yield (
+            f"advantage.gate_floor must be null for shaping {shaping}, got {advantage.gate_floor}; "
+            "only gate has a floor"
+        )
+    if advantage.gamma is not None and not (has_bonus or has_score):
         yield (
             f"advantage.gamma must be null for shaping {shaping}, got {advantage.gamma}; it has no "
             "bonus to scale"
@@ -157,13 +162,20 @@ def _advantage_conflicts(advantage: AdvantageConfig, objectives: set[str]) -> It
             registry.import_object(schedule.target, "advantage.schedule.target")
         except ConfigError as error:
             yield str(error)
+    if isinstance(schedule, MeasuredSchedule):
+        most = MOST_AT_ONCE // schedule.num_prompts
+        if schedule.num_samples > most:
+            yield (
+                f"advantage.schedule.num_samples must be at most {MOST_AT_ONCE:,} / num_prompts = "
+                f"{most}, got {schedule.num_samples}; all images of a step are in memory"
+            )
     if not has_sum and schedule != TdwSchedule():
         yield (
             f"advantage.schedule must be left out for shaping {shaping}, got "
             f"{show(to_raw(schedule))}; there is no weighted sum to schedule"
         )
     missing = {"identity", "prompt"} - objectives
-    if missing and has_bonus:
+    if missing and (has_bonus or has_score):
         yield (
             f"rewards must cover identity and prompt for shaping {shaping}, got none for "
             f"{' and '.join(sorted(missing))}; add one, or use shaping linear or gdpo"
@@ -178,6 +190,11 @@ def _advantage_conflicts(advantage: AdvantageConfig, objectives: set[str]) -> It
                 f"measures {missing.pop()}, got {show(to_raw(schedule))}; write it so"
             )
     extra = objectives - {"identity", "prompt"}
+    if extra and shaping == "gate":
+        yield (
+            f"rewards must be of identity and prompt alone for shaping gate, got {sorted(extra)}; "
+            "it trains on nothing else, make them evaluators"
+        )
     if set(advantage.extra_weights) != extra:
         yield (
             f"advantage.extra_weights must name exactly the further objectives {sorted(extra)}, "
@@ -190,11 +207,12 @@ def _advantage_conflicts(advantage: AdvantageConfig, objectives: set[str]) -> It
         )
 
 
-def _parts(shaping: Any) -> tuple[bool, bool]:
-    """Whether a shaping has a bonus, and whether it has a weighted sum."""
+def _parts(shaping: Any) -> tuple[bool, bool, bool]:
+    """Whether a shaping has a bonus, a score of its own, and a weighted sum."""
     if isinstance(shaping, str):
-        return shaping not in ("linear", "gdpo"), shaping != "synergy_only"
-    return shaping.bonus is not None, shaping.weighted_sum
+        has_bonus = shaping not in ("linear", "gdpo", "gate")
+        return has_bonus, shaping == "gate", shaping not in ("synergy_only", "gate")
+    return shaping.bonus is not None, shaping.score is not None, shaping.weighted_sum
 
 
 def explain_batch(config: RunConfig) -> str:
@@ -218,6 +236,15 @@ def explain_batch(config: RunConfig) -> str:
         f"run: {train.num_updates} updates / {train.inner_updates} per rollout = {rollouts} "
         f"rollouts = {rollouts * images} images.",
     ]
+    schedule = config.advantage.schedule
+    if isinstance(schedule, MeasuredSchedule):
+        first, end = rollout.window or (0, rollout.num_steps - 1)
+        prompts, samples = schedule.num_prompts, schedule.num_samples
+        lines.insert(
+            0,
+            f"measured first: {end - first} steps x {prompts} prompts x {samples} samples = "
+            f"{(end - first) * prompts * samples} images, for the weights of the steps.",
+        )
     if train.inner_updates == 1 and config.loss.pin_ratio:
         lines.append("ratio: 1 at every update (pinned, one update per rollout), as it should be.")
     return "\n".join(lines)

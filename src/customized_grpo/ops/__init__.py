@@ -1,20 +1,24 @@
 """The algorithm as pure functions of tensors; importing it needs torch and jaxtyping, no more."""
 
 from customized_grpo.ops.advantages import (
-    SCHEDULES,
     SHAPINGS,
     Shaping,
     combine_advantages,
-    constant_weights,
-    cosine_weights,
     group_normalize,
-    linear_weights,
+    noise_variance,
     shape_advantages,
     shaping_bonus,
     synergy_bonus,
-    tdw_weights,
 )
 from customized_grpo.ops.losses import StepWeight, clipped_surrogate, normalize_ratio, step_weights
+from customized_grpo.ops.schedules import (
+    SCHEDULES,
+    constant_weights,
+    cosine_weights,
+    linear_weights,
+    measured_weights,
+    tdw_weights,
+)
 from customized_grpo.ops.sde import (
     Dynamics,
     cps_log_prob,
@@ -39,6 +43,8 @@ __all__ = [
     "gaussian_log_prob",
     "group_normalize",
     "linear_weights",
+    "measured_weights",
+    "noise_variance",
     "normalize_ratio",
     "sde_moments",
     "shape_advantages",

@@ -16,27 +16,34 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from customized_grpo.config import RunConfig
+from customized_grpo.config import MeasuredSchedule, RolloutConfig, RunConfig
 from customized_grpo.data.base import DataSource
 from customized_grpo.errors import RewardError, everywhere
 from customized_grpo.generators.base import Conditioning, Generator
 from customized_grpo.generators.cache import CachedEncoder
+from customized_grpo.ops import noise_variance
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.runs.ema import Ema
 from customized_grpo.runs.interrupts import Interrupts
 from customized_grpo.runs.log import RunLog
 from customized_grpo.runs.ranks import ALONE, Ranks
 from customized_grpo.runs.sharding import is_sharded, whole
-from customized_grpo.training.advantages import assign_credit
+from customized_grpo.training.advantages import (
+    NOTHING,
+    assign_credit,
+    gate_statistics,
+    mean_levels,
+    shares_of_noise,
+)
 from customized_grpo.training.build import make_optimizer
 from customized_grpo.training.loss import accumulate_gradient, policy_batch
 from customized_grpo.training.policy import make_policy
-from customized_grpo.training.rollout import collect_rollout, noisy_steps
+from customized_grpo.training.rollout import collect_rollout, noisy_steps, one_step_rollouts
 from customized_grpo.training.scoring import ScoringQueue, gather_scores, settle_scores
 from customized_grpo.training.validation import rollout_metrics
 from customized_grpo.types import Advantages, Example, PolicyBatch, RewardScores, Rollout
@@ -94,6 +101,40 @@ class Loop:
         """Halved where it does not fit the memory."""
         self.mid_rollout = False
         """Some of a rollout's updates are done and some are not: no point to resume from."""
+        self.measured = NOTHING
+        """Of the model that the run began with; the same in all processes."""
+
+    def measure(self) -> None:
+        """Finds out what the noise of each step moves, if the schedule is to follow that and it is
+        not known yet, or of other steps.
+
+        Raises:
+            RewardError: if no image of a step could be scored by a reward.
+        """
+        schedule, config = self.config.advantage.schedule, self.config
+        is_known = len(self.measured.noise_shares) == self.policy.num_steps
+        if not isinstance(schedule, MeasuredSchedule) or is_known:
+            return
+        logger.info("measuring what the noise of each step moves")
+        group_ids = torch.arange(schedule.num_prompts).repeat_interleave(schedule.num_samples)
+        shares = self.ranks.split([torch.arange(len(group_ids))])
+        my_groups = group_ids[shares[self.ranks.rank]].unique()
+        prompts = self.data.training(0, schedule.num_prompts)
+        per_prompt = self.encode([prompts[group] for group in my_groups.tolist()])
+        variances = torch.zeros(self.policy.num_steps, len(config.rewards))
+        for step, one in one_step_rollouts(config.rollout, schedule.num_samples).items():
+            # The same noise whatever the step: what differs is the step.
+            rng = torch.Generator().manual_seed(config.seed * _SEED_STRIDE + _SEED_STRIDE - 1)
+            _, scores = self._sample_and_score(prompts, per_prompt, rng, shares, one)
+            variances[step] = noise_variance(scores.scores.cpu(), group_ids)
+        if bool(variances.isnan().any()):
+            unknown = [self.rewards.names[i] for i in variances.isnan().any(0).nonzero()[:, 0]]
+            raise everywhere(
+                RewardError(f"rewards: {', '.join(unknown)} could not score what a step moves")
+            )
+        self.measured = replace(
+            self.measured, noise_shares=shares_of_noise(variances, config.rewards)
+        )
 
     def iterate(self, number: int) -> Iterator[dict[str, float]]:
         """Rollout ``number`` and its updates; yields the numbers of each update when it is done."""
@@ -120,10 +161,13 @@ class Loop:
         with self.log.timed("data"):
             prompts = self.data.training(number, num_prompts)
             per_prompt = self.encode([prompts[group] for group in my_groups.tolist()])
-        rollout, scores = self._sample_and_score(prompts, per_prompt, rng, shares)
+        rollout, scores = self._sample_and_score(prompts, per_prompt, rng, shares, config.rollout)
         device = rollout.images.device
         for error in scores.errors:
             logger.warning("rollout %d: %s", number, error)
+        if number == 0:
+            levels = mean_levels(scores.scores, config.rewards)
+            self.measured = replace(self.measured, levels=levels)
         advantages = assign_credit(
             scores.scores,
             all_group_ids.to(device),
@@ -131,6 +175,7 @@ class Loop:
             config.advantage,
             config.rewards,
             objectives,
+            self.measured,
         )
         if not advantages.valid.any():
             text = "; ".join(scores.errors) or "all scores are NaN"
@@ -139,6 +184,7 @@ class Loop:
             )
         self.log.advantages(number, advantages.per_objective, objectives)
         metrics = rollout_metrics(scores, advantages, all_group_ids.to(device), objectives)
+        metrics |= gate_statistics(scores.scores, config.advantage, config.rewards, self.measured)
         return Experience(
             rows=mine,
             rollout=rollout,
@@ -153,6 +199,7 @@ class Loop:
         per_prompt: Conditioning,
         rng: torch.Generator,
         shares: Sequence[Tensor],
+        config: RolloutConfig,
     ) -> tuple[Rollout, RewardScores]:
         """This process's samples, and the scores of all processes' ``[B, R]``.
 
@@ -169,7 +216,7 @@ class Loop:
                 rollout = collect_rollout(
                     self.policy,
                     per_prompt,
-                    self.config.rollout,
+                    config,
                     rng,
                     keep_means=self.config.loss.ratio_norm,
                     on_images=hand_over,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,6 +27,20 @@ def choose_trained_steps(num_groups: int, config: RolloutConfig, rng: torch.Gene
     steps = noisy_steps(config)
     scores = torch.rand(num_groups, len(steps), generator=rng)
     return steps.start + scores.argsort(dim=1)[:, : config.num_trained_steps].sort(dim=1).values
+
+
+def one_step_rollouts(config: RolloutConfig, group_size: int) -> dict[int, RolloutConfig]:
+    """For each of the noisy steps a rollout whose groups share all but the noise of that step."""
+    return {
+        step: replace(
+            config,
+            window=(step, step + 1),
+            num_trained_steps=1,
+            group_size=group_size,
+            shared_noise=True,
+        )
+        for step in noisy_steps(config)
+    }
 
 
 @torch.no_grad()

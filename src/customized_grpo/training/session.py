@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from customized_grpo.config import RunConfig, explain_batch, load_config
+from customized_grpo.config import MeasuredSchedule, RunConfig, explain_batch, load_config
 from customized_grpo.data.base import DataSource
 from customized_grpo.devices import machine_error, memory_named, pick_device, repeatable
 from customized_grpo.errors import (
@@ -56,7 +56,7 @@ from customized_grpo.runs.resume import check_changes, remove_leftovers
 from customized_grpo.runs.sharding import gathered, shard
 from customized_grpo.runs.sinks.base import check_sinks
 from customized_grpo.runs.sinks.feed import feeding
-from customized_grpo.training.advantages import objective_weights, one_sided
+from customized_grpo.training.advantages import Measured, objective_weights, one_sided
 from customized_grpo.training.build import build_world, make_trainable
 from customized_grpo.training.hacking import end_with_best
 from customized_grpo.training.loop import Loop
@@ -154,16 +154,23 @@ def _train(config: RunConfig, folder: Path, ranks: Ranks, *, resume: bool) -> No
 
 def _check_even(config: RunConfig, ranks: Ranks) -> None:
     """With FSDP a pass through the transformer is a meeting of all processes, so each has to take
-    equally many: the same number of groups, or of parts of groups, in every update.
+    equally many: the same number of groups, or of parts of groups, in every update, and of prompts
+    that are measured.
 
     Raises:
-        ConfigError: if the groups of an update do not divide by the processes.
+        ConfigError: if the groups of an update, or those prompts, do not divide by the processes.
     """
     prompts, size = config.rollout.prompts_per_rollout, ranks.world_size
     parts, unit, factors = config.train.inner_updates, size, f"processes ({size})"
     if config.train.split == "groups":  # else every update has a part of every group
         unit = parts * size
         factors = f"train.inner_updates x processes ({parts} x {size} = {unit})"
+    schedule = config.advantage.schedule
+    if isinstance(schedule, MeasuredSchedule) and schedule.num_prompts % size:
+        raise ConfigError(
+            f"advantage.schedule.num_prompts: must be a multiple of the processes ({size}), got "
+            f"{schedule.num_prompts}; {-(-schedule.num_prompts // size) * size} would do"
+        )
     if config.fsdp and prompts % unit:
         fits = sorted({max(prompts // unit, 1) * unit, (prompts // unit + 1) * unit})
         raise ConfigError(
@@ -230,6 +237,7 @@ class Session:
         except CheckpointError as error:
             raise CheckpointError(f"{checkpoint.folder}: {error}") from error
         self.progress = Progress(**checkpoint.record["progress"])
+        self.loop.measured = Measured.of(checkpoint.record.get("measured", {}))
         self.rewards.restore(checkpoint.record["rewards"])
         if self.validation is not None:
             self.validation.evaluators.restore(checkpoint.record["evaluators"])
@@ -277,6 +285,8 @@ class Session:
             raise
 
     def _run(self) -> None:
+        self.loop.measure()
+        self._log_schedule()
         if self._saved is None:
             self._log_start()
         while self.progress.update < self.config.train.num_updates:
@@ -289,10 +299,13 @@ class Session:
                 return
         self._finish()
 
-    def _log_start(self) -> None:
+    def _log_schedule(self) -> None:
         sigmas, objectives = self.loop.policy.sigmas, self.rewards.objectives
-        weights = objective_weights(sigmas[:-1], self.config.advantage, objectives)
+        advantage, measured = self.config.advantage, self.loop.measured
+        weights = objective_weights(sigmas[:-1], advantage, objectives, measured)
         self.log.schedule(sigmas, weights, objectives)
+
+    def _log_start(self) -> None:
         self._save_samples()
         self.progress.validation = self._validate()
         self.progress.base = self.progress.validation
@@ -384,6 +397,7 @@ class Session:
         self.log.sync()
         record = {
             "progress": asdict(self.progress),
+            "measured": asdict(self.loop.measured),
             "score": self.progress.score(),
             "rewards": self.rewards.metrics(),
             "evaluators": self.validation.evaluators.metrics() if self.validation else {},

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from customized_grpo.config import DEFAULT_GAMMA, read_config
+from customized_grpo.config import read_config
 from customized_grpo.evaluation.outcome import BASE, COPY, TRUTH, UNRELATED
 from customized_grpo.evaluation.results import Cell, Results
 from customized_grpo.evaluation.statistics import Estimate, over_seeds
@@ -270,7 +270,7 @@ def _advantages_and_bonus(cell: Cell) -> tuple[Tensor, Tensor] | None:
     bonus = shaping_bonus(
         settings.find_shaping(),
         advantages,
-        gamma=DEFAULT_GAMMA if settings.gamma is None else settings.gamma,
+        gamma=settings.strength(),
         center=settings.center,
         group_ids=torch.arange(len(advantages)) // config.rollout.group_size,
     )
