@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
+    ProcessorMixin,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
@@ -221,6 +223,9 @@ def build_qwen_21(folder: Path) -> None:
             num_attention_heads=4, context_in_dim=32, axes_dims_rope=(8, 12, 12),
         ),
     ).save_pretrained(folder)  # fmt: skip
+    index = json.loads((folder / "model_index.json").read_text())
+    index["processor"] = ["transformers", "Qwen3VLProcessor"]  # as a published checkpoint has it
+    (folder / "model_index.json").write_text(json.dumps(index))
 
 
 class PictureAndTextProcessor:
@@ -244,8 +249,8 @@ class PictureAndTextProcessor:
         return BatchFeature({**tokens, **data})
 
 
-class ChatProcessor(PictureAndTextProcessor):
-    """What Qwen3VLProcessor does, for one prompt."""
+class ChatProcessor(PictureAndTextProcessor, ProcessorMixin):
+    """What Qwen3VLProcessor does, for one prompt and without torchvision."""
 
     def __call__(self, text: list[str], padding_side: str = "left", images: Any = (), **rest: Any):
         found = super().__call__(text, images, **rest)

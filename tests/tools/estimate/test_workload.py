@@ -31,6 +31,8 @@ def emoji() -> Workload:
         ("black-forest-labs/FLUX.2-klein-4B", "transformer", 3.9),
         ("black-forest-labs/FLUX.2-klein-9B", "transformer", 9.1),
         ("Qwen/Qwen-Image-Edit-2509", "transformer", 20.4),
+        ("Qwen/Qwen-Image-2.1", "transformer", 7.1),
+        ("Qwen/Qwen-Image-2.1", "text_encoder", 8.77),
         ("black-forest-labs/FLUX.1-dev", "text_encoder", 0.123),
         ("black-forest-labs/FLUX.1-dev", "text_encoder_2", 4.76),
         ("black-forest-labs/FLUX.1-dev", "vae", 0.084),
