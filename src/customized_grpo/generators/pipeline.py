@@ -268,10 +268,13 @@ class PipelineGenerator(ABC):
         return torch.cat(latents, 1), self._positions(sizes)
 
     def _sized(self, reference: Tensor, count: int) -> Tensor:
+        return crop_and_resize(reference, *self._size_of(reference, count))
+
+    def _size_of(self, reference: Tensor, count: int) -> Size:
+        """At which a reference, one of ``count``, is encoded."""
         _, height, width = reference.shape
         target = self.height, self.width
-        size = self.config.reference_size((height, width), target, count, self.multiple)
-        return crop_and_resize(reference, *size)
+        return self.config.reference_size((height, width), target, count, self.multiple)
 
     def sigmas(self, num_steps: int, shift: float | None) -> Tensor:
         """See the Protocol; the default is the pipeline's own schedule at this size."""

@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from customized_grpo.assets import resolve_checkpoint
-from customized_grpo.buckets import RATIOS, bucket_for
+from customized_grpo.buckets import bucket_for
 from customized_grpo.config.limits import Area
-from customized_grpo.errors import ConfigError
+from customized_grpo.errors import DataError
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.pipeline import (
     PipelineConfig,
@@ -40,7 +40,6 @@ from customized_grpo.types import Example
 _NATIVE_SIZE = 1024
 _SLOT = 32  # pixels of a side of a slot: a token of the text encoder, 2 x 2 of the transformer
 _TOKENS_PER_SLOT = 4
-_LARGE = 10_000  # pixels, so that a picture has any ratio
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,11 +87,24 @@ class QwenImage21Generator(PipelineGenerator):
 
     def __init__(self, pipeline: Any, config: QwenImage21Config, device: torch.device) -> None:
         super().__init__(pipeline, config, device, _NATIVE_SIZE)
-        _check_area(config.reference_area, pipeline.processor.image_processor.size)
         self._limit = config.max_sequence_length
         self._known = Known()
         self._prefixes: Prefixes | None = None
         self._is_base = False
+
+    def check(self, example: Example) -> None:
+        """See the Protocol. The text encoder would resize other pictures, and its tokens of them
+        would not be the transformer's."""
+        super().check(example)
+        size = self.pipeline.processor.image_processor.size
+        least, most = size["shortest_edge"], size["longest_edge"]
+        for image in example.references:
+            height, width = self._size_of(image, len(example.references))
+            if not least <= height * width <= most:
+                raise DataError(
+                    f"example {example.id!r}: {self.config.type} sees references of {least} to "
+                    f"{most} pixels, got {height} x {width}; change generator.reference_area"
+                )
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
@@ -260,24 +272,6 @@ def _digest(example: Example) -> int:
         digest.update(f"\n{tuple(reference.shape)}\n".encode())
         digest.update(reference.contiguous().cpu().numpy().tobytes())
     return int.from_bytes(digest.digest()[:8], signed=True)
-
-
-def _check_area(area: int, size: Any) -> None:
-    """Whether the text encoder sees references as they are: it resizes others, and its tokens would
-    not be the transformer's.
-
-    Raises:
-        ConfigError: if not.
-    """
-    smallest, largest = size["shortest_edge"], size["longest_edge"]
-    for ratio in RATIOS:
-        height, width = bucket_for(round(_LARGE * ratio), _LARGE, area, _SLOT)
-        if not smallest <= height * width <= largest:
-            raise ConfigError(
-                f"reference_area: must give pictures of {smallest} to {largest} pixels, which this "
-                f"checkpoint's text encoder takes, got {area}, which gives some of {height} x "
-                f"{width}"
-            )
 
 
 def _processor(path: str) -> Any:

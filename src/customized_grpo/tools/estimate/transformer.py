@@ -67,7 +67,7 @@ class TransformerCount:
     checkpointed_peak: float  # the same if only the inputs of the blocks are kept
     block: float  # parameters of the largest block
     latents: float  # numbers in the latents of one sample
-    prefix: PrefixCount
+    prefix: PrefixCount = PrefixCount()
     """What all steps and samples of a prompt share, and the passes above leave out."""
 
 
