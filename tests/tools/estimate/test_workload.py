@@ -94,6 +94,25 @@ def test_steps_before_the_window_are_shared_by_a_group(emoji: Workload) -> None:
     assert with_fields(late, rollout={"shared_noise": False}).velocities == 96 * 6
 
 
+def test_text_and_references_of_a_prompt_are_counted_once(emoji: Workload) -> None:
+    work = count_run(load_config(CONFIGS / "qwen-image-2.1.yaml"))
+    model, prefix = work.transformer, work.transformer.prefix
+    stages = {stage.name: stage for stage in work.stages()}
+    assert stages["rollout"].flops == 16 * 20 * model.forward_flops + 2 * prefix.forward_flops
+    update = stages["update"]
+    assert update.flops == 16 * 12 * model.pair_flops + 2 * prefix.pair_flops
+    assert update.again == 16 * 12 * model.forward_flops + 2 * prefix.forward_flops
+    shared = with_fields(work, rollout={"window": (2, 15), "shared_noise": True})
+    parts = with_fields(work, train={"inner_updates": 4, "split": "samples"})
+    assert (work.prefixes, shared.prefixes, parts.prefixes) == ((2, 2), (4, 2), (2, 8))
+    sharded = dataclasses.replace(work, config=dataclasses.replace(work.config, fsdp=True))
+    assert sharded.stages()[1].flops == 320 * (model.forward_flops + prefix.forward_flops)
+    spent, all_of_it = (w.stages()[1].flops + w.stages()[4].flops for w in (work, sharded))
+    assert work.saved == pytest.approx(1 - spent / all_of_it)
+    assert (sharded.saved, emoji.saved) == (0, 0)
+    assert 0.4 < work.saved < 0.6
+
+
 def with_fields(work: Workload, **sections: dict) -> Workload:
     return dataclasses.replace(work, config=changed(work.config, **sections))
 
