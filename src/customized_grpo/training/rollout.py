@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config import RolloutConfig
-from customized_grpo.generators.base import Conditioning
+from customized_grpo.generators.base import Conditioning, keeping
 from customized_grpo.generators.cpu import lora_merged
 from customized_grpo.training.policy import Policy
 from customized_grpo.training.sampling import euler_steps
@@ -83,7 +83,7 @@ def collect_rollout(
     size = config.batch_size or len(mine)
     noisy = noisy_steps(config)
     parts = []
-    with lora_merged(policy.generator.transformer):
+    with lora_merged(policy.generator.transformer), keeping(policy.generator):
         if config.shared_noise:
             start = policy.generator.noise(num_groups, rng)[groups.to(device)]
             start = euler_steps(policy, conditioning, start, range(noisy.start), size)

@@ -13,7 +13,7 @@ from customized_grpo.config import LoraSettings, load_config
 from customized_grpo.errors import ConfigError
 from customized_grpo.rewards.endpoints.vlm_judge import VlmJudgeConfig
 from customized_grpo.tools.estimate.checkpoints import build, parameters, pipeline_components
-from customized_grpo.tools.estimate.transformer import Tokens, count_transformer
+from customized_grpo.tools.estimate.transformer import PrefixCount, Tokens, count_transformer
 from customized_grpo.tools.estimate.workload import Workload, count_run
 
 CONFIGS = ROOT / "configs"
@@ -31,6 +31,8 @@ def emoji() -> Workload:
         ("black-forest-labs/FLUX.2-klein-4B", "transformer", 3.9),
         ("black-forest-labs/FLUX.2-klein-9B", "transformer", 9.1),
         ("Qwen/Qwen-Image-Edit-2509", "transformer", 20.4),
+        ("Qwen/Qwen-Image-2.1", "transformer", 7.1),
+        ("Qwen/Qwen-Image-2.1", "text_encoder", 8.77),
         ("black-forest-labs/FLUX.1-dev", "text_encoder", 0.123),
         ("black-forest-labs/FLUX.1-dev", "text_encoder_2", 4.76),
         ("black-forest-labs/FLUX.1-dev", "vae", 0.084),
@@ -90,6 +92,26 @@ def test_steps_before_the_window_are_shared_by_a_group(emoji: Workload) -> None:
     late = with_fields(emoji, rollout={"window": (2, 5), "num_trained_steps": 3})
     assert late.velocities == 8 * 2 + 96 * 4
     assert with_fields(late, rollout={"shared_noise": False}).velocities == 96 * 6
+
+
+def test_text_and_references_of_a_prompt_are_counted_once(emoji: Workload) -> None:
+    prefix = PrefixCount(forward_flops=2e9, pair_flops=5e9)
+    model = dataclasses.replace(emoji.transformer, prefix=prefix)
+    config = load_config(CONFIGS / "qwen-image-2.1.yaml")
+    work = dataclasses.replace(emoji, config=config, transformer=model)
+    stages = {stage.name: stage for stage in work.stages()}
+    assert stages["rollout"].flops == 16 * 20 * model.forward_flops + 2 * prefix.forward_flops
+    update = stages["update"]
+    assert update.flops == 16 * 12 * model.pair_flops + 2 * prefix.pair_flops
+    assert update.again == 16 * 12 * model.forward_flops + 2 * prefix.forward_flops
+    shared = with_fields(work, rollout={"window": (2, 15), "shared_noise": True})
+    parts = with_fields(work, train={"inner_updates": 4, "split": "samples"})
+    assert (work.prefixes, shared.prefixes, parts.prefixes) == ((2, 2), (4, 2), (2, 8))
+    sharded = dataclasses.replace(work, config=dataclasses.replace(work.config, fsdp=True))
+    assert sharded.stages()[1].flops == 320 * (model.forward_flops + prefix.forward_flops)
+    spent, all_of_it = (w.stages()[1].flops + w.stages()[4].flops for w in (work, sharded))
+    assert work.saved == pytest.approx(1 - spent / all_of_it)
+    assert (sharded.saved, emoji.saved) == (0, 0)
 
 
 def with_fields(work: Workload, **sections: dict) -> Workload:

@@ -221,17 +221,22 @@ def activations(work: Workload, count: int, *, fsdp: bool, checkpointing: bool) 
     texts, vae = (b if generator.offload else 0.0 for b in _encoder_bytes(work))
     merged = 0.0 if fsdp else model.merged
     casts = 0.0 if checkpointing or (fsdp and config.lora is None) else model.casts
+    prefix, group = model.prefix, config.rollout.group_size
     pair = model.checkpointed_peak if checkpointing else model.pair_peak
+    shared = prefix.checkpointed_peak if checkpointing else prefix.pair_peak
+    seen = math.ceil(micro / (group * config.rollout.num_trained_steps))  # prompts at once
+    kept = work.guidance_passes * prefix.kept
+    sampling = batch * model.forward_peak + math.ceil(batch / group) * kept + prefix.forward_peak
     decoding = vae + decoded_at_once(work.size) * work.decode.peak
     scoring = min(batch, _REWARD_BATCH) * work.rewards.peak
     validating = min(validated, _REWARD_BATCH) * max(work.rewards.peak, work.evaluators.peak)
     return {
         "encode": max(texts, vae) + work.encode.peak,
-        "rollout": max(batch * model.forward_peak + merged, decoding) + scoring,
-        "pictures": max(shown * model.forward_peak + merged, decoding, validating)
+        "rollout": max(sampling + merged, decoding) + scoring,
+        "pictures": max(shown * (model.forward_peak + kept) + merged, decoding, validating)
         + max(shown, validated) * _picture_bytes(work),
         # The sums of weights and adapters have gradients; the pairs are copies of the rollout's.
-        "update": micro * pair * work.guidance_passes
+        "update": (micro * pair + seen * shared) * work.guidance_passes
         + 2 * merged
         + casts
         + pairs * _transition_bytes(work),

@@ -77,10 +77,46 @@ class Workload:
         """Trained (sample, step) pairs of all updates of a rollout."""
         return self.samples * self.config.rollout.num_trained_steps
 
+    @property
+    def prefixes(self) -> tuple[int, int]:
+        """How often a rollout, and all its updates, compute what the samples of a prompt share.
+
+        Sharded, every pass has it. Else once a prompt: again where a rollout's first steps are one
+        for a group, and in each update of samples of all groups.
+        """
+        rollout, train = self.config.rollout, self.config.train
+        if self.config.fsdp:
+            return self.velocities, self.pairs
+        shared = bool(rollout.window and rollout.window[0] and rollout.shared_noise)
+        updates = train.inner_updates if train.split == "samples" else 1
+        prompts = rollout.prompts_per_rollout
+        return prompts * (1 + shared), prompts * updates
+
+    @property
+    def saved(self) -> float:
+        """Share of the FLOPs of rollout and updates that shared prefixes save."""
+        spent, without = (
+            sum(self._flops(prefixes)[:2])
+            for prefixes in (self.prefixes, (self.velocities, self.pairs))
+        )
+        return 1 - spent / without
+
+    def _flops(self, prefixes: tuple[int, int]) -> tuple[float, float, float]:
+        """Of a rollout, of its updates, and what these compute again."""
+        config, model, prefix = self.config, self.transformer, self.transformer.prefix
+        generator: Any = config.generator
+        untuned, again = bool(config.loss.kl_weight), generator.gradient_checkpointing
+        sampled, trained = prefixes
+        rollout = self.velocities * model.forward_flops + sampled * prefix.forward_flops
+        update = self.pairs * (model.pair_flops + untuned * model.forward_flops)
+        update += trained * (prefix.pair_flops + untuned * prefix.forward_flops)
+        repeated = self.pairs * model.forward_flops + trained * prefix.forward_flops
+        passes = self.guidance_passes
+        return passes * rollout, passes * update, passes * again * repeated
+
     def stages(self) -> tuple[Stage, ...]:
         """encode, rollout, decode, reward, update."""
         config, model, rewards = self.config, self.transformer, self.rewards
-        generator: Any = config.generator
         prompts = config.rollout.prompts_per_rollout
         scored = self.samples * rewards.image_flops + prompts * rewards.example_flops
         dtype, autocast = _precision(config)
@@ -90,12 +126,12 @@ class Workload:
         passes = self.guidance_passes * self.velocities
         trained = self.guidance_passes * self.pairs
         untuned = trained if config.loss.kl_weight else 0
-        again = trained if generator.gradient_checkpointing else 0
+        rollout, update, again = self._flops(self.prefixes)
         return (
             Stage(name="encode", flops=prompts * self.encode.flops, float32=is_float32),
             Stage(
                 name="rollout",
-                flops=passes * model.forward_flops,
+                flops=rollout,
                 float32=by_autocast,
                 weights=weights,
                 passes=passes,
@@ -105,9 +141,9 @@ class Workload:
             Stage(name="reward", flops=scored, float32=rewards.float32),
             Stage(
                 name="update",
-                flops=trained * model.pair_flops + untuned * model.forward_flops,
+                flops=update,
                 float32=by_autocast,
-                again=again * model.forward_flops,
+                again=again,
                 weights=weights,
                 passes=2 * trained + untuned,  # what is computed again finds its weights there
                 batch=config.train.micro_batch_size or self.pairs,
