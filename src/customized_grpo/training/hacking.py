@@ -13,6 +13,7 @@ import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -105,7 +106,11 @@ def end_with_best(log: RunLog, update: int, why: str) -> None:
     folder, best = log.folder, best_checkpoint(log.folder)
     assert best is not None
     kept = best.folder / WEIGHTS
-    replace_folder(folder / WEIGHTS, lambda new: shutil.copytree(kept, new, dirs_exist_ok=True))
+
+    def copy(new: Path) -> None:
+        shutil.copytree(kept, new, dirs_exist_ok=True)
+
+    replace_folder(folder / WEIGHTS, copy)
     score = best.record["score"]
     gain = "" if score is None else f" (the weakest evaluator: {score:+.1%} of the base)"
     text = (

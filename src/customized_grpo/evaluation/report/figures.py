@@ -365,7 +365,8 @@ def _band(
     axes.plot(x, middle, ms=3, lw=1.4, **style)
     known = [(i.low, i.high) for i in intervals if i.low is not None and i.high is not None]
     if known:
-        axes.fill_between(x, *zip(*known, strict=True), color=style["color"], alpha=0.10, lw=0)
+        low, high = zip(*known, strict=True)
+        axes.fill_between(x, low, high, color=style["color"], alpha=0.10, lw=0)
     return middle
 
 

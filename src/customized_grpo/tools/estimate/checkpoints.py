@@ -14,7 +14,7 @@ from customized_grpo.tools.estimate.architectures import PIPELINES, REWARDS, Com
 from customized_grpo.tools.estimate.counting import make_fake, on_meta
 
 _DEFAULT_TEXT_TOKENS = 512
-_UNPADDED = dict.fromkeys(  # a prompt and what is written around it
+_UNPADDED: dict[str, int] = dict.fromkeys(  # a prompt and what is written around it
     ("Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration"), 64
 )
 
