@@ -20,8 +20,8 @@ from customized_grpo.cli.main import main
 from customized_grpo.config import RunConfig
 from customized_grpo.evaluation.items import Item
 from customized_grpo.evaluation.outcome import Judgement, Outcome, Yardstick
+from customized_grpo.files import LORA_FILE
 from customized_grpo.generators.flux1 import Flux1Generator
-from customized_grpo.generators.lora import LORA_FILE
 from customized_grpo.runs.checkpoint import CheckpointStore
 from customized_grpo.runs.run import Run
 from customized_grpo.tools.export.comfyui import comfyui_tensors
