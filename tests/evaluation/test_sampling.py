@@ -112,7 +112,7 @@ def test_a_lora_is_sampled_and_paired_with_the_base(tmp_path: Path) -> None:
     found = evaluate(tmp_path, name="tuned", lora=str(tmp_path / "weights"), baseline=base)
     assert not set(pictures(tmp_path, "base").values()) & set(pictures(tmp_path, "tuned").values())
     assert "dinov2/photos" in found.changes
-    with pytest.raises(CheckpointError, match="lora: .*nowhere must hold pytorch_lora_weights"):
+    with pytest.raises(CheckpointError, match=r"lora: .*nowhere must hold pytorch_lora_weights"):
         evaluate(tmp_path, name="none", lora=str(tmp_path / "nowhere"))
 
 
