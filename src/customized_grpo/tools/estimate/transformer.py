@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +15,8 @@ from torch import Tensor, nn
 from customized_grpo.config import LoraSettings
 from customized_grpo.errors import ConfigError
 from customized_grpo.generators.cpu import lora_merged
-from customized_grpo.generators.lora import attach_lora, trust_autocast
+from customized_grpo.generators.lora import add_lora, attach_lora, trust_autocast
+from customized_grpo.generators.lora_files import read_lora
 from customized_grpo.tools.estimate.architectures import Component
 from customized_grpo.tools.estimate.autocast import cuda_autocast
 from customized_grpo.tools.estimate.checkpoints import build, parameters
@@ -80,9 +83,10 @@ def count_transformer(
     defaults = build(component, torch.bfloat16).config
     depths = {name: defaults[name] for name in _DEPTHS if name in defaults}
     start = {name: min(depth, 2) for name, depth in depths.items()}
+    adapt = _adapting(component, lora)
 
     def measure(changes: dict[str, int]) -> dict[str, float]:
-        return _measure((kind, {**config, **changes}), tokens, lora, dtype, autocast, merges)
+        return _measure((kind, {**config, **changes}), tokens, adapt, dtype, autocast, merges)
 
     shallow = measure(start)
     total, blocks = dict(shallow), []
@@ -100,10 +104,26 @@ def count_transformer(
     return TransformerCount(**total, block=largest["parameters"], latents=latents)
 
 
+def _adapting(component: Component, lora: LoraSettings | None) -> Callable[[Any], None]:
+    """What makes a model trainable, also one of fewer blocks than a LoRA to go on from has."""
+    if lora is None:
+        return lambda model: model.requires_grad_(True).float()
+    if lora.path is None:
+        return lambda model: attach_lora(model, lora, lora_targets(model))
+    pairs = read_lora(Path(lora.path), build(component, torch.bfloat16), "lora.path: ")
+
+    def add(model: Any) -> None:
+        model.requires_grad_(False)
+        there = dict(model.named_modules())
+        add_lora(model, {name: pair for name, pair in pairs.items() if name in there})
+
+    return add
+
+
 def _measure(
     component: Component,
     tokens: Tokens,
-    lora: LoraSettings | None,
+    adapt: Callable[[Any], None],
     dtype: torch.dtype,
     autocast: bool,
     merges: bool,
@@ -111,12 +131,9 @@ def _measure(
     """The numbers of ``TransformerCount``, of a model as deep as the config says."""
     model = build(component, dtype)
     number = parameters(model)
-    if lora is None:
-        model.requires_grad_(True).float()
-    else:
-        attach_lora(model, lora, lora_targets(model))
-        if autocast:
-            trust_autocast(model)
+    adapt(model)
+    if autocast and getattr(model, "peft_config", None):
+        trust_autocast(model)
     make_fake(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     size, known = sum(parameter.numel() for parameter in trained), set(model.parameters())
