@@ -107,8 +107,8 @@ def _lora_conflicts(config: RunConfig) -> Iterator[str]:
     for name in ("rank", "alpha", "target_modules") if path is not None else ():
         if (value := getattr(lora, name)) is not None:
             yield (
-                f"lora.{name} must be null with lora.path, got {show(to_raw(value))}; the LoRA "
-                "that the run goes on from has its own: leave one of them out"
+                f"lora.{name} must be null with lora.path, got {show(to_raw(value))}; that LoRA "
+                "has its own: leave it out, or replace the section by lora: {path: ...}"
             )
     if loss.kl_to == "start" and not (path and loss.kl_weight):
         missing = "without lora.path" if path is None else "when loss.kl_weight is 0"
