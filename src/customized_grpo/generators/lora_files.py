@@ -42,7 +42,7 @@ _PART = re.compile(
     r"(?P<module>.+)\.(?:lora[_.](?P<part>A|B|down|up)(?:\.default)?\.weight|(?P<alpha>alpha))"
 )
 _PREFIX = re.compile(
-    r"transformer\.|base_model\.model\.|(model\.)?diffusion_model\.|lora_(unet|transformer)_"
+    r"^(transformer\.|base_model\.model\.|(model\.)?diffusion_model\.|lora_(unet|transformer)_)+"
 )
 _TEXT = re.compile(r"text_encoders?[._\d]|lora_te\d?_|conditioner\.")
 _ORIGINAL = re.compile(r"(^|[._])(double|single)_blocks[._]\d")  # FLUX as its authors wrote it
@@ -227,7 +227,7 @@ def _scaled(name: str, pair: Pair, config: Any) -> Pair:
     """With the alpha that the config says."""
     from peft.utils.other import get_pattern_key
 
-    bare = _PREFIX.sub("", name, count=1)
+    bare = _PREFIX.sub("", name)
     key = get_pattern_key(list(config.rank_pattern), bare)
     if (rank := config.rank_pattern.get(key, config.r)) != pair.rank:
         raise CheckpointError(
@@ -264,7 +264,7 @@ def _split(pairs: Mapping[str, Pair], transformer: nn.Module) -> dict[str, Pair]
     """
     converter, found = _converter(transformer), {}
     for name, pair in pairs.items():
-        bare = _PREFIX.sub("", name, count=1)
+        bare = _PREFIX.sub("", name)
         is_dotted = "." in bare
         prefix = "diffusion_model." if is_dotted else "lora_unet_"
         by_peft = is_dotted and type(transformer).__name__.startswith("Flux2")
@@ -297,7 +297,7 @@ def _named(pairs: Mapping[str, Pair], transformer: nn.Module) -> dict[str, Pair]
     flat = {name.replace(".", "_"): name for name in linear}
     found = {}
     for given, pair in pairs.items():
-        name = flat.get(_PREFIX.sub("", given, count=1).replace(".", "_"))
+        name = flat.get(_PREFIX.sub("", given).replace(".", "_"))
         if name is None:
             raise _other_model(given, transformer)
         sizes = linear[name].in_features, linear[name].out_features

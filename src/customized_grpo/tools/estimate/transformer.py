@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from customized_grpo.config import LoraSettings
-from customized_grpo.errors import ConfigError
+from customized_grpo.errors import CheckpointError, ConfigError
 from customized_grpo.generators.cpu import lora_merged
 from customized_grpo.generators.lora import add_lora, attach_lora, trust_autocast
 from customized_grpo.generators.lora_files import read_lora
@@ -115,7 +115,13 @@ def _adapting(component: Component, lora: LoraSettings | None) -> Callable[[Any]
     def add(model: Any) -> None:
         model.requires_grad_(False)
         there = dict(model.named_modules())
-        add_lora(model, {name: pair for name, pair in pairs.items() if name in there})
+        some = {name: pair for name, pair in pairs.items() if name in there}
+        if not some:
+            raise CheckpointError(
+                f"lora.path: must adapt the first blocks, from which all are counted, {lora.path} "
+                "does not; estimate it with lora.rank in its place"
+            )
+        add_lora(model, some)
 
     return add
 
