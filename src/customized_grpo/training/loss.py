@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
@@ -15,6 +16,7 @@ from customized_grpo.devices import is_out_of_memory
 from customized_grpo.errors import ResourceError
 from customized_grpo.generators.base import Conditioning, Generator, keeping
 from customized_grpo.generators.cpu import lora_merged
+from customized_grpo.generators.lora import start_policy
 from customized_grpo.ops import clipped_surrogate, gaussian_kl, normalize_ratio
 from customized_grpo.runs.ranks import ALONE, Ranks
 from customized_grpo.runs.sharding import is_sharded
@@ -189,6 +191,13 @@ def _halved(size: int, sharded: bool) -> int:
     return half
 
 
+def _reference(generator: Generator, config: LossConfig) -> AbstractContextManager[None]:
+    """A context in which the model is what the KL is relative to."""
+    if config.kl_to == "start":
+        return start_policy(generator.transformer)
+    return generator.base_policy()
+
+
 def _pairs_loss(
     policy: Policy,
     batch: PolicyBatch,
@@ -215,7 +224,7 @@ def _pairs_loss(
     )
     stats["mismatch"] = mismatch
     if config.kl_weight:
-        with torch.no_grad(), policy.generator.base_policy():
+        with torch.no_grad(), _reference(policy.generator, config):
             reference_mean, _ = policy.transition(latents, step_index, condition)
         divergence = gaussian_kl(mean, reference_mean, std)
         stats["kl"] = divergence.detach().mean()
