@@ -32,7 +32,8 @@ def test_counts_shapes_prompts_and_a_picture(tmp_path: Path, capsys) -> None:
         "  3:2 + 1:1: 15 examples",
         "  1:1 + 3:2: 15 examples",
     ]
-    prompts = lines[7 : 7 + BASE["rollout"]["prompts_per_rollout"]]
+    assert lines[6] == "rex ('rex'): 3 photos"
+    prompts = lines[8 : 8 + BASE["rollout"]["prompts_per_rollout"]]
     assert all("rex" in prompt for prompt in prompts)
     assert lines[-1] == f"picture: {out}"
     with Image.open(out) as sheet:

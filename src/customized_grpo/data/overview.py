@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from customized_grpo.buckets import RATIOS
+from customized_grpo.buckets import RATIOS, nearest_ratio
 from customized_grpo.config import RunConfig
 from customized_grpo.data.base import DataSource
-from customized_grpo.data.listed import ListedSource
+from customized_grpo.data.images import Picture
+from customized_grpo.data.listed import Entry, ListedSource, Loadable
 from customized_grpo.errors import within
 from customized_grpo.pictures import save_grid
+
+_MOST_REMARKS = 40
+_MUCH = 0.25
 
 
 def show_data(config: RunConfig, picture: Path) -> str:
@@ -46,7 +51,29 @@ def count_lines(source: DataSource) -> list[str]:
     counts = {key: len(entries) for key, entries in source.layouts.items()}
     for key, count in Counter(counts).most_common():
         lines.append(f"  {' + '.join(ratio_name(index) for index in key)}: {count} examples")
-    return lines
+    rest = len(source.remarks) - _MOST_REMARKS
+    more = [f"and {rest} more"] if rest > 0 else []
+    return [*lines, *cropped_lines(splits.training), *source.remarks[:_MOST_REMARKS], *more]
+
+
+def cropped_lines(entries: Sequence[Entry]) -> list[str]:
+    """A line if references lose much where they are cropped to the nearest ratio."""
+    lost: dict[Loadable, float] = {}
+    for picture in (picture for entry in entries for picture in entry.references):
+        ratio, kept = (
+            picture.height / picture.width,
+            RATIOS[nearest_ratio(picture.height, picture.width)],
+        )
+        if (share := 1 - min(ratio / kept, kept / ratio)) > _MUCH:
+            lost[picture] = share
+    if not lost:
+        return []
+    worst = max(lost, key=lambda picture: lost[picture])
+    name = worst.path.name if isinstance(worst, Picture) else "one"
+    return [
+        f"cropped: {len(lost)} pictures lose more than {_MUCH:.0%} of a side, {name} the most, "
+        f"{lost[worst]:.0%}; crop them around the subject yourself"
+    ]
 
 
 def ratio_name(index: int) -> str:

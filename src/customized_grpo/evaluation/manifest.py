@@ -18,6 +18,7 @@ from customized_grpo.data.texts import check_text, inside, read_objects, short
 from customized_grpo.errors import ConfigError, DataError
 from customized_grpo.evaluation.items import BenchmarkSet, Item, Photo
 from customized_grpo.evaluation.sets import digest_of_files
+from customized_grpo.inputs import Names
 
 MANIFEST = "manifest.jsonl"
 _KEYS = ("subject", "prompt_index", "prompt", "reference", "index", "file")
@@ -63,12 +64,13 @@ def read_outputs(folder: Path, wanted: BenchmarkSet, allow_partial: bool = False
         DataError: naming what is missing, surplus, unreadable, of another prompt or reference, or
             outside of the folder.
     """
-    if not (folder / MANIFEST).is_file():
+    manifest = Names().find(folder / MANIFEST)
+    if manifest is None:
         raise ConfigError(
             f"images: must be a folder with {MANIFEST}, got {str(folder)!r}; see "
             "docs/evaluation.md for its lines"
         )
-    files = _read_files(folder, wanted)
+    files = _read_files(folder, manifest, wanted)
     with ThreadPoolExecutor() as pool:
         looked = pool.map(lambda file: _look(file, in_full=allow_partial), files.values())
         found = dict(zip(files, looked, strict=True))
@@ -108,15 +110,16 @@ def _look(file: Path, in_full: bool) -> Picture | str:
         return str(error)
 
 
-def _read_files(folder: Path, wanted: BenchmarkSet) -> dict[tuple[Any, ...], Path]:
+def _read_files(folder: Path, manifest: Path, wanted: BenchmarkSet) -> dict[tuple[Any, ...], Path]:
     """Key of an item -> its file."""
     prompts = {item.key: item.prompt for item in wanted.items}
     files: dict[tuple[Any, ...], Path] = {}
     lines: dict[Path, str] = {}
     surplus: list[str] = []
-    for where, row in read_objects(folder / MANIFEST).items():
+    names = Names()
+    for where, row in read_objects(manifest).items():
         item = _read_item(where, row)
-        file = inside(f"{where}: file", folder, check_text(where, row, "file"))
+        file = inside(f"{where}: file", folder, check_text(where, row, "file"), names)
         if (key := item.key) not in prompts:
             surplus.append(f"{where}: {item.describe()} is not in the benchmark")
         elif key in files:

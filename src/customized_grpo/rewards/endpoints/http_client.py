@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import email.utils
 import json
-import os
 import random
 import re
 import time
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 import httpx2
 
 from customized_grpo.errors import ConfigError
+from customized_grpo.inputs import read_variable
 
 T = TypeVar("T")
 
@@ -232,7 +232,7 @@ def read_secret(field: str, variable: str | None) -> str | None:
     """
     if variable is None:
         return None
-    secret = os.environ.get(variable, "").strip()
+    secret = read_variable(variable)
     if not secret or not secret.isascii() or not secret.isprintable():
         raise ConfigError(
             f"{field}: the environment variable {variable!r} must hold a token of printable ASCII "
