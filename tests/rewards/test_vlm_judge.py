@@ -213,7 +213,7 @@ def test_answers_are_read_whatever_is_around_them(text: Any, expected: float) ->
     "text",
     [
         "", "3", "no JSON", '{"score": 5}', '{"score": -1}', '{"score": NaN}', '{"score": null}',
-        '{"score": true}', '{"score": "many"}', '{"score": [3]}', '{"points": 3}', "A score: 3 dogs",
+        '{"score": true}', '{"score": "many"}', '{"score": [3]}', '{"points": 3}', "Score: 3 dogs",
         '{"score": 1' + "0" * 400 + "}", None, [], [3], [{"type": "image"}], {}, "score: 3/5",
         '{"score": "3/5"}', "Score: -1", "score: 3.5.1",
     ],

@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from customized_grpo import registry
 from customized_grpo.assets import is_there, path_revision
+from customized_grpo.config.text_limits import TextLimit
 from customized_grpo.errors import ConfigError
 from customized_grpo.inputs import read_variable
 
@@ -89,6 +90,10 @@ class Plug:
     def hosts(self) -> tuple[Host, ...]:
         """Servers that get pictures, prompts or numbers; by default none."""
         return ()
+
+    def text_limit(self) -> TextLimit | None:
+        """How much of a prompt it reads, by the tokenizer alone; by default that is not known."""
+        return None
 
 
 def find_checkpoints(

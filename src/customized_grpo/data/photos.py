@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,11 +107,12 @@ def remarks_on(subjects: Sequence[Subject]) -> list[str]:
     for subject in subjects:
         masks = [mask for photo in subject.photos if (mask := mask_of(photo, names))]
         folder = subject.photos[0].parent
-        others = Counter(why for _, why in left_out(folder, (*subject.photos, *masks)))
-        first = {why: path.name for path, why in reversed([*left_out(folder, ())])}
+        others: dict[str, list[str]] = {}
+        for path, why in left_out(folder, {*subject.photos, *masks}):
+            others.setdefault(why, []).append(path.name)
         used = f"{subject.name} ({subject.words!r}): {len(subject.photos)} photos"
         used += f", {len(masks)} masks" if masks else ""
-        unused = [f"{count} not used, such as {first[why]}: {why}" for why, count in others.items()]
+        unused = [f"{len(n)} not used, such as {n[0]}: {why}" for why, n in others.items()]
         lines.append("; ".join([used, *unused]))
     return lines
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from customized_grpo.config import RunConfig, explain_batch, load_config
 from customized_grpo.data.base import DataSource
+from customized_grpo.data.overview import remark_lines
 from customized_grpo.devices import machine_error, memory_named, pick_device, repeatable
 from customized_grpo.errors import (
     CheckpointError,
@@ -141,6 +142,8 @@ def _train(config: RunConfig, folder: Path, ranks: Ranks, *, resume: bool) -> No
         log = RunLog(folder, config, device) if ranks.is_first else SilentLog(folder)
         session = Session(config, data, generator, rewards, samples, validation, log, ranks)
         logger.info(explain_batch(config))
+        for line in remark_lines(config, data):
+            logger.info(line)
         session.start(checkpoint)
         session.run()
 
