@@ -17,7 +17,9 @@ from customized_grpo.data.images import Picture, check_pictures, kept_size, open
 from customized_grpo.data.texts import check_text, inside, read_objects, short
 from customized_grpo.errors import ConfigError, DataError
 from customized_grpo.evaluation.items import BenchmarkSet, Item, Photo
+from customized_grpo.evaluation.layout import expected_file, find_pictures, read_layout
 from customized_grpo.evaluation.sets import digest_of_files
+from customized_grpo.files import write_atomic
 from customized_grpo.inputs import Names
 
 MANIFEST = "manifest.jsonl"
@@ -52,6 +54,27 @@ def write_manifest(items: Sequence[Item], files: Sequence[str]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
+def write_wanted(folder: Path, wanted: BenchmarkSet) -> tuple[Path, int]:
+    """Writes the manifest of a folder; returns its path and how many of the pictures are there.
+
+    A line names the picture that lies in the folder as ``SUBJECT/PROMPT/SEED.png``, or else where
+    it would: pictures can be made for the lines, or the lines be changed to pictures.
+
+    Raises:
+        ConfigError: if there is a manifest.
+    """
+    if found := Names().find(folder / MANIFEST):
+        raise ConfigError(f"--write-manifest: {found} is there already; remove it to have another")
+    folder.mkdir(parents=True, exist_ok=True)
+    files = find_pictures(folder, wanted.items)
+    names = [
+        files[item.key].relative_to(folder).as_posix() if item.key in files else expected_file(item)
+        for item in wanted.items
+    ]
+    write_atomic(folder / MANIFEST, write_manifest(wanted.items, names))
+    return folder / MANIFEST, len(files)
+
+
 def read_outputs(folder: Path, wanted: BenchmarkSet, allow_partial: bool = False) -> Outputs:
     """The pictures of a folder, in the order of the benchmark's items.
 
@@ -66,11 +89,14 @@ def read_outputs(folder: Path, wanted: BenchmarkSet, allow_partial: bool = False
     """
     manifest = Names().find(folder / MANIFEST)
     if manifest is None:
+        files = read_layout(folder, wanted.items)
+    else:
+        files = _read_files(folder, manifest, wanted)
+    if manifest is None and not files:
         raise ConfigError(
-            f"images: must be a folder with {MANIFEST}, got {str(folder)!r}; see "
-            "docs/evaluation.md for its lines"
+            f"images: must be a folder with {MANIFEST}, or with pictures SUBJECT/PROMPT/SEED.png, "
+            f"got {str(folder)!r}; add --write-manifest to have one written"
         )
-    files = _read_files(folder, manifest, wanted)
     with ThreadPoolExecutor() as pool:
         looked = pool.map(lambda file: _look(file, in_full=allow_partial), files.values())
         found = dict(zip(files, looked, strict=True))
