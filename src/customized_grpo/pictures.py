@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,8 +118,9 @@ def _open_font(name: str, size: int) -> Font | None:
 
 def _has(font: Font, text: str) -> bool:
     letters = {c for c in text if not c.isspace() and unicodedata.category(c)[0] not in "CM"}
-    missing = bytes(font.getmask(_NONE))
-    return all(bytes(font.getmask(letter)) != missing for letter in letters)
+    mask: Any = font.getmask
+    missing = bytes(mask(_NONE))
+    return all(bytes(mask(letter)) != missing for letter in letters)
 
 
 def _write_heading(draw: ImageDraw.ImageDraw, left: int, heading: str, width: int) -> None:

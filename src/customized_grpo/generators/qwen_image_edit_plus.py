@@ -65,8 +65,9 @@ class QwenImageEditPlusConfig(PipelineConfig):
 
     def text_limit(self) -> TextLimit | None:
         """See Plug: there is none unless the config sets one."""
-        most = self.max_sequence_length
-        return most and tokenizer_limit(self.path, "tokenizer", most, around=0)
+        if (most := self.max_sequence_length) is None:
+            return None
+        return tokenizer_limit(self.path, "tokenizer", most, around=0)
 
     def build(self, device: torch.device) -> QwenImageEditPlusGenerator:
         """Loads the pipeline onto the device."""
