@@ -311,7 +311,7 @@ def test_a_finished_run_can_be_made_longer(straight: Path, tmp_path: Path, caplo
         (["--lora.rank", "4"], True, r"lora.rank must stay 128 .*got 4"),
         (["--lora", "null"], True, r"lora must stay"),
         (
-            ["--rollout.prompts_per_rollout", "1"],
+            ["--rollout.prompts_per_rollout", "4"],
             True,
             r"order counts rollouts.*Free to change are",
         ),
