@@ -38,6 +38,7 @@ class _LimitHit(logging.Filter):
 
 def build_world(config: RunConfig, device: torch.device) -> tuple[DataSource, Generator]:
     """Loads data source and generator; their errors name the section of the config."""
+    logger.info("reading data: %s", config.data.type)
     with within("data"):
         data: DataSource = config.data.build(config.seed)
     generator = build_generator(config, device)
@@ -48,6 +49,7 @@ def build_world(config: RunConfig, device: torch.device) -> tuple[DataSource, Ge
 
 def build_generator(config: RunConfig, device: torch.device) -> Generator:
     """Loads the generator; its errors name the section of the config."""
+    logger.info("loading generator: %s", config.generator.type)
     with within("generator"):
         return config.generator.build(device)
 
