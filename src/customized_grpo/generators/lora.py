@@ -115,10 +115,13 @@ def keep_start(transformer: nn.Module) -> None:
     """Keeps the adapters as they are now, frozen beside those that are trained."""
     from peft.tuners.lora import LoraLayer
 
+    def values(layers: Any) -> Tensor:
+        return layers[TRAINED].weight.detach()  # a parameter would be shared, not copied
+
     pairs = {
         name: Pair(
-            down=module.lora_A[TRAINED].weight.detach(),  # a parameter would be shared, not copied
-            up=module.lora_B[TRAINED].weight.detach(),
+            down=values(module.lora_A),
+            up=values(module.lora_B),
             alpha=module.lora_alpha[TRAINED],
         )
         for name, module in transformer.named_modules()
