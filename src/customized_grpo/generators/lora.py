@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from customized_grpo.config import LoraSettings
 from customized_grpo.errors import ConfigError
