@@ -61,7 +61,7 @@ def test_prompt_and_identity_each_lead_somewhere(path: Path) -> None:
 def test_latents_are_as_noisy_as_the_model_expects(path: Path) -> None:
     """Of Gaussian data the best velocity is linear, and so the variance of latents is known. Flow
     .7 would leave the embedded recipe's six steps with 1.10, klein's four with 1.18: noise that is
-    seen. CPS .8 leaves .73 at one: its predictions are means, which is smooth and not noisy."""
+    seen. CPS leaves less than is expected: its predictions are means, which is smooth and not noisy."""
     config = load_config(path)
     sigmas, rollout = sigmas_of(config).double(), config.rollout
     variance = torch.ones((), dtype=torch.float64)
@@ -74,7 +74,9 @@ def test_latents_are_as_noisy_as_the_model_expects(path: Path) -> None:
             dynamics=rollout.dynamics, noise_level=rollout.noise_level, sigma_max=sigmas[1],
         )  # fmt: skip
         variance = mean.square().sum() * variance + std.square().sum()
-        assert 0.7 < (variance / ((1 - then) ** 2 + then**2)).sqrt() < 1.12
+        noise = (variance / ((1 - then) ** 2 + then**2)).sqrt()
+        assert noise < 1.12
+        assert noise > 0.88 or rollout.dynamics == "cps"
 
 
 @pytest.mark.parametrize(
