@@ -61,7 +61,7 @@ def test_prompt_and_identity_each_lead_somewhere(path: Path) -> None:
 def test_latents_are_as_noisy_as_the_model_expects(path: Path) -> None:
     """Of Gaussian data the best velocity is linear, and so the variance of latents is known. Flow
     .7 would leave the embedded recipe's six steps with 1.10, klein's four with 1.18: noise that is
-    seen. CPS leaves less than is expected: its predictions are means, which is smooth and not noisy."""
+    seen. CPS leaves less than is expected: its predictions are means, smooth and not noisy."""
     config = load_config(path)
     sigmas, rollout = sigmas_of(config).double(), config.rollout
     variance = torch.ones((), dtype=torch.float64)
