@@ -7,13 +7,15 @@ Both are contrastive (InfoNCE over the batch). CLIP pairs a picture with its sen
 the same subject in two scenes or, three times in ten, two augmented crops of one picture: like a
 self-supervised DINO it sees the background too, so that copying the reference is a temptation; and
 like DINO's its pictures change their colours (``jitter_colors``) and its subjects theirs, so that
-a subject in another colour is nearer to itself than another subject is.
+a subject in another colour is nearer to itself than another subject is. Three in ten subjects are
+alone on grey, which is how regions are compared.
 Reward and evaluator differ in seed, width, patch statistics and strength of augmentation.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
 
 from customized_grpo.data.emoji.world import SIZE, EmojiWorld, attribute_values
+from customized_grpo.rewards.regions import cut_outs
 
 IMAGE_MEAN, IMAGE_STD = 0.5, 0.5  # of both models, written into preprocessor_config.json
 
@@ -35,6 +38,8 @@ class Pool:
 
     targets: Tensor
     references: Tensor
+    cut_outs: Tensor
+    """The references' subjects on grey, as regions are compared."""
     subject: Tensor
     tokens: Tensor
 
@@ -42,7 +47,7 @@ class Pool:
 def make_pool(size: int, seed: int, tokenizer, recolor: bool) -> Pool:
     """``recolor``: every target shows its subject in any of the colours; its sentence is wrong."""
     world, generator = EmojiWorld("train"), torch.Generator().manual_seed(seed)
-    parts: dict[str, list[Tensor]] = {k: [] for k in ("targets", "references", "subject", "tokens")}
+    parts: dict[str, list[Tensor]] = defaultdict(list)
     for start in range(0, size, 512):
         batch = world.sample(min(512, size - start), generator)
         if recolor:
@@ -53,6 +58,8 @@ def make_pool(size: int, seed: int, tokenizer, recolor: bool) -> Pool:
             batch = replace(batch, targets=world.render(batch.subject, attributes, generator)[0])
         parts["targets"].append((batch.targets * 255).round().byte())
         parts["references"].append((batch.references * 255).round().byte())
+        alone = cut_outs(batch.references, batch.reference_masks)
+        parts["cut_outs"].append((alone * 255).round().byte())
         parts["subject"].append(batch.subject)
         tokens = tokenizer(
             batch.prompts, padding="max_length", max_length=MAX_TOKENS + 2, return_tensors="pt"
@@ -162,9 +169,14 @@ def build_dino(width: int) -> Dinov2Model:
 
 def dino_loss(model: Dinov2Model, pool: Pool, batch: int, strength: float, generator):
     rows = torch.randint(len(pool.targets), (batch,), generator=generator)
-    references, targets = (t[rows].float() / 255 for t in (pool.references, pool.targets))
-    same_picture = torch.rand(batch, 1, 1, 1, generator=generator) < 0.3
-    pairs = references, torch.where(same_picture, references, targets)
+    references, targets, alone = (
+        t[rows].float() / 255 for t in (pool.references, pool.targets, pool.cut_outs)
+    )
+    same_picture, is_alone = torch.rand(2, batch, 1, 1, 1, generator=generator) < 0.3
+    pairs = (
+        torch.where(is_alone, alone, references),
+        torch.where(same_picture, references, targets),
+    )
     a, b = (augment(jitter_colors(x, generator), strength, generator) for x in pairs)
     with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_amx_tile_supported()):
         features = model(pixel_values=pixels(torch.cat([a, b]))).pooler_output

@@ -306,6 +306,10 @@ def test_overrides(load, arguments, expected):
             ["--evaluation.guidance_scale", "4"],
             "evaluation.guidance_scale must be null for generator tiny, got 4.0; it has no",
         ),
+        (
+            ["--loss.ratio_norm", "true", "--rollout.dynamics", "cps"],
+            "loss.ratio_norm must be false for rollout.dynamics cps, got true",
+        ),
         (["--lora", "null", "--loss.kl_weight", "0.1"], "loss.kl_weight must be 0 when lora"),
         (
             ["--evaluation.validate_every", "5"],

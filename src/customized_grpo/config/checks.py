@@ -71,6 +71,11 @@ def conflicts(config: RunConfig) -> Iterator[str]:
             f"train.num_updates must be a multiple of train.inner_updates = {train.inner_updates}, "
             f"got {train.num_updates}; every rollout is used up"
         )
+    if loss.ratio_norm and rollout.dynamics == "cps":
+        yield (
+            "loss.ratio_norm must be false for rollout.dynamics cps, got true; its log-probability "
+            "has no variance to normalise by: take flow or dance, or loss.step_weight"
+        )
     if loss.kl_weight and config.lora is None:
         yield (
             f"loss.kl_weight must be 0 when lora is null, got {loss.kl_weight}; the reference is "
