@@ -14,6 +14,7 @@ from customized_grpo.runs.interrupts import Interrupts
 from customized_grpo.runs.log import SilentLog
 from customized_grpo.training.build import build_world, make_trainable
 from customized_grpo.training.loop import Experience, Loop
+from customized_grpo.training.rollout import noisy_steps
 
 LEARNING_RATE = 5.0  # moves the ratio beyond the clip range, as AdamW does in a run
 NOISY = 2**18  # a log-probability divides the rounding of a mean by a variance
@@ -62,6 +63,9 @@ def plain_update(loop: Loop, experience: Experience, inner: int) -> tuple[list[f
         g * size + i for g in range(num_groups) for i in range(inner * part, (inner + 1) * part)
     ]
     num_trained, reach = rollout.step_index.shape[1], config.loss.clip_range
+    factors = loop.policy.step_weights(
+        config.loss.step_weight, noisy_steps(config.rollout), ratio_norm=False
+    )
     ratios, clipped = [], 0
     loop.optimizer.zero_grad()
     for row in rows:
@@ -76,7 +80,7 @@ def plain_update(loop: Loop, experience: Experience, inner: int) -> tuple[list[f
             new = density.log_prob(rollout.next_latents[row, k][None]).mean()
             old = new.detach() if inner == 0 else rollout.log_probs[row, k]
             ratio = torch.exp(new - old)
-            advantage = experience.advantages.per_step[row, step]
+            advantage = experience.advantages.per_step[row, step] * factors[step]
             plain = -advantage * ratio
             held = -advantage * ratio.clamp(1 - reach, 1 + reach)
             (torch.maximum(plain, held) / (len(rows) * num_trained)).backward()
@@ -87,9 +91,11 @@ def plain_update(loop: Loop, experience: Experience, inner: int) -> tuple[list[f
     return ratios, clipped
 
 
+@pytest.mark.parametrize("step_weight", ["none", "equal"])
 def test_updates_on_parts_of_groups_are_those_of_a_plain_loop(
-    config: RunConfig, tmp_path: Path
+    config: RunConfig, tmp_path: Path, step_weight: str
 ) -> None:
+    config = changed(config, loss={"step_weight": step_weight})
     ours, plain = make_loop(config, tmp_path), make_loop(config, tmp_path)
     start = [p.detach().clone() for p in plain.parameters]
     experience = plain.collect(0)

@@ -39,7 +39,7 @@ from customized_grpo.types import Example
 
 _NATIVE_SIZE = 1024
 _SLOT = 32  # pixels of a side of a slot: a token of the text encoder, 2 x 2 of the transformer
-_TOKENS_PER_SLOT = 4
+TOKENS_PER_SLOT = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -212,7 +212,7 @@ class QwenImage21Generator(PipelineGenerator):
         """Of one example. It sees nothing of the target: the smallest one stands in for it."""
         from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
 
-        blank = references.new_zeros(1, _TOKENS_PER_SLOT, references.shape[2])
+        blank = references.new_zeros(1, TOKENS_PER_SLOT, references.shape[2])
         shapes = [*self._shapes(shared)[:-1], (1, self.tokens_per_step, self.tokens_per_step)]
         cache = QwenImage21KVCache(len(self.pipeline.transformer.transformer_blocks))
         caching = {"kv_cache": cache, "kv_cache_mode": "extract"}
@@ -229,7 +229,7 @@ class QwenImage21Generator(PipelineGenerator):
         shapes: list[tuple[int, ...]],
         **caching: Any,
     ) -> Tensor:
-        slots = math.prod(shapes[-1]) // _TOKENS_PER_SLOT  # of the target, after the text
+        slots = math.prod(shapes[-1]) // TOKENS_PER_SLOT  # of the target, after the text
         is_slot = torch.zeros(1, text.shape[1] + slots, dtype=torch.bool, device=text.device)
         is_slot[:, shared["slots"]] = True
         is_slot[:, text.shape[1] :] = True

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from customized_grpo.generators.prefix import Layers
+from customized_grpo.generators.qwen_image_21 import TOKENS_PER_SLOT
 from customized_grpo.tools.estimate.autocast import cuda_autocast
 
 KIND = "QwenImage21Transformer2DModel"
-_TOKENS_PER_SLOT = 4  # of the transformer, for a picture's token in the text encoder
 
 _Segment = tuple[int, int, bool]  # start, end, whether it is text
 
@@ -37,10 +37,10 @@ class Prefixed:
         for count in self.references:
             segments.append((end, end + count, False))
             end += count
-        words = self.text - sum(self.references) // _TOKENS_PER_SLOT
+        words = self.text - sum(self.references) // TOKENS_PER_SLOT
         segments.append((end, end + words, True))
         cache = self._cache()
-        self._blocks(end + words + _TOKENS_PER_SLOT, cache, slice(0, end + words), segments)
+        self._blocks(end + words + TOKENS_PER_SLOT, cache, slice(0, end + words), segments)
         return [(layer.k, layer.v) for layer in cache.layer_caches]
 
     def velocity(self, layers: Layers) -> Tensor:
@@ -65,7 +65,7 @@ class Prefixed:
         """Output of the last ``length`` tokens, which write keys and values or read others'."""
         model, config, mode = self.model, self.model.config, "extract" if written else "cached"
         dtype = torch.float32 if self.autocast else model.dtype
-        pixels = sum(self.references) + (_TOKENS_PER_SLOT if written else self.target)
+        pixels = sum(self.references) + (TOKENS_PER_SLOT if written else self.target)
         with cuda_autocast(enabled=self.autocast):
             # Each pass projects everything, as the model's own forward does.
             pictures = model.img_in(torch.empty(1, pixels, config.in_channels, dtype=dtype))
