@@ -80,18 +80,15 @@ def save_hero(path: Path, run: Path, heading: str, kept: Path = NAIVE) -> None:
     file = kept.with_suffix(".json")
     other = read_json(Kept, file, "what is known of pictures", "make it by keep_pictures.py")
     examples = _examples(outcome.yardstick)
-    count = len(examples)  # a run may have been evaluated on fewer
-    if (other.set, other.examples[:count]) != (outcome.yardstick.set, examples):
+    if (other.set, other.examples) != (outcome.yardstick.set, examples):
         raise ConfigError(
             f"{file}: must be of the first examples of {run}, got other ones; give a run of the "
             "data that the study was of"
         )
     judged = {BASE: outcome.yardstick.base, other.label: other.judgement, heading: outcome.own}
-    columns = {
-        BASE: read_strip(place.strip(BASE), count),
-        other.label: read_strip(kept.with_suffix(".png"), len(other.examples))[:count],
-        heading: read_strip(place.strip(TUNED), count),
-    }
+    strips = {BASE: place.strip(BASE), other.label: kept.with_suffix(".png")}
+    strips[heading] = place.strip(TUNED)
+    count = len(examples)
     references = read_strip(place.strip(REFERENCE), count)
     save_grid(
         path,
@@ -99,7 +96,7 @@ def save_hero(path: Path, run: Path, heading: str, kept: Path = NAIVE) -> None:
             Example(id=str(row), prompt=prompt, references=(references[row],), subject=subject)
             for row, (subject, prompt) in enumerate(examples)
         ],
-        columns,
+        {head: read_strip(strip, count) for head, strip in strips.items()},
         marks={head: marks(model, count) for head, model in judged.items() if model is not None},
     )
 

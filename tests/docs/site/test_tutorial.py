@@ -30,11 +30,11 @@ TUTORIAL = "docs/tutorial.md"
 
 @pytest.fixture(autouse=True)
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the configs, in which the demo is a small one."""
+    """A folder with the configs, in which the demo is a small one of the kept pictures' examples."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     small = tmp_path / "small.yaml"
-    small.write_text(dump_config(load_config("configs/emoji.yaml", SMALL)))
+    small.write_text(dump_config(load_config("configs/emoji.yaml", [*SMALL[:-1], "256"])))
     monkeypatch.setattr(shipped, "shipped_config", lambda name: small)
     return tmp_path
 
