@@ -30,7 +30,7 @@ TUTORIAL = "docs/tutorial.md"
 
 @pytest.fixture(autouse=True)
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the configs, in which the demo is a small one of the kept pictures' examples."""
+    """A folder with the configs, in which the demo is small, but for its examples."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     small = tmp_path / "small.yaml"
