@@ -67,7 +67,8 @@ def _gradient(policy, rollout, conditioning, advantage: Tensor, step: int, confi
         per_step=advantage.nan_to_num()[:, None] * (steps == step),
         valid=~advantage.isnan(),
     )
-    batch = policy_batch(rollout, advantages, torch.arange(len(advantage)))
+    as_they_are = torch.ones(policy.num_steps, device=advantage.device)
+    batch = policy_batch(rollout, advantages, torch.arange(len(advantage)), as_they_are)
     parameters = [p for p in policy.generator.transformer.parameters() if p.requires_grad]
     for parameter in parameters:
         parameter.grad = None
