@@ -216,3 +216,46 @@ def test_ratio_norm_centres_the_ratio(scene: Scene) -> None:
     assert gradient.norm() > 0
     pinned, _ = scene.gradient(scene.rollout, guarded, pinned=True)
     assert pinned["ratio_abs_dev"] == 0
+
+
+def test_the_kl_mask_takes_the_place_of_the_clip(scene: Scene) -> None:
+    """Against a plain loop over pairs, with torch's own KL of two normal distributions."""
+    batch = policy_batch(scene.rollout, scene.advantages, torch.arange(6), torch.ones(6))
+    assert batch.old_mean is not None
+    losses, moved, further = [], [], []
+    for pair in range(len(batch.advantage)):
+        row = torch.tensor([pair])
+        mean, std = scene.policy.transition(
+            batch.latents[row],
+            batch.step_index[row],
+            scene.conditioning.take(batch.sample_index[row]),
+        )
+        now = torch.distributions.Normal(mean.double(), std.double().expand_as(mean))
+        before = torch.distributions.Normal(batch.old_mean[row].double(), now.scale)
+        new = now.log_prob(batch.next_latents[row].double()).mean()
+        change = new - before.log_prob(batch.next_latents[row].double()).mean()
+        moved.append(torch.distributions.kl_divergence(now, before).mean().item())
+        further.append(bool(change * batch.advantage[pair] > 0))
+        losses.append(-batch.advantage[pair] * change.exp())
+    threshold = 1.001 * sorted(moved)[len(moved) // 2]
+    config = dataclasses.replace(UNPINNED, kl_mask=threshold)
+    kept = [not (d >= threshold and f) for d, f in zip(moved, further, strict=True)]
+    assert 0.5 < sum(kept) / len(kept) < 1
+    for parameter in scene.parameters:
+        parameter.grad = None
+    expected = sum(loss for loss, k in zip(losses, kept, strict=True) if k) / len(losses)
+    expected.backward()
+    plain = torch.cat([p.grad.flatten() for p in scene.parameters if p.grad is not None])
+    stats, gradient = scene.gradient(scene.rollout, config, micro_batch_size=5)
+    assert_near(gradient, plain, NOISY)
+    assert stats["clip_fraction"] == pytest.approx(1 - sum(kept) / len(kept))
+    assert stats["rollout_kl"] == pytest.approx(sum(moved) / len(moved), rel=1e-3)
+    _, clipped = scene.gradient(scene.rollout)
+    assert torch.cosine_similarity(gradient, clipped, dim=0) < 0.999
+
+
+def test_a_pinned_update_is_within_every_trust_region(scene: Scene) -> None:
+    stats, masked = scene.gradient(scene.rollout, LossConfig(kl_mask=1e-12), pinned=True)
+    _, clipped = scene.gradient(scene.rollout, LossConfig(), pinned=True)
+    assert torch.equal(masked, clipped)
+    assert stats["rollout_kl"] == stats["clip_fraction"] == 0

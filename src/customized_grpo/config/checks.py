@@ -71,6 +71,11 @@ def conflicts(config: RunConfig) -> Iterator[str]:
             f"train.num_updates must be a multiple of train.inner_updates = {train.inner_updates}, "
             f"got {train.num_updates}; every rollout is used up"
         )
+    if loss.kl_mask is not None and train.inner_updates == 1:
+        yield (
+            f"loss.kl_mask must be null when train.inner_updates is 1, got {loss.kl_mask:g}; the "
+            "policy is still the one that sampled, so it has no effect: raise inner_updates"
+        )
     if loss.kl_weight and config.lora is None:
         yield (
             f"loss.kl_weight must be 0 when lora is null, got {loss.kl_weight}; the reference is "

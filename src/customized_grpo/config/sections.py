@@ -229,6 +229,10 @@ class LossConfig:
     clip_range: OpenUnitInterval = 1e-4
     """PPO's clip of the ratio (paper: 1e-4; log-probs are means over dimensions)."""
 
+    kl_mask: PositiveFloat | None = None
+    """Instead of the clip: no gradient where a step's KL to the policy that sampled has reached
+    this, 1e-5 for example, and would grow (Flow-DPPO, arXiv:2606.11025); null = the clip."""
+
     kl_weight: NonNegativeFloat = 0.0
     """Weight of the Gaussian KL to the untrained model (paper: 0)."""
 
@@ -241,6 +245,11 @@ class LossConfig:
 
     pin_ratio: bool = True
     """The first update after a rollout takes its own log-probs as the old ones: ratio exactly 1."""
+
+    @property
+    def needs_means(self) -> bool:
+        """Whether the loss compares a step's mean with the one it was sampled with."""
+        return self.ratio_norm or self.kl_mask is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

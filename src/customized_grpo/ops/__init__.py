@@ -14,7 +14,13 @@ from customized_grpo.ops.advantages import (
     synergy_bonus,
     tdw_weights,
 )
-from customized_grpo.ops.losses import StepWeight, clipped_surrogate, normalize_ratio, step_weights
+from customized_grpo.ops.losses import (
+    StepWeight,
+    clipped_surrogate,
+    masked_surrogate,
+    normalize_ratio,
+    step_weights,
+)
 from customized_grpo.ops.sde import (
     Dynamics,
     cps_log_prob,
@@ -39,6 +45,7 @@ __all__ = [
     "gaussian_log_prob",
     "group_normalize",
     "linear_weights",
+    "masked_surrogate",
     "normalize_ratio",
     "sde_moments",
     "shape_advantages",

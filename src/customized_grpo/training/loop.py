@@ -171,7 +171,7 @@ class Loop:
                     per_prompt,
                     self.config.rollout,
                     rng,
-                    keep_means=self.config.loss.ratio_norm,
+                    keep_means=self.config.loss.needs_means,
                     on_images=hand_over,
                     rows=shares[self.ranks.rank],
                     num_groups=len(prompts),

@@ -1,4 +1,4 @@
-"""The gradient of one update: micro-batches, the clipped loss, KL, GRPO-Guard."""
+"""The gradient of one update: micro-batches, the clipped or masked loss, KL, GRPO-Guard."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from customized_grpo.devices import is_out_of_memory
 from customized_grpo.errors import ResourceError
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.cpu import lora_merged
-from customized_grpo.ops import clipped_surrogate, gaussian_kl, normalize_ratio
+from customized_grpo.ops import clipped_surrogate, gaussian_kl, masked_surrogate, normalize_ratio
 from customized_grpo.runs.ranks import ALONE, Ranks
 from customized_grpo.runs.sharding import is_sharded
 from customized_grpo.training.policy import Policy
@@ -89,8 +89,9 @@ def accumulate_gradient(
 
     Returns:
         Means over the computed pairs: ``ratio_mean``, ``ratio_abs_dev``, ``clip_fraction``,
-        ``mismatch`` (mean |ratio - 1| against the rollout's own log-probs) and, if used, ``kl``;
-        ``loss``, the mean over all; and, if it did not fit, the ``micro_batch_size`` that did.
+        ``mismatch`` (mean |ratio - 1| against the rollout's own log-probs) and, if used, ``kl`` and
+        ``rollout_kl`` (to the policy that sampled); ``loss``, the mean over all; and, if it did not
+        fit, the ``micro_batch_size`` that did.
     """
     transformer = policy.generator.transformer
     sharded = is_sharded(transformer)
@@ -199,18 +200,8 @@ def _pairs_loss(
     condition = conditioning.take(batch.sample_index[rows])
     mean, std = policy.transition(latents, step_index, condition)
     log_prob = policy.log_prob(batch.next_latents[rows], mean, std)
-    rollout_log_prob = batch.old_log_prob[rows]
-    mismatch = (torch.exp(log_prob.detach() - rollout_log_prob) - 1).abs().mean()
-    old_log_prob = log_prob.detach() if pinned else rollout_log_prob
-    if config.ratio_norm:
-        assert batch.old_mean is not None, "the rollout was asked to keep its means"
-        old_mean = mean.detach() if pinned else batch.old_mean[rows]
-        log_prob = normalize_ratio(log_prob, old_log_prob, mean, old_mean, std)
-        old_log_prob = torch.zeros_like(log_prob)
-    loss, stats = clipped_surrogate(
-        log_prob, old_log_prob, batch.advantage[rows], config.clip_range, denominator=num_pairs
-    )
-    stats["mismatch"] = mismatch
+    loss, stats = _surrogate(batch, config, pinned, num_pairs, rows, log_prob, mean, std)
+    stats["mismatch"] = (torch.exp(log_prob.detach() - batch.old_log_prob[rows]) - 1).abs().mean()
     if config.kl_weight:
         with torch.no_grad(), policy.generator.base_policy():
             reference_mean, _ = policy.transition(latents, step_index, condition)
@@ -218,3 +209,28 @@ def _pairs_loss(
         stats["kl"] = divergence.detach().mean()
         loss = loss + config.kl_weight * (divergence * batch.weight[rows]).sum() / num_pairs
     return loss, stats
+
+
+def _surrogate(
+    batch: PolicyBatch,
+    config: LossConfig,
+    pinned: bool,
+    num_pairs: int,
+    rows: Tensor,
+    log_prob: Tensor,
+    mean: Tensor,
+    std: Tensor,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The policy loss of pairs ``rows``, within the trust region that the config names."""
+    advantage, old_mean = batch.advantage[rows], mean.detach()
+    old_log_prob = log_prob.detach() if pinned else batch.old_log_prob[rows]
+    if config.needs_means and not pinned:
+        assert batch.old_mean is not None, "the rollout was asked to keep its means"
+        old_mean = batch.old_mean[rows]
+    if config.ratio_norm:
+        log_prob = normalize_ratio(log_prob, old_log_prob, mean, old_mean, std)
+        old_log_prob = torch.zeros_like(log_prob)
+    if config.kl_mask is None:
+        return clipped_surrogate(log_prob, old_log_prob, advantage, config.clip_range, num_pairs)
+    moved = gaussian_kl(mean.detach(), old_mean, std)
+    return masked_surrogate(log_prob, old_log_prob, advantage, moved, config.kl_mask, num_pairs)

@@ -192,8 +192,8 @@ def _encoder_bytes(work: Workload) -> tuple[float, float]:
 
 
 def _transition_bytes(work: Workload) -> float:
-    """Latents of one before and after a step in float32, with GRPO-Guard its mean too."""
-    return 4 * (2 + work.config.loss.ratio_norm) * work.transformer.latents
+    """Latents of one before and after a step in float32, and its mean if that is kept."""
+    return 4 * (2 + work.config.loss.needs_means) * work.transformer.latents
 
 
 def _sample_bytes(work: Workload) -> float:
