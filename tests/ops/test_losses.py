@@ -15,6 +15,7 @@ from customized_grpo.ops import (
     gaussian_kl,
     gaussian_log_prob,
     masked_surrogate,
+    norm_excess,
     normalize_ratio,
     sde_moments,
 )
@@ -284,3 +285,28 @@ class TestNormalizeRatio:
             normalize_ratio(zeros.bfloat16(), zeros, means, means, 1.0)
         with pytest.raises(ValueError, match="old_log_prob must have log_prob's shape"):
             inspect.unwrap(normalize_ratio)(zeros, torch.zeros(1), means, means, 1.0)
+
+
+class TestNormExcess:
+    @PROPERTY
+    @given(seed=seeds)
+    def test_equals_a_slow_loop(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        velocity, reference = torch.randn(2, 6, 3, 4, generator=generator)
+        expected = []
+        for new, old in zip(velocity.double(), reference.double(), strict=True):
+            lengths = [math.sqrt(sum(x * x for x in v.flatten().tolist())) for v in (new, old)]
+            expected.append(max(0.0, lengths[0] / lengths[1] - 1))
+        assert norm_excess(velocity, reference).tolist() == pytest.approx(expected, abs=1e-5)
+
+    def test_its_gradient_shortens_what_is_too_long_and_nothing_else(self) -> None:
+        velocity = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 5.0]], requires_grad=True)
+        reference = torch.tensor([[0.0, 4.0], [0.0, 4.0], [5.0, 0.0]])
+        norm_excess(velocity, reference).sum().backward()
+        assert velocity.grad is not None
+        torch.testing.assert_close(velocity.grad[0], torch.tensor([0.6, 0.8]) / 4)
+        assert velocity.grad[1].tolist() == [0, 0]
+
+    def test_shapes_must_agree(self) -> None:
+        with pytest.raises(ValueError, match="velocity and reference must have the same shape"):
+            inspect.unwrap(norm_excess)(torch.zeros(2, 3), torch.zeros(1, 3))

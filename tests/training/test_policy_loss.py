@@ -259,3 +259,44 @@ def test_a_pinned_update_is_within_every_trust_region(scene: Scene) -> None:
     _, clipped = scene.gradient(scene.rollout, LossConfig(), pinned=True)
     assert torch.equal(masked, clipped)
     assert stats["rollout_kl"] == stats["clip_fraction"] == 0
+
+
+@pytest.mark.parametrize("advantage", [0.0, 1.0])
+def test_the_norm_penalty_adds_its_gradient(scene: Scene, advantage: float) -> None:
+    """To the loss's own; computed here pair by pair, with the adapters off for the reference."""
+    scene.advantages = dataclasses.replace(
+        scene.advantages, per_step=advantage * scene.advantages.per_step
+    )
+    config = dataclasses.replace(UNPINNED, norm_weight=3.0)
+    stats, gradient = scene.gradient(scene.rollout, config, micro_batch_size=5)
+    _, plain = scene.gradient(scene.rollout)
+    batch = policy_batch(scene.rollout, scene.advantages, torch.arange(6), torch.ones(6))
+    for parameter in scene.parameters:
+        parameter.grad = None
+    excess = []
+    for pair in range(len(batch.advantage)):
+        row = torch.tensor([pair])
+        given = (batch.latents[row], batch.step_index[row])
+        condition = scene.conditioning.take(batch.sample_index[row])
+        with torch.no_grad(), scene.policy.generator.base_policy():
+            allowed = scene.policy.velocity(*given, condition).square().sum().sqrt()
+        length = scene.policy.velocity(*given, condition).square().sum().sqrt()
+        excess.append((length - allowed).clamp(min=0) / allowed)
+    assert 0 < sum(bool(x > 0) for x in excess) < len(excess)
+    (3 * torch.stack(excess).mean()).backward()
+    penalty = torch.cat([p.grad.flatten() for p in scene.parameters if p.grad is not None])
+    assert stats["norm_excess"] == pytest.approx(torch.stack(excess).mean().item(), rel=1e-3)
+    assert penalty.norm() > 0
+    assert_near(gradient, penalty + plain, NOISY)
+
+
+def test_a_weight_of_0_leaves_the_loss_and_its_kl_alone(scene: Scene) -> None:
+    """The length of velocities is logged where the base is asked anyway; it changes no bit."""
+    config = dataclasses.replace(UNPINNED, kl_weight=0.1)
+    stats, gradient = scene.gradient(scene.rollout, config)
+    assert stats["norm_excess"] > 0
+    _, other = scene.gradient(scene.rollout, dataclasses.replace(config, norm_weight=1e-30))
+    assert_near(other, gradient)
+    plain, _ = scene.gradient(scene.rollout)
+    assert "norm_excess" not in plain
+    assert "kl" not in plain

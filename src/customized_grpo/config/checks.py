@@ -76,11 +76,12 @@ def conflicts(config: RunConfig) -> Iterator[str]:
             f"loss.kl_mask must be null when train.inner_updates is 1, got {loss.kl_mask:g}; the "
             "policy is still the one that sampled, so it has no effect: raise inner_updates"
         )
-    if loss.kl_weight and config.lora is None:
-        yield (
-            f"loss.kl_weight must be 0 when lora is null, got {loss.kl_weight}; the reference is "
-            "the model with its adapters switched off, so keep lora"
-        )
+    for name in ("kl_weight", "norm_weight"):
+        if (weight := getattr(loss, name)) and config.lora is None:
+            yield (
+                f"loss.{name} must be 0 when lora is null, got {weight}; the reference is the "
+                "model with its adapters switched off, so keep lora"
+            )
     scale = config.evaluation.guidance_scale
     if scale is not None and not hasattr(config.generator, "guidance_scale"):
         yield (

@@ -236,6 +236,10 @@ class LossConfig:
     kl_weight: NonNegativeFloat = 0.0
     """Weight of the Gaussian KL to the untrained model (paper: 0)."""
 
+    norm_weight: NonNegativeFloat = 0.0
+    """Weight of a penalty on velocities longer than the untrained model's, by the share that they
+    are longer (NormGuard, arXiv:2606.27771); 0 = none."""
+
     ratio_norm: bool = False
     """Normalise the log-ratios of the steps (GRPO-Guard, arXiv:2510.22319)."""
 
@@ -250,6 +254,15 @@ class LossConfig:
     def needs_means(self) -> bool:
         """Whether the loss compares a step's mean with the one it was sampled with."""
         return self.ratio_norm or self.kl_mask is not None
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the loss compares the model with the untrained one."""
+        return bool(self.kl_weight or self.norm_weight)
+
+    def policy_only(self) -> LossConfig:
+        """The same without the pull to the untrained model."""
+        return replace(self, kl_weight=0.0, norm_weight=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from customized_grpo.ops.losses import (
     StepWeight,
     clipped_surrogate,
     masked_surrogate,
+    norm_excess,
     normalize_ratio,
     step_weights,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "group_normalize",
     "linear_weights",
     "masked_surrogate",
+    "norm_excess",
     "normalize_ratio",
     "sde_moments",
     "shape_advantages",

@@ -89,7 +89,7 @@ class Workload:
         weights = model.parameters * weight_bytes(config)
         passes = self.guidance_passes * self.velocities
         trained = self.guidance_passes * self.pairs
-        untuned = trained if config.loss.kl_weight else 0
+        untuned = trained if config.loss.needs_base else 0
         again = trained if generator.gradient_checkpointing else 0
         return (
             Stage(name="encode", flops=prompts * self.encode.flops, float32=is_float32),
