@@ -287,6 +287,11 @@ def test_overrides(load, arguments, expected):
             "evaluation.guidance_scale must be null for generator tiny, got 4.0; it has no",
         ),
         (["--loss.kl_mask", "1e-5"], "loss.kl_mask must be null when train.inner_updates is 1"),
+        (
+            ["--advantage.balance", "{}", "--advantage.shaping", "synergy_only"],
+            "advantage.balance must be null, got {",
+        ),
+        (["--advantage.balance", "{decay: 1}"], "advantage.balance.decay must be less than 1"),
         (["--loss.kl_mask", "0"], "loss.kl_mask must be greater than 0"),
         (["--lora", "null", "--loss.kl_weight", "0.1"], "loss.kl_weight must be 0 when lora"),
         (["--lora", "null", "--loss.norm_weight", "1"], "loss.norm_weight must be 0 when lora"),

@@ -96,6 +96,17 @@ def load_base(config: RunConfig) -> dict[str, torch.Tensor]:
             "--rollout.group_size 4 --train.num_updates 6 --train.split samples --fsdp true "
             "--train.learning_rate 1e-4",
         ),
+        # Gradients of the objectives, of all processes' pairs: whole, or in parts.
+        (
+            "balanced",
+            "--rollout.group_size 3 --train.num_updates 6 --train.learning_rate 1e-4 "
+            "--advantage.balance {every:2} --loss.kl_mask 1e-5",
+        ),
+        (
+            "sharded-balanced",
+            "--train.num_updates 6 --train.learning_rate 1e-4 --fsdp true "
+            "--advantage.balance {every:2} --loss.norm_weight 0.1",
+        ),
         ("full", "--lora null --train.inner_updates 1 --train.learning_rate 1e-4 --fsdp true"),
     ],
 )

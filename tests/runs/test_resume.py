@@ -111,6 +111,20 @@ def test_a_run_killed_between_updates_on_parts_of_groups_goes_on_bit_by_bit(
     assert content(train(config, resume=True)) == content(straight)
 
 
+def test_a_run_whose_objectives_are_balanced_goes_on_bit_by_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The average of their factors is kept, from a measurement before the kill to one after it."""
+    flags = ("--advantage.balance", "{every: 2}")
+    straight = train(small(tmp_path / "straight", *flags))
+    config = small(tmp_path, *flags)
+    with monkeypatch.context() as patch:
+        kill_at(patch, "inner update")
+        with pytest.raises(Killed):
+            train(config)
+    assert content(train(config, resume=True)) == content(straight)
+
+
 @pytest.mark.slow
 def test_a_finite_data_source_goes_on_bit_by_bit(tmp_path: Path, monkeypatch) -> None:
     """Features and encodings that were kept in memory are made again, each by itself."""

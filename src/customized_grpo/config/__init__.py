@@ -36,6 +36,7 @@ from customized_grpo.config.plugs import (
 from customized_grpo.config.sections import (
     DEFAULT_GAMMA,
     AdvantageConfig,
+    BalanceSettings,
     CacheConfig,
     ConstantSchedule,
     CosineSchedule,
@@ -59,6 +60,7 @@ from customized_grpo.registry import nearest, one_of
 __all__ = [
     "DEFAULT_GAMMA",
     "AdvantageConfig",
+    "BalanceSettings",
     "BenchmarkConfig",
     "CacheConfig",
     "Checkpoint",

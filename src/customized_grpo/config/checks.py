@@ -158,6 +158,12 @@ def _advantage_conflicts(advantage: AdvantageConfig, objectives: set[str]) -> It
             f"advantage.schedule must be left out for shaping {shaping}, got "
             f"{show(to_raw(schedule))}; there is no weighted sum to schedule"
         )
+    if advantage.balance is not None and not (has_sum and len(objectives) > 1):
+        why = "there is one objective" if has_sum else f"shaping {shaping} has no weighted sum"
+        yield (
+            f"advantage.balance must be null, got {show(to_raw(advantage.balance))}; {why}, so "
+            "there is nothing to balance"
+        )
     missing = {"identity", "prompt"} - objectives
     if missing and has_bonus:
         yield (

@@ -177,6 +177,21 @@ ScheduleConfig = Annotated[
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BalanceSettings:
+    """Weights of the objectives corrected by their gradients."""
+
+    method: Literal["mgda", "marble"] = "marble"
+    """marble = as if all gradients were equally long (MARBLE, arXiv:2605.06507), mgda = as they
+    are, the shorter one counting more (MGDA, arXiv:1810.04650)."""
+
+    every: Count = 10
+    """Rollouts between measurements, each of which costs an update's passes per objective."""
+
+    decay: Decay = 0.7
+    """Of the average of the factors over measurements; 0 = the last one alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AdvantageConfig:
     """How the objectives' advantages become one number per sample and step."""
 
@@ -199,6 +214,9 @@ class AdvantageConfig:
 
     schedule: ScheduleConfig = field(default_factory=TdwSchedule)
     """How identity and prompt share the weight: tdw, constant, linear, cosine or custom."""
+
+    balance: BalanceSettings | None = None
+    """Multiply the weights so that the objectives' gradients make one step for all; null = not."""
 
     extra_weights: dict[str, PositiveFloat] = field(default_factory=dict)
     """Constant weights of objectives besides identity and prompt, which share what is left of 1."""

@@ -14,6 +14,7 @@ from customized_grpo.ops.advantages import (
     synergy_bonus,
     tdw_weights,
 )
+from customized_grpo.ops.balance import BalanceMethod, balanced_factors
 from customized_grpo.ops.losses import (
     StepWeight,
     clipped_surrogate,
@@ -34,9 +35,11 @@ from customized_grpo.ops.sde import (
 __all__ = [
     "SCHEDULES",
     "SHAPINGS",
+    "BalanceMethod",
     "Dynamics",
     "Shaping",
     "StepWeight",
+    "balanced_factors",
     "clipped_surrogate",
     "combine_advantages",
     "constant_weights",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -112,13 +112,20 @@ def assign_credit(
     config: AdvantageConfig,
     rewards: Sequence[RewardConfig],
     objectives: Sequence[str],
+    factors: Mapping[str, float] | None = None,
 ) -> Advantages:
-    """Scores ``[B, R]`` -> advantages of all T steps of the schedule ``sigmas`` ``[T + 1]``."""
+    """Scores ``[B, R]`` -> advantages of all T steps of the schedule ``sigmas`` ``[T + 1]``.
+
+    Weights of objectives are multiplied by their ``factors``, if there are any.
+    """
     per_objective = objective_advantages(scores, group_ids, rewards, objectives)
+    weights = objective_weights(sigmas[:-1], config, objectives)
+    if factors:
+        weights = weights * weights.new_tensor([factors[name] for name in objectives])
     per_step = shape_advantages(
         config.find_shaping(),
         per_objective,
-        objective_weights(sigmas[:-1], config, objectives),
+        weights,
         gamma=DEFAULT_GAMMA if config.gamma is None else config.gamma,
         center=config.center,
         group_ids=group_ids,

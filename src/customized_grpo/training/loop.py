@@ -16,12 +16,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from customized_grpo.config import RunConfig
+from customized_grpo.config import BalanceSettings, RunConfig
 from customized_grpo.data.base import DataSource
 from customized_grpo.errors import RewardError, everywhere
 from customized_grpo.generators.base import Conditioning, Generator
@@ -32,7 +33,8 @@ from customized_grpo.runs.interrupts import Interrupts
 from customized_grpo.runs.log import RunLog
 from customized_grpo.runs.ranks import ALONE, Ranks
 from customized_grpo.runs.sharding import is_sharded, whole
-from customized_grpo.training.advantages import assign_credit
+from customized_grpo.training.advantages import assign_credit, objective_weights
+from customized_grpo.training.balance import Gradients, rebalance
 from customized_grpo.training.build import make_optimizer
 from customized_grpo.training.loss import accumulate_gradient, policy_batch
 from customized_grpo.training.policy import make_policy
@@ -56,6 +58,8 @@ class Experience:
     advantages: Advantages
     conditioning: Conditioning
     metrics: dict[str, float]
+    factors: dict[str, float]
+    """Of the objectives' weights, that the advantages have."""
 
 
 class Loop:
@@ -92,6 +96,10 @@ class Loop:
         self.is_sharded = is_sharded(generator.transformer)
         self.micro_batch_size = config.train.micro_batch_size
         """Halved where it does not fit the memory."""
+        self.factors: dict[str, float] = {}
+        """Of the objectives' weights, after the last rollout that is used up; empty: all 1."""
+        if config.advantage.balance is not None:
+            self.factors = dict.fromkeys(rewards.objectives, 1.0)
         self.mid_rollout = False
         """Some of a rollout's updates are done and some are not: no point to resume from."""
 
@@ -105,11 +113,12 @@ class Loop:
                 stats = self.update(batch, experience.conditioning, is_first=inner == 0)
             yield metrics | stats
             metrics = {}  # the rollout's numbers stand in the row of its first update
+        self.factors = experience.factors
         self.mid_rollout = False  # not before the caller has taken in the last update
 
     def collect(self, number: int) -> Experience:
         """Samples the groups of rollout ``number``, scores them and assigns the advantages."""
-        config, objectives = self.config, self.rewards.objectives
+        config = self.config
         num_prompts, group_size = config.rollout.prompts_per_rollout, config.rollout.group_size
         rng = torch.Generator().manual_seed(config.seed * _SEED_STRIDE + number)
         all_group_ids = torch.arange(num_prompts).repeat_interleave(group_size)  # [B]
@@ -124,28 +133,83 @@ class Loop:
         device = rollout.images.device
         for error in scores.errors:
             logger.warning("rollout %d: %s", number, error)
-        advantages = assign_credit(
+        conditioning = per_prompt.take(place.to(device))
+        credit = partial(
+            assign_credit,
             scores.scores,
             all_group_ids.to(device),
             rollout.sigmas,
             config.advantage,
             config.rewards,
-            objectives,
+            self.rewards.objectives,
         )
+        advantages, factors, measured = credit(self.factors), self.factors, {}
         if not advantages.valid.any():
             text = "; ".join(scores.errors) or "all scores are NaN"
             raise everywhere(
                 RewardError(f"rewards: no image of rollout {number} could be scored; {text}")
             )
-        self.log.advantages(number, advantages.per_objective, objectives)
-        metrics = rollout_metrics(scores, advantages, all_group_ids.to(device), objectives)
+        if config.advantage.balance is not None and number % config.advantage.balance.every == 0:
+            own = advantages.take(mine.to(device))
+            factors, measured = self._rebalance(
+                config.advantage.balance, rollout, own, conditioning
+            )
+            advantages = credit(factors)
+        self.log.advantages(number, advantages.per_objective, self.rewards.objectives)
+        metrics = rollout_metrics(
+            scores, advantages, all_group_ids.to(device), self.rewards.objectives
+        )
         return Experience(
             rows=mine,
             rollout=rollout,
             advantages=advantages.take(mine.to(device)),
-            conditioning=per_prompt.take(place.to(device)),
-            metrics=metrics | {f"reward/{name}": v for name, v in self.rewards.metrics().items()},
+            conditioning=conditioning,
+            metrics=metrics
+            | measured
+            | {f"reward/{name}": v for name, v in self.rewards.metrics().items()},
+            factors=factors,
         )
+
+    def _rebalance(
+        self,
+        settings: BalanceSettings,
+        rollout: Rollout,
+        advantages: Advantages,
+        conditioning: Conditioning,
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Factors of the objectives' weights, and numbers, from a gradient of the whole rollout for
+        each objective, by the policy that sampled it."""
+        rows = torch.arange(len(rollout.images), device=rollout.images.device)
+        fitted: dict[str, float] = {}
+
+        def gradient(per_step: Tensor) -> Gradients:
+            part = replace(advantages, per_step=per_step)
+            batch = policy_batch(
+                rollout, part, rows, self.step_weights, keep_invalid=self.is_sharded
+            )
+            stats = accumulate_gradient(
+                self.policy,
+                batch,
+                conditioning,
+                self.config.loss.policy_only(),
+                pinned=True,
+                micro_batch_size=self.micro_batch_size,
+                ranks=self.ranks,
+            )
+            if "micro_batch_size" in stats:
+                fitted["micro_batch_size"] = stats["micro_batch_size"]
+                self.micro_batch_size = int(stats["micro_batch_size"])
+            return [parameter.grad for parameter in self.parameters]
+
+        weights = objective_weights(
+            rollout.sigmas[:-1], self.config.advantage, self.rewards.objectives
+        )
+        with self.log.timed("balance"):
+            factors, measured = rebalance(
+                self.factors, gradient, advantages.per_objective, weights, settings, self.ranks
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        return factors, measured | fitted
 
     def _sample_and_score(
         self,

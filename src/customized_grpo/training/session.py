@@ -222,6 +222,8 @@ class Session:
         except CheckpointError as error:
             raise CheckpointError(f"{checkpoint.folder}: {error}") from error
         self.progress = Progress(**checkpoint.record["progress"])
+        kept = checkpoint.record.get("factors", {})
+        self.loop.factors |= {name: kept[name] for name in self.loop.factors if name in kept}
         self.rewards.restore(checkpoint.record["rewards"])
         if self.validation is not None:
             self.validation.evaluators.restore(checkpoint.record["evaluators"])
@@ -352,6 +354,7 @@ class Session:
             "score": self.progress.score(),
             "rewards": self.rewards.metrics(),
             "evaluators": self.validation.evaluators.metrics() if self.validation else {},
+            "factors": self.loop.factors,
             "environment": describe_environment(self.generator.device),
         }
         self.store.save(self.progress.update, tensors, record, self.generator.save_weights)

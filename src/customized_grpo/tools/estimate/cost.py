@@ -157,7 +157,14 @@ def _stage_cost(stage: Stage, work: Workload, cluster: Cluster) -> StageCost:
             gathered = work.transformer.parameters * gathered_bytes(work.config)
             waits += max(0.0, passes * gathered * others / cluster.link - needed)
         if stage.name == "update":  # all gradients are summed, in float32
-            waits += updates * 2 * others * 4 * work.transformer.trained / cluster.link
+            waits += (
+                (updates + work.measurements)
+                * 2
+                * others
+                * 4
+                * work.transformer.trained
+                / cluster.link
+            )
     return StageCost(flops=stage.flops, seconds=needed + waits, communication=waits)
 
 
@@ -172,6 +179,8 @@ def predict_memory(work: Workload, count: int, *, fsdp: bool, checkpointing: boo
     # In float32: gradient, AdamW's two moments, the average, and an adapter's own weights.
     per_trained = 4 + (8 if config.train.optimizer == "adamw" else 2)
     per_trained += 4 * (config.train.ema_decay is not None) + 4 * (config.lora is not None)
+    if config.advantage.balance is not None:  # a gradient of each objective but the last
+        per_trained += 4 * (len({reward.objective for reward in config.rewards}) - 1)
     texts, vae = _encoder_bytes(work)
     stages = activations(work, count, fsdp=fsdp, checkpointing=checkpointing)
     return Memory(

@@ -77,6 +77,14 @@ class Workload:
         """Trained (sample, step) pairs of all updates of a rollout."""
         return self.samples * self.config.rollout.num_trained_steps
 
+    @property
+    def measurements(self) -> float:
+        """Gradients of a whole rollout besides its updates', on average: one for each objective
+        where they are balanced."""
+        balance = self.config.advantage.balance
+        num_objectives = len({reward.objective for reward in self.config.rewards})
+        return 0.0 if balance is None else num_objectives / balance.every
+
     def stages(self) -> tuple[Stage, ...]:
         """encode, rollout, decode, reward, update."""
         config, model, rewards = self.config, self.transformer, self.rewards
@@ -90,6 +98,7 @@ class Workload:
         passes = self.guidance_passes * self.velocities
         trained = self.guidance_passes * self.pairs
         untuned = trained if config.loss.needs_base else 0
+        trained = round(trained * (1 + self.measurements))
         again = trained if generator.gradient_checkpointing else 0
         return (
             Stage(name="encode", flops=prompts * self.encode.flops, float32=is_float32),
