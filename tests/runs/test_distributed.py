@@ -100,12 +100,12 @@ def load_base(config: RunConfig) -> dict[str, torch.Tensor]:
         (
             "balanced",
             "--rollout.group_size 3 --train.num_updates 6 --train.learning_rate 1e-4 "
-            "--advantage.balance {every:2} --loss.kl_mask 1e-5",
+            '--advantage.balance {"every":2} --loss.kl_mask 1e-5',
         ),
         (
             "sharded-balanced",
-            "--train.num_updates 6 --train.learning_rate 1e-4 --fsdp true "
-            "--advantage.balance {every:2} --loss.norm_weight 0.1",
+            "--rollout.prompts_per_rollout 4 --train.num_updates 4 --train.learning_rate 1e-4 "
+            '--fsdp true --advantage.balance {"every":2} --loss.norm_weight 0.1',
         ),
         ("full", "--lora null --train.inner_updates 1 --train.learning_rate 1e-4 --fsdp true"),
     ],
