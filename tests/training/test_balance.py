@@ -24,7 +24,7 @@ from customized_grpo.training.loop import Experience, Loop
 from customized_grpo.training.session import train
 
 NOISY = 2**18  # a log-probability divides the rounding of a mean by a variance
-NAMES = ("identity", "prompt")
+NAMES: tuple[str, ...] = ("identity", "prompt")
 
 
 @pytest.fixture
@@ -94,11 +94,12 @@ def test_a_factor_on_the_weight_is_one_on_the_gradient(config: RunConfig, tmp_pa
     names = loop.rewards.objectives
     weights = objective_weights(loop.policy.sigmas[:-1], config.advantage, names)
     parts = experience.advantages.per_objective
-    expected = sum(
+    gradients = [
         experience.factors[name]
         * plain_gradient(loop, experience, parts[:, n, None] * weights[:, n])
         for n, name in enumerate(names)
-    )
+    ]
+    expected = torch.stack(gradients).sum(0)
     loop.optimizer = torch.optim.SGD(loop.parameters, 0.0)
     (batch_rows,) = loop.inner_rows()
     loop.update(loop._batch_of(experience, batch_rows), experience.conditioning, is_first=True)
