@@ -6,6 +6,7 @@ For every step k, groups of samples that share everything but the noise added at
 standard deviation of a reward within a group is what chance at that step does to it, and all that
 a policy gradient can credit the step with. TDW pays where the prompt's share of the steps falls
 in the course of denoising and the identity's rises. Validation examples (training subjects).
+``measured`` is the prompt's weight by a schedule of type measured.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from customized_grpo.config import RunConfig, load_config
+from customized_grpo.config import MeasuredSchedule, RunConfig, load_config
 from customized_grpo.devices import pick_device
 from customized_grpo.files import write_atomic
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.rewards.base import RewardSet
-from customized_grpo.training.advantages import objective_weights
+from customized_grpo.training.advantages import Measured, objective_weights, shares_of_noise
 from customized_grpo.training.build import build_world
 from customized_grpo.training.policy import Policy, make_policy
 from customized_grpo.training.rollout import collect_rollout
 from customized_grpo.types import Example
 
 
-def spread(
+def scores_by_noise(
     policy: Policy,
     conditioning: Conditioning,
     examples: list[Example],
@@ -39,7 +40,7 @@ def spread(
     config: RunConfig,
     window: tuple[int, int],
 ) -> Tensor:
-    """Mean over the groups of the standard deviation in a group, noise in ``window`` only."""
+    """Scores ``[P, G, R]`` of groups with noise in ``window`` only."""
     rollout_config = replace(
         config.rollout,
         shared_noise=True,
@@ -51,7 +52,7 @@ def spread(
     rollout = collect_rollout(policy, conditioning, rollout_config, generator)
     repeated = [examples[group] for group in rollout.group_ids.tolist()]
     scores = rewards.score(rollout.images, repeated).scores
-    return scores.view(len(examples), -1, len(rewards.names)).std(1).mean(0)
+    return scores.view(len(examples), -1, len(rewards.names))
 
 
 def main() -> None:
@@ -70,17 +71,25 @@ def main() -> None:
     policy = make_policy(model, config, args.num_steps)
 
     windows = [(k, k + 1) for k in range(policy.num_steps - 1)]
-    rows = [
-        spread(policy, conditioning, examples, rewards, config, window).tolist()
+    scores = [
+        scores_by_noise(policy, conditioning, examples, rewards, config, window)
         for window in track([*windows, (0, policy.num_steps - 1)], description="steps")
     ]
-    objectives = ("identity", "prompt")
-    weights = objective_weights(policy.sigmas[:-1].cpu(), config.advantage, objectives)
+    rows = [some.std(1).mean(0).tolist() for some in scores]
+    variances = torch.stack([some.var(1).mean(0) for some in scores[:-1]]).cpu()
+    last = torch.zeros(1, len(rewards.names))  # the last step has no noise
+    shares = shares_of_noise(torch.cat([variances, last]), config.rewards)
+    sigmas, objectives = policy.sigmas[:-1].cpu(), ("identity", "prompt")
+    own, other = (
+        objective_weights(sigmas, advantage, objectives, Measured(noise_shares=shares))[:, 1]
+        for advantage in (config.advantage, replace(config.advantage, schedule=MeasuredSchedule()))
+    )
     print(f"{len(examples)} examples x {config.rollout.group_size} samples, seed {config.seed}")
-    print("step  sigma  " + "".join(f"{name:>12}" for name in rewards.names) + "   w_prompt")
+    names = "".join(f"{name:>12}" for name in rewards.names)
+    print(f"step  sigma  {names}   w_prompt   measured")
     for step, row in enumerate(rows):
         head = f"{step:>4}  {policy.sigmas[step]:.3f}" if step < len(windows) else " all       "
-        weight = f"{weights[step, 1]:>11.3f}" if step < len(windows) else ""
+        weight = f"{own[step]:>11.3f}{other[step]:>11.3f}" if step < len(windows) else ""
         print(head + "  " + "".join(f"{value:>12.4f}" for value in row) + weight)
     if args.out:
         content = {"rewards": rewards.names, "sigmas": policy.sigmas.tolist(), "std": rows}

@@ -12,7 +12,7 @@ out=build
 assets=src/customized_grpo/assets
 where="--device ${DEVICE:-cpu} --workers ${WORKERS:-0}"
 
-$python scripts/train_rewards.py --kind dino --seed 1 --width 128 --steps 1800 --out $out/reward-dino
+$python scripts/train_rewards.py --kind dino --seed 1 --width 128 --steps 2900 --out $out/reward-dino
 $python scripts/train_rewards.py --kind clip --seed 2 --width 128 --out $out/reward-clip
 $python scripts/train_preference.py --init $out/reward-clip/model --out $out/reward-preference
 $python scripts/train_rewards.py --kind clip --seed 3 --width 96 --strength 1.3 --out $out/evaluator-clip

@@ -113,7 +113,7 @@ def _find_wrong(asked: Tensor, rng: torch.Generator) -> Tensor:
     ``[P, NUM_CANDIDATES, NUM_ASKED]``."""
     wrong = torch.zeros(len(asked), NUM_CANDIDATES, NUM_ASKED, dtype=torch.bool)
     # Scene and placement are always asked for, a prop, a colour and an accessory half of the time.
-    chance = (asked[:, :-1] > 0) * torch.tensor([1.0, 1.0, 4.0, 2.0, 2.0])
+    chance = (asked[:, :-1] > 0) * torch.tensor([1.0, 1.0, 4.0, 4.0, 2.0])
     missed = torch.multinomial(chance, len(MISSED), generator=rng)
     for candidate, column in zip(MISSED, missed.unbind(1), strict=True):
         wrong[torch.arange(len(asked)), candidate, column] = True

@@ -5,14 +5,16 @@ python scripts/train_rewards.py --kind dino --seed 2 --width 96 --out build/eval
 
 Both are contrastive (InfoNCE over the batch). CLIP pairs a picture with its sentence. DINO pairs
 the same subject in two scenes or, three times in ten, two augmented crops of one picture: like a
-self-supervised DINO it sees the background too, so that copying the reference is a temptation.
+self-supervised DINO it sees the background too, so that copying the reference is a temptation; and
+like DINO's its pictures change their colours (``jitter_colors``) and its subjects theirs, so that
+a subject in another colour is nearer to itself than another subject is.
 Reward and evaluator differ in seed, width, patch statistics and strength of augmentation.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,7 +24,7 @@ from _training import Run
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
 
-from customized_grpo.data.emoji.world import SIZE, EmojiWorld
+from customized_grpo.data.emoji.world import SIZE, EmojiWorld, attribute_values
 
 IMAGE_MEAN, IMAGE_STD = 0.5, 0.5  # of both models, written into preprocessor_config.json
 
@@ -37,11 +39,18 @@ class Pool:
     tokens: Tensor
 
 
-def make_pool(size: int, seed: int, tokenizer) -> Pool:
+def make_pool(size: int, seed: int, tokenizer, recolor: bool) -> Pool:
+    """``recolor``: every target shows its subject in any of the colours; its sentence is wrong."""
     world, generator = EmojiWorld("train"), torch.Generator().manual_seed(seed)
     parts: dict[str, list[Tensor]] = {k: [] for k in ("targets", "references", "subject", "tokens")}
     for start in range(0, size, 512):
         batch = world.sample(min(512, size - start), generator)
+        if recolor:
+            color = torch.randint(
+                len(attribute_values("color")), batch.subject.shape, generator=generator
+            )
+            attributes = replace(batch.attributes, color=color)
+            batch = replace(batch, targets=world.render(batch.subject, attributes, generator)[0])
         parts["targets"].append((batch.targets * 255).round().byte())
         parts["references"].append((batch.references * 255).round().byte())
         parts["subject"].append(batch.subject)
@@ -69,6 +78,25 @@ def augment(images: Tensor, strength: float, generator: torch.Generator) -> Tens
     out = out + 0.1 * strength * uniform(batch, 3, 1, 1)
     noise = torch.randn(out.shape, generator=generator) * uniform(batch, 1, 1, 1).abs()
     return (out + 0.06 * strength * noise).clamp(0, 1)
+
+
+_TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+
+
+def jitter_colors(images: Tensor, generator: torch.Generator) -> Tensor:
+    """DINO's colour augmentation (arXiv:2304.07193): hues of four in five ``images`` are turned, by
+    at most a quarter, and one in five is grey."""
+    batch = len(images)
+    turn, often, grey = torch.rand(3, batch, generator=generator)
+    angle = (turn - 0.5) * torch.pi * (often < 0.8)
+    chroma = (grey >= 0.2).float()
+    rotation = torch.zeros(batch, 3, 3)
+    rotation[:, 0, 0] = 1
+    rotation[:, 1, 1] = rotation[:, 2, 2] = chroma * angle.cos()
+    rotation[:, 2, 1] = chroma * angle.sin()
+    rotation[:, 1, 2] = -rotation[:, 2, 1]
+    matrix = _TO_YIQ.inverse() @ rotation @ _TO_YIQ
+    return torch.einsum("bij,bjhw->bihw", matrix, images).clamp(0, 1)
 
 
 def pixels(images: Tensor) -> Tensor:
@@ -111,7 +139,7 @@ def build_clip(width: int, tokenizer) -> CLIPModel:
 def clip_loss(model: CLIPModel, pool: Pool, batch: int, strength: float, generator):
     rows = torch.randint(len(pool.targets), (batch,), generator=generator)
     images = augment(pool.targets[rows].float() / 255, 0.35 * strength, generator)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_amx_tile_supported()):
         image = model.get_image_features(pixel_values=pixels(images)).pooler_output
         text = model.get_text_features(input_ids=pool.tokens[rows]).pooler_output
     return info_nce(image, text, model.logit_scale.exp().clamp(max=100))
@@ -136,9 +164,9 @@ def dino_loss(model: Dinov2Model, pool: Pool, batch: int, strength: float, gener
     rows = torch.randint(len(pool.targets), (batch,), generator=generator)
     references, targets = (t[rows].float() / 255 for t in (pool.references, pool.targets))
     same_picture = torch.rand(batch, 1, 1, 1, generator=generator) < 0.3
-    a = augment(references, strength, generator)
-    b = augment(torch.where(same_picture, references, targets), strength, generator)
-    with torch.autocast("cpu", torch.bfloat16):
+    pairs = references, torch.where(same_picture, references, targets)
+    a, b = (augment(jitter_colors(x, generator), strength, generator) for x in pairs)
+    with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_amx_tile_supported()):
         features = model(pixel_values=pixels(torch.cat([a, b]))).pooler_output
     return info_nce(*features.chunk(2), 12.0)
 
@@ -161,6 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kind", choices=("clip", "dino"), required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--init", type=Path, help="Dinov2Model to go on from")
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--strength", type=float, default=1.0, help="of the augmentation")
@@ -172,9 +201,11 @@ def main() -> None:
     torch.manual_seed(args.seed)
     tokenizer = clip_tokenizer()
     model = build_clip(args.width, tokenizer) if args.kind == "clip" else build_dino(args.width)
+    if args.init:
+        model = Dinov2Model.from_pretrained(args.init, dtype=torch.float32)
     model.set_attn_implementation("eager")
     run = Run(args.out, model, peak_lr=args.lr, num_steps=args.steps)
-    pool = make_pool(args.pool, args.seed, tokenizer)
+    pool = make_pool(args.pool, args.seed, tokenizer, recolor=args.kind == "dino")
     loss_of = clip_loss if args.kind == "clip" else dino_loss
     while run.step < args.steps:
         generator = run.rng(args.seed)

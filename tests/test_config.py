@@ -18,9 +18,10 @@ from customized_grpo.config import (
     CustomSchedule,
     LinearSchedule,
     LoraSettings,
+    MeasuredSchedule,
     RolloutConfig,
     RunConfig,
-    TdwSchedule,
+    ScheduleConfig,
     TrainConfig,
     check_config,
     dump_config,
@@ -28,7 +29,6 @@ from customized_grpo.config import (
     list_fields,
     load_config,
 )
-from customized_grpo.config.sections import ScheduleConfig
 from customized_grpo.config.yaml_text import Dumper, parse_yaml
 from customized_grpo.errors import ConfigError
 
@@ -182,6 +182,15 @@ def test_a_bad_file_gets_one_line(load, old, new, expected):
         ("{shaping: custom, shaping_target: 'nowhere:f'}", "shaping_target must be importable"),
         ("{shaping: custom, shaping_target: 'tiny_plugs:YAML'}", "must name a customized_grpo.ops"),
         ("{extra_weights: {quality: 0.2}}", "advantage.extra_weights must name exactly"),
+        ("{gate_floor: 0.5}", "advantage.gate_floor must be null for shaping sars, got 0.5"),
+        ("{shaping: gate, gate_floor: .nan}", "advantage.gate_floor"),
+        ("{shaping: gate, center: true}", "advantage.center must be false for shaping gate"),
+        ("{shaping: gate, schedule: {type: measured}}", "no weighted sum to schedule"),
+        ("{schedule: {type: measured, num_samples: 1}}", "schedule.num_samples must be"),
+        (
+            "{schedule: {type: measured, num_prompts: 60000, num_samples: 2}}",
+            "advantage.schedule.num_samples must be at most 65,536 / num_prompts = 1, got 2",
+        ),
     ],
 )
 def test_an_advantage_option_without_effect_is_refused(load, advantage, expected):
@@ -194,7 +203,9 @@ WITH_QUALITY = YAML.replace("\nrollout: ", f"\n{QUALITY}rollout: ")
 
 
 def test_shapings_get_the_objectives_they_need(load):
-    assert "rewards must cover identity and prompt" in error_of(load, text=ONLY_PROMPT)
+    for shaping in ("sars", "gate"):
+        flags = ["--advantage.shaping", shaping]
+        assert "rewards must cover identity and prompt" in error_of(load, *flags, text=ONLY_PROMPT)
     linear = ["--advantage.shaping", "linear"]
     needed = "advantage.schedule must be {type: constant, prompt: 1.0}"
     assert needed in error_of(load, *linear, text=ONLY_PROMPT)
@@ -210,6 +221,15 @@ def test_further_objectives_need_a_weight(load):
     assert "sum to less than 1" in error_of(load, *weights, "{quality: 1}", text=WITH_QUALITY)
     config = load(*weights, "{quality: 0.2}", text=WITH_QUALITY)
     assert config.advantage.extra_weights == {"quality": 0.2}
+    gate = ["--advantage.shaping", "gate", *weights, "{quality: 0.2}"]
+    needed = "rewards must be of identity and prompt alone for shaping gate, got ['quality']"
+    assert needed in error_of(load, *gate, text=WITH_QUALITY)
+
+
+def test_the_default_strength_is_that_of_the_shapings_own_recipe():
+    assert AdvantageConfig().strength() == 0.4
+    assert AdvantageConfig(shaping="gate").strength() == 5.0
+    assert AdvantageConfig(shaping="gate", gamma=2.0).strength() == 2.0
 
 
 def test_a_custom_schedule_is_looked_up_when_the_config_is_read(load):
@@ -336,7 +356,7 @@ def test_names_and_defaults_are_those_of_ops():
     for schedule in get_args(get_args(ScheduleConfig)[0]):
         options = {f.name: f.default for f in fields(schedule)}
         type_ = options.pop("type")
-        if schedule is CustomSchedule:
+        if schedule in (CustomSchedule, MeasuredSchedule):  # no functions of the noise level
             continue
         parameters = inspect.signature(ops.SCHEDULES[type_]).parameters
         assert options == {name: p.default for name, p in parameters.items() if name != "sigmas"}
@@ -344,7 +364,7 @@ def test_names_and_defaults_are_those_of_ops():
 
 def test_every_field_is_documented_and_only_plugs_and_the_name_are_required(load):
     infos = [*list_fields(), *list_fields(load())]
-    for schedule in (TdwSchedule, ConstantSchedule, LinearSchedule, CosineSchedule, CustomSchedule):
+    for schedule in get_args(get_args(ScheduleConfig)[0]):
         infos += list_fields(schedule)
     undocumented = {info.path for info in infos if not info.doc} - {
         f"{plug}.type" for plug in ("data", "generator", "rewards.0", "rewards.1")
@@ -367,3 +387,6 @@ def test_the_arithmetic_is_explained(load):
     parts = explain_batch(load("--train.split", "samples", "--train.inner_updates", "2"))
     assert "8 groups x 6 samples x 7 trained steps = 336 (sample, step) pairs" in parts
     assert "ratio: 1" in explain_batch(load())
+    assert "measured" not in explain_batch(load())
+    measured = explain_batch(load("--advantage.schedule", "{type: measured, num_prompts: 3}"))
+    assert "11 steps x 3 prompts x 4 samples = 132 images" in measured

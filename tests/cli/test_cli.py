@@ -38,7 +38,7 @@ def config(tmp_path, monkeypatch) -> Path:
 def calls(monkeypatch, tmp_path) -> list:
     """Replaces training and evaluation by a record of what they were called with."""
     calls = []
-    trainer, evaluate = ModuleType("trainer"), ModuleType("evaluate")
+    trainer, evaluate, hero = (ModuleType(name) for name in ("trainer", "evaluate", "hero"))
 
     def train(config, *, resume, allow_changed):
         calls.append(config)
@@ -55,6 +55,8 @@ def calls(monkeypatch, tmp_path) -> list:
     monkeypatch.setattr(evaluation_tables, "verdict", lambda outcome: "It is better.")
     monkeypatch.setitem(sys.modules, "customized_grpo.training.session", trainer)
     monkeypatch.setitem(sys.modules, "customized_grpo.evaluation.evaluate", evaluate)
+    hero.save_hero = lambda path, run, heading: calls.append(path)  # pyright: ignore
+    monkeypatch.setitem(sys.modules, "customized_grpo.evaluation.hero", hero)
     return calls
 
 
@@ -161,8 +163,9 @@ def test_evaluate_help_of_a_benchmark_shows_its_fields(capsys) -> None:
 
 def test_demo_trains_the_shipped_config_and_evaluates(capsys, calls, tmp_path):
     assert main(["demo", "--updates", "4", "--seed", "2"]) == 0
-    config, (run, split, num_examples) = calls
+    config, (run, split, num_examples), picture = calls
     assert (config.train.num_updates, config.seed, config.name) == (4, 2, "demo-seed2")
+    assert picture == tmp_path / "demo-seed2" / "demo.png"
     assert (run, split, num_examples) == (tmp_path / "demo-seed2", "held_out", None)
     assert capsys.readouterr().out.endswith("base tuned\nIt is better.\n")
 

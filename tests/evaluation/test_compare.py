@@ -147,7 +147,7 @@ def test_report_of_single_runs_takes_seeds_together(
     seeds = {label: len(results.of(method)) for method, label in results.labels.items()}
     assert seeds == {str(runs[0]): 2, str(runs[2]): 1}
     assert (tmp_path / "page" / "report.html").read_text().count('src="data:') == 6 * 6
-    with pytest.raises(CheckpointError, match=r"evaluation\.json: must be the result of an eval"):
+    with pytest.raises(CheckpointError, match="must be the folder of a run"):
         results_of_runs([tmp_path])
 
 
@@ -303,6 +303,22 @@ def test_a_cell_judged_on_other_examples_is_refused(finished: tuple[Path, Result
     with pytest.raises(CheckpointError, match="seed0 was judged on other examples"):
         compare(study, jobs=1)
     (run / "evaluation.json").write_bytes(before)
+    (study.results / RESULTS).write_bytes(text)
+
+
+@pytest.mark.slow
+def test_a_cell_judged_before_its_weights_changed_is_refused(
+    finished: tuple[Path, Results],
+) -> None:
+    study = Study.load(finished[0])
+    file = study.config.folder / "naive" / "seed0" / "evaluation.json"
+    before, text = file.read_text(), (study.results / RESULTS).read_bytes()
+    digest = json.loads(before)["weights"]
+    file.write_text(before.replace(digest, "0" * 64))
+    (study.results / RESULTS).unlink()
+    with pytest.raises(CheckpointError, match=r"of the weights that the run has now.*remove it"):
+        compare(study, jobs=1)
+    file.write_text(before)
     (study.results / RESULTS).write_bytes(text)
 
 

@@ -7,7 +7,8 @@ import pytest
 from made_up import judgement, made_up
 
 from customized_grpo.errors import CheckpointError
-from customized_grpo.evaluation.outcome import Judgement
+from customized_grpo.evaluation.outcome import BASE, Judgement
+from customized_grpo.evaluation.report.tables import tables
 from customized_grpo.evaluation.results import Results, read_cell
 
 
@@ -16,7 +17,7 @@ def test_differences_are_paired_by_seed() -> None:
     difference = results.over_seeds("both", "dinov2", minus="naive")
     assert difference is not None
     assert difference.mean == pytest.approx(0.03)
-    assert difference.half_width == pytest.approx(0, abs=1e-6)  # seeds move both alike
+    assert difference.half_width == pytest.approx(0, abs=1e-6)  # seeds and examples move both alike
     plain = results.over_seeds("both", "dinov2")
     assert plain is not None
     assert plain.half_width > 1e-3
@@ -24,6 +25,53 @@ def test_differences_are_paired_by_seed() -> None:
     paired = fewer.over_seeds("both", "dinov2", minus="naive")
     assert paired is not None
     assert paired.count == 2
+
+
+def test_a_difference_takes_in_the_spread_of_the_examples() -> None:
+    """Seeds agree, as two may by chance; half of the examples gain .1 and half lose .06."""
+    results = made_up()
+    base = results.yardstick.base
+    assert base is not None
+    moved = [b + (0.1 if row % 2 else -0.06) for row, b in enumerate(base.columns["dinov2"])]
+    judged = dataclasses.replace(base, columns=base.columns | {"dinov2": moved})
+    cells = [dataclasses.replace(cell, judgement=judged) for cell in results.cells]
+    alike = dataclasses.replace(results, cells=cells)
+    found = alike.over_seeds("both", "dinov2", minus=BASE)
+    assert found is not None
+    assert found.mean == pytest.approx(0.02)
+    assert found.half_width == pytest.approx(1.96 * 0.08 / 10**0.5, rel=0.05)
+    assert "**" not in "".join(_row(alike, "Change from the base", "Customized-GRPO"))
+    one = dataclasses.replace(alike, cells=[c for c in cells if c.seed == 0])
+    single = one.over_seeds("both", "dinov2", minus=BASE)
+    assert single is not None
+    assert single.half_width == pytest.approx(found.half_width)
+    # Of one subject, the pictures are all there is.
+    items = tuple(dataclasses.replace(i, subject="rex") for i in results.yardstick.items)
+    rex = dataclasses.replace(alike, yardstick=dataclasses.replace(alike.yardstick, items=items))
+    alone = rex.over_seeds("both", "dinov2", minus=BASE)
+    assert alone is not None
+    assert alone.half_width == pytest.approx(found.half_width, rel=0.05)
+
+
+def _row(results: Results, title: str, label: str) -> list[str]:
+    """Cells of a row, without the name's emphasis."""
+    (table,) = (table for table in tables(results) if table.title == title)
+    (row,) = (row for row in table.rows if row[0].strip("*") == label)
+    return row[1:]
+
+
+def test_shares_of_few_seeds_stay_between_0_and_1() -> None:
+    results = made_up()
+    cells = []
+    for cell in results.cells[:4]:  # two seeds, which disagree
+        column: list[float | None] = [float(row < 1 + 3 * cell.seed) for row in range(10)]
+        columns = cell.judgement.columns | {"copies": column}
+        judged = dataclasses.replace(cell.judgement, columns=columns)
+        cells.append(dataclasses.replace(cell, judgement=judged))
+    two = dataclasses.replace(results, cells=cells)
+    shown = _row(two, "Right pictures, and copies", "Customized-GRPO")
+    assert shown[-1] == "0.250 [0.000, 1.000]"
+    assert all("**" not in cell for cell in _row(two, "Change from the base", "Customized-GRPO"))
 
 
 def test_measures_against_base_and_anchors() -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from customized_grpo.evaluation import statistics
-from customized_grpo.evaluation.statistics import over_seeds, standard_error
+from customized_grpo.evaluation.statistics import over_seeds
+from customized_grpo.significance import standard_error
 
 NAN = math.nan
 
@@ -63,3 +64,33 @@ def test_one_seed_or_subject_has_no_interval_and_no_numbers_no_estimate() -> Non
     assert found
     assert (found.low, found.high, found.in_brackets()) == (None, None, "0.200")
     assert statistics.over_subjects(torch.tensor([NAN]), ["a"]) is None
+
+
+def test_examples_are_folded_in_and_two_seeds_are_never_clear() -> None:
+    alike = over_seeds([0.062, 0.062])  # by chance
+    assert not alike.is_clear(3)
+    assert not over_seeds([0.062] * 3).is_clear(3)  # no width
+    assert not over_seeds([0.0620, 0.0621, 0.0622]).is_clear(3)  # none that is printed
+    assert over_seeds([0.062] * 3, examples=0.01).is_clear(3)
+    assert not over_seeds([0.062] * 3, examples=0.07).is_clear(3)
+    assert not over_seeds([0.062, 0.062], examples=0.01).is_clear(3)
+    assert not over_seeds([0.0053, 0.0052, 0.0054, 0.0053], examples=0.00527).is_clear(4)
+    both = over_seeds([1.0, 2.0, 3.0], examples=3.0)
+    seeds = over_seeds([1.0, 2.0, 3.0]).half_width
+    assert both.half_width == pytest.approx(math.hypot(seeds, 3.0))
+    alone = over_seeds([0.5], examples=0.2)
+    assert alone.plus_minus(2) == "0.50 ± 0.20"
+    assert not alone.is_clear(2)
+
+
+def test_an_interval_of_a_share_ends_where_shares_end() -> None:
+    wide = over_seeds([0.1, 0.3]).within(0, 1)
+    assert (wide.low, wide.high) == (0, 1)
+    assert wide.plus_minus(3) == "0.200 [0.000, 1.000]"  # ± would say less than nothing
+    assert over_seeds([0.5, 0.52]).within(0, 1).plus_minus(2) == "0.51 ± 0.13"
+    assert over_seeds([0.5]).within(0, 1).low is None
+
+
+def test_nothing_is_minus_zero() -> None:
+    assert over_seeds([-0.00001]).plus_minus(4) == "0.0000"
+    assert over_seeds([-0.00001]).in_brackets(sign=True) == "+0.000"

@@ -12,23 +12,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import Flux2KleinPipeline, FluxKontextPipeline, FluxPipeline
+from diffusers import Flux2KleinPipeline, FluxKontextPipeline, FluxPipeline, QwenImage21Pipeline
 from diffusers import QwenImageEditPlusPipeline as QwenPipeline
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as qwen_module
 from PIL import Image
 from tiny_pipelines import (
+    ChatProcessor,
     PictureAndTextProcessor,
     build_flux1,
     build_klein,
     build_qwen,
+    build_qwen_21,
 )
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from customized_grpo.config import RunConfig, read_config
 from customized_grpo.generators.base import Conditioning, Generator
 from customized_grpo.generators.flux2_klein import Flux2KleinConfig
 from customized_grpo.generators.flux_kontext import FluxKontextConfig
 from customized_grpo.generators.pipeline import PipelineConfig
+from customized_grpo.generators.qwen_image_21 import QwenImage21Config
 from customized_grpo.generators.qwen_image_edit_plus import QwenImageEditPlusConfig
 from customized_grpo.generators.uno import UnoConfig
 from customized_grpo.pictures import to_pil
@@ -37,6 +41,7 @@ from customized_grpo.types import Example
 
 HEIGHT, WIDTH, REFERENCE, TEXT = 64, 144, 96, 48  # of one area, so that nothing is resized
 _AREA = REFERENCE * REFERENCE
+HEIGHT_21, WIDTH_21 = 64, 128  # multiples of 32
 STEPS = 4
 
 
@@ -146,6 +151,26 @@ def _load_qwen(path: str) -> QwenPipeline:
     return pipeline
 
 
+def _qwen_21(guidance: float) -> Callable[[Any, Example, Tensor, int], Tensor]:
+    def run(pipeline: Any, example: Example, noise: Tensor, steps: int) -> Tensor:
+        return pipeline(
+            image=pictures(example), prompt=example.prompt, height=HEIGHT_21, width=WIDTH_21,
+            negative_prompt=" " if guidance > 1 else None, true_cfg_scale=guidance,
+            num_inference_steps=steps, latents=noise, output_type="latent",
+            output_resolution=REFERENCE,
+        ).images  # fmt: skip
+
+    return run
+
+
+def _load_qwen_21(path: str) -> QwenImage21Pipeline:
+    """The stock pipeline without torchvision."""
+    tokenizer = AutoTokenizer.from_pretrained(path, subfolder="processor")
+    return QwenImage21Pipeline.from_pretrained(
+        path, processor=ChatProcessor(Path(path), tokenizer), dtype=torch.float32
+    )
+
+
 def _loader(pipeline_class: Any) -> Callable[[str], Any]:
     return lambda path: pipeline_class.from_pretrained(path, dtype=torch.float32)
 
@@ -155,6 +180,12 @@ def _qwen_config(path: str, **fields: Any) -> QwenImageEditPlusConfig:
         path=path, height=HEIGHT, width=WIDTH, reference_area=_AREA,
         condition_area=_AREA, **fields,
     )  # fmt: skip
+
+
+def _qwen_21_config(path: str, **fields: Any) -> QwenImage21Config:
+    return QwenImage21Config(
+        path=path, height=HEIGHT_21, width=WIDTH_21, reference_area=_AREA, **fields
+    )
 
 
 def _config(config_class: Any, **fields: Any) -> Callable[[str], PipelineConfig]:
@@ -211,6 +242,22 @@ FAMILIES = [
         load=_load_qwen,
         latents=_qwen(4.0),
         most_references=3,
+    ),
+    Family(
+        name="qwen-image-2.1",
+        build=build_qwen_21,
+        config=_qwen_21_config,
+        load=_load_qwen_21,
+        latents=_qwen_21(1.0),
+        most_references=10,
+    ),
+    Family(
+        name="qwen-image-2.1, guided",
+        build=build_qwen_21,
+        config=lambda path: _qwen_21_config(path, guidance_scale=4.0),
+        load=_load_qwen_21,
+        latents=_qwen_21(4.0),
+        most_references=10,
     ),
 ]
 

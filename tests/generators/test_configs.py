@@ -118,6 +118,8 @@ def test_the_config_trains_a_tiny_model(path: Path, photos: Path, tmp_path: Path
         changes |= {"generator.uno_lora": "null", "generator.reference_long_side": SIDE}
     if config.generator.type == "qwen-image-edit-plus":
         changes |= {f"generator.{name}": value for name, value in QWEN.items()}
+    if config.generator.type == "qwen-image-2.1":
+        changes["generator.reference_area"] = SIDE * SIDE
     if config.generator.quantization == "nf4":  # needs a GPU
         changes["generator.quantization"] = "null"
     if config.generator.quantization == "int8":

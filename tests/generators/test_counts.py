@@ -69,8 +69,10 @@ def check(config: RunConfig, example: Example) -> None:
     pair = flops(lambda: policy.velocity(noise, index, conditioning).sum().backward())
     twice, model = work.guidance_passes, work.transformer
     assert model.trained == sum(p.numel() for p in trained)
-    assert twice * model.forward_flops == pytest.approx(pass_, rel=TOLERANCE)
-    assert twice * model.pair_flops == pytest.approx(pair, rel=TOLERANCE)
+    forward_flops = model.forward_flops + model.prefix.forward_flops
+    assert twice * forward_flops == pytest.approx(pass_, rel=TOLERANCE)
+    pair_flops = model.pair_flops + model.prefix.pair_flops
+    assert twice * pair_flops == pytest.approx(pair, rel=TOLERANCE)
     assert work.decode.flops == pytest.approx(decoded, rel=TOLERANCE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
+    AutoencoderKLQwenImage21,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
     FluxKontextPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
+    QwenImage21Pipeline,
+    QwenImage21Transformer2DModel,
     QwenImageEditPlusPipeline,
     QwenImageTransformer2DModel,
 )
@@ -24,11 +28,14 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
+    ProcessorMixin,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -39,6 +46,10 @@ _BYTES = sorted(ByteLevel.alphabet())
 _CHAT = (
     "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n'}}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+_CHAT_OF_PARTS = (
+    "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n'}}{% for part in m['content'] %}"
+    "{{ part['text'] }}{% endfor %}{{'<|im_end|>\n'}}{% endfor %}"
 )
 _SPECIAL = (
     "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
@@ -159,6 +170,64 @@ def build_qwen(folder: Path) -> None:
     ).save_pretrained(folder / "processor")  # fmt: skip
 
 
+def build_qwen_21(folder: Path) -> None:
+    torch.manual_seed(0)
+    tokenizer = _qwen_tokenizer()
+    tokenizer.chat_template = _CHAT_OF_PARTS
+    end, *vision = tokenizer.convert_tokens_to_ids(
+        ["<|endoftext|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
+    )
+    config = Qwen3VLConfig(
+        text_config={
+            "vocab_size": 512, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+            "max_position_embeddings": 4096,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1],
+                                "mrope_interleaved": True, "rope_theta": 5e6},
+            "bos_token_id": end, "eos_token_id": end, "pad_token_id": end,
+        },
+        vision_config={
+            "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2,
+            "out_hidden_size": 32, "patch_size": 16, "spatial_merge_size": 2,
+            "temporal_patch_size": 2, "deepstack_visual_indexes": [0],
+            "num_position_embeddings": 64,
+        },
+        **dict(zip(("image_token_id", "video_token_id", "vision_start_token_id",
+                    "vision_end_token_id"), vision, strict=True)),
+    )  # fmt: skip
+    encoder = Qwen3VLForConditionalGeneration(config)
+    for name, parameter in encoder.named_parameters():
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            parameter.data *= 20  # sharp attention, or positions of tokens would not matter
+    pictures = Qwen2VLImageProcessorPil(
+        size={"shortest_edge": 32 * 32 * 4, "longest_edge": 32 * 32 * 64}, patch_size=16,
+        merge_size=2, temporal_patch_size=2,
+    )  # fmt: skip
+    for part in (pictures, tokenizer):
+        part.save_pretrained(folder / "processor")
+    channels = 16
+    QwenImage21Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, base_image_seq_len=256,
+            max_image_seq_len=8192, shift_terminal=0.02,
+        ),
+        vae=AutoencoderKLQwenImage21(
+            base_dim=8, decoder_base_dim=8, z_dim=channels, dim_mult=[1, 1, 2, 2, 2],
+            num_res_blocks=1, latents_mean=torch.randn(channels).tolist(),
+            latents_std=(1 + torch.rand(channels)).tolist(),
+        ),
+        text_encoder=encoder,
+        processor=ChatProcessor(folder, tokenizer),
+        transformer=QwenImage21Transformer2DModel(
+            in_channels=channels, out_channels=channels, num_layers=3, attention_head_dim=32,
+            num_attention_heads=4, context_in_dim=32, axes_dims_rope=(8, 12, 12),
+        ),
+    ).save_pretrained(folder)  # fmt: skip
+    index = json.loads((folder / "model_index.json").read_text())
+    index["processor"] = ["transformers", "Qwen3VLProcessor"]  # as a published checkpoint has it
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
 class PictureAndTextProcessor:
     """What Qwen2VLProcessor does, which needs torchvision: an oracle for the stock pipeline."""
 
@@ -178,6 +247,24 @@ class PictureAndTextProcessor:
         )
         tokens = self.tokenizer([line], return_tensors=return_tensors)
         return BatchFeature({**tokens, **data})
+
+
+class ChatProcessor(PictureAndTextProcessor, ProcessorMixin):
+    """What Qwen3VLProcessor does, for one prompt and without torchvision."""
+
+    def __call__(self, text: list[str], padding_side: str = "left", images: Any = (), **rest: Any):
+        found = super().__call__(text, images, **rest)
+        picture = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        found["mm_token_type_ids"] = (found["input_ids"] == picture).int()
+        return found
+
+    def apply_chat_template(self, messages: list[dict], **_: Any) -> list[list[int]]:
+        (message,) = messages
+        said = message["content"][0]["text"]
+        return [self.tokenizer(f"<|im_start|>{message['role']}\n{said}<|im_end|>\n").input_ids]
+
+    def save_pretrained(self, folder: Any, **_: Any) -> None:
+        """Its parts are there."""
 
 
 def _clip_tokenizer() -> CLIPTokenizer:

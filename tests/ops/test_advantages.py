@@ -271,12 +271,17 @@ class TestCombine:
         scores, weights = random_scores(1), torch.tensor([[0.3, 0.7], [0.5, 0.5]])
         scores[2, 0] = scores[7] = NAN
         advantages = group_normalize(scores, labels())
-        total = shape_advantages(name, advantages, weights)
+        raw: dict[str, Any] = {"scores": scores.nan_to_num(), "levels": torch.zeros(2)}
+        total = shape_advantages(name, advantages, weights, group_ids=labels(), **raw)
         assert not total.isnan().any()
         assert torch.equal(total[[2, 7]], torch.zeros(2, 2))
         others = [b for b in range(18) if b not in (2, 7)]
         assert (total[others] != 0).any(dim=1).all()
-        close(shape_advantages(name, advantages[others], weights), total[others], 1e-6)
+        raw["scores"] = scores[others]
+        alone = shape_advantages(
+            name, advantages[others], weights, group_ids=labels()[others], **raw
+        )
+        close(alone, total[others], 1e-6)
 
     def test_zero_weight_does_not_hide_an_unscored_objective(self) -> None:
         advantages = torch.tensor([[1.0, NAN], [1.0, 2.0]])
@@ -324,7 +329,7 @@ class TestShapings:
         close(total, combine_advantages(advantages, bonus, weights))
 
     def test_every_shaping_of_the_ablation_is_there(self) -> None:
-        assert set(SHAPINGS) == PAIR_BONUS.keys() | {"linear", "synergy_only", "gdpo"}
+        assert set(SHAPINGS) == PAIR_BONUS.keys() | {"linear", "synergy_only", "gdpo", "gate"}
 
     def test_linear_is_the_weighted_sum_alone(self) -> None:
         advantages, weights = random_scores(2), torch.rand(3, 2)
@@ -377,7 +382,7 @@ class TestShapings:
         for name in ("linear", "gdpo"):
             with pytest.raises(ValueError, match="center must be False"):
                 shape_advantages(name, advantages, weights, center=True, group_ids=labels())
-        with pytest.raises(ValueError, match="bonus must be given"):
+        with pytest.raises(ValueError, match="bonus or score must be given"):
             Shaping(weighted_sum=False)
         with pytest.raises(ValueError, match="group_ids must have one label per sample"):
             inspect.unwrap(shaping_bonus)("sars", advantages, center=True, group_ids=labels(1))

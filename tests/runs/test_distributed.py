@@ -17,7 +17,7 @@ from chaos import content, small_run
 from helpers import changed
 from safetensors.torch import load_file
 
-from customized_grpo.config import RunConfig, dump_config
+from customized_grpo.config import MeasuredSchedule, RunConfig, dump_config
 from customized_grpo.errors import ConfigError
 from customized_grpo.runs.checkpoint import checkpoint_folders
 from customized_grpo.runs.ranks import Ranks
@@ -107,6 +107,16 @@ def load_base(config: RunConfig) -> dict[str, torch.Tensor]:
             "--rollout.prompts_per_rollout 4 --train.num_updates 4 --train.learning_rate 1e-4 "
             '--fsdp true --advantage.balance {"every":2} --loss.norm_weight 0.1',
         ),
+        (
+            "measured",
+            '--advantage.schedule {"type":"measured","num_prompts":2,"num_samples":3} '
+            "--train.num_updates 6 --train.learning_rate 1e-4",
+        ),
+        (
+            "sharded-gate",
+            "--advantage.shaping gate --advantage.center false --rollout.prompts_per_rollout 4 "
+            "--train.num_updates 6 --train.learning_rate 1e-4 --fsdp true",
+        ),
         ("full", "--lora null --train.inner_updates 1 --train.learning_rate 1e-4 --fsdp true"),
     ],
 )
@@ -178,6 +188,15 @@ def test_what_does_not_divide_is_refused_with_numbers_that_would(tmp_path: Path)
         "got 10; 8 or 16 would do$",
     ):
         _check_even(config, Ranks(world_size=4))
+    schedule = {"schedule": MeasuredSchedule(num_prompts=10)}
+    measured = changed(small_run(tmp_path, "measured", 4), advantage=schedule)
+    _check_even(measured, Ranks(world_size=5))
+    with pytest.raises(
+        ConfigError,
+        match=r"^advantage.schedule.num_prompts: must be a multiple of the processes \(4\), "
+        "got 10; 12 would do$",
+    ):
+        _check_even(measured, Ranks(world_size=4))
 
 
 def test_an_invalid_sample_counts_for_nothing_where_it_must_be_computed() -> None:

@@ -125,6 +125,28 @@ def test_a_run_whose_objectives_are_balanced_goes_on_bit_by_bit(
     assert content(train(config, resume=True)) == content(straight)
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--advantage.shaping", "gate", "--advantage.center", "false"),
+        ("--advantage.schedule", "{type: measured, num_prompts: 2, num_samples: 2}"),
+    ],
+    ids=["gate", "measured"],
+)
+def test_what_a_run_has_measured_of_its_base_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
+) -> None:
+    """Measured again, on what has been trained, it would be something else."""
+    flags += ("--train.num_updates", "6")
+    straight = train(small(tmp_path / "straight", *flags))
+    config = small(tmp_path, *flags)
+    with monkeypatch.context() as patch:
+        kill_at(patch, "rollout")
+        with pytest.raises(Killed):
+            train(config)
+    assert content(train(config, resume=True)) == content(straight)
+
+
 @pytest.mark.slow
 def test_a_finite_data_source_goes_on_bit_by_bit(tmp_path: Path, monkeypatch) -> None:
     """Features and encodings that were kept in memory are made again, each by itself."""

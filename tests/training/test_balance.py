@@ -14,8 +14,13 @@ from helpers import assert_near, changed
 from loops import make_loop
 from torch import Tensor
 
-from customized_grpo.config import BalanceSettings, ConstantSchedule, RunConfig
-from customized_grpo.ops import balanced_factors
+from customized_grpo.config import (
+    BalanceSettings,
+    ConstantSchedule,
+    MeasuredSchedule,
+    RunConfig,
+)
+from customized_grpo.ops import balanced_factors, measured_weights
 from customized_grpo.runs.ranks import ALONE
 from customized_grpo.training import balance
 from customized_grpo.training.advantages import assign_credit, objective_weights
@@ -136,6 +141,27 @@ def test_a_rollout_in_between_keeps_the_factors(config: RunConfig) -> None:
     assert sum(rows[2][f"balance/factor/{name}"] for name in NAMES) == pytest.approx(2)
 
 
+def test_the_weights_that_a_run_has_measured_are_those_that_are_balanced(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule = MeasuredSchedule(num_prompts=2, num_samples=2)
+    loop = make_loop(changed(config, advantage={"schedule": schedule}), tmp_path)
+    loop.measure()
+    given: list[Tensor] = []
+
+    def spy(factors, gradient, per_objective, weights, *rest):
+        given.append(weights)
+        return rebalance(factors, gradient, per_objective, weights, *rest)
+
+    monkeypatch.setattr("customized_grpo.training.loop.rebalance", spy)
+    loop.collect(0)
+    shares = torch.tensor(loop.measured.noise_shares)
+    order = ["identity", "prompt"].index
+    weights = measured_weights(shares)[:, [order(name) for name in loop.rewards.objectives]]
+    assert torch.equal(given[0], weights)
+    assert len(weights.unique()) > 2, "weights that are all alike show nothing"
+
+
 def test_factors_are_averaged_and_survive_a_broken_gradient(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -158,8 +184,8 @@ def test_no_factors_leave_every_bit_of_the_advantage(config: RunConfig) -> None:
     given = (*arguments, config.advantage, config.rewards, NAMES)
     plain = assign_credit(*given)
     for factors in (None, {}, dict.fromkeys(NAMES, 1.0)):
-        assert torch.equal(assign_credit(*given, factors).per_step, plain.per_step)
-    other = assign_credit(*given, {"identity": 2.0, "prompt": 0.0}).per_step
+        assert torch.equal(assign_credit(*given, factors=factors).per_step, plain.per_step)
+    other = assign_credit(*given, factors={"identity": 2.0, "prompt": 0.0}).per_step
     expected = (2 * 0.7 * plain.per_objective[:, 0]).clamp(-5, 5)
     torch.testing.assert_close(other, expected[:, None].expand(-1, 4))
 

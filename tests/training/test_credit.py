@@ -1,4 +1,5 @@
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -10,16 +11,28 @@ from customized_grpo.config import (
     CosineSchedule,
     CustomSchedule,
     LinearSchedule,
+    MeasuredSchedule,
 )
 from customized_grpo.errors import ConfigError
-from customized_grpo.ops import group_normalize, shifted_sigmas, synergy_bonus, tdw_weights
+from customized_grpo.ops import (
+    Shaping,
+    group_normalize,
+    shifted_sigmas,
+    synergy_bonus,
+    tdw_weights,
+)
 from customized_grpo.rewards.clip_text import ClipTextConfig
 from customized_grpo.rewards.dinov2 import Dinov2Config
 from customized_grpo.training.advantages import (
+    Measured,
     assign_credit,
+    gate_statistics,
+    mean_levels,
     objective_advantages,
     objective_weights,
+    raw_scores,
     share_statistics,
+    shares_of_noise,
 )
 from customized_grpo.types import Advantages
 
@@ -131,3 +144,93 @@ def test_share_statistics_tell_which_objective_is_met() -> None:
     assert shares["share/identity_only"] == pytest.approx(0.4)
     assert shares["share/prompt_only"] == pytest.approx(0.2)
     assert shares["share/conflicted"] == pytest.approx(0.6)
+
+
+REWARDS = (PROMPT, IDENTITY)  # in another order than the objectives
+GATE = AdvantageConfig(shaping="gate", gamma=2.0)
+
+
+def gated(scores: torch.Tensor, level: float) -> torch.Tensor:
+    """Advantages by the formula, of scores (prompt, identity)."""
+    penalty = 2.0 * (level - scores[:, 1:]).clamp(min=0).square()
+    return group_normalize(scores[:, :1] - penalty, GROUPS).expand(8, 25)
+
+
+def test_the_gate_compares_with_the_base_or_with_a_number(scores: torch.Tensor) -> None:
+    base = Measured(levels=(0.3, 7.0))
+    found = assign_credit(scores, GROUPS, SIGMAS, GATE, REWARDS, NAMES, base)
+    torch.testing.assert_close(found.per_step, gated(scores, 0.3))
+    number = replace(GATE, gate_floor=-0.2)
+    found = assign_credit(scores, GROUPS, SIGMAS, number, REWARDS, NAMES, base)
+    torch.testing.assert_close(found.per_step, gated(scores, -0.2))
+    with pytest.raises(
+        ConfigError, match=r"shaping gate needs the mean .* set advantage\.gate_floor"
+    ):
+        assign_credit(scores, GROUPS, SIGMAS, GATE, REWARDS, NAMES)
+
+
+def test_the_gates_floor_and_who_is_below_it_are_logged(scores: torch.Tensor) -> None:
+    scores[:, 1] = torch.tensor([0.0, 1, 2, 3, 4, 5, 6, torch.nan])
+    base = Measured(levels=mean_levels(scores, REWARDS))
+    found = gate_statistics(scores, GATE, REWARDS, base)
+    assert found == {"gate/floor": 3.0, "gate/below": pytest.approx(3 / 7)}
+    assert gate_statistics(scores, AdvantageConfig(), REWARDS, base) == {}
+
+
+def test_raw_scores_are_identity_and_prompt_by_the_rewards_weights(scores: torch.Tensor) -> None:
+    three = torch.cat([scores, 10 * scores[:, :1]], 1)
+    rewards = (replace(PROMPT, weight=3.0), IDENTITY, replace(PROMPT, name="second"))
+    wanted = torch.stack([scores[:, 1], (3 * scores[:, 0] + 10 * scores[:, 0]) / 4], 1)
+    torch.testing.assert_close(raw_scores(three, rewards), wanted)
+    three[2, 0] = torch.nan
+    assert raw_scores(three, rewards)[2].isnan().all()
+    kept = [0, 1, 3, 4, 5, 6, 7]
+    assert mean_levels(three, rewards) == pytest.approx(wanted[kept].mean(0).tolist())
+
+
+def lowest(scores_BN: torch.Tensor, levels_N: torch.Tensor, gamma: float) -> torch.Tensor:
+    return gamma * (scores_BN - levels_N).amin(1)
+
+
+LOWEST = Shaping(score=lowest)
+
+
+def test_a_shaping_of_ones_own_sees_raw_scores_and_the_base(scores: torch.Tensor) -> None:
+    own = AdvantageConfig(shaping="custom", shaping_target=f"{__name__}:LOWEST", gamma=2.0)
+    plain = AdvantageConfig(shaping="linear")
+    base = Measured(levels=(0.5, -0.5))
+    found = assign_credit(scores, GROUPS, SIGMAS, own, REWARDS, NAMES, base).per_step
+    without = assign_credit(scores, GROUPS, SIGMAS, plain, REWARDS, NAMES).per_step
+    score = (scores.flip(1) - torch.tensor([0.5, -0.5])).amin(1, keepdim=True)
+    torch.testing.assert_close(found, without + group_normalize(score, GROUPS))
+
+
+def test_measured_weights_are_those_of_the_rewards_shares() -> None:
+    """Of two identity rewards, one weighing three times the other, and one for the prompt."""
+    variances = torch.tensor([[1.0, 30.0, 8.0], [3.0, 10.0, 24.0], [0.0, 0.0, 0.0]])
+    rewards = (IDENTITY, PROMPT, replace(IDENTITY, name="second", weight=3.0))
+    shares = shares_of_noise(variances, rewards)
+    assert shares[0] == pytest.approx((0.25, 0.75))
+    assert shares[1] == pytest.approx((0.75, 0.25))
+    config = AdvantageConfig(schedule=MeasuredSchedule(), extra_weights={"quality": 0.2})
+    names = (*NAMES, "quality")
+    found = objective_weights(SIGMAS[:3], config, names, Measured(noise_shares=shares))
+    wanted = [[0.2, 0.6, 0.2], [0.6, 0.2, 0.2], [0.4, 0.4, 0.2]]
+    torch.testing.assert_close(found, torch.tensor(wanted))
+    uneven = shares_of_noise(torch.tensor([[1.0, 1.0, 3.0], [1.0, 3.0, 1.0]]), rewards)
+    assert uneven[0] == pytest.approx(((0.5 + 3 * 0.75) / 4, 0.25))
+
+
+def test_weights_that_nobody_measured_are_refused() -> None:
+    config = AdvantageConfig(schedule=MeasuredSchedule())
+    with pytest.raises(ConfigError, match="type must be another than measured where no run has"):
+        objective_weights(SIGMAS[:-1], config, NAMES)
+
+
+def test_what_was_measured_comes_back_from_json_bit_by_bit() -> None:
+    variances = torch.rand(6, 2, generator=torch.Generator().manual_seed(0))
+    measured = Measured(
+        levels=mean_levels(variances, REWARDS), noise_shares=shares_of_noise(variances, REWARDS)
+    )
+    assert Measured.of(json.loads(json.dumps(asdict(measured)))) == measured
+    assert Measured.of({}) == Measured()

@@ -12,10 +12,11 @@ from helpers import ROOT, assert_near, changed
 from PIL import Image, ImageColor
 from safetensors.torch import load_file
 
+from customized_grpo.assets import path_revision
 from customized_grpo.config import LoraSettings, RunConfig, load_config
 from customized_grpo.data.jsonl import JsonlConfig
 from customized_grpo.errors import ConfigError, CustomizedGRPOError, DataError, RewardError
-from customized_grpo.evaluation.evaluate import Evaluation, evaluate_run
+from customized_grpo.evaluation.evaluate import Evaluation, current_outcome, evaluate_run
 from customized_grpo.evaluation.marks import marks
 from customized_grpo.evaluation.outcome import Outcome
 from customized_grpo.evaluation.tables import run_table
@@ -24,6 +25,7 @@ from customized_grpo.generators.pipeline import PipelineGenerator
 from customized_grpo.rewards import loading
 from customized_grpo.rewards.dual_encoder import PromptReward
 from customized_grpo.rewards.truth import SHARES
+from customized_grpo.runs.run import Run
 from customized_grpo.training.session import Session, train
 from customized_grpo.types import Example
 
@@ -219,6 +221,7 @@ def test_evaluation_writes_table_and_pictures(run: Path) -> None:
     assert {ImageColor.getrgb(mark.paper) for mark in wrong} <= seen
     assert set(report.models) == {"copy", "ground truth", "unrelated", "base", "tuned"}
     assert Outcome.read(run / "evaluation.json").models == report.models
+    assert current_outcome(Run.open(run)).weights == path_revision(str(run / "weights"))
     pictures = {path.stem for path in (run / "pictures" / "held_out").iterdir()}
     assert pictures == {"reference", "ground-truth", "base", "tuned"}
     assert_near(report.models["copy"].columns["dinov2"], [1.0] * 4)

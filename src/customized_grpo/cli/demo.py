@@ -36,11 +36,14 @@ def _demo(options: argparse.Namespace) -> None:
         overrides += ["--train.num_updates", str(options.updates)]
     run = train_config(shipped_config("emoji.yaml"), overrides, lead_on=False)
 
-    from customized_grpo.evaluation.evaluate import Place, evaluate_run
+    from customized_grpo.evaluation.evaluate import evaluate_run
+    from customized_grpo.evaluation.hero import save_hero
     from customized_grpo.evaluation.tables import share_table, verdict
 
     outcome = evaluate_run(run)
-    print(f"picture: {Place(run, 'held_out').grid}")
+    picture = run / "demo.png"
+    save_hero(picture, run, "Customized-GRPO")
+    print(f"picture: {picture}, beside the base and naive GRPO 1:1")
     print(share_table(outcome))
     print(verdict(outcome))
     next_step("evaluate", run)

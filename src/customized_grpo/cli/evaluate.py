@@ -91,7 +91,7 @@ def _evaluate_benchmark(options: argparse.Namespace, overrides: Sequence[str]) -
     config = load_benchmark(options.target, overrides)
 
     from customized_grpo.evaluation.benchmark import GALLERY, evaluate_benchmark
-    from customized_grpo.evaluation.tables import benchmark_markdown
+    from customized_grpo.evaluation.tables import benchmark_markdown, verdict
     from customized_grpo.runs.ranks import connected
 
     hide_loading_bars()
@@ -104,6 +104,8 @@ def _evaluate_benchmark(options: argparse.Namespace, overrides: Sequence[str]) -
         return
     print(benchmark_markdown(outcome))
     print(f"gallery: {Path(config.output_dir) / config.name / GALLERY}")
+    if sentence := verdict(outcome):
+        print(sentence)
 
 
 def judge(
@@ -124,6 +126,5 @@ def judge(
         return
     print(f"picture: {Place(run, split).grid}")
     print(run_table(outcome))
-    if sentence := verdict(outcome):
-        print(sentence)
+    print(verdict(outcome))
     next_step(*export_words(run))

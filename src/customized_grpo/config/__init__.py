@@ -33,23 +33,25 @@ from customized_grpo.config.plugs import (
     find_checkpoints,
     revisions,
 )
-from customized_grpo.config.sections import (
-    DEFAULT_GAMMA,
-    AdvantageConfig,
-    BalanceSettings,
-    CacheConfig,
+from customized_grpo.config.schedules import (
     ConstantSchedule,
     CosineSchedule,
     CustomSchedule,
+    LinearSchedule,
+    MeasuredSchedule,
+    ScheduleConfig,
+    TdwSchedule,
+)
+from customized_grpo.config.sections import (
+    AdvantageConfig,
+    BalanceSettings,
+    CacheConfig,
     EvaluationConfig,
     FaultConfig,
-    LinearSchedule,
     LoraSettings,
     LossConfig,
     RolloutConfig,
     RunConfig,
-    ScheduleConfig,
-    TdwSchedule,
     TrainConfig,
 )
 from customized_grpo.config.study import Method, StudyConfig, first_difference, mistakes
@@ -58,7 +60,6 @@ from customized_grpo.errors import ConfigError
 from customized_grpo.registry import nearest, one_of
 
 __all__ = [
-    "DEFAULT_GAMMA",
     "AdvantageConfig",
     "BalanceSettings",
     "BenchmarkConfig",
@@ -79,6 +80,7 @@ __all__ = [
     "LinearSchedule",
     "LoraSettings",
     "LossConfig",
+    "MeasuredSchedule",
     "Method",
     "Plug",
     "RewardConfig",

@@ -6,13 +6,13 @@ from typing import Any
 from customized_grpo import registry
 from customized_grpo.config.decoding import show, to_raw
 from customized_grpo.config.limits import MOST_AT_ONCE
-from customized_grpo.config.sections import (
-    AdvantageConfig,
+from customized_grpo.config.schedules import (
     ConstantSchedule,
     CustomSchedule,
-    RunConfig,
+    MeasuredSchedule,
     TdwSchedule,
 )
+from customized_grpo.config.sections import AdvantageConfig, RunConfig
 from customized_grpo.errors import ConfigError
 
 
@@ -93,6 +93,16 @@ def conflicts(config: RunConfig) -> Iterator[str]:
             "evaluators must name a model when evaluation.validate_every is set, got none; add the "
             "models that draw the learning curve"
         )
+    if config.faults.hacking != "warn" and not config.evaluation.validate_every:
+        yield (
+            f"faults.hacking must be warn when evaluation.validate_every is 0, got "
+            f"{config.faults.hacking}; set validate_every, for validations show it"
+        )
+    if config.faults.hacking == "best" and not train.save_every:
+        yield (
+            "faults.hacking must be warn or stop when train.save_every is 0, got best; there is no "
+            "checkpoint to be the best: set save_every"
+        )
     for section, plugs in (("rewards", config.rewards), ("evaluators", config.evaluators)):
         labels = [plug.label for plug in plugs]
         for i, label in enumerate(labels):
@@ -131,11 +141,16 @@ def _advantage_conflicts(advantage: AdvantageConfig, objectives: set[str]) -> It
         )
         return
     try:
-        has_bonus, has_sum = _parts(advantage.find_shaping())
+        has_bonus, has_score, has_sum = _parts(advantage.find_shaping())
     except ConfigError as error:
         yield str(error)
         return
-    if advantage.gamma is not None and not has_bonus:
+    if advantage.gate_floor is not None and shaping != "gate":
+        yield (
+            f"advantage.gate_floor must be null for shaping {shaping}, got {advantage.gate_floor}; "
+            "only gate has a floor"
+        )
+    if advantage.gamma is not None and not (has_bonus or has_score):
         yield (
             f"advantage.gamma must be null for shaping {shaping}, got {advantage.gamma}; it has no "
             "bonus to scale"
@@ -153,6 +168,13 @@ def _advantage_conflicts(advantage: AdvantageConfig, objectives: set[str]) -> It
             registry.import_object(schedule.target, "advantage.schedule.target")
         except ConfigError as error:
             yield str(error)
+    if isinstance(schedule, MeasuredSchedule):
+        most = MOST_AT_ONCE // schedule.num_prompts
+        if schedule.num_samples > most:
+            yield (
+                f"advantage.schedule.num_samples must be at most {MOST_AT_ONCE:,} / num_prompts = "
+                f"{most}, got {schedule.num_samples}; all images of a step are in memory"
+            )
     if not has_sum and schedule != TdwSchedule():
         yield (
             f"advantage.schedule must be left out for shaping {shaping}, got "
@@ -165,7 +187,7 @@ def _advantage_conflicts(advantage: AdvantageConfig, objectives: set[str]) -> It
             "there is nothing to balance"
         )
     missing = {"identity", "prompt"} - objectives
-    if missing and has_bonus:
+    if missing and (has_bonus or has_score):
         yield (
             f"rewards must cover identity and prompt for shaping {shaping}, got none for "
             f"{' and '.join(sorted(missing))}; add one, or use shaping linear or gdpo"
@@ -180,6 +202,11 @@ def _advantage_conflicts(advantage: AdvantageConfig, objectives: set[str]) -> It
                 f"measures {missing.pop()}, got {show(to_raw(schedule))}; write it so"
             )
     extra = objectives - {"identity", "prompt"}
+    if extra and shaping == "gate":
+        yield (
+            f"rewards must be of identity and prompt alone for shaping gate, got {sorted(extra)}; "
+            "it trains on nothing else, make them evaluators"
+        )
     if set(advantage.extra_weights) != extra:
         yield (
             f"advantage.extra_weights must name exactly the further objectives {sorted(extra)}, "
@@ -192,11 +219,12 @@ def _advantage_conflicts(advantage: AdvantageConfig, objectives: set[str]) -> It
         )
 
 
-def _parts(shaping: Any) -> tuple[bool, bool]:
-    """Whether a shaping has a bonus, and whether it has a weighted sum."""
+def _parts(shaping: Any) -> tuple[bool, bool, bool]:
+    """Whether a shaping has a bonus, a score of its own, and a weighted sum."""
     if isinstance(shaping, str):
-        return shaping not in ("linear", "gdpo"), shaping != "synergy_only"
-    return shaping.bonus is not None, shaping.weighted_sum
+        has_bonus = shaping not in ("linear", "gdpo", "gate")
+        return has_bonus, shaping == "gate", shaping not in ("synergy_only", "gate")
+    return shaping.bonus is not None, shaping.score is not None, shaping.weighted_sum
 
 
 def explain_batch(config: RunConfig) -> str:
@@ -220,6 +248,15 @@ def explain_batch(config: RunConfig) -> str:
         f"run: {train.num_updates} updates / {train.inner_updates} per rollout = {rollouts} "
         f"rollouts = {rollouts * images} images.",
     ]
+    schedule = config.advantage.schedule
+    if isinstance(schedule, MeasuredSchedule):
+        first, end = rollout.window or (0, rollout.num_steps - 1)
+        prompts, samples = schedule.num_prompts, schedule.num_samples
+        lines.insert(
+            0,
+            f"measured first: {end - first} steps x {prompts} prompts x {samples} samples = "
+            f"{(end - first) * prompts * samples} images, for the weights of the steps.",
+        )
     if train.inner_updates == 1 and config.loss.pin_ratio:
         lines.append("ratio: 1 at every update (pinned, one update per rollout), as it should be.")
     return "\n".join(lines)

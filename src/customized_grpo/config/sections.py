@@ -25,14 +25,13 @@ from customized_grpo.config.plugs import (
     RewardPlug,
     SinkPlug,
 )
+from customized_grpo.config.schedules import ImportPath, ScheduleConfig, TdwSchedule, UnitInterval
 from customized_grpo.errors import ConfigError
 
-UnitInterval = Annotated[float, Field(ge=0, le=1)]
 OpenUnitInterval = Annotated[float, Field(gt=0, lt=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
-DEFAULT_GAMMA = 0.4  # of the bonus; the released recipe, arXiv:2510.18263
+_GAMMA, _GATE_GAMMA = 0.4, 5.0  # the released recipes, arXiv:2510.18263 and arXiv:2606.23950
 
-ImportPath = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
 
 
@@ -88,95 +87,6 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TdwSchedule:
-    """Time-Aware Dynamic Weighting: high -> low -> final prompt weight along the denoising.
-
-    Positions are steps of the paper's schedule, 0 (noise) to 25 (image); other schedules get the
-    weight that belongs to their noise level.
-    """
-
-    type: Literal["tdw"] = "tdw"
-    """The paper's schedule."""
-
-    high: UnitInterval = 0.7
-    """Prompt weight before `start`."""
-
-    low: UnitInterval = 0.3
-    """Prompt weight that the descent tends to."""
-
-    start: NonNegativeFloat = 6
-    """Where the descent starts, in paper steps."""
-
-    center: NonNegativeFloat = 10
-    """Where the descent is half way, in paper steps."""
-
-    slope: PositiveFloat = 0.8
-    """Steepness of the descent, per paper step."""
-
-    end: NonNegativeFloat = 22
-    """Where the descent ends, in paper steps."""
-
-    final: UnitInterval = 0.5
-    """Prompt weight from `end` on."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConstantSchedule:
-    """The same weights at every step."""
-
-    type: Literal["constant"] = "constant"
-    """Naive GRPO's weighting."""
-
-    prompt: UnitInterval = 0.5
-    """Weight of the prompt objective; identity gets the rest (0.5 = the paper's 1:1)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinearSchedule:
-    """Prompt weight in a straight line along the denoising."""
-
-    type: Literal["linear"] = "linear"
-    """A straight line."""
-
-    high: UnitInterval = 0.7
-    """Prompt weight at pure noise."""
-
-    low: UnitInterval = 0.3
-    """Prompt weight at the image."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CosineSchedule:
-    """Prompt weight along half a cosine."""
-
-    type: Literal["cosine"] = "cosine"
-    """Half a cosine, flat at both ends."""
-
-    high: UnitInterval = 0.7
-    """Prompt weight at pure noise."""
-
-    low: UnitInterval = 0.3
-    """Prompt weight at the image."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CustomSchedule:
-    """A function of your own: `(sigmas [K]) -> [K, 2]`, columns (identity, prompt)."""
-
-    type: Literal["custom"] = "custom"
-    """Your own function."""
-
-    target: ImportPath
-    """Its import path, `package.module:function`."""
-
-
-ScheduleConfig = Annotated[
-    TdwSchedule | ConstantSchedule | LinearSchedule | CosineSchedule | CustomSchedule,
-    Field(discriminator="type"),
-]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class BalanceSettings:
     """Weights of the objectives corrected by their gradients."""
 
@@ -196,15 +106,23 @@ class AdvantageConfig:
     """How the objectives' advantages become one number per sample and step."""
 
     shaping: Literal[
-        "sars", "linear", "min", "max", "harmonic", "product", "synergy_only", "gdpo", "custom"
-    ] = "sars"
-    """Bonus on top of the weighted sum: the paper's SARS, one of its ablations, or your own."""
+        "sars", "linear", "min", "max", "harmonic", "product", "synergy_only", "gdpo", "gate",
+        "custom",
+    ] = "sars"  # fmt: skip
+    """Bonus on top of the weighted sum: the paper's SARS, one of its ablations, or your own; or, in
+    place of both, gate: the prompt alone, less a penalty for too little identity (DivRL,
+    arXiv:2606.23950)."""
 
     shaping_target: ImportPath | None = None
     """Import path of an `ops.Shaping` for shaping custom: `package.module:NAME`."""
 
     gamma: PositiveFloat | None = None
-    """Strength of the bonus; null = the released recipe's 0.4. Not where there is no bonus."""
+    """Strength of the bonus, null = the released recipe's 0.4; or of the penalty of gate, per
+    squared unit of the identity reward, null = DivRL's 5. Not where there is neither."""
+
+    gate_floor: float | None = None
+    """Score of the identity reward below which gate punishes; null = the base's mean, in the first
+    rollout. For gate alone."""
 
     center: bool = False
     """Subtract the group's mean bonus, which is below 0 (paper: false)."""
@@ -213,13 +131,19 @@ class AdvantageConfig:
     """Bound on the absolute advantage (paper: 5)."""
 
     schedule: ScheduleConfig = field(default_factory=TdwSchedule)
-    """How identity and prompt share the weight: tdw, constant, linear, cosine or custom."""
+    """How identity and prompt share the weight: tdw, constant, linear, cosine, measured, custom."""
 
     balance: BalanceSettings | None = None
     """Multiply the weights so that the objectives' gradients make one step for all; null = not."""
 
     extra_weights: dict[str, PositiveFloat] = field(default_factory=dict)
     """Constant weights of objectives besides identity and prompt, which share what is left of 1."""
+
+    def strength(self) -> float:
+        """gamma, or the default of the shaping."""
+        if self.gamma is not None:
+            return self.gamma
+        return _GATE_GAMMA if self.shaping == "gate" else _GAMMA
 
     def find_shaping(self) -> Any:
         """What `ops.shape_advantages` takes: the name of a built-in shaping, or your own.
@@ -342,6 +266,14 @@ class FaultConfig:
 
     reward_pauses: tuple[Seconds, ...] = (10.0, 60.0, 300.0)
     """Seconds to wait, one after the other, before more lost images than that are scored again."""
+
+    hacking: Literal["warn", "stop", "best"] = "warn"
+    """Where validations show reward hacking: warn, stop, or end with the best checkpoint's weights
+    as the result."""
+
+    hacking_patience: Count = 3
+    """Validations in a row in which an evaluator is below its best and a reward of its objective
+    above what it was then, each by more than noise, that raise the alarm."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

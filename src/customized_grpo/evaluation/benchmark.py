@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from customized_grpo.assets import path_revision
 from customized_grpo.config import BenchmarkConfig
 from customized_grpo.config.decoding import to_raw
 from customized_grpo.devices import pick_device
@@ -82,6 +83,7 @@ def _outcome(
             base=None if baseline is None else _aligned(baseline, outputs),
             base_name="" if baseline is None else f"{baseline.name} (baseline)",
         ),
+        weights=None if config.lora is None else path_revision(config.lora),
         origin=Origin(
             digest=wanted.digest,
             counts=wanted.counts(),

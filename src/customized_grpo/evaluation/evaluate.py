@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from customized_grpo.config import RunConfig
 from customized_grpo.devices import pick_device
-from customized_grpo.errors import ConfigError, within
+from customized_grpo.errors import CheckpointError, ConfigError, within
 from customized_grpo.evaluation.items import Item
 from customized_grpo.evaluation.judge import Judge
 from customized_grpo.evaluation.marks import marks
@@ -69,12 +70,13 @@ def evaluate_run(
         ConfigError: if the run's config names no evaluators, or ``num_examples`` is below 2.
     """
     run = Run.open(folder)
-    weights = run.weights  # a run without any is refused before models are loaded
+    weights, digest = run.weights, run.digest  # a run without is refused before models are loaded
     evaluation = Evaluation(run.config, split, num_examples)
     yardstick = evaluation.yardstick() if known is None else known
     strips = evaluation.truth() | {BASE: evaluation.pictures()}
     evaluation.load(weights)
-    outcome = Outcome(name=TUNED, own=evaluation.judge_generator(), yardstick=yardstick)
+    own = evaluation.judge_generator()
+    outcome = Outcome(name=TUNED, own=own, yardstick=yardstick, weights=digest)
     strips[TUNED] = evaluation.pictures()
     place = Place(folder, split)
     shown = {name: strips[name] for name in (BASE, TUNED)}
@@ -84,6 +86,23 @@ def evaluate_run(
     for name, images in strips.items():
         save_strip(place.strip(name), images)
     write_atomic(place.json, outcome.to_json())
+    return outcome
+
+
+def current_outcome(run: Run, split: Split = "held_out") -> Outcome:
+    """The evaluation of the weights that a run has now.
+
+    Raises:
+        CheckpointError: if it was not evaluated, or by other weights, as before it was resumed.
+    """
+    outcome = Outcome.read(Place(run.folder, split).json)
+    if outcome.weights != run.digest:
+        raise CheckpointError(
+            f"RUN: {run.folder} must have been evaluated with the weights that it has now, its "
+            f"{Place(run.folder, split).json.name} is "
+            f"{'of other ones' if outcome.weights else 'older than the record of which'}; run "
+            f"`cgrpo evaluate {shlex.quote(str(run.folder))}`"
+        )
     return outcome
 
 

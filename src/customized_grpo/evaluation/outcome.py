@@ -22,7 +22,9 @@ from torch import Tensor
 from customized_grpo.errors import CheckpointError
 from customized_grpo.evaluation.items import Item
 from customized_grpo.evaluation.measures import hypervolume, joint_columns
-from customized_grpo.evaluation.statistics import Estimate, estimates, standard_error
+from customized_grpo.evaluation.statistics import Estimate, estimates
+from customized_grpo.rewards.truth import SHARES
+from customized_grpo.significance import is_clear, is_slight, standard_error
 
 T = TypeVar("T")
 
@@ -212,6 +214,9 @@ class Outcome:
     own: Judgement
     yardstick: Yardstick
     origin: Origin | None = None
+    weights: str | None = None
+    """SHA-256 of the trained weights that were judged; None: there were none, or it is not known,
+    of an evaluation by an earlier version."""
     format: Literal[2] = 2
 
     @property
@@ -238,6 +243,20 @@ class Outcome:
         """Mean paired difference to the base and its standard error over the pictures."""
         difference = self.yardstick.differences(self.own)[column]
         return difference.nanmean().item(), standard_error(difference)
+
+    def differs(self, column: str) -> bool:
+        """Whether a column's change is more than noise and large enough to speak of.
+
+        Of a share that is a picture of a hundred, of a similarity what ``is_slight`` says.
+        """
+        assert self.yardstick.base is not None
+        (mean, error), interval = self.change(column), self.changes[column]
+        if column in SHARES:  # of n pictures that all changed alike, one more might not have
+            error, slight = max(error, 1 / interval.count), abs(mean) < 0.01
+        else:
+            slight = is_slight(mean, self.yardstick.base.tensors[column])
+        sure = interval.low is None or interval.excludes_zero
+        return sure and not slight and is_clear(mean, error)
 
     @cached_property
     def groups(self) -> dict[str, dict[str, Outcome]]:

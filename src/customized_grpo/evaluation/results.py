@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from customized_grpo.errors import CheckpointError
 from customized_grpo.evaluation.outcome import BASE, Judgement, Yardstick, read_json
-from customized_grpo.evaluation.statistics import Estimate, over_seeds
+from customized_grpo.evaluation.statistics import Estimate, over_seeds, over_subjects
 from customized_grpo.files import write_atomic
+from customized_grpo.rewards.truth import SHARES
 from customized_grpo.runs.files import CONFIG, ENVIRONMENT, METRICS
 
 _SHARES = ("share/conflicted", "share/both_positive", "share/both_negative")
@@ -33,6 +36,8 @@ class Cell:
     """The resolved YAML."""
     curve: dict[str, list[int | float]] = field(default_factory=dict)
     """``update`` and the validation scores at these updates."""
+    alarms: dict[str, list[int | float]] = field(default_factory=dict)
+    """``update`` and, by evaluator, the validations in a row that look hacked."""
     shares: dict[str, list[int | float]] = field(default_factory=dict)
     """``update`` and the shares of conflicted, both-positive and both-negative samples."""
     advantages: dict[str, list[float | None]] = field(default_factory=dict)
@@ -69,24 +74,44 @@ class Results:
         return [method for method in self.labels if self.of(method)]
 
     def over_seeds(self, method: str, measure: str, minus: str | None = None) -> Estimate | None:
-        """A measure's mean over seeds, or its paired difference to another method or the base."""
-        own = self._values(method, measure)
-        if minus is None:
-            other = dict.fromkeys(own, 0.0)
-        elif minus == BASE:
-            base = self.yardstick.base
-            values = {} if base is None else self.yardstick.values(base)
-            other = dict.fromkeys(own, values[measure]) if measure in values else {}
-        else:
-            other = self._values(minus, measure)
-        numbers = [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]
-        return over_seeds(numbers) if numbers else None
+        """A measure's mean over seeds, or its paired difference to another method or the base.
 
-    def _values(self, method: str, measure: str) -> dict[int, float]:
+        The interval of a difference takes in the examples' spread where it is a mean over them.
+        """
+        own = {seed: cell.judgement for seed, cell in self.of(method).items()}
+        values = self._values(own, measure)
+        if minus is None:
+            found = over_seeds(list(values.values())) if values else None
+            return found and found.within(*measure_range(measure))
+        base = self.yardstick.base
+        of_base = {} if base is None else dict.fromkeys(own, base)
+        other = {s: c.judgement for s, c in self.of(minus).items()} if minus != BASE else of_base
+        others = self._values(other, measure)
+        seeds = sorted(values.keys() & others.keys())
+        if not seeds:
+            return None
+        spread = self._spread([(own[seed], other[seed]) for seed in seeds], measure)
+        return over_seeds([values[seed] - others[seed] for seed in seeds], spread)
+
+    def _values(self, judged: Mapping[int, Judgement], measure: str) -> dict[int, float]:
         """Seed -> number, of the runs that have one."""
-        found = {seed: self.yardstick.values(c.judgement) for seed, c in self.of(method).items()}
-        known = {seed: values.get(measure, math.nan) for seed, values in found.items()}
-        return {seed: number for seed, number in known.items() if not math.isnan(number)}
+        found = {s: self.yardstick.values(j).get(measure, math.nan) for s, j in judged.items()}
+        return {seed: number for seed, number in found.items() if not math.isnan(number)}
+
+    def _spread(self, pairs: Sequence[tuple[Judgement, Judgement]], measure: str) -> float:
+        """Half-width of the interval over examples of the mean of paired differences.
+
+        Over subjects, or over the pictures of a single one; NaN of what is no mean over examples.
+        """
+        columns = [[(j.tensors | self.yardstick.joint(j)).get(measure) for j in p] for p in pairs]
+        differences = [a - b for a, b in columns if a is not None and b is not None]
+        if not differences:
+            return math.nan
+        subjects = self.yardstick.subjects
+        if len(set(subjects)) == 1:
+            subjects = [str(row) for row in range(len(subjects))]
+        found = over_subjects(torch.stack(differences).nanmean(0), subjects)
+        return math.nan if found is None else found.half_width
 
     def write(self, file: Path) -> None:
         """Writes the JSON that ``read`` reads."""
@@ -99,6 +124,12 @@ class Results:
         """Reads what ``write`` wrote."""
         fix = "remove it and run cgrpo compare again"
         return read_json(cls, file, "results of a study", fix)
+
+
+def measure_range(measure: str) -> tuple[float, float]:
+    """Between which numbers a measure lies: shares between 0 and 1."""
+    is_share = measure in SHARES or measure.startswith(("attribute/", "joint/"))
+    return (0.0, 1.0) if is_share else (-math.inf, math.inf)
 
 
 def read_cell(folder: Path, method: str, seed: int, judgement: Judgement) -> Cell:
@@ -117,6 +148,7 @@ def read_cell(folder: Path, method: str, seed: int, judgement: Judgement) -> Cel
         raise CheckpointError(f"RUN: {folder} is not the folder of a run: {error}") from error
     names = dict.fromkeys(name for row in rows for name in row)
     scores = [name for name in names if name.startswith("validation/")]
+    alarms = [name for name in names if name.startswith("hacking/")]
     timed = [name for name in names if name.startswith("seconds/") and "validation" not in name]
     return Cell(
         method=method,
@@ -124,6 +156,7 @@ def read_cell(folder: Path, method: str, seed: int, judgement: Judgement) -> Cel
         judgement=judgement,
         config=config,
         curve=_series(rows, scores),
+        alarms=_series(rows, alarms),
         shares=_series(rows, _SHARES),
         advantages={name: values for name, values in first.items() if name != "rollout"},
         schedule=schedule,

@@ -1,5 +1,7 @@
 """Means with 95 % intervals: of pictures by a bootstrap over subjects, of runs by Student's t.
 
+A difference between methods has both: other seeds, and other examples, would have given another.
+
 Pictures of one subject are not independent: a bootstrap over pictures would be too sure. Subjects
 are drawn with replacement, each with all its pictures, always by the same random numbers, so that
 an evaluation has one result. Differences are paired before they come here.
@@ -9,15 +11,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from customized_grpo.significance import standard_error
+
 RESAMPLES = 10_000
 _SEED = 0
 _TAIL = 0.025  # on either side of the interval
+_FEW_SEEDS = 3  # fewer may agree by chance
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,35 +48,52 @@ class Estimate:
         """Whether the whole interval lies on one side of 0."""
         return self.low is not None and self.high is not None and self.low * self.high > 0
 
-    def in_brackets(self, sign: bool = False) -> str:
+    def within(self, low: float, high: float) -> Estimate:
+        """The same with an interval that ends where the number itself would."""
+        if self.low is None or self.high is None:
+            return self
+        return replace(self, low=max(self.low, low), high=min(self.high, high))
+
+    def is_clear(self, digits: int) -> bool:
+        """Whether a difference over seeds, printed with so many digits, is more than chance.
+
+        Two seeds that agree by chance, and an interval of no width, say nothing.
+        """
+        width = round(self.half_width, digits) if self.low is not None else 0.0
+        return self.count >= _FEW_SEEDS and abs(round(self.mean, digits)) > width > 0
+
+    def in_brackets(self, sign: bool = False, digits: int = 3) -> str:
         """``0.760 [0.741, 0.778]``."""
-        form = "+.3f" if sign else ".3f"
+        form = f"{'+' if sign else ''}z.{digits}f"
         if self.low is None or self.high is None:
             return f"{self.mean:{form}}"
         return f"{self.mean:{form}} [{self.low:{form}}, {self.high:{form}}]"
 
     def plus_minus(self, digits: int = 4, sign: bool = False) -> str:
-        """``0.7600 ± 0.0185``: the mean and the half-width."""
-        mean = f"{self.mean:{'+' if sign else ''}.{digits}f}"
-        return mean if self.low is None else f"{mean} ± {self.half_width:.{digits}f}"
+        """``0.7600 ± 0.0185``: the mean and the half-width; the interval if that is uneven."""
+        if self.low is None or self.high is None:
+            return self.in_brackets(sign, digits)
+        below, above = self.mean - self.low, self.high - self.mean
+        if not math.isclose(below, above, abs_tol=10**-digits / 2):
+            return self.in_brackets(sign, digits)
+        return f"{self.mean:{'+' if sign else ''}z.{digits}f} ± {self.half_width:.{digits}f}"
 
 
-def over_seeds(numbers: Sequence[float]) -> Estimate:
-    """Mean of one number per seed, with the confidence interval of Student's t."""
+def over_seeds(numbers: Sequence[float], examples: float = math.nan) -> Estimate:
+    """Mean of one number per seed, with the confidence interval of Student's t.
+
+    ``examples``: half-width of the interval that the choice of examples makes, which is folded in;
+    of one seed there is no other. NaN: not known.
+    """
     from scipy.stats import t
 
     values = torch.tensor(numbers, dtype=torch.float64)
     count, mean = len(values), values.mean().item()
-    if count == 1:
+    if count == 1 and math.isnan(examples):
         return Estimate(mean, None, None, count)
-    half = float(t.ppf(1 - _TAIL, count - 1)) * standard_error(values)
+    seeds = float(t.ppf(1 - _TAIL, count - 1)) * standard_error(values) if count > 1 else 0.0
+    half = math.hypot(seeds, 0.0 if math.isnan(examples) else examples)
     return Estimate(mean, mean - half, mean + half, count)
-
-
-def standard_error(differences: Tensor) -> float:
-    """Standard error of the mean of ``[B]`` paired differences; NaN entries are left out."""
-    values = differences[~differences.isnan()]
-    return (values.std() / len(values) ** 0.5).item()
 
 
 def over_subjects(values: Tensor, subjects: Sequence[str]) -> Estimate | None:

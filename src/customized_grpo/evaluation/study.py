@@ -23,7 +23,7 @@ from customized_grpo.config import (
     read_config,
 )
 from customized_grpo.errors import CheckpointError, ConfigError
-from customized_grpo.evaluation.evaluate import Evaluation, Place, evaluate_run
+from customized_grpo.evaluation.evaluate import Evaluation, Place, current_outcome, evaluate_run
 from customized_grpo.evaluation.outcome import BASE, TUNED, Outcome, Yardstick
 from customized_grpo.evaluation.results import Cell, Results, read_cell
 from customized_grpo.pictures import save_strip
@@ -172,11 +172,11 @@ def results_of_runs(folders: Sequence[Path]) -> Results:
     """Results of evaluated run folders; runs that differ in their seed only are one method.
 
     Raises:
-        CheckpointError: if a folder is not an evaluated run, the runs were judged differently, or
-            two are the same method and seed.
+        CheckpointError: if a folder is not an evaluated run, or its weights have changed since, the
+            runs were judged differently, or two are the same method and seed.
     """
-    outcomes = [Outcome.read(Place(folder, "held_out").json) for folder in folders]
     runs = [Run.open(folder) for folder in folders]
+    outcomes = [current_outcome(run) for run in runs]
     methods: dict[str, str] = {}
     cells: dict[tuple[str, int], Cell] = {}
     for folder, run, outcome in zip(folders, runs, outcomes, strict=True):
@@ -255,6 +255,11 @@ def _collect(study: Study, yardstick: Yardstick, task: Task) -> Cell:
     """Reads a finished run, and makes sure that it was judged as the base was."""
     place = study.place(task)
     outcome = Outcome.read(place.json)
+    if outcome.weights not in (None, Run.open(task.folder).digest):
+        raise CheckpointError(
+            f"{place.json} must be of the weights that the run has now, it is of other ones; "
+            "remove it, and it is made again"
+        )
     if not outcome.yardstick.agrees_with(yardstick):
         raise CheckpointError(
             f"{task.folder} was judged on other examples or by other evaluators than the study's "

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from customized_grpo.evaluation.outcome import BASE, Judgement, Origin, Outcome
-from customized_grpo.evaluation.statistics import RESAMPLES, standard_error
+from customized_grpo.evaluation.statistics import RESAMPLES
 from customized_grpo.rewards.truth import SHARES
+from customized_grpo.significance import standard_error
 
 # arXiv:2510.18263, DreamBench, 750 prompts; (DINO, HPSv3).
 PUBLISHED = {
@@ -87,22 +88,40 @@ def share_table(outcome: Outcome) -> str:
 
 
 def verdict(outcome: Outcome) -> str:
-    """One sentence for people: in how many more pictures all is right, and what it has cost.
+    """One sentence for people: whether the model differs from the base at all, and in what.
 
-    A change counts from twice its standard error on. "" where the data do not know what is right.
+    Where the data know what is right, in how many more pictures all is; else by the objectives'
+    leading evaluators. "" where there is nothing to compare with.
     """
-    changes = {name: outcome.change(name) for name in SHARES if name in outcome.own.columns}
-    if "both_right" not in changes:
+    if "both_right" in outcome.changes:
+        return _verdict_of_shares(outcome)
+    leading = outcome.yardstick.leading
+    known = {o: column for o, column in leading.items() if column in outcome.changes}
+    if not known:
         return ""
-    clear = {name: 100 * mean for name, (mean, error) in changes.items() if abs(mean) > 2 * error}
-    gain = clear.pop("both_right", 0.0)
-    if gain:
-        more = "more" if gain > 0 else "fewer"
-        first = f"{abs(gain):.0f} {more} of 100 pictures show the right subject as the prompt asks"
-    else:
-        first = "No clear change in how many pictures show the right subject as the prompt asks"
-    rest = [f"{name.replace('_', ' ')} {points:+.0f}" for name, points in clear.items()]
-    return f"{first} ({', '.join(rest) or 'nor in its parts'})."
+    numbers = {o: "{:+z.4f} ± {:.4f}".format(*outcome.change(c)) for o, c in known.items()}
+    if not any(map(outcome.differs, known.values())):
+        texts = ", ".join(f"{objective} {number}" for objective, number in numbers.items())
+        pair = f"{outcome.name} and {outcome.yardstick.base_name}"
+        return f"No difference to speak of between {pair}: {texts}."
+    parts = []
+    for objective, column in known.items():
+        word = "better" if outcome.change(column)[0] > 0 else "worse"
+        word = word if outcome.differs(column) else "no different to speak of"
+        parts.append(f"{word} in {objective} ({numbers[objective]})")
+    return f"{outcome.name} is {', '.join(parts)}."
+
+
+def _verdict_of_shares(outcome: Outcome) -> str:
+    names = [name for name in SHARES if name in outcome.changes and outcome.differs(name)]
+    points = {name: 100 * outcome.change(name)[0] for name in names}
+    gain = points.pop("both_right", None)
+    rest = ", ".join(f"{n.replace('_', ' ')} {change:+.0f}" for n, change in points.items())
+    what = "pictures show the right subject as the prompt asks"
+    if gain is None:
+        return f"No difference to speak of in how many {what} ({rest or 'nor in its parts'})."
+    more = f"{abs(gain):.0f} {'more' if gain > 0 else 'fewer'} of 100 {what}"
+    return f"{more} ({rest})." if rest else f"{more}."
 
 
 def _share(judged: Judgement, name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -149,3 +149,21 @@ class Guidable(Protocol):
             ConfigError: naming the field ``guidance_scale``, if the checkpoint does not take it.
         """
         ...
+
+
+@runtime_checkable
+class Keeping(Protocol):
+    """A Generator that computes some of what it needs for all steps of a prompt at once."""
+
+    def keeping(self) -> AbstractContextManager[None]:
+        """A context in which weights do not change and what depends on no step is kept.
+
+        Where gradients are enabled, some reach the weights at its end, or when ``velocity`` is
+        asked for other prompts: each loss has to be passed back before.
+        """
+        ...
+
+
+def keeping(generator: Generator) -> AbstractContextManager[None]:
+    """See ``Keeping``; of other generators nothing."""
+    return generator.keeping() if isinstance(generator, Keeping) else nullcontext()

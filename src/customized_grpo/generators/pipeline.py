@@ -181,6 +181,10 @@ class PipelineGenerator(ABC):
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"
     )  # fmt: skip
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    latents_per_token: ClassVar[int] = 2
+    """On a side."""
+    tokens_per_step: ClassVar[int] = 1
+    """By how many tokens at once a side of a picture grows."""
     max_references: int = 1
 
     def __init__(
@@ -194,11 +198,12 @@ class PipelineGenerator(ABC):
         use_attention(pipeline.transformer, config.attention)
         if config.tile_vae:
             pipeline.vae.enable_tiling()
-        self.patch: int = 2 * pipeline.vae_scale_factor
+        self.patch: int = self.latents_per_token * pipeline.vae_scale_factor
+        self.multiple: int = self.tokens_per_step * self.patch
         self.height, self.width = config.height or native_size, config.width or native_size
         for name, value in (("height", self.height), ("width", self.width)):
-            if value % self.patch:
-                raise ConfigError(f"{name}: must be a multiple of {self.patch}, got {value}")
+            if value % self.multiple:
+                raise ConfigError(f"{name}: must be a multiple of {self.multiple}, got {value}")
         pipeline.transformer.to(device)
         self._offloaded: dict[tuple[str, ...], Offloaded] = {}
         for names in (self.text_encoders, ("vae",)):
@@ -263,10 +268,13 @@ class PipelineGenerator(ABC):
         return torch.cat(latents, 1), self._positions(sizes)
 
     def _sized(self, reference: Tensor, count: int) -> Tensor:
+        return crop_and_resize(reference, *self._size_of(reference, count))
+
+    def _size_of(self, reference: Tensor, count: int) -> Size:
+        """At which a reference, one of ``count``, is encoded."""
         _, height, width = reference.shape
         target = self.height, self.width
-        size = self.config.reference_size((height, width), target, count, self.patch)
-        return crop_and_resize(reference, *size)
+        return self.config.reference_size((height, width), target, count, self.multiple)
 
     def sigmas(self, num_steps: int, shift: float | None) -> Tensor:
         """See the Protocol; the default is the pipeline's own schedule at this size."""
@@ -283,9 +291,9 @@ class PipelineGenerator(ABC):
 
     def noise(self, count: int, rng: torch.Generator) -> Tensor:
         """See the Protocol."""
-        rows, columns = self.grid
-        channels = self.pipeline.transformer.config.in_channels // 4
-        spatial = torch.randn(count, channels, 2 * rows, 2 * columns, generator=rng)
+        (rows, columns), side = self.grid, self.latents_per_token
+        channels = self.pipeline.transformer.config.in_channels // side**2
+        spatial = torch.randn(count, channels, side * rows, side * columns, generator=rng)
         return self._pack(spatial).to(self.device)
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
@@ -360,7 +368,7 @@ class PipelineGenerator(ABC):
 
     @abstractmethod
     def _pack(self, latents: Tensor) -> Tensor:
-        """``[B, C, h, w]`` -> ``[B, h w / 4, 4 C]``."""
+        """``[B, C, h, w]`` -> ``[B, h w / n, n C]`` with n latents a token."""
 
     @abstractmethod
     def _predict(self, hidden: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from customized_grpo.assets import one_line, resolve_checkpoint
 from customized_grpo.buckets import bucket_for
 from customized_grpo.config.limits import Area
 from customized_grpo.errors import ConfigError
@@ -21,6 +20,7 @@ from customized_grpo.generators.pipeline import (
     load_pipeline,
     loading,
 )
+from customized_grpo.generators.qwen import Known, cut, denormalised, image_processor, shift
 from customized_grpo.types import Example
 
 _NATIVE_SIZE = 1024
@@ -86,8 +86,8 @@ class QwenImageEditPlusGenerator(PipelineGenerator):
         super().__init__(pipeline, config, device, _NATIVE_SIZE)
         self._condition_area = config.condition_area
         self._limit = config.max_sequence_length
-        self._images = _image_processor(config.path)
-        self._known: dict[str, tuple[Tensor, list[Any]]] = {}
+        self._images = image_processor(config.path)
+        self._known = Known()
 
     def _encode_text(self, example: Example) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         texts = {"positive": example.prompt}
@@ -119,7 +119,9 @@ class QwenImageEditPlusGenerator(PipelineGenerator):
             _PICTURE.format(number + 1).replace("<|image_pad|>", "<|image_pad|>" * count)
             for number, count in enumerate(counts)
         )
-        text = self.pipeline.prompt_template_encode.format(seen + self._cut(prompt))
+        text = self.pipeline.prompt_template_encode.format(
+            seen + cut(self.pipeline.tokenizer, prompt, self._limit)
+        )
         tokens = self.pipeline.tokenizer([text], return_tensors="pt")
         picture_token = self.pipeline.text_encoder.config.image_token_id
         inputs = {
@@ -130,13 +132,6 @@ class QwenImageEditPlusGenerator(PipelineGenerator):
             "image_grid_thw": grids,
         }
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
-
-    def _cut(self, prompt: str) -> str:
-        if self._limit is None:
-            return prompt
-        tokenizer = self.pipeline.tokenizer
-        ids = tokenizer(prompt, add_special_tokens=False).input_ids
-        return prompt if len(ids) <= self._limit else tokenizer.decode(ids[: self._limit])
 
     def _picture(self, image: Tensor) -> Any:
         """``[3, h, w]`` as a PIL image at the text encoder's size."""
@@ -164,19 +159,10 @@ class QwenImageEditPlusGenerator(PipelineGenerator):
         return {"img_shapes": torch.tensor([(1, *grid) for grid in grids])}
 
     def _mu(self, num_steps: int) -> float:
-        from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate_shift
-
-        config = self.pipeline.scheduler.config
-        return calculate_shift(
-            self.grid[0] * self.grid[1],
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.15),
-        )
+        return shift(self.pipeline.scheduler, self.grid)
 
     def _predict(self, hidden: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        shapes = [tuple(shape) for shape in self._on_host(conditioning.shared, "img_shapes")]
+        shapes = [tuple(shape) for shape in self._known.on_host(conditioning.shared, "img_shapes")]
 
         def predict(name: str) -> Tensor:
             embeds, mask = self._text(conditioning.per_sample, name)
@@ -199,38 +185,16 @@ class QwenImageEditPlusGenerator(PipelineGenerator):
     def _text(self, given: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor | None]:
         """Embeddings ``[B, L, D]``, cut to the batch's longest text, and a mask ``[B, L]`` where
         others are shorter: with any mask, SDPA leaves its fastest kernels out."""
-        lengths = self._on_host(given, f"{name}_length")
+        lengths = self._known.on_host(given, f"{name}_length")
         embeds, longest = given[name][:, : max(lengths)], max(lengths)
         if min(lengths) == longest:
             return embeds, None
         places = torch.arange(longest, device=embeds.device)
         return embeds, places < given[f"{name}_length"][:, None]
 
-    def _on_host(self, given: Mapping[str, Tensor], name: str) -> list[Any]:
-        """A few numbers; their tensor is the same over all steps of a batch and waited for once."""
-        known, numbers = self._known.get(name, (None, []))
-        if known is not given[name]:
-            numbers = given[name].tolist()
-            self._known[name] = given[name], numbers
-        return numbers
-
     def _decode(self, latents: Tensor) -> Tensor:
         vae = self.pipeline.vae
         unpacked = self.pipeline._unpack_latents(
             latents, self.height, self.width, self.pipeline.vae_scale_factor
         )
-        mean, std = (
-            torch.tensor(values, device=latents.device).view(1, -1, 1, 1, 1)
-            for values in (vae.config.latents_mean, vae.config.latents_std)
-        )
-        return vae.decode((unpacked * std + mean).to(vae.dtype)).sample[:, :, 0]
-
-
-def _image_processor(path: str) -> Any:
-    """The text encoder's image processor, without torchvision, which the stock one needs."""
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
-    with one_line(f"path: {path!r} has no readable processor"):
-        return Qwen2VLImageProcessorPil.from_pretrained(
-            resolve_checkpoint(path), subfolder="processor"
-        )
+        return vae.decode(denormalised(vae, unpacked)).sample[:, :, 0]

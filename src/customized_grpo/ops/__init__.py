@@ -1,18 +1,14 @@
 """The algorithm as pure functions of tensors; importing it needs torch and jaxtyping, no more."""
 
 from customized_grpo.ops.advantages import (
-    SCHEDULES,
     SHAPINGS,
     Shaping,
     combine_advantages,
-    constant_weights,
-    cosine_weights,
     group_normalize,
-    linear_weights,
+    noise_variance,
     shape_advantages,
     shaping_bonus,
     synergy_bonus,
-    tdw_weights,
 )
 from customized_grpo.ops.balance import BalanceMethod, balanced_factors
 from customized_grpo.ops.losses import (
@@ -22,6 +18,14 @@ from customized_grpo.ops.losses import (
     norm_excess,
     normalize_ratio,
     step_weights,
+)
+from customized_grpo.ops.schedules import (
+    SCHEDULES,
+    constant_weights,
+    cosine_weights,
+    linear_weights,
+    measured_weights,
+    tdw_weights,
 )
 from customized_grpo.ops.sde import (
     Dynamics,
@@ -50,6 +54,8 @@ __all__ = [
     "group_normalize",
     "linear_weights",
     "masked_surrogate",
+    "measured_weights",
+    "noise_variance",
     "norm_excess",
     "normalize_ratio",
     "sde_moments",

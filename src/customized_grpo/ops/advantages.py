@@ -1,4 +1,4 @@
-"""Rewards to advantages: group normalisation, SARS and other shapings, TDW and other schedules.
+"""Rewards to advantages: group normalisation, SARS and other shapings.
 
 Legend of axis suffixes: B samples (all groups), P prompts (groups), R rewards, N objectives,
 K trained steps.
@@ -22,17 +22,10 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from customized_grpo.ops.sde import Real, require_full_precision
+from customized_grpo.ops.sde import Real
 
 # About eight float32 roundings of the largest score: what reduction order alone can change.
 _TIE_TOLERANCE = 1e-6
-
-# The released recipe (arXiv:2510.18263) is a table over 25 steps of a shift-3 schedule.
-_PAPER_STEPS = 25
-_PAPER_SHIFT = 3.0
-
-# "On" a phase boundary, in steps: far above float32 rounding of t (1e-5), far below one step.
-_BOUNDARY_TOLERANCE = 1e-3
 
 
 def group_normalize(
@@ -74,13 +67,40 @@ def group_normalize(
             "score an image that cannot be scored as NaN."
         )
     index_B, members_PBR = _split_groups(scores_BR, group_ids)
-    mean_PR = members_PBR.nanmean(dim=1)
-    degrees_PR = (~members_PBR.isnan()).sum(dim=1) - 1
-    squares_PR = (members_PBR - mean_PR[:, None]).square().nansum(dim=1)
-    std_PR = (squares_PR / degrees_PR.clamp(min=1)).sqrt()
-    tied_PR = std_PR <= _TIE_TOLERANCE * members_PBR.abs().nan_to_num(nan=0.0).amax(dim=1)
+    mean_PR, std_PR, tied_PR = _spread(members_PBR)
     advantages_BR = (scores_BR - mean_PR[index_B]) / (std_PR[index_B] + eps)
     return advantages_BR.masked_fill(tied_PR[index_B] & ~scores_BR.isnan(), 0.0)
+
+
+def noise_variance(
+    scores: Float[Tensor, "batch rewards"], group_ids: Int64[Tensor, " batch"]
+) -> Float32[Tensor, " rewards"]:
+    """Returns the variance of every reward within a group, the mean over the groups.
+
+    Of groups whose samples share everything but the noise of one denoising step it is what chance
+    at that step does to the reward, and so all that a policy gradient can credit the step with: see
+    `measured_weights`.
+
+    Args:
+        scores: `[B, R]`, NaN where an image could not be scored.
+        group_ids: `[B]` int64 labels; equal labels form a group.
+
+    Returns:
+        `[R]` float32, unbiased. A group that is tied (see `group_normalize`) counts as 0, one with
+        less than two scored samples not at all; NaN if none is left.
+
+    Raises:
+        ValueError: if `group_ids` does not have one label per row of `scores`.
+
+    Example:
+        >>> noise_variance(torch.tensor([[1.0], [3.0], [5.0], [5.0]]), torch.tensor([0, 0, 1, 1]))
+        tensor([1.0000])
+    """
+    _check_group_ids(group_ids, scores)
+    _, members_PBR = _split_groups(scores.float(), group_ids)
+    _, std_PR, tied_PR = _spread(members_PBR)
+    alone_PR = (~members_PBR.isnan()).sum(dim=1) < 2
+    return std_PR.square().masked_fill(tied_PR, 0.0).masked_fill(alone_PR, math.nan).nanmean(dim=0)
 
 
 def synergy_bonus(
@@ -153,21 +173,27 @@ def combine_advantages(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shaping:
-    """How per-objective advantages become one: optional bonus, weighted sum, optional whitening."""
+    """How per-objective advantages become one: weighted sum, what is added, optional whitening."""
 
     bonus: Callable[[Tensor, Real], Tensor] | None = None
     """`(advantages [B, N], gamma) -> [B]`, added to the weighted sum; must map a NaN row to NaN."""
 
+    score: Callable[[Tensor, Tensor, Real], Tensor] | None = None
+    """`(raw scores [B, N], levels [N], gamma) -> [B]`, one score of the whole sample in the units
+    of the rewards, for what has to know how good a sample is and not only how it compares with its
+    group. It is normalised in its group and added; must map a NaN row to NaN."""
+
     weighted_sum: bool = True
-    """False drops the weighted sum, so that the bonus alone is the advantage."""
+    """False drops the weighted sum, so that bonus and score alone are the advantage."""
 
     whiten: bool = False
     """Normalise the sum over the whole batch, separately for every step, before it is clipped."""
 
     def __post_init__(self) -> None:
-        if self.bonus is None and not self.weighted_sum:
+        if self.bonus is None and self.score is None and not self.weighted_sum:
             raise ValueError(
-                "bonus must be given when weighted_sum is False, got None; nothing would be left."
+                "bonus or score must be given when weighted_sum is False, got None; nothing would "
+                "be left."
             )
 
 
@@ -179,7 +205,7 @@ def shaping_bonus(
     center: bool = False,
     group_ids: Int64[Tensor, " batch"] | None = None,
 ) -> Float32[Tensor, " batch"]:
-    """Returns the bonus S a shaping adds to the weighted sum; zeros for `linear` and `gdpo`.
+    """Returns the bonus S a shaping adds to the weighted sum; zeros if there is none.
 
     Args:
         shaping: a name from `SHAPINGS`, or a `Shaping` of your own.
@@ -230,6 +256,8 @@ def shape_advantages(
     center: bool = False,
     group_ids: Int64[Tensor, " batch"] | None = None,
     clip: Real = 5.0,
+    scores: Float[Tensor, "batch objectives"] | None = None,
+    levels: Float[Tensor, " objectives"] | None = None,
 ) -> Float32[Tensor, "batch steps"]:
     """Returns the advantage of every sample at every trained step under a named shaping.
 
@@ -246,21 +274,28 @@ def shape_advantages(
     - `gdpo` (arXiv:2601.05242): no bonus; the weighted sum of the separately normalised rewards is
       whitened over all valid samples of the batch, step by step, before the clip. In a distributed
       run pass the gathered batch.
+    - `gate` (DivRL, arXiv:2606.23950): no weighted sum, but the group-normalised prompt score less
+      a penalty for an identity below its level, `r_prompt - gamma max(0, level - r_identity)^2`;
+      the same at every step. Identity above the level earns nothing.
 
     Args:
         shaping: a name from `SHAPINGS`, or a `Shaping` of your own.
         advantages: `[B, N]` from `group_normalize`; a row with a NaN is an invalid sample.
         weights: `[K, N]` from a schedule such as `tdw_weights`.
-        gamma: strength of the bonus, not negative.
+        gamma: strength of the bonus, or of the penalty of `gate`, not negative.
         center: subtract the group mean of the bonus (see `shaping_bonus`).
-        group_ids: `[B]` int64; needed by, and only read for, `center`.
+        group_ids: `[B]` int64; needed by, and only read for, `center` and a shaping with a score.
         clip: bound on the absolute advantage, positive.
+        scores: `[B, N]` raw, in the units of the rewards, columns identity, prompt, then further
+            objectives; needed by, and only read for, a shaping with a score.
+        levels: `[N]` in the same units, such as the base's means; as `scores`.
 
     Returns:
         `[B, K]` float32; exactly 0 for invalid samples.
 
     Raises:
-        ValueError: as `shaping_bonus` and `combine_advantages`.
+        ValueError: as `shaping_bonus` and `combine_advantages`, and for a shaping with a score
+            without `scores`, `levels` or `group_ids`.
 
     Example:
         Good at both and conflicted, without and with the bonus of the paper:
@@ -275,162 +310,19 @@ def shape_advantages(
     bonus_B = shaping_bonus(shaping, advantages, gamma=gamma, center=center, group_ids=group_ids)
     used_weights = weights if recipe.weighted_sum else torch.zeros_like(weights)
     total_BK = _weighted_total(advantages, bonus_B, used_weights)
+    if recipe.score is not None:
+        if scores is None or levels is None or group_ids is None:
+            raise ValueError(
+                f"scores, levels and group_ids must be given for {shaping!r}, got None; it reads "
+                "raw scores."
+            )
+        valid_BN = scores.float().masked_fill(advantages.isnan().any(1, keepdim=True), math.nan)
+        score_B1 = recipe.score(valid_BN, levels.float(), gamma)[:, None]
+        total_BK = total_BK + group_normalize(score_B1, group_ids)
     if recipe.whiten:
         one_group_B = torch.zeros(len(total_BK), dtype=torch.int64, device=total_BK.device)
         total_BK = group_normalize(total_BK, one_group_B)
     return _bounded(total_BK, advantages, clip)
-
-
-def tdw_weights(
-    sigmas: Float[Tensor, " steps"],
-    high: Real = 0.7,
-    low: Real = 0.3,
-    start: Real = 6,
-    center: Real = 10,
-    slope: Real = 0.8,
-    end: Real = 22,
-    final: Real = 0.5,
-) -> Float32[Tensor, "steps 2"]:
-    """Time-Aware Dynamic Weighting (arXiv:2510.18263): the prompt early, the identity late.
-
-    With t the position of sigma on the paper's trajectory, `t = 25 p(sigma)` and
-    `p(sigma) = 1 - sigma / (3 - 2 sigma)`, the prompt weight is
-
-    - `high` for `t < start`,
-    - `low + (high - low) (1 - sigmoid(slope (t - center)))` for `start <= t < end`,
-    - `final` for `t >= end`,
-
-    and `w_identity = 1 - w_prompt`. On the paper's schedule (T = 25, shift 3) t is the step index
-    and the released table comes out; any other schedule gets the weight that belongs to its noise
-    level. A t within 1e-3 of a boundary counts as on it, so float rounding of sigma cannot move a
-    step to another phase.
-
-    Args:
-        sigmas: `[K]` noise level at which each trained step starts, in [0, 1], not half precision.
-        high: prompt weight at high noise, in [0, 1].
-        low: prompt weight the descent tends to, in [0, 1].
-        start: where the descent starts, in paper steps (0 to 25).
-        center: where it is half way.
-        slope: its steepness per paper step.
-        end: where it stops.
-        final: prompt weight after `end`, in [0, 1].
-
-    Returns:
-        `[K, 2]` float32, columns (identity, prompt); every row sums to 1.
-
-    Raises:
-        ValueError: if a sigma or a weight is outside [0, 1], the sigmas are in half precision, or
-            start > end.
-
-    Example:
-        Steps 0, 10, 20 and 24 of the paper's 25:
-
-        >>> tdw_weights(shifted_sigmas(25, shift=3.0)[[0, 10, 20, 24]])
-        tensor([[0.3000, 0.7000],
-                [0.5000, 0.5000],
-                [0.6999, 0.3001],
-                [0.5000, 0.5000]])
-    """
-    _check_fractions(high=high, low=low, final=final)
-    if start > end:
-        raise ValueError(
-            f"start must not be above end, got {start} and {end}; both are paper steps, 0 to 25."
-        )
-    t = _PAPER_STEPS * _trajectory_progress(sigmas)
-    prompt = low + (high - low) * torch.sigmoid(-slope * (t - center))
-    prompt = torch.where(t < start - _BOUNDARY_TOLERANCE, high, prompt)
-    prompt = torch.where(t >= end - _BOUNDARY_TOLERANCE, final, prompt)
-    return _weight_columns(prompt)
-
-
-def constant_weights(
-    sigmas: Float[Tensor, " steps"], prompt: Real = 0.5
-) -> Float32[Tensor, "steps 2"]:
-    """Returns the same weights at every noise level: (1 - prompt, prompt).
-
-    Args:
-        sigmas: `[K]` in [0, 1]; only their number matters.
-        prompt: weight of the prompt objective, in [0, 1]; 0.5 is the paper's naive 1:1 and 0.6
-            its 1:1.5.
-
-    Returns:
-        `[K, 2]` float32, columns (identity, prompt); every row sums to 1.
-
-    Raises:
-        ValueError: if a sigma or `prompt` is outside [0, 1], or the sigmas are in half precision.
-
-    Example:
-        >>> constant_weights(torch.tensor([1.0, 0.5]), prompt=0.6)
-        tensor([[0.4000, 0.6000],
-                [0.4000, 0.6000]])
-    """
-    _check_fractions(prompt=prompt)
-    return _weight_columns(torch.full_like(_trajectory_progress(sigmas), prompt))
-
-
-def linear_weights(
-    sigmas: Float[Tensor, " steps"], high: Real = 0.7, low: Real = 0.3
-) -> Float32[Tensor, "steps 2"]:
-    """Moves the prompt weight in a straight line from `high` at sigma = 1 to `low` at sigma = 0.
-
-    `w_prompt = high + (low - high) p(sigma)` on the clock of `tdw_weights`,
-    `p(sigma) = 1 - sigma / (3 - 2 sigma)`, the fraction of the paper's trajectory that is done: the
-    shape changes and nothing else. The identity weight rises from `1 - high` to `1 - low`.
-
-    Args:
-        sigmas: `[K]` noise level at which each trained step starts, in [0, 1], not half precision.
-        high: prompt weight at pure noise, in [0, 1].
-        low: prompt weight at the image, in [0, 1].
-
-    Returns:
-        `[K, 2]` float32, columns (identity, prompt); every row sums to 1.
-
-    Raises:
-        ValueError: if a sigma or a weight is outside [0, 1], or the sigmas are in half precision.
-
-    Example:
-        At the start, half way (on the clock of the paper's schedule) and at the end:
-
-        >>> linear_weights(torch.tensor([1.0, 0.75, 0.0]))
-        tensor([[0.3000, 0.7000],
-                [0.5000, 0.5000],
-                [0.7000, 0.3000]])
-    """
-    _check_fractions(high=high, low=low)
-    return _weight_columns(high + (low - high) * _trajectory_progress(sigmas))
-
-
-def cosine_weights(
-    sigmas: Float[Tensor, " steps"], high: Real = 0.7, low: Real = 0.3
-) -> Float32[Tensor, "steps 2"]:
-    """Moves the prompt weight along half a cosine from `high` at sigma = 1 to `low` at sigma = 0.
-
-    `w_prompt = high + (low - high) (1 - cos(pi p(sigma))) / 2` on the clock of `tdw_weights`,
-    `p(sigma) = 1 - sigma / (3 - 2 sigma)`; flat at both ends. The identity weight rises from
-    `1 - high` to `1 - low` as sigma falls.
-
-    Args:
-        sigmas: `[K]` noise level at which each trained step starts, in [0, 1], not half precision.
-        high: prompt weight at pure noise, in [0, 1].
-        low: prompt weight at the image, in [0, 1].
-
-    Returns:
-        `[K, 2]` float32, columns (identity, prompt); every row sums to 1.
-
-    Raises:
-        ValueError: if a sigma or a weight is outside [0, 1], or the sigmas are in half precision.
-
-    Example:
-        At the start, after a quarter and half way:
-
-        >>> cosine_weights(torch.tensor([1.0, 0.9, 0.75]))
-        tensor([[0.3000, 0.7000],
-                [0.3586, 0.6414],
-                [0.5000, 0.5000]])
-    """
-    _check_fractions(high=high, low=low)
-    eased = 0.5 * (1.0 - torch.cos(math.pi * _trajectory_progress(sigmas)))
-    return _weight_columns(high + (low - high) * eased)
 
 
 def _split_groups(values_BR: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -440,6 +332,16 @@ def _split_groups(values_BR: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]
     # Masked copies, not index_add_, whose order of addition changes from run to run on CUDA: a
     # resumed run must repeat its numbers bit by bit.
     return index_B, torch.where(member_PB[:, :, None], values_BR, math.nan)
+
+
+def _spread(members_PBR: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, unbiased std and whether all are equal but for rounding, each `[P, R]`."""
+    mean_PR = members_PBR.nanmean(dim=1)
+    degrees_PR = (~members_PBR.isnan()).sum(dim=1) - 1
+    squares_PR = (members_PBR - mean_PR[:, None]).square().nansum(dim=1)
+    std_PR = (squares_PR / degrees_PR.clamp(min=1)).sqrt()
+    tied_PR = std_PR <= _TIE_TOLERANCE * members_PBR.abs().nan_to_num(nan=0.0).amax(dim=1)
+    return mean_PR, std_PR, tied_PR
 
 
 def _weighted_total(per_objective: Tensor, synergy: Tensor | None, weights: Tensor) -> Tensor:
@@ -495,6 +397,11 @@ def _harmonic_term(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(product == 0, product, product / (a + b + 1e-6))
 
 
+def _gated_prompt(scores_BN: Tensor, levels_N: Tensor, gamma: Real) -> Tensor:
+    identity_B, prompt_B = scores_BN[:, 0], scores_BN[:, 1]
+    return prompt_B - gamma * (levels_N[0] - identity_B).clamp(min=0).square()
+
+
 def _softplus_term(a: Tensor, b: Tensor) -> Tensor:
     return F.softplus(a) * F.softplus(b)
 
@@ -509,42 +416,10 @@ SHAPINGS: Mapping[str, Shaping] = MappingProxyType(
         "product": Shaping(bonus=partial(_pair_mean, _softplus_term)),
         "synergy_only": Shaping(bonus=partial(_pair_mean, _sars_term), weighted_sum=False),
         "gdpo": Shaping(whiten=True),
+        "gate": Shaping(score=_gated_prompt, weighted_sum=False),
     }
 )
-"""The shapings by name, as the paper's ablation lists them; read-only."""
-
-SCHEDULES: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
-    {
-        "tdw": tdw_weights,
-        "constant": constant_weights,
-        "linear": linear_weights,
-        "cosine": cosine_weights,
-    }
-)
-"""The weight schedules by name: each is `(sigmas [K], its own options) -> [K, 2]`; read-only."""
-
-
-def _trajectory_progress(sigmas: Tensor) -> Tensor:
-    """Inverts the paper's shift-3 schedule: i / 25 at its i-th sigma, 0 at noise, 1 at data."""
-    require_full_precision("sigmas", sigmas)
-    if not bool(((sigmas >= 0) & (sigmas <= 1)).all()):
-        raise ValueError(
-            f"sigmas must lie in [0, 1], got {sigmas.tolist()}; pass noise levels, not timesteps."
-        )
-    sigma = sigmas.float()
-    return 1.0 - sigma / (_PAPER_SHIFT - (_PAPER_SHIFT - 1.0) * sigma)
-
-
-def _weight_columns(prompt_K: Tensor) -> Tensor:
-    return torch.stack([1.0 - prompt_K, prompt_K], dim=-1)
-
-
-def _check_fractions(**values: Real) -> None:
-    for name, value in values.items():
-        if not 0 <= value <= 1:
-            raise ValueError(
-                f"{name} must lie in [0, 1], got {value}; it is the weight of the prompt objective."
-            )
+"""The shapings by name, those of the paper's ablation first; read-only."""
 
 
 def _check_group_ids(group_ids: Tensor, rows: Tensor) -> None:

@@ -18,7 +18,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -254,13 +254,28 @@ def newest_checkpoint(run: Path) -> Checkpoint | None:
     Raises:
         CheckpointError: if there are some and all of them are damaged.
     """
+    return _first_whole(run, checkpoint_folders(run)[::-1])
+
+
+def best_checkpoint(run: Path) -> Checkpoint | None:
+    """The one with the highest score that is whole, the later of equals; else as the newest.
+
+    Raises:
+        CheckpointError: if there are some and all of them are damaged.
+    """
+    folders = checkpoint_folders(run)
+    best_first = sorted(folders, key=lambda f: (_score(f), int(f.name)), reverse=True)
+    return _first_whole(run, best_first)
+
+
+def _first_whole(run: Path, folders: Sequence[Path]) -> Checkpoint | None:
     damages = []
-    for folder in reversed(checkpoint_folders(run)):
+    for folder in folders:
         try:
             record = _verify(folder)
         except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
             damages.append(f"{folder}: {error}")
-            logger.warning("checkpoint %s is damaged, taking the one before", damages[-1])
+            logger.warning("checkpoint %s is damaged, taking another", damages[-1])
             continue
         return Checkpoint(folder=folder, record=record)
     if damages:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from customized_grpo.assets import path_revision
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.files import LORA_FILE
 from customized_grpo.runs.checkpoint import WEIGHTS, trained_weights
@@ -63,10 +64,15 @@ class Run:
             return finished_updates(self.folder) or self.config.train.num_updates
         return int(self.weights.parent.name)
 
+    @cached_property
+    def digest(self) -> str | None:
+        """SHA-256 of the trained weights."""
+        return path_revision(str(self.weights))
+
     @property
-    def picture(self) -> Path | None:
-        """References, prompts and pictures by base and tuned: the evaluation's, or else the last
-        of the training; None if there is none."""
-        samples = sorted((self.folder / SAMPLES).glob("*.png"))
-        found = [path for path in (self.folder / "evaluation.png",) if path.exists()]
-        return (found or samples[-1:] or [None])[0]
+    def sample(self) -> Path | None:
+        """References, prompts and pictures by base and tuned: the last of the training that its
+        weights may have drawn; None if there is none."""
+        named = {p: p.stem for p in sorted((self.folder / SAMPLES).glob("*.png"))}
+        drawn = [p for p, stem in named.items() if stem.isdecimal() and int(stem) <= self.updates]
+        return drawn[-1] if drawn else None

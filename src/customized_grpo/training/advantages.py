@@ -3,32 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from customized_grpo.config import (
-    DEFAULT_GAMMA,
     AdvantageConfig,
     ConstantSchedule,
     CosineSchedule,
     CustomSchedule,
     LinearSchedule,
+    MeasuredSchedule,
     RewardConfig,
     TdwSchedule,
 )
 from customized_grpo.errors import ConfigError
 from customized_grpo.ops import (
     SHAPINGS,
+    Shaping,
     constant_weights,
     cosine_weights,
     group_normalize,
     linear_weights,
+    measured_weights,
     shape_advantages,
     tdw_weights,
 )
 from customized_grpo.registry import import_object
 from customized_grpo.types import Advantages
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """What a run has measured of the model that it began with, and needs to its end; as JSON."""
+
+    levels: tuple[float, ...] = ()
+    """Mean raw score of every objective in the first rollout, as ``raw_scores`` orders them."""
+    noise_shares: tuple[tuple[float, float], ...] = ()
+    """Of what all steps together move, what each moves: T rows of (identity, prompt)."""
+
+    @classmethod
+    def of(cls, found: dict[str, list]) -> Measured:
+        """Reads what a checkpoint of ``dataclasses.asdict`` of it holds."""
+        rows = tuple((identity, prompt) for identity, prompt in found.get("noise_shares", ()))
+        return cls(levels=tuple(found.get("levels", ())), noise_shares=rows)
+
+
+NOTHING = Measured()
 
 
 def objective_advantages(
@@ -47,16 +69,62 @@ def objective_advantages(
     normalized = group_normalize(scores.masked_fill(unscorable, torch.nan), group_ids)
     columns = []
     for objective in objectives:
-        members = [i for i, reward in enumerate(rewards) if reward.objective == objective]
-        weights = torch.tensor([rewards[i].weight for i in members], device=scores.device)
-        mixed = (normalized[:, members] * weights / weights.sum()).sum(1, keepdim=True)
-        columns.append(group_normalize(mixed, group_ids) if len(members) > 1 else mixed)
+        mixed = _mix(normalized, rewards, objective)
+        is_mixed = sum(reward.objective == objective for reward in rewards) > 1
+        columns.append(group_normalize(mixed, group_ids) if is_mixed else mixed)
     return torch.cat(columns, 1)
 
 
-def objective_weights(sigmas: Tensor, config: AdvantageConfig, objectives: Sequence[str]) -> Tensor:
-    """Weight of every objective at every noise level ``[len(sigmas), N]``; rows sum to 1."""
-    pair = _schedule(sigmas, config)
+def raw_scores(scores: Tensor, rewards: Sequence[RewardConfig]) -> Tensor:
+    """Scores of the objectives ``[B, N]`` in the units of their rewards, from scores ``[B, R]``.
+
+    Columns are identity, prompt, then further ones by first mention. Rewards of one objective are
+    mixed by weight. An image that at least one reward could not score is NaN throughout.
+    """
+    names = dict.fromkeys(reward.objective for reward in rewards)
+    ordered = sorted(names, key=lambda name: (name != "identity", name != "prompt"))
+    scored = scores.masked_fill(scores.isnan().any(1, keepdim=True), torch.nan)
+    return torch.cat([_mix(scored, rewards, objective) for objective in ordered], 1)
+
+
+def mean_levels(scores: Tensor, rewards: Sequence[RewardConfig]) -> tuple[float, ...]:
+    """Means of ``raw_scores`` over the images that could be scored."""
+    return tuple(raw_scores(scores, rewards).nanmean(0).tolist())
+
+
+def shares_of_noise(
+    variances: Tensor, rewards: Sequence[RewardConfig]
+) -> tuple[tuple[float, float], ...]:
+    """What each step moves, ``Measured.noise_shares``, from the rewards' variances ``[T, R]``.
+
+    That of an objective is the mean of its rewards', by weight, as each is normalised before they
+    are mixed; what they move together is left out.
+    """
+    shares = variances / variances.sum(0).clamp(min=torch.finfo(variances.dtype).tiny)
+    identity, prompt = (_mix(shares, rewards, name)[:, 0] for name in ("identity", "prompt"))
+    return tuple(zip(identity.tolist(), prompt.tolist(), strict=True))
+
+
+def _mix(values: Tensor, rewards: Sequence[RewardConfig], objective: str) -> Tensor:
+    """The mean ``[B, 1]`` of an objective's rewards by weight, of columns of rewards ``[B, R]``."""
+    members = [i for i, reward in enumerate(rewards) if reward.objective == objective]
+    weights = torch.tensor([rewards[i].weight for i in members], device=values.device)
+    return (values[:, members] * weights / weights.sum()).sum(1, keepdim=True)
+
+
+def objective_weights(
+    sigmas: Tensor,
+    config: AdvantageConfig,
+    objectives: Sequence[str],
+    measured: Measured = NOTHING,
+) -> Tensor:
+    """Weight of every objective at every noise level ``[len(sigmas), N]``; rows sum to 1.
+
+    Raises:
+        ConfigError: if a function of one's own returns something else, or the weights are those
+            that a run measures and it has not.
+    """
+    pair = _schedule(sigmas, config, measured)
     rest = 1 - sum(config.extra_weights.values())
     columns = {"identity": pair[:, 0] * rest, "prompt": pair[:, 1] * rest}
     columns |= {
@@ -65,7 +133,7 @@ def objective_weights(sigmas: Tensor, config: AdvantageConfig, objectives: Seque
     return torch.stack([columns[name] for name in objectives], 1)
 
 
-def _schedule(sigmas: Tensor, config: AdvantageConfig) -> Tensor:
+def _schedule(sigmas: Tensor, config: AdvantageConfig, measured: Measured) -> Tensor:
     match config.schedule:
         case TdwSchedule(high=high, low=low, start=start, center=center, slope=slope, end=end,
                          final=final):  # fmt: skip
@@ -76,6 +144,14 @@ def _schedule(sigmas: Tensor, config: AdvantageConfig) -> Tensor:
             return linear_weights(sigmas, high, low)
         case CosineSchedule(high=high, low=low):
             return cosine_weights(sigmas, high, low)
+        case MeasuredSchedule():
+            if len(measured.noise_shares) != len(sigmas):
+                raise ConfigError(
+                    "advantage.schedule.type must be another than measured where no run has "
+                    f"measured these {len(sigmas)} steps; write the weights of its schedule.json "
+                    "as a custom one"
+                )
+            return measured_weights(torch.tensor(measured.noise_shares, device=sigmas.device))
         case CustomSchedule(target=target):
             weights = import_object(target, "advantage.schedule.target")(sigmas)
             if not isinstance(weights, Tensor) or weights.shape != (len(sigmas), 2):
@@ -89,11 +165,10 @@ def _schedule(sigmas: Tensor, config: AdvantageConfig) -> Tensor:
 def one_sided(sigmas: Tensor, steps: range, config: AdvantageConfig) -> str | None:
     """What is wrong with a schedule that shall move the weight from one objective to the other,
     if the same one leads in all ``steps`` that may be trained, of the noise levels ``[T + 1]``."""
-    shaping = config.find_shaping()
-    shaping = SHAPINGS[shaping] if isinstance(shaping, str) else shaping
-    if isinstance(config.schedule, ConstantSchedule) or not shaping.weighted_sum:
+    is_meant = isinstance(config.schedule, ConstantSchedule | MeasuredSchedule)
+    if is_meant or not _shaping(config).weighted_sum:
         return None
-    prompt = _schedule(sigmas[:-1], config)[steps.start : steps.stop, 1]
+    prompt = _schedule(sigmas[:-1], config, NOTHING)[steps.start : steps.stop, 1]
     if prompt.min() <= 0.5 <= prompt.max():
         return None
     leader, other = ("prompt", "identity") if prompt.min() > 0.5 else ("identity", "prompt")
@@ -105,6 +180,11 @@ def one_sided(sigmas: Tensor, steps: range, config: AdvantageConfig) -> str | No
     )
 
 
+def _shaping(config: AdvantageConfig) -> Shaping:
+    found = config.find_shaping()
+    return SHAPINGS[found] if isinstance(found, str) else found
+
+
 def assign_credit(
     scores: Tensor,
     group_ids: Tensor,
@@ -112,28 +192,64 @@ def assign_credit(
     config: AdvantageConfig,
     rewards: Sequence[RewardConfig],
     objectives: Sequence[str],
+    measured: Measured = NOTHING,
     factors: Mapping[str, float] | None = None,
 ) -> Advantages:
     """Scores ``[B, R]`` -> advantages of all T steps of the schedule ``sigmas`` ``[T + 1]``.
 
     Weights of objectives are multiplied by their ``factors``, if there are any.
+
+    Raises:
+        ConfigError: as ``objective_weights``; or the shaping compares with what the base scored,
+            and that is not known.
     """
     per_objective = objective_advantages(scores, group_ids, rewards, objectives)
-    weights = objective_weights(sigmas[:-1], config, objectives)
+    weights = objective_weights(sigmas[:-1], config, objectives, measured)
     if factors:
         weights = weights * weights.new_tensor([factors[name] for name in objectives])
+    reads_scores = _shaping(config).score is not None
     per_step = shape_advantages(
         config.find_shaping(),
         per_objective,
         weights,
-        gamma=DEFAULT_GAMMA if config.gamma is None else config.gamma,
+        gamma=config.strength(),
         center=config.center,
         group_ids=group_ids,
         clip=config.clip,
+        scores=raw_scores(scores, rewards) if reads_scores else None,
+        levels=_levels(config, measured, scores) if reads_scores else None,
     )
     return Advantages(
         per_objective=per_objective, per_step=per_step, valid=~per_objective.isnan().any(1)
     )
+
+
+def _levels(config: AdvantageConfig, measured: Measured, like: Tensor) -> Tensor:
+    """What ``raw_scores`` are compared with ``[N]``."""
+    if config.gate_floor is not None:
+        return like.new_tensor([config.gate_floor, torch.nan])  # gate reads the identity's alone
+    if not measured.levels:
+        raise ConfigError(
+            f"advantage.shaping {config.shaping} needs the mean scores of the base, which a run "
+            "takes from its first rollout and this one has not kept; start another run, or, for "
+            "gate, set advantage.gate_floor"
+        )
+    return like.new_tensor(measured.levels)
+
+
+def gate_statistics(
+    scores: Tensor,
+    config: AdvantageConfig,
+    rewards: Sequence[RewardConfig],
+    measured: Measured,
+) -> dict[str, float]:
+    """Where the floor of the gate is, and the share of valid samples below it; {} without one."""
+    if config.shaping != "gate":
+        return {}
+    floor = _levels(config, measured, scores)[0]
+    identity = raw_scores(scores, rewards)[:, 0]
+    below = (identity[~identity.isnan()] < floor).float().mean()
+    return {"gate/floor": floor.item(), "gate/below": below.item()}
 
 
 def share_statistics(advantages: Advantages, objectives: Sequence[str]) -> dict[str, float]:

@@ -22,7 +22,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from customized_grpo.config import BalanceSettings, RunConfig
+from customized_grpo.config import (
+    BalanceSettings,
+    LossConfig,
+    MeasuredSchedule,
+    RolloutConfig,
+    RunConfig,
+)
 from customized_grpo.data.base import DataSource
 from customized_grpo.errors import RewardError, everywhere
 from customized_grpo.generators.base import Conditioning, Generator
@@ -33,10 +39,17 @@ from customized_grpo.runs.interrupts import Interrupts
 from customized_grpo.runs.log import RunLog
 from customized_grpo.runs.ranks import ALONE, Ranks
 from customized_grpo.runs.sharding import is_sharded, whole
-from customized_grpo.training.advantages import assign_credit, objective_weights
+from customized_grpo.training.advantages import (
+    NOTHING,
+    assign_credit,
+    gate_statistics,
+    mean_levels,
+    objective_weights,
+)
 from customized_grpo.training.balance import Gradients, rebalance
 from customized_grpo.training.build import make_optimizer
 from customized_grpo.training.loss import accumulate_gradient, policy_batch
+from customized_grpo.training.measure import measure_noise
 from customized_grpo.training.policy import make_policy
 from customized_grpo.training.rollout import collect_rollout, noisy_steps
 from customized_grpo.training.scoring import ScoringQueue, gather_scores, settle_scores
@@ -102,6 +115,31 @@ class Loop:
             self.factors = dict.fromkeys(rewards.objectives, 1.0)
         self.mid_rollout = False
         """Some of a rollout's updates are done and some are not: no point to resume from."""
+        self.measured = NOTHING
+        """Of the model that the run began with; the same in all processes."""
+
+    def measure(self) -> None:
+        """Finds out what the noise of each step moves, if the schedule is to follow that and it is
+        not known yet, or of other steps.
+
+        Raises:
+            RewardError: if no image of a step could be scored by a reward.
+        """
+        schedule, config = self.config.advantage.schedule, self.config
+        is_known = len(self.measured.noise_shares) == self.policy.num_steps
+        if not isinstance(schedule, MeasuredSchedule) or is_known:
+            return
+        logger.info("measuring what the noise of each step moves")
+        shares = measure_noise(
+            config,
+            schedule,
+            config.seed * _SEED_STRIDE + _SEED_STRIDE - 1,
+            self.data.training(0, schedule.num_prompts),
+            self.encode,
+            self._sample_and_score,
+            self.ranks,
+        )
+        self.measured = replace(self.measured, noise_shares=shares)
 
     def iterate(self, number: int) -> Iterator[dict[str, float]]:
         """Rollout ``number`` and its updates; yields the numbers of each update when it is done."""
@@ -118,7 +156,8 @@ class Loop:
 
     def collect(self, number: int) -> Experience:
         """Samples the groups of rollout ``number``, scores them and assigns the advantages."""
-        config = self.config
+        config, objectives = self.config, self.rewards.objectives
+        balance = config.advantage.balance
         num_prompts, group_size = config.rollout.prompts_per_rollout, config.rollout.group_size
         rng = torch.Generator().manual_seed(config.seed * _SEED_STRIDE + number)
         all_group_ids = torch.arange(num_prompts).repeat_interleave(group_size)  # [B]
@@ -129,44 +168,44 @@ class Loop:
         with self.log.timed("data"):
             prompts = self.data.training(number, num_prompts)
             per_prompt = self.encode([prompts[group] for group in my_groups.tolist()])
-        rollout, scores = self._sample_and_score(prompts, per_prompt, rng, shares)
+        rollout, scores = self._sample_and_score(prompts, per_prompt, rng, shares, config.rollout)
         device = rollout.images.device
+        group_ids, conditioning = all_group_ids.to(device), per_prompt.take(place.to(device))
         for error in scores.errors:
             logger.warning("rollout %d: %s", number, error)
-        conditioning = per_prompt.take(place.to(device))
+        if number == 0:
+            levels = mean_levels(scores.scores, config.rewards)
+            self.measured = replace(self.measured, levels=levels)
         credit = partial(
             assign_credit,
             scores.scores,
-            all_group_ids.to(device),
+            group_ids,
             rollout.sigmas,
             config.advantage,
             config.rewards,
-            self.rewards.objectives,
+            objectives,
+            self.measured,
         )
-        advantages, factors, measured = credit(self.factors), self.factors, {}
+        advantages, factors, balanced = credit(self.factors), self.factors, {}
         if not advantages.valid.any():
             text = "; ".join(scores.errors) or "all scores are NaN"
             raise everywhere(
                 RewardError(f"rewards: no image of rollout {number} could be scored; {text}")
             )
-        if config.advantage.balance is not None and number % config.advantage.balance.every == 0:
+        if balance is not None and number % balance.every == 0:
             own = advantages.take(mine.to(device))
-            factors, measured = self._rebalance(
-                config.advantage.balance, rollout, own, conditioning
-            )
+            factors, balanced = self._rebalance(balance, rollout, own, conditioning)
             advantages = credit(factors)
-        self.log.advantages(number, advantages.per_objective, self.rewards.objectives)
-        metrics = rollout_metrics(
-            scores, advantages, all_group_ids.to(device), self.rewards.objectives
-        )
+        self.log.advantages(number, advantages.per_objective, objectives)
+        metrics = rollout_metrics(scores, advantages, group_ids, objectives) | balanced
+        metrics |= gate_statistics(scores.scores, config.advantage, config.rewards, self.measured)
+        metrics |= {f"reward/{name}": value for name, value in self.rewards.metrics().items()}
         return Experience(
             rows=mine,
             rollout=rollout,
             advantages=advantages.take(mine.to(device)),
             conditioning=conditioning,
-            metrics=metrics
-            | measured
-            | {f"reward/{name}": v for name, v in self.rewards.metrics().items()},
+            metrics=metrics,
             factors=factors,
         )
 
@@ -180,36 +219,27 @@ class Loop:
         """Factors of the objectives' weights, and numbers, from a gradient of the whole rollout for
         each objective, by the policy that sampled it."""
         rows = torch.arange(len(rollout.images), device=rollout.images.device)
-        fitted: dict[str, float] = {}
+        loss, size = self.config.loss.policy_only(), self.micro_batch_size
 
         def gradient(per_step: Tensor) -> Gradients:
             part = replace(advantages, per_step=per_step)
             batch = policy_batch(
                 rollout, part, rows, self.step_weights, keep_invalid=self.is_sharded
             )
-            stats = accumulate_gradient(
-                self.policy,
-                batch,
-                conditioning,
-                self.config.loss.policy_only(),
-                pinned=True,
-                micro_batch_size=self.micro_batch_size,
-                ranks=self.ranks,
-            )
-            if "micro_batch_size" in stats:
-                fitted["micro_batch_size"] = stats["micro_batch_size"]
-                self.micro_batch_size = int(stats["micro_batch_size"])
+            self._gradient(batch, conditioning, loss, pinned=True)
             return [parameter.grad for parameter in self.parameters]
 
         weights = objective_weights(
-            rollout.sigmas[:-1], self.config.advantage, self.rewards.objectives
+            rollout.sigmas[:-1], self.config.advantage, self.rewards.objectives, self.measured
         )
         with self.log.timed("balance"):
-            factors, measured = rebalance(
+            factors, numbers = rebalance(
                 self.factors, gradient, advantages.per_objective, weights, settings, self.ranks
             )
         self.optimizer.zero_grad(set_to_none=True)
-        return factors, measured | fitted
+        if self.micro_batch_size is not None and self.micro_batch_size != size:
+            numbers["micro_batch_size"] = float(self.micro_batch_size)
+        return factors, numbers
 
     def _sample_and_score(
         self,
@@ -217,6 +247,7 @@ class Loop:
         per_prompt: Conditioning,
         rng: torch.Generator,
         shares: Sequence[Tensor],
+        config: RolloutConfig,
     ) -> tuple[Rollout, RewardScores]:
         """This process's samples, and the scores of all processes' ``[B, R]``.
 
@@ -233,7 +264,7 @@ class Loop:
                 rollout = collect_rollout(
                     self.policy,
                     per_prompt,
-                    self.config.rollout,
+                    config,
                     rng,
                     keep_means=self.config.loss.needs_means,
                     on_images=hand_over,
@@ -273,6 +304,23 @@ class Loop:
             keep_invalid=self.is_sharded,
         )
 
+    def _gradient(
+        self, batch: PolicyBatch, conditioning: Conditioning, loss: LossConfig, *, pinned: bool
+    ) -> dict[str, float]:
+        """Leaves the gradient at the parameters; remembers what fitted the memory."""
+        stats = accumulate_gradient(
+            self.policy,
+            batch,
+            conditioning,
+            loss,
+            pinned=pinned,
+            micro_batch_size=self.micro_batch_size,
+            ranks=self.ranks,
+        )
+        if "micro_batch_size" in stats:
+            self.micro_batch_size = int(stats["micro_batch_size"])
+        return stats
+
     def update(
         self, batch: PolicyBatch, conditioning: Conditioning, *, is_first: bool
     ) -> dict[str, float]:
@@ -284,17 +332,7 @@ class Loop:
         train, loss = self.config.train, self.config.loss
         is_pinned = loss.pin_ratio and is_first
         self.optimizer.zero_grad(set_to_none=True)
-        stats = accumulate_gradient(
-            self.policy,
-            batch,
-            conditioning,
-            loss,
-            pinned=is_pinned,
-            micro_batch_size=self.micro_batch_size,
-            ranks=self.ranks,
-        )
-        if "micro_batch_size" in stats:
-            self.micro_batch_size = int(stats["micro_batch_size"])
+        stats = self._gradient(batch, conditioning, loss, pinned=is_pinned)
         if not is_first:  # off policy: the ratio moves by itself
             stats.pop("mismatch", None)  # absent if no sample was valid
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from customized_grpo.config import LossConfig
 from customized_grpo.devices import is_out_of_memory
 from customized_grpo.errors import ResourceError
-from customized_grpo.generators.base import Conditioning
+from customized_grpo.generators.base import Conditioning, Generator, keeping
 from customized_grpo.generators.cpu import lora_merged
 from customized_grpo.ops import (
     clipped_surrogate,
@@ -115,7 +115,8 @@ def accumulate_gradient(
     parameters = [p for p in transformer.parameters() if p.requires_grad]
     with lora_merged(transformer):
         trained = [p for p in transformer.parameters() if p.requires_grad]
-        while (totals := _collect(pairs_loss, pairs, size, trained, scale, num_computed)) is None:
+        collect = partial(_collect, policy.generator, pairs_loss, pairs)
+        while (totals := collect(size, trained, scale, num_computed)) is None:
             size = _halved(min(size, len(pairs)), sharded)
     if not sharded:
         _sum_gradients(parameters, ranks)
@@ -141,6 +142,7 @@ def _sum_numbers(parts: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _collect(
+    generator: Generator,
     pairs_loss: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]],
     pairs: Tensor,
     size: int,
@@ -154,12 +156,13 @@ def _collect(
     for parameter in parameters:
         parameter.grad = None
     try:
-        for rows in pairs.split(size) if len(pairs) else ():
-            loss, stats = pairs_loss(rows)
-            (loss * scale).backward()
-            totals["loss"] += loss.detach()
-            for name, value in stats.items():
-                totals[name] += value * (len(rows) / num_computed)
+        with keeping(generator):
+            for rows in pairs.split(size) if len(pairs) else ():
+                loss, stats = pairs_loss(rows)
+                (loss * scale).backward()
+                totals["loss"] += loss.detach()
+                for name, value in stats.items():
+                    totals[name] += value * (len(rows) / num_computed)
     except Exception as error:
         if not is_out_of_memory(error):
             raise

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from customized_grpo.config import RolloutConfig
-from customized_grpo.generators.base import Conditioning
+from customized_grpo.generators.base import Conditioning, keeping
 from customized_grpo.generators.cpu import lora_merged
 from customized_grpo.training.policy import Policy
 from customized_grpo.training.sampling import euler_steps
@@ -26,6 +27,20 @@ def choose_trained_steps(num_groups: int, config: RolloutConfig, rng: torch.Gene
     steps = noisy_steps(config)
     scores = torch.rand(num_groups, len(steps), generator=rng)
     return steps.start + scores.argsort(dim=1)[:, : config.num_trained_steps].sort(dim=1).values
+
+
+def one_step_rollouts(config: RolloutConfig, group_size: int) -> dict[int, RolloutConfig]:
+    """For each of the noisy steps a rollout whose groups share all but the noise of that step."""
+    return {
+        step: replace(
+            config,
+            window=(step, step + 1),
+            num_trained_steps=1,
+            group_size=group_size,
+            shared_noise=True,
+        )
+        for step in noisy_steps(config)
+    }
 
 
 @torch.no_grad()
@@ -68,7 +83,7 @@ def collect_rollout(
     size = config.batch_size or len(mine)
     noisy = noisy_steps(config)
     parts = []
-    with lora_merged(policy.generator.transformer):
+    with lora_merged(policy.generator.transformer), keeping(policy.generator):
         if config.shared_noise:
             start = policy.generator.noise(num_groups, rng)[groups.to(device)]
             start = euler_steps(policy, conditioning, start, range(noisy.start), size)

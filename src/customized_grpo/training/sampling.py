@@ -12,7 +12,7 @@ from torch import Tensor
 from customized_grpo.buckets import layout
 from customized_grpo.config import RunConfig
 from customized_grpo.errors import ConfigError, within
-from customized_grpo.generators.base import Conditioning, Generator, Guidable
+from customized_grpo.generators.base import Conditioning, Generator, Guidable, keeping
 from customized_grpo.generators.cpu import lora_merged
 from customized_grpo.training.policy import Policy, make_policy
 from customized_grpo.types import Example
@@ -54,7 +54,7 @@ def sample_images(
     ``on_step`` is called before every denoising step of a batch; what it raises ends the sampling.
     """
     steps = range(policy.num_steps)
-    with lora_merged(policy.generator.transformer):
+    with lora_merged(policy.generator.transformer), keeping(policy.generator):
         latents = euler_steps(policy, conditioning, noise, steps, batch_size, on_step)
     return torch.cat([policy.decode(part) for part in latents.split(batch_size)])
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from customized_grpo.config import RunConfig, explain_batch, load_config
+from customized_grpo.config import MeasuredSchedule, RunConfig, explain_batch, load_config
 from customized_grpo.data.base import DataSource
 from customized_grpo.devices import machine_error, memory_named, pick_device, repeatable
 from customized_grpo.errors import (
@@ -19,6 +19,7 @@ from customized_grpo.errors import (
     ConfigError,
     CustomizedGRPOError,
     ResourceError,
+    RewardError,
     everywhere,
 )
 from customized_grpo.files import replace_folder
@@ -40,6 +41,7 @@ from customized_grpo.runs.files import (
     checkpoint_folders,
     finished_updates,
     holds_run,
+    why_stopped,
 )
 from customized_grpo.runs.interrupts import Interrupts
 from customized_grpo.runs.log import (
@@ -54,8 +56,9 @@ from customized_grpo.runs.resume import check_changes, remove_leftovers
 from customized_grpo.runs.sharding import gathered, shard
 from customized_grpo.runs.sinks.base import check_sinks
 from customized_grpo.runs.sinks.feed import feeding
-from customized_grpo.training.advantages import objective_weights, one_sided
+from customized_grpo.training.advantages import Measured, objective_weights, one_sided
 from customized_grpo.training.build import build_world, make_trainable
+from customized_grpo.training.hacking import end_with_best
 from customized_grpo.training.loop import Loop
 from customized_grpo.training.nonfinite import diagnose, dump_failure
 from customized_grpo.training.rollout import noisy_steps
@@ -86,22 +89,26 @@ def train(config: RunConfig, *, resume: bool = False, allow_changed: bool = Fals
         folder = run_folder(config, resume=resume)
         if resume and holds_run(folder):
             check_changes(load_config(folder / CONFIG), config, allow_changed=allow_changed)
-            if _is_finished(folder, config.train.num_updates):
+            if _is_finished(folder, config):
                 logger.info("%s is finished, there is nothing to resume", folder)
                 return folder
         _train(config, folder, ranks, resume=resume)
         return folder
 
 
-def _is_finished(folder: Path, num_updates: int) -> bool:
-    """Whether the run in the folder has made all updates it shall make.
+def _is_finished(folder: Path, config: RunConfig) -> bool:
+    """Whether the run in the folder has made all updates it shall make, or the hacking alarm has
+    ended it, and still would.
 
     Raises:
         CheckpointError: if it has ended earlier and kept nothing that it could go on from.
     """
     ended = finished_updates(folder)
-    if ended in (None, num_updates):
+    if ended in (None, config.train.num_updates):
         return ended is not None
+    if config.faults.hacking == "best" and (why := why_stopped(folder)):
+        logger.info("%s", why)
+        return True
     if ended not in [int(f.name) for f in checkpoint_folders(folder)]:
         raise CheckpointError(
             f"RUN: {folder} has ended after update {ended} and kept no checkpoint of that "
@@ -147,16 +154,23 @@ def _train(config: RunConfig, folder: Path, ranks: Ranks, *, resume: bool) -> No
 
 def _check_even(config: RunConfig, ranks: Ranks) -> None:
     """With FSDP a pass through the transformer is a meeting of all processes, so each has to take
-    equally many: the same number of groups, or of parts of groups, in every update.
+    equally many: the same number of groups, or of parts of groups, in every update, and of prompts
+    that are measured.
 
     Raises:
-        ConfigError: if the groups of an update do not divide by the processes.
+        ConfigError: if the groups of an update, or those prompts, do not divide by the processes.
     """
     prompts, size = config.rollout.prompts_per_rollout, ranks.world_size
     parts, unit, factors = config.train.inner_updates, size, f"processes ({size})"
     if config.train.split == "groups":  # else every update has a part of every group
         unit = parts * size
         factors = f"train.inner_updates x processes ({parts} x {size} = {unit})"
+    schedule = config.advantage.schedule
+    if isinstance(schedule, MeasuredSchedule) and schedule.num_prompts % size:
+        raise ConfigError(
+            f"advantage.schedule.num_prompts: must be a multiple of the processes ({size}), got "
+            f"{schedule.num_prompts}; {-(-schedule.num_prompts // size) * size} would do"
+        )
     if config.fsdp and prompts % unit:
         fits = sorted({max(prompts // unit, 1) * unit, (prompts // unit + 1) * unit})
         raise ConfigError(
@@ -203,6 +217,7 @@ class Session:
         self.store = CheckpointStore(log.folder, config.train.keep_checkpoints)
         self.progress = Progress()
         self._saved: int | None = None  # update of the newest checkpoint
+        self._alarm = ""  # of this rollout's validation
 
     def start(self, checkpoint: Checkpoint | None) -> None:
         """Brings everything to where the run begins or goes on.
@@ -224,9 +239,11 @@ class Session:
         self.progress = Progress(**checkpoint.record["progress"])
         kept = checkpoint.record.get("factors", {})
         self.loop.factors |= {name: kept[name] for name in self.loop.factors if name in kept}
+        self.loop.measured = Measured.of(checkpoint.record.get("measured", {}))
         self.rewards.restore(checkpoint.record["rewards"])
         if self.validation is not None:
             self.validation.evaluators.restore(checkpoint.record["evaluators"])
+            self.validation.alarm.state = checkpoint.record.get("hacking", {})
         self._saved = self.progress.update
         self.log.rewind(update=self.progress.update, rollouts=self.progress.rollouts)
         before, now = checkpoint.record["environment"], describe_environment(self.generator.device)
@@ -270,6 +287,8 @@ class Session:
             raise
 
     def _run(self) -> None:
+        self.loop.measure()
+        self._log_schedule()
         if self._saved is None:
             self._log_start()
         while self.progress.update < self.config.train.num_updates:
@@ -278,12 +297,17 @@ class Session:
                 self._after_update(metrics)
             self.progress.rollouts += 1
             self._after_rollout()
+            if self._is_ended_by_alarm():
+                return
         self._finish()
 
-    def _log_start(self) -> None:
+    def _log_schedule(self) -> None:
         sigmas, objectives = self.loop.policy.sigmas, self.rewards.objectives
-        weights = objective_weights(sigmas[:-1], self.config.advantage, objectives)
+        advantage, measured = self.config.advantage, self.loop.measured
+        weights = objective_weights(sigmas[:-1], advantage, objectives, measured)
         self.log.schedule(sigmas, weights, objectives)
+
+    def _log_start(self) -> None:
         self._save_samples()
         self.progress.validation = self._validate()
         self.progress.base = self.progress.validation
@@ -308,6 +332,28 @@ class Session:
         if every and (due or best) and update != self.config.train.num_updates:
             self._save_checkpoint()
 
+    def _is_ended_by_alarm(self) -> bool:
+        """Says what has raised the hacking alarm, and ends with the best weights if so configured.
+
+        Raises:
+            RewardError: if the run shall stop.
+        """
+        why, self._alarm = self._alarm, ""
+        how, update = self.config.faults.hacking, self.progress.update
+        if why and how == "stop" and update < self.config.train.num_updates:
+            raise everywhere(
+                RewardError(f"{why}; change the recipe, or set faults.hacking to warn")
+            )
+        if why and how == "best":
+            if self._saved != update:
+                self._save_checkpoint()  # to go on from, all the same
+            self.store.wait()
+            if self.ranks.is_first:
+                end_with_best(self.log, update, why)
+        elif why and self.ranks.is_first:
+            logger.warning("update %d: %s", update, why)
+        return bool(why) and how == "best"
+
     def _finish(self) -> None:
         with self._averaged(), gathered(self.generator.transformer, here=self.ranks.is_first):
             if self.ranks.is_first:
@@ -326,8 +372,10 @@ class Session:
         with self.log.timed("validation"):
             with self._averaged():
                 images = self.validation.sample()
-            metrics = self.validation.metrics(images)
-        return self.ranks.broadcast(metrics)
+            metrics, alarm = self.validation.metrics(images), self.validation.alarm
+        metrics, alarm.state = self.ranks.broadcast([metrics, alarm.state])
+        self._alarm = alarm.raised()
+        return metrics
 
     def _save_samples(self) -> None:
         if not self._takes_part:
@@ -351,10 +399,12 @@ class Session:
         self.log.sync()
         record = {
             "progress": asdict(self.progress),
+            "measured": asdict(self.loop.measured),
             "score": self.progress.score(),
             "rewards": self.rewards.metrics(),
             "evaluators": self.validation.evaluators.metrics() if self.validation else {},
             "factors": self.loop.factors,
+            "hacking": self.validation.alarm.state if self.validation else {},
             "environment": describe_environment(self.generator.device),
         }
         self.store.save(self.progress.update, tensors, record, self.generator.save_weights)

@@ -22,6 +22,7 @@ from customized_grpo.rewards.truth import SHARES, Truth
 from customized_grpo.runs.ranks import ALONE, Ranks
 from customized_grpo.runs.sharding import is_sharded
 from customized_grpo.training.advantages import share_statistics
+from customized_grpo.training.hacking import HackingAlarm
 from customized_grpo.training.sampling import FixedSampler
 from customized_grpo.training.scoring import gather_scores
 from customized_grpo.types import Advantages, Example, RewardScores
@@ -85,6 +86,7 @@ class Validation:
         self.evaluators = evaluators
         self._sets = {"validation": evaluators, "validation/reward": rewards}
         encoder, device = evaluators.embedder("identity"), generator.device
+        self.alarm = HackingAlarm(config)
         self._truth = Truth(self._examples, data, encoder, classifier, device)
         limits = ranks.all_gather_object(self._truth.copy_limit)
         self._truth.copy_limit = max((x for x in limits if x is not None), default=None)
@@ -93,19 +95,23 @@ class Validation:
         """Means over all processes' examples, from this one's pictures: ``validation/<evaluator>``,
         ``validation/reward/<reward>`` and, where they are known, ``copy_gap/validation`` and the
         shares of right pictures ``validation/share/<name>``; and
-        ``evaluator/<evaluator>/<number>`` where one has numbers of its own."""
-        means = self._share_means(images)
+        ``evaluator/<evaluator>/<number>`` where one has numbers of its own; ``hacking/<evaluator>``
+        as the alarm has it."""
+        means, columns = self._share_means(images), dict[str, Tensor]()
         for prefix, models in self._sets.items():
             own = models.score(images, self._examples)
             for error in own.errors:
                 logger.warning("validation: %s", error)
             scores = gather_scores(own, self._ranks, self._shares)
-            values = scores.scores[: self._num_examples].nanmean(0).tolist()
-            means |= {f"{prefix}/{n}": v for n, v in zip(scores.names, values, strict=True)}
+            values = scores.scores[: self._num_examples].unbind(1)
+            found = {f"{prefix}/{n}": v for n, v in zip(scores.names, values, strict=True)}
+            columns |= found
+            means |= {name: column.nanmean().item() for name, column in found.items()}
             gap = known_mean("copy_gap/validation", scores.copy_gap[: self._num_examples])
             means = gap | means  # the evaluators' before the rewards'
         counts = self.evaluators.metrics()
-        return means | {f"evaluator/{name}": value for name, value in counts.items()}
+        means |= {f"evaluator/{name}": value for name, value in counts.items()}
+        return means | self.alarm.look(columns)
 
     def _share_means(self, images: Tensor) -> dict[str, float]:
         known = {n: column for n, column in self._truth(images).items() if n in SHARES}

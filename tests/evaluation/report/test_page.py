@@ -200,11 +200,55 @@ def test_shares_lead_and_the_base_is_not_held_against_itself() -> None:
     assert change.heads[:5] == first.heads
 
 
+def test_hacking_alarms_stand_above_the_tables(tmp_path: Path) -> None:
+    calm = {"update": [0, 10, 20, 30, 40], "hacking/dinov2": [0.0, 1.0, 0.0, 1.0, 2.0]}
+    raised = calm | {"hacking/dinov2": [0.0, 1.0, 2.0, 3.0, 4.0], "hacking/clip-text": [0.0] * 5}
+    results = made_up()
+    assert "acking alarm" not in markdown(results)  # nobody has looked
+    cells = [replace(cell, alarms=calm) for cell in results.cells]
+    assert "\nNo hacking alarm in 6 runs.\n" in markdown(replace(results, cells=cells))
+    cells[2] = replace(cells[2], alarms=raised)  # naive, seed 1; patience is 3
+    text = (
+        "Hacking alarm: naive GRPO 1:1, seed 1, update 30: dinov2 fell while a reward of its "
+        "objective rose, 3 validations in a row."
+    )
+    hacked = replace(results, cells=cells)
+    assert f"\n{text}\n" in markdown(hacked)
+    assert text in write_report(hacked, tmp_path, "cgrpo compare", {}).read_text()
+
+
+def test_runs_that_end_early_shorten_the_curves(tmp_path: Path) -> None:
+    results = made_up()
+    short = results.cells[0]
+    curve = {name: column[:2] for name, column in short.curve.items()}
+    shares = {name: column[:1] for name, column in short.shares.items()}
+    cells = [replace(short, curve=curve, shares=shares), *results.cells[1:]]
+    page = write_report(replace(results, cells=cells), tmp_path, "cgrpo compare", {})
+    assert page.read_text().count("<svg") == len(FIGURES)
+
+
+def test_the_report_of_one_run_begins_with_the_verdict(tmp_path: Path) -> None:
+    results = made_up()
+    one = replace(results, cells=[c for c in results.cells if (c.method, c.seed) == ("both", 0)])
+    page = write_report(one, tmp_path, "cgrpo report", {}).read_text()
+    sentence = "No difference to speak of in how many pictures show the right subject"
+    assert page.index(sentence) < page.index("<svg")
+    assert sentence not in write_report(results, tmp_path, "cgrpo report", {}).read_text()
+
+
 def test_tables_say_where_the_interval_excludes_zero() -> None:
-    by_title = {table.title: table for table in tables(made_up())}
+    results = made_up()
+    cells = []
+    for c in results.cells:  # each seed a little else
+        score = c.judgement.tensors["dinov2"] + 0.01 * c.seed * (c.method == "both")
+        columns = c.judgement.columns | {"dinov2": score.tolist()}
+        cells.append(replace(c, judgement=Judgement(columns=columns)))
+    by_title = {table.title: table for table in tables(replace(results, cells=cells))}
     paired = by_title["Customized-GRPO minus the others, paired by seed"]
     identity = paired.rows[0][paired.heads.index("identity")]
-    assert identity == "**+0.0300 ± 0.0000**"
+    assert identity == "**+0.0400 ± 0.0248**"
+    same = {table.title: table for table in tables(made_up())}[paired.title]
+    assert same.rows[0][same.heads.index("identity")] == "+0.0300 ± 0.0000"  # of no width
     conflicts = by_title["Samples by the signs of their advantages"]
     assert conflicts.rows[0] == ["naive GRPO 1:1", "45.0 %", "35.0 %", "20.0 %"]
     assert conflicts.rows[-1][1:] == ["50.2 %", "26.8 %", "23.0 %"]

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from helpers import assert_near, changed
 from made_runs import make_run
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from customized_grpo.cli.main import main
 from customized_grpo.config import RunConfig
@@ -111,7 +111,12 @@ def test_the_card_says_what_was_trained_how_and_to_what_effect(
         objectives={"clip": "prompt"},
         base=Judgement(columns={"clip": [0.25, 0.5]}),
     )
-    tuned = Outcome(name="tuned", own=Judgement({"clip": [0.5, 0.75]}), yardstick=yardstick)
+    tuned = Outcome(
+        name="tuned",
+        own=Judgement({"clip": [0.5, 0.875]}),
+        yardstick=yardstick,
+        weights=Run.open(run).digest,
+    )
     (run / "evaluation.json").write_text(tuned.to_json())
     Image.new("RGB", (8, 8), "red").save(run / "evaluation.png")
     words = ["export", str(run), "--to", "hub-folder", "--out", "mine", "--license", "mit"]
@@ -124,7 +129,8 @@ def test_the_card_says_what_was_trained_how_and_to_what_effect(
     assert front["license"] == "mit"
     assert front["library_name"] == "diffusers"
     assert "base_model" not in front  # the embedded one is not on the hub
-    assert "+0.2500 ± 0.0000" in card
+    assert "+0.3125 ± 0.0625" in card
+    assert "tuned is better in prompt (+0.3125 ± 0.0625)." in card
     assert "LoRA of rank 4, alpha 8" in card
     assert "| updates | 2 of 2, learning rate 0.0005 |" in card
     assert "(samples.png)" in card
@@ -137,6 +143,32 @@ def test_the_card_says_what_was_trained_how_and_to_what_effect(
     assert all(path.exists() for path in beside)
     assert not Path("bare/samples.png").exists()
     assert "samples.png" not in Path("bare/README.md").read_text()
+
+
+@pytest.mark.parametrize("kept", ["of other weights", "of an earlier version"])
+def test_a_card_has_no_results_of_other_weights(
+    run: Path, kept: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after `cgrpo evaluate` and a resume."""
+    digest = Run.open(run).digest if kept == "of other weights" else None
+    item = Item(subject="a dog", prompt_index=0, prompt="a dog")
+    yardstick = Yardstick(set="held_out", items=(item,), objectives={"clip": "prompt"})
+    judged = Judgement({"clip": [0.5]})
+    outcome = Outcome(name="tuned", own=judged, yardstick=yardstick, weights=digest)
+    (run / "evaluation.json").write_text(outcome.to_json())
+    Image.new("RGB", (8, 8), "red").save(run / "evaluation.png")
+    (run / "samples").mkdir()
+    for update, color in ((1, "green"), (2, "blue"), (7, "black")):  # 7: weights that are gone
+        Image.new("RGB", (8, 8), color).save(run / "samples" / f"{update:06d}.png")
+    weights = load_file(run / "weights" / LORA_FILE)
+    save_file({name: 2 * tensor for name, tensor in weights.items()}, run / "weights" / LORA_FILE)
+    export_run(run, "hub-folder", Path("mine"))
+    assert "The weights were not evaluated" in Path("mine/README.md").read_text()
+    blue = pixels(run / "samples" / "000002.png").tolist()
+    assert pixels(Path("mine/samples.png")).tolist() == blue
+    (warning,) = (r.getMessage() for r in caplog.records if r.levelname == "WARNING")
+    assert warning.startswith(f"left out of the model card: RUN: {run} must have been evaluated")
+    assert warning.endswith(f"run `cgrpo evaluate {run}`")
 
 
 def test_a_base_on_the_hub_is_named_as_the_hub_wants_it(run: Path, config: RunConfig) -> None:

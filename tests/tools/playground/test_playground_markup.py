@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import xml.etree.ElementTree as ET
@@ -24,8 +25,9 @@ EVIL = "<script>alert(1)</script>\"'&"
         (0.1, -0.01, "copy"),
         (-0.1, 0.01, "forgets"),
         (-0.1, -0.01, "worse"),
-        (0.0, 0.1, "same"),
-        (-0.1, 0.0, "same"),
+        (0.0, 0.1, "on the border"),
+        (-0.1, 0.0, "on the border"),
+        (0.0, 0.0, "no difference to speak of"),
     ],
 )
 def test_signs_name_the_quadrant(identity: float, prompt: float, name: str) -> None:
@@ -40,6 +42,7 @@ def compared(base: float = 0.2, text: str = EVIL) -> Comparison:
         base=Drawn(image=image, scores={"r": base}, errors=(text,) if math.isnan(base) else ()),
         tuned=Drawn(image=image, scores={"r": 0.25}),
         change={"identity": 0.05, "prompt": 0.1},
+        spread={"identity": 0.1, "prompt": 0.1},
     )
 
 
@@ -63,6 +66,19 @@ def test_the_table_has_scores_and_their_change() -> None:
     assert "<h3>Synergy</h3>" in html
     unknown = markup.answer(compared(math.nan), {"r": "identity"})
     assert re.findall(r"<td>(.*?)</td>", unknown) == ["not scored", "0.250", "not scored"]
+
+
+def test_changes_that_are_slight_are_no_synergy() -> None:
+    """As +.001 and +.002 on a smudge were."""
+    slight = dataclasses.replace(compared(), change={"identity": 0.001, "prompt": 0.002})
+    html = markup.answer(slight, {"r": "identity"})
+    assert "<h3>No difference to speak of</h3><p>identity +0.001, prompt +0.002:" in html
+    assert "rewards this most" not in html
+    one = dataclasses.replace(compared(), change={"identity": 0.05, "prompt": 0.002})
+    assert "<h3>On the border</h3>" in markup.answer(one, {"r": "identity"})
+    unknown = markup.answer(dataclasses.replace(compared(), spread={}), {"r": "identity"})
+    assert "<h3>" not in unknown
+    assert "identity +0.050, prompt +0.100. Whether that is much cannot be said" in unknown
 
 
 def test_without_both_objectives_there_is_no_quadrant() -> None:

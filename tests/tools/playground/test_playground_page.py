@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import threading
@@ -56,6 +57,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with two checkpoints before its end."""
     run = make_run(quick_config(tmp_path_factory.mktemp("runs")))
+    spreads = {"reward/preference/std": 0.1, "reward/dinov2/std": 0.1}
+    (run / "metrics.jsonl").write_text(json.dumps({"update": 1} | spreads) + "\n")
     for update, factor in ((10, 0.4), (40, 1.6)):
         add_checkpoint(run, update, factor)
     return run
@@ -212,7 +215,7 @@ def test_strength_is_used(page: Any, folder: Path) -> None:
     ask(page, folder)
     says(page, "Done")
     np.testing.assert_array_equal(shown(page, "tuned"), shown(page, "base"))
-    assert page.locator("#answer h3").inner_text() == "Same"
+    assert page.locator("#answer h3").inner_text() == "No difference to speak of"
 
 
 def test_requests_queue_across_tabs_and_show_how_far_they_are(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import shutil
 from pathlib import Path
@@ -25,7 +26,7 @@ from customized_grpo.rewards.endpoints.remote import RemoteRewardConfig
 from customized_grpo.rewards.endpoints.vlm_judge import VlmJudgeConfig
 from customized_grpo.tools.playground import markup
 from customized_grpo.tools.playground.request import Comparison, DrawRequest, read_request
-from customized_grpo.tools.playground.session import Session
+from customized_grpo.tools.playground.session import Session, _spreads
 
 FOX = "a golden fox on the beach"
 PICTURE = Path("a.png")
@@ -197,18 +198,33 @@ def test_scores_are_the_rewards_of_the_run(session: Session) -> None:
     assert scored.tolist() == pytest.approx(list(outcome.base.scores.values()), abs=0.01, rel=0.01)
 
 
+def test_how_much_pictures_differ_comes_from_the_log(run: Path, tmp_path: Path) -> None:
+    assert _spreads(None, ["dinov2"]) == {}
+    assert _spreads(run, ["dinov2"]) == {}  # which has no log
+    rows = [{"update": 0}, {"update": 1, "reward/dinov2/std": 0.1}]
+    rows += [{"update": 2, "reward/dinov2/std": 0.3}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    assert _spreads(tmp_path, ["dinov2"]) == {"dinov2": pytest.approx(0.2)}
+    assert _spreads(tmp_path, ["dinov2", "preference"]) == {}
+
+
 @pytest.mark.slow
 def test_several_rewards_of_an_objective_are_averaged_by_weight(tmp_path: Path) -> None:
     config = quick_config(tmp_path)
     first, second = config.rewards
     other = dataclasses.replace(first, name="other", path="embedded:evaluator-clip", weight=3.0)
-    session = Session(make_run(dataclasses.replace(config, rewards=(first, second, other))))
+    run = make_run(dataclasses.replace(config, rewards=(first, second, other)))
+    stds = {"reward/preference/std": 1.0, "reward/other/std": 0.2, "reward/dinov2/std": 0.1}
+    (run / "metrics.jsonl").write_text(json.dumps({"update": 1} | stds) + "\n")
+    session = Session(run)
     outcome = draw(session, ask(session))
     assert outcome.tuned is not None
     tuned = outcome.tuned.scores
     gains = {name: tuned[name] - score for name, score in outcome.base.scores.items()}
     expected = (gains["preference"] + 3 * gains["other"]) / 4
     assert outcome.change["prompt"] == pytest.approx(expected)
+    assert outcome.spread == pytest.approx({"prompt": (1.0 + 3 * 0.2) / 4, "identity": 0.1})
 
 
 def test_what_cannot_be_scored_is_shown_and_tried_again(

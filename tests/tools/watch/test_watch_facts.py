@@ -213,6 +213,19 @@ def test_what_the_metrics_warn_of(tiny_config: RunConfig) -> None:
     ]
 
 
+def test_an_alarm_for_hacking_is_a_warning(tiny_config: RunConfig) -> None:
+    log = begin(tiny_config)
+    for update, count, score in ((0, 0, 0.5), (2, 0, 0.75), (4, 1, 0.7), (6, 2, 0.65)):
+        add(log, update, **{"hacking/dinov2": count, "validation/dinov2": score})
+    assert Watcher(log.folder).look().warnings == []  # faults.hacking_patience is 3
+    add(log, 7)
+    add(log, 8, **{"hacking/dinov2": 3.0, "validation/dinov2": 0.625, "hacking/clip-text": 0.0})
+    assert Watcher(log.folder).look().warnings == [
+        "reward hacking: dinov2 is 0.1250 below its best while a reward of its objective has "
+        "risen, 3 validations in a row"
+    ]
+
+
 def test_the_newest_checkpoint_is_named(tiny_config: RunConfig) -> None:
     log = begin(tiny_config)
     assert Watcher(log.folder).look().checkpoint is None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from customized_grpo.config import DEFAULT_GAMMA, read_config
+from customized_grpo.config import read_config
 from customized_grpo.evaluation.outcome import BASE, COPY, TRUTH, UNRELATED
 from customized_grpo.evaluation.results import Cell, Results
 from customized_grpo.evaluation.statistics import Estimate, over_seeds
@@ -107,7 +107,7 @@ def right_over_training(results: Results) -> Figure | None:
         for method, style in _styles(results).items():
             curves = [c.curve for c in results.of(method).values() if name in c.curve]
             if curves:
-                means += _band(axes, curves[0]["update"], [c[name] for c in curves], style)
+                means += _band(axes, curves[0]["update"], [c[name] for c in curves], style, (0, 1))
         axes.set_ylim(0, min(1.02, 1.2 * max(means)))
         axes.set(title=title, xlabel="update")
     for axes in panels[len(drawn) :]:
@@ -202,15 +202,11 @@ def _curve(
 ) -> Tensor:
     """Draws a method's curves; returns all that was drawn, without the band."""
     updates = curves[0]["update"]
-    of_seeds = [_gains(curve[name]) for curve in curves]
-    _band(axes, updates, of_seeds, style)
-    mean = torch.tensor(of_seeds).mean(0)
-    rewarded = [_gains(curve[reward]) for curve in curves if reward in curve]
-    if not rewarded:
-        return mean
-    dashed = torch.tensor(rewarded).mean(0)
-    axes.plot(updates, dashed.tolist(), lw=0.9, ls="--", color=style["color"])
-    return torch.cat([mean, dashed])
+    mean = _band(axes, updates, [_gains(curve[name]) for curve in curves], style)
+    dashed = _means([_gains(curve[reward]) for curve in curves if reward in curve])
+    if dashed:
+        axes.plot(updates[: len(dashed)], dashed, lw=0.9, ls="--", color=style["color"])
+    return torch.tensor(mean + dashed)
 
 
 def _far_off(distances: Mapping[str, float]) -> set[str]:
@@ -274,7 +270,7 @@ def _advantages_and_bonus(cell: Cell) -> tuple[Tensor, Tensor] | None:
     bonus = shaping_bonus(
         settings.find_shaping(),
         advantages,
-        gamma=DEFAULT_GAMMA if settings.gamma is None else settings.gamma,
+        gamma=settings.strength(),
         center=settings.center,
         group_ids=torch.arange(len(advantages)) // config.rollout.group_size,
     )
@@ -318,9 +314,9 @@ def conflicts(results: Results) -> Figure | None:
         for method, style in _styles(results).items():
             curves = [_smooth(c[f"share/{name}"]) for c in cells.get(method, [])]
             if curves:
-                mean = torch.tensor(curves).mean(0).tolist()
+                mean = _means(curves)
                 plain = {key: style[key] for key in ("color", "label")}
-                axes.plot(cells[method][0]["update"], mean, lw=1.2, **plain)
+                axes.plot(cells[method][0]["update"][: len(mean)], mean, lw=1.2, **plain)
         axes.set_title(name.replace("_", " "))
         axes.set_xlabel("update")
     _legend_below(figure, panels[0])
@@ -346,22 +342,37 @@ def _styles(results: Results) -> dict[str, dict]:
     }
 
 
-def _bar(interval: Estimate) -> float | None:
-    return None if interval.low is None else interval.half_width
+def _bar(interval: Estimate) -> list[list[float]] | None:
+    """How far the interval reaches below and above the mean."""
+    if interval.low is None or interval.high is None:
+        return None
+    return [[interval.mean - interval.low], [interval.high - interval.mean]]
 
 
 def _band(
-    axes: Axes, x: Sequence[float], curves: Sequence[Sequence[float]], style: dict
+    axes: Axes,
+    x: Sequence[float],
+    curves: Sequence[Sequence[float]],
+    style: dict,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> list[float]:
-    """Draws the mean of one curve a seed, with its interval; returns the mean."""
-    intervals = [over_seeds(values) for values in zip(*curves, strict=True)]
-    middle = [i.mean for i in intervals]
+    """Draws the mean of one curve a seed, with its interval; returns the mean.
+
+    A run that has ended early ends the mean of all.
+    """
+    intervals = [over_seeds(values).within(*bounds) for values in zip(*curves, strict=False)]
+    middle, x = [i.mean for i in intervals], x[: len(intervals)]
     axes.plot(x, middle, ms=3, lw=1.4, **style)
-    if len(curves) > 1:
-        low = [i.mean - i.half_width for i in intervals]
-        high = [i.mean + i.half_width for i in intervals]
+    known = [(i.low, i.high) for i in intervals if i.low is not None and i.high is not None]
+    if known:
+        low, high = zip(*known, strict=True)
         axes.fill_between(x, low, high, color=style["color"], alpha=0.10, lw=0)
     return middle
+
+
+def _means(curves: Sequence[Sequence[float]]) -> list[float]:
+    """Of one curve a seed, as far as the shortest."""
+    return [statistics.mean(values) for values in zip(*curves, strict=False)]
 
 
 def _smooth(values: Sequence[float], width: int = 5) -> list[float]:

@@ -16,8 +16,9 @@ from customized_grpo.errors import needs_extra
 from customized_grpo.evaluation.evaluate import NUM_SHOWN, Place
 from customized_grpo.evaluation.judge import REFERENCE
 from customized_grpo.evaluation.marks import marks
-from customized_grpo.evaluation.outcome import BASE, TRUTH, TUNED, Judgement
+from customized_grpo.evaluation.outcome import BASE, TRUTH, TUNED, Judgement, Outcome
 from customized_grpo.evaluation.results import Results
+from customized_grpo.evaluation.tables import verdict
 from customized_grpo.files import write_atomic
 from customized_grpo.pictures import Mark, read_strip, to_pil
 
@@ -106,7 +107,7 @@ def write_report(
     """
     check_extra()
     from customized_grpo.evaluation.report.figures import figures, to_png, to_svg
-    from customized_grpo.evaluation.report.tables import markdown, sections
+    from customized_grpo.evaluation.report.tables import alarms, markdown, sections
 
     drawn = figures(results)
     for name, figure in drawn.items():
@@ -125,6 +126,8 @@ def write_report(
         tables=sections(results),
         figures={name: to_svg(figure) for name, figure in drawn.items()},
         pictures=cells,
+        verdict=_verdict(results),
+        alarms=alarms(results),
         legend=dict.fromkeys(m for column in cells.values() for cell in column for m in cell.marks),
         versions=_versions(results),
         command=command,
@@ -133,6 +136,14 @@ def write_report(
     _write(folder / "tables.md", markdown(results).encode())
     _write(folder / "report.html", page.encode())
     return folder / "report.html"
+
+
+def _verdict(results: Results) -> str:
+    """Of a single run; "" of several, which tables compare."""
+    if len(results.cells) != 1:
+        return ""
+    own = results.cells[0].judgement
+    return verdict(Outcome(name=TUNED, own=own, yardstick=results.yardstick))
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from customized_grpo.config import read_config
 from customized_grpo.evaluation.outcome import BASE
 from customized_grpo.evaluation.results import Results
 from customized_grpo.evaluation.tables import Table
@@ -62,6 +63,10 @@ _QUALITY = (
 
 # Shares of samples in the paper (arXiv:2510.18263): conflicted, both positive, both negative.
 _PAPER_SHARES = ("50.2 %", "26.8 %", "23.0 %")
+_DIFFERENCES = (
+    "±: seeds and, where it is a mean over them, examples (a bootstrap over subjects); of one "
+    "seed, examples alone. **Bold**: three seeds at least, and the interval excludes 0."
+)
 
 
 def tables(results: Results) -> list[Table]:
@@ -93,14 +98,34 @@ def sections(results: Results) -> dict[str, list[Table]]:
     return {place: [t for t in some if t is not None] for place, some in made.items()}
 
 
+def alarms(results: Results) -> list[str]:
+    """A sentence for every hacking alarm of a run; that there was none, of those that looked."""
+    looked = [cell for cell in results.cells if cell.alarms]
+    found = []
+    for cell in looked:
+        config = read_config(cell.config, f"{cell.method}/seed{cell.seed}")
+        updates, patience = cell.alarms["update"], config.faults.hacking_patience
+        for name in cell.alarms.keys() - {"update"}:
+            rows = zip(updates, cell.alarms[name], strict=True)
+            raised = [update for update, count in rows if count >= patience]
+            if raised:
+                found.append(
+                    f"Hacking alarm: {results.labels[cell.method]}, seed {cell.seed}, update "
+                    f"{raised[0]}: {name.removeprefix('hacking/')} fell while a reward of its "
+                    f"objective rose, {patience} validations in a row."
+                )
+    return sorted(found) or ([f"No hacking alarm in {len(looked)} runs."] if looked else [])
+
+
 def markdown(results: Results) -> str:
     """All tables, with the number of seeds and examples."""
     seeds = ", ".join(f"{results.labels[m]} {len(results.of(m))}" for m in results.methods)
     intro = (
         f"{results.yardstick.describe()}. Mean over the seeds ± half-width of the 95 % confidence "
-        f"interval (Student's t). Seeds: {seeds}.\n"
+        f"interval (Student's t); differences take in the examples' spread. Seeds: {seeds}.\n"
     )
-    return "\n".join([intro, *(table.markdown() for table in tables(results))])
+    said = [f"{text}\n" for text in alarms(results)]
+    return "\n".join([intro, *said, *(table.markdown() for table in tables(results))])
 
 
 def _known(results: Results, measures: Sequence[Measure]) -> list[Measure]:
@@ -141,7 +166,7 @@ def _against_base(results: Results, measures: Sequence[Measure]) -> Table:
         [_emphasised(results, method), *_differences(results, method, BASE, measures)]
         for method in results.methods
     ]
-    note = "Method minus base. **Bold**: the interval excludes 0."
+    note = f"Method minus base. {_DIFFERENCES}"
     return Table(title="Change from the base", note=note, heads=_heads(measures), rows=rows)
 
 
@@ -155,8 +180,7 @@ def _against_methods(results: Results, measures: Sequence[Measure]) -> Table | N
         for other in others
     ]
     title = f"{results.labels[main]} minus the others, paired by seed"
-    note = "**Bold**: the interval excludes 0."
-    return Table(title=title, note=note, heads=_heads(measures), rows=rows)
+    return Table(title=title, note=_DIFFERENCES, heads=_heads(measures), rows=rows)
 
 
 def _differences(
@@ -166,7 +190,7 @@ def _differences(
     for measure in measures:
         interval = results.over_seeds(method, measure.name, minus=other)
         text = interval.plus_minus(measure.digits, sign=True) if interval else ""
-        cells.append(f"**{text}**" if interval and interval.excludes_zero else text)
+        cells.append(f"**{text}**" if interval and interval.is_clear(measure.digits) else text)
     return cells
 
 

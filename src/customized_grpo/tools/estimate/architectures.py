@@ -69,6 +69,21 @@ _QWEN_IMAGE: dict[str, Component] = {
         {"text_config": _QWEN_7B, "vision_config": {"hidden_size": 1280}},
     ),
 }
+_QWEN3_VL_8B = {
+    "text_config": {
+        "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 151936,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [24, 20, 20],
+                            "mrope_interleaved": True, "rope_theta": 5e6},
+    },
+    "vision_config": {"out_hidden_size": 4096},
+}  # fmt: skip
+_QWEN_IMAGE_21: dict[str, Component] = {
+    "transformer": ("QwenImage21Transformer2DModel", {}),
+    "vae": ("AutoencoderKLQwenImage21", {}),
+    # By its width, which the transformer's ``context_in_dim`` tells.
+    "text_encoder": ("Qwen3VLForConditionalGeneration", _QWEN3_VL_8B),
+}
 
 PIPELINES: dict[str, dict[str, Component]] = {
     "black-forest-labs/FLUX.1-dev": _FLUX1,
@@ -77,6 +92,7 @@ PIPELINES: dict[str, dict[str, Component]] = {
     "black-forest-labs/FLUX.2-klein-base-4B": _KLEIN_4B,
     "black-forest-labs/FLUX.2-klein-9B": _KLEIN_9B,
     "black-forest-labs/FLUX.2-klein-base-9B": _KLEIN_9B,
+    "Qwen/Qwen-Image-2.1": _QWEN_IMAGE_21,
     "Qwen/Qwen-Image-Edit-2509": _QWEN_IMAGE,
 }
 

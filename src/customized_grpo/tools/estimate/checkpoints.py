@@ -14,7 +14,9 @@ from customized_grpo.tools.estimate.architectures import PIPELINES, REWARDS, Com
 from customized_grpo.tools.estimate.counting import make_fake, on_meta
 
 _DEFAULT_TEXT_TOKENS = 512
-_UNPADDED = {"Qwen2_5_VLForConditionalGeneration": 64}  # a prompt and what is written around it
+_UNPADDED: dict[str, int] = dict.fromkeys(  # a prompt and what is written around it
+    ("Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration"), 64
+)
 
 
 def pipeline_components(path: str) -> dict[str, Component]:

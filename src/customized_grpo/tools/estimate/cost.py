@@ -157,14 +157,8 @@ def _stage_cost(stage: Stage, work: Workload, cluster: Cluster) -> StageCost:
             gathered = work.transformer.parameters * gathered_bytes(work.config)
             waits += max(0.0, passes * gathered * others / cluster.link - needed)
         if stage.name == "update":  # all gradients are summed, in float32
-            waits += (
-                (updates + work.measurements)
-                * 2
-                * others
-                * 4
-                * work.transformer.trained
-                / cluster.link
-            )
+            sums = updates + work.measurements
+            waits += sums * 2 * others * 4 * work.transformer.trained / cluster.link
     return StageCost(flops=stage.flops, seconds=needed + waits, communication=waits)
 
 
@@ -223,24 +217,31 @@ def activations(work: Workload, count: int, *, fsdp: bool, checkpointing: bool) 
     generator: Any = config.generator
     images = math.ceil(work.samples / count)
     batch = min(config.rollout.batch_size or images, images)
-    pairs = math.ceil(images / config.train.inner_updates) * config.rollout.num_trained_steps
+    # Gradients to be balanced are of the whole rollout.
+    updates = 1 if config.advantage.balance else config.train.inner_updates
+    pairs = math.ceil(images / updates) * config.rollout.num_trained_steps
     micro = min(config.train.micro_batch_size or pairs, pairs)
     validated = config.evaluation.num_validation if config.evaluation.validate_every else 0
     shown = min(max(validated, NUM_SAMPLES), config.evaluation.batch_size)
     texts, vae = (b if generator.offload else 0.0 for b in _encoder_bytes(work))
     merged = 0.0 if fsdp else model.merged
     casts = 0.0 if checkpointing or (fsdp and config.lora is None) else model.casts
+    prefix, group = model.prefix, config.rollout.group_size
     pair = model.checkpointed_peak if checkpointing else model.pair_peak
+    shared = prefix.checkpointed_peak if checkpointing else prefix.pair_peak
+    seen = math.ceil(micro / (group * config.rollout.num_trained_steps))  # prompts at once
+    kept = work.guidance_passes * prefix.kept
+    sampling = batch * model.forward_peak + math.ceil(batch / group) * kept + prefix.forward_peak
     decoding = vae + decoded_at_once(work.size) * work.decode.peak
     scoring = min(batch, _REWARD_BATCH) * work.rewards.peak
     validating = min(validated, _REWARD_BATCH) * max(work.rewards.peak, work.evaluators.peak)
     return {
         "encode": max(texts, vae) + work.encode.peak,
-        "rollout": max(batch * model.forward_peak + merged, decoding) + scoring,
-        "pictures": max(shown * model.forward_peak + merged, decoding, validating)
+        "rollout": max(sampling + merged, decoding) + scoring,
+        "pictures": max(shown * (model.forward_peak + kept) + merged, decoding, validating)
         + max(shown, validated) * _picture_bytes(work),
         # The sums of weights and adapters have gradients; the pairs are copies of the rollout's.
-        "update": micro * pair * work.guidance_passes
+        "update": (micro * pair + seen * shared) * work.guidance_passes
         + 2 * merged
         + casts
         + pairs * _transition_bytes(work),

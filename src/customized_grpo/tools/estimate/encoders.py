@@ -59,6 +59,7 @@ def count_vae(
     is_video = "z_dim" in vae.config
     channels = vae.config.z_dim if is_video else vae.config.latent_channels
     halvings = vae.config.temperal_downsample if is_video else vae.config.block_out_channels[1:]
+    colours = vae.config.get("in_channels", _CHANNELS)
     frames, factor = (1,) * is_video, 2 ** len(halvings)
 
     def decode() -> object:
@@ -67,7 +68,7 @@ def count_vae(
             return vae.decode(latents)
 
     def encode() -> object:
-        return [vae.encode(torch.empty(1, _CHANNELS, *frames, *s, dtype=dtype)) for s in references]
+        return [vae.encode(torch.empty(1, colours, *frames, *s, dtype=dtype)) for s in references]
 
     with on_skeletons, torch.no_grad():
         return EncoderCount.of(vae, count(decode)), EncoderCount.of(vae, count(encode))
@@ -95,10 +96,10 @@ def _vision_flops(model: Any, tokens: int) -> float:
     tower = getattr(getattr(model, "model", None), "visual", None)
     if tower is None or not tokens:
         return 0.0
-    merger: nn.Module = tower.merger
+    mergers: list[nn.Module] = [tower.merger, *getattr(tower, "deepstack_merger_list", [])]
     patches = tokens * tower.config.spatial_merge_size**2
-    body = parameters(tower) - parameters(merger)
-    return 2.0 * (body * patches + parameters(merger) * tokens)
+    merging = sum(parameters(merger) for merger in mergers)
+    return 2.0 * ((parameters(tower) - merging) * patches + merging * tokens)
 
 
 def count_rewards(rewards: Sequence[RewardConfig], references: int) -> RewardCount:

@@ -53,6 +53,17 @@ def _counted(work: Workload) -> str:
         f"{work.pairs} trained pairs of {_si(model.pair_flops)}FLOP"
         + (f", each pass {work.guidance_passes} times (guidance)" * (work.guidance_passes > 1))
         + ".\n"
+        + _shared(work)
+    )
+
+
+def _shared(work: Workload) -> str:
+    flops = work.transformer.prefix.forward_flops
+    if not flops:
+        return ""
+    return (
+        f"text and references: {_si(flops)}FLOP, {sum(work.prefixes):g} times in place of once for "
+        f"every step and pair; that saves {work.saved:.0%} of rollout and updates.\n"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,9 @@ from customized_grpo.tools.estimate.architectures import Component
 from customized_grpo.tools.estimate.autocast import cuda_autocast
 from customized_grpo.tools.estimate.checkpoints import build, parameters
 from customized_grpo.tools.estimate.counting import count, make_fake, on_skeletons
+from customized_grpo.tools.estimate.prefixed import KIND, Prefixed
 
+_PREFIX = "prefix_"
 _DEPTHS = ("num_layers", "num_single_layers")  # of diffusers' transformers
 
 
@@ -37,6 +40,18 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixCount:
+    """Text and references of one prompt, where their passes are not those of samples."""
+
+    forward_flops: float = 0.0
+    forward_peak: float = 0.0  # bytes of activations
+    kept: float = 0.0  # bytes of keys and values
+    pair_flops: float = 0.0  # with adapters: a pass, and one back for all that saw it
+    pair_peak: float = 0.0
+    checkpointed_peak: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TransformerCount:
     """One sample; bytes of activations grow in proportion to the batch, those of weights do not."""
 
@@ -52,6 +67,8 @@ class TransformerCount:
     checkpointed_peak: float  # the same if only the inputs of the blocks are kept
     block: float  # parameters of the largest block
     latents: float  # numbers in the latents of one sample
+    prefix: PrefixCount = PrefixCount()
+    """What all steps and samples of a prompt share, and the passes above leave out."""
 
 
 def count_transformer(
@@ -95,9 +112,16 @@ def count_transformer(
                 total[key] += (depth - start[name]) * slope[key]
     # With checkpoints the backward pass holds what one block needs, besides what is kept.
     largest = {key: max((b[key] for b in blocks), default=shallow[key]) for key in shallow}
-    total["checkpointed_peak"] = total.pop("checkpointed_kept") + largest["pair_peak"]
-    latents = math.prod(tokens.target) * defaults.in_channels
-    return TransformerCount(**total, block=largest["parameters"], latents=latents)
+    for part in ("", _PREFIX) if f"{_PREFIX}kept" in total else ("",):
+        kept = total.pop(f"{part}checkpointed_kept")
+        total[f"{part}checkpointed_peak"] = kept + largest[f"{part}pair_peak"]
+    shared = {n.removeprefix(_PREFIX): total.pop(n) for n in [*total] if n.startswith(_PREFIX)}
+    return TransformerCount(
+        **total,
+        block=largest["parameters"],
+        latents=math.prod(tokens.target) * defaults.in_channels,
+        prefix=PrefixCount(**shared),
+    )
 
 
 def _measure(
@@ -120,28 +144,54 @@ def _measure(
     make_fake(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     size, known = sum(parameter.numel() for parameter in trained), set(model.parameters())
+    passes = _passes(model, tokens, autocast)
     merged = lora_merged(model) if merges else nullcontext()
+    numbers = {"parameters": float(number), "trained": float(size)}
     with on_skeletons, torch.no_grad(), merged:
-        sums = sum(parameter.nbytes for parameter in set(model.parameters()) - known)
-        forward = count(lambda: _run(model, tokens, autocast))
+        numbers["merged"] = float(sum(p.nbytes for p in set(model.parameters()) - known))
+        for name, run in passes.items():
+            forward = count(run)
+            numbers |= {f"{name}forward_flops": forward.flops, f"{name}forward_peak": forward.peak}
+    casts = numbers["casts"] = 2.0 * size if autocast else 0.0
     with on_skeletons:
         for parameter in trained:  # as in all micro-batches but the first: gradients are added up
             parameter.grad = torch.empty_like(parameter)
-        pair = count(lambda: _run(model, tokens, autocast).float().mean().backward())
+        for name, run in passes.items():
+            pair = count(lambda run=run: _backward(run()))
+            numbers |= {f"{name}pair_flops": pair.flops, f"{name}pair_peak": pair.peak - casts}
+        if _PREFIX in passes:
+            with torch.no_grad():
+                numbers[f"{_PREFIX}kept"] = sum(t.nbytes for t in passes[_PREFIX]())
         model.train().enable_gradient_checkpointing()
-        kept = count(lambda: _run(model, tokens, autocast)).kept
-    casts = 2 * size if autocast else 0
-    return {
-        "parameters": number,
-        "trained": size,
-        "forward_flops": forward.flops,
-        "forward_peak": forward.peak,
-        "merged": float(sums),
-        "pair_flops": pair.flops,
-        "pair_peak": pair.peak - casts,
-        "casts": casts,
-        "checkpointed_kept": kept,
-    }
+        for name, run in passes.items():
+            numbers[f"{name}checkpointed_kept"] = count(run).kept
+    return numbers
+
+
+def _passes(model: Any, tokens: Tokens, autocast: bool) -> dict[str, Callable[[], list[Tensor]]]:
+    """The pass of a sample and, of a model that has it apart, that of a prompt."""
+    if type(model).__name__ != KIND:
+        return {"": lambda: [_run(model, tokens, autocast)]}
+    parts = Prefixed(
+        model=model,
+        target=math.prod(tokens.target),
+        references=tuple(math.prod(grid) for grid in tokens.references),
+        text=tokens.text,
+        autocast=autocast,
+    )
+
+    def prefix() -> list[Tensor]:
+        return [tensor for layer in parts.prefix() for tensor in layer]
+
+    with on_skeletons, torch.no_grad():
+        kept = [(torch.empty_like(k), torch.empty_like(v)) for k, v in parts.prefix()]
+    for tensor in (t for layer in kept for t in layer):
+        tensor.requires_grad_()
+    return {"": lambda: [parts.velocity(kept)], _PREFIX: prefix}
+
+
+def _backward(outputs: list[Tensor]) -> None:
+    torch.stack([tensor.float().mean() for tensor in outputs]).sum().backward()
 
 
 def _run(model: Any, tokens: Tokens, autocast: bool) -> Tensor:

@@ -85,10 +85,52 @@ class Workload:
         num_objectives = len({reward.objective for reward in self.config.rewards})
         return 0.0 if balance is None else num_objectives / balance.every
 
+    @property
+    def prefixes(self) -> tuple[int, int, float]:
+        """How often a rollout, all its updates, and what it measures besides (on average) compute
+        what the samples of a prompt share.
+
+        Sharded, every pass has it. Else once a prompt: again where a rollout's first steps are one
+        for a group, and in each update of samples of all groups.
+        """
+        rollout, train = self.config.rollout, self.config.train
+        if self.config.fsdp:
+            return self._in_every_pass
+        shared = bool(rollout.window and rollout.window[0] and rollout.shared_noise)
+        updates = train.inner_updates if train.split == "samples" else 1
+        prompts = rollout.prompts_per_rollout
+        return prompts * (1 + shared), prompts * updates, prompts * self.measurements
+
+    @property
+    def _in_every_pass(self) -> tuple[int, int, float]:
+        return self.velocities, self.pairs, self.pairs * self.measurements
+
+    @property
+    def saved(self) -> float:
+        """Share of the FLOPs of rollout and updates that shared prefixes save."""
+        spent, without = (
+            sum(self._flops(prefixes)[:2]) for prefixes in (self.prefixes, self._in_every_pass)
+        )
+        return 1 - spent / without
+
+    def _flops(self, prefixes: tuple[int, int, float]) -> tuple[float, float, float]:
+        """Of a rollout, of its updates and what it measures, and what these compute again."""
+        config, model, prefix = self.config, self.transformer, self.transformer.prefix
+        generator: Any = config.generator
+        untuned, again = config.loss.needs_base, generator.gradient_checkpointing
+        sampled, trained, measured = prefixes
+        pairs, derived = self.pairs * (1 + self.measurements), trained + measured
+        rollout = self.velocities * model.forward_flops + sampled * prefix.forward_flops
+        update = pairs * model.pair_flops + derived * prefix.pair_flops
+        # Nothing is measured of the untrained model.
+        update += untuned * (self.pairs * model.forward_flops + trained * prefix.forward_flops)
+        repeated = pairs * model.forward_flops + derived * prefix.forward_flops
+        passes = self.guidance_passes
+        return passes * rollout, passes * update, passes * again * repeated
+
     def stages(self) -> tuple[Stage, ...]:
         """encode, rollout, decode, reward, update."""
         config, model, rewards = self.config, self.transformer, self.rewards
-        generator: Any = config.generator
         prompts = config.rollout.prompts_per_rollout
         scored = self.samples * rewards.image_flops + prompts * rewards.example_flops
         dtype, autocast = _precision(config)
@@ -99,12 +141,12 @@ class Workload:
         trained = self.guidance_passes * self.pairs
         untuned = trained if config.loss.needs_base else 0
         trained = round(trained * (1 + self.measurements))
-        again = trained if generator.gradient_checkpointing else 0
+        rollout, update, again = self._flops(self.prefixes)
         return (
             Stage(name="encode", flops=prompts * self.encode.flops, float32=is_float32),
             Stage(
                 name="rollout",
-                flops=passes * model.forward_flops,
+                flops=rollout,
                 float32=by_autocast,
                 weights=weights,
                 passes=passes,
@@ -114,9 +156,9 @@ class Workload:
             Stage(name="reward", flops=scored, float32=rewards.float32),
             Stage(
                 name="update",
-                flops=trained * model.pair_flops + untuned * model.forward_flops,
+                flops=update,
                 float32=by_autocast,
-                again=again * model.forward_flops,
+                again=again,
                 weights=weights,
                 passes=2 * trained + untuned,  # what is computed again finds its weights there
                 batch=config.train.micro_batch_size or self.pairs,

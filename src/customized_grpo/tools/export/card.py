@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from customized_grpo.evaluation.evaluate import Place
+from customized_grpo.errors import CheckpointError
+from customized_grpo.evaluation.evaluate import Place, current_outcome
 from customized_grpo.evaluation.outcome import Outcome
-from customized_grpo.evaluation.tables import run_table
+from customized_grpo.evaluation.tables import run_table, verdict
 from customized_grpo.runs.run import Run
 from customized_grpo.tools.export.snippet import is_stock, snippet
+
+logger = logging.getLogger("customized_grpo")
 
 PICTURE = "samples.png"
 _PAPER = "[From Competition to Synergy](https://arxiv.org/abs/2510.18263)"
@@ -23,7 +28,7 @@ _QWEN = (
 )
 
 
-def model_card(run: Run, folder: str, license: str, picture: bool) -> str:
+def model_card(run: Run, folder: str, license: str, outcome: Outcome | None, picture: bool) -> str:
     """Markdown with the hub's YAML on top; ``folder`` is where the weights will lie."""
     kind = "A LoRA" if run.is_lora else "The transformer"
     parts = [
@@ -34,7 +39,7 @@ def model_card(run: Run, folder: str, license: str, picture: bool) -> str:
         f"customized-grpo {version('customized-grpo')} (method: {_PAPER}).\n",
         f"![reference, prompt, base and tuned]({PICTURE})\n" if picture else "",
         f"## Use\n\n{_use(run, folder)}",
-        f"## Results\n\n{_results(run)}",
+        f"## Results\n\n{_results(outcome)}",
         f"## Training\n\n{_training(run)}",
         f"## Licence\n\n`{license}`. The licence of the base model holds for what was trained of "
         "it: see its page.\n",
@@ -70,11 +75,28 @@ def _use(run: Run, folder: str) -> str:
     return f"```python\n{snippet(run, folder)}\n```\n{note}\nOr with customized-grpo, {command}"
 
 
-def _results(run: Run) -> str:
-    file = Place(run.folder, "held_out").json
-    if not file.exists():
+def _results(outcome: Outcome | None) -> str:
+    if outcome is None:
         return "The weights were not evaluated on held-out examples.\n"
-    return f"On held-out subjects or prompts:\n\n```text\n{run_table(Outcome.read(file))}\n```\n"
+    table = f"```text\n{run_table(outcome)}\n```"
+    return f"{verdict(outcome)}\n\nOn held-out subjects or prompts:\n\n{table}\n"
+
+
+def evaluation_of(run: Run) -> Outcome | None:
+    """Of the weights that are exported; None, and a warning if there is one of others."""
+    if not Place(run.folder, "held_out").json.exists():
+        return None
+    try:
+        return current_outcome(run)
+    except CheckpointError as error:
+        logger.warning("left out of the model card: %s", error)
+        return None
+
+
+def picture_of(run: Run, outcome: Outcome | None) -> Path | None:
+    """References, prompts and pictures by base and tuned: the evaluation's, or the training's."""
+    grid = Place(run.folder, "held_out").grid
+    return grid if outcome is not None and grid.exists() else run.sample
 
 
 def _training(run: Run) -> str:

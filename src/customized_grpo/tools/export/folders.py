@@ -18,7 +18,7 @@ from customized_grpo.errors import ConfigError
 from customized_grpo.files import LORA_FILE, write_folder
 from customized_grpo.generators.pipeline import PipelineConfig
 from customized_grpo.runs.run import Run
-from customized_grpo.tools.export.card import PICTURE, model_card
+from customized_grpo.tools.export.card import PICTURE, evaluation_of, model_card, picture_of
 from customized_grpo.tools.export.comfyui import FAMILIES, comfyui_tensors
 from customized_grpo.training.build import build_generator
 
@@ -57,10 +57,11 @@ def export_run(
 def _write_hub_folder(run: Run, name: str, license: str, picture: bool, folder: Path) -> None:
     shutil.copytree(run.weights, folder, dirs_exist_ok=True)
     shutil.copyfile(run.folder / "config.yaml", folder / "config.yaml")
-    shown = run.picture if picture else None
+    outcome = evaluation_of(run)
+    shown = picture_of(run, outcome) if picture else None
     if shown is not None:
         shutil.copyfile(shown, folder / PICTURE)
-    card = model_card(run, name, license, shown is not None)
+    card = model_card(run, name, license, outcome, shown is not None)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -100,6 +101,11 @@ def _write_merged(run: Run, folder: Path) -> None:
             _warn_of_rounding(pipeline.transformer)
         pipeline.fuse_lora(components=["transformer"])
         pipeline.unload_lora_weights()
+    for name, part in pipeline.components.items():
+        if type(part).__module__.startswith(
+            "customized_grpo."
+        ):  # stands in for what needs torchvision
+            pipeline.register_modules(**{name: None})
     pipeline.save_pretrained(folder)
     _take_over(pipeline, generator.config.path, folder)
 

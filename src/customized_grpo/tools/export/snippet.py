@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -26,10 +27,14 @@ class _Family:
 _FAMILIES = {
     "flux-kontext": _Family("FluxKontextPipeline", "FluxTransformer2DModel", "guidance_scale"),
     "flux2-klein": _Family("Flux2KleinPipeline", "Flux2Transformer2DModel", "guidance_scale"),
+    "qwen-image-2.1": _Family(
+        "QwenImage21Pipeline", "QwenImage21Transformer2DModel", "true_cfg_scale"
+    ),
     "qwen-image-edit-plus": _Family(
         "QwenImageEditPlusPipeline", "QwenImageTransformer2DModel", "true_cfg_scale"
     ),
 }
+_QWEN = ("qwen-image-2.1", "qwen-image-edit-plus")
 
 
 def is_stock(run: Run) -> bool:
@@ -83,6 +88,9 @@ def snippet(run: Run, folder: str) -> str:
         "generator": "torch.Generator().manual_seed(0)",
         **_special(generator, family, height * width),
     }
+    if generator.type == "qwen-image-2.1":  # whose checkpoint may have steps of its own
+        number = arguments.pop("num_inference_steps")
+        arguments["sigmas"] = f"[1 - step / {number} for step in range({number})]"
     lines += [f"    {name}={value}," for name, value in arguments.items()]
     return "\n".join([*lines, ").images[0]", 'image.save("picture.png")'])
 
@@ -126,8 +134,14 @@ def _special(generator: Any, family: _Family, area: int) -> dict[str, Any]:
         found[family.guidance] = generator.guidance_scale
     elif generator.type == "qwen-image-edit-plus":
         found[family.guidance] = 1.0  # the stock pipeline would guide by 4
-    if generator.type == "qwen-image-edit-plus":
-        found["image"] = "reference"  # the pipeline gives it the areas above in its own shape
+    if generator.type in _QWEN:
+        found["image"] = "reference"  # the pipeline gives it areas in its own shape
+        if generator.passes() == 2:
+            found["negative_prompt"] = repr(" ")
+    if generator.type == "qwen-image-2.1":
+        side = math.isqrt(area := generator.reference_area)
+        found["output_resolution"] = side if side**2 == area else f"{area} ** 0.5"
+        return found  # its prompts have no limit
     if generator.max_sequence_length is not None:
         found["max_sequence_length"] = generator.max_sequence_length
     elif generator.type == "flux-kontext":

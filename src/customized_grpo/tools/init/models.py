@@ -66,6 +66,7 @@ PRESETS = {
             licence=_KONTEXT,
         ),
         Preset(name="flux-kontext", config="flux-kontext.yaml", memory=80, licence=_KONTEXT),
+        Preset(name="qwen-image-2.1", config="qwen-image-2.1.yaml", memory=48),
         Preset(
             name="qwen-image-edit-plus",
             config="qwen-image-edit-plus.yaml",

@@ -7,21 +7,29 @@ from collections.abc import Mapping
 from html import escape
 from typing import Literal
 
+from customized_grpo.significance import SLIGHT
 from customized_grpo.tools.playground.request import Comparison
 from customized_grpo.tools.playground.session import Session
 
-Quadrant = Literal["synergy", "copy", "forgets", "worse", "same"]
+Quadrant = Literal[
+    "synergy", "copy", "forgets", "worse", "on the border", "no difference to speak of"
+]
 
 _WORDS: dict[Quadrant, str] = {
     "synergy": "Nearer to the subject and nearer to the prompt. SARS rewards this most.",
     "copy": "Nearer to the subject, further from the prompt: towards a copy of the reference.",
     "forgets": "Nearer to the prompt, further from the subject: the subject is being forgotten.",
     "worse": "Further from both.",
-    "same": "No change in one of the two: on the border between quadrants.",
+    "on the border": "No change to speak of in one of the two.",
+    "no difference to speak of": "Pictures of one rollout differ by ten times as much and more.",
 }
 _CAVEAT = (
     "This is one picture, judged by the rewards of the training. For means over many held-out "
     "pictures, by models that were not trained on: <code>cgrpo evaluate</code>."
+)
+_UNKNOWN = (
+    "Whether that is much cannot be said: how much pictures differ in these rewards stands in the "
+    "log of a run, and there is none here."
 )
 _BASE_ONLY = (
     "the base: there is nothing trained here. <code>cgrpo playground RUN</code> shows it beside "
@@ -90,7 +98,7 @@ def _table(compared: Comparison, objectives: Mapping[str, str]) -> str:
 
 
 def _number(value: float, sign: str = "") -> str:
-    return "not scored" if math.isnan(value) else f"{value:{sign}.3f}"
+    return "not scored" if math.isnan(value) else f"{value:{sign}z.3f}"
 
 
 def _verdict(compared: Comparison) -> str:
@@ -98,17 +106,23 @@ def _verdict(compared: Comparison) -> str:
     identity, prompt = (compared.change.get(name, math.nan) for name in ("identity", "prompt"))
     if math.isnan(identity + prompt):
         return ""
-    name = quadrant(identity, prompt)
+    numbers = f"identity {identity:+z.3f}, prompt {prompt:+z.3f}"
+    spread = compared.spread
+    if not spread:
+        return f"<p>{numbers}. {_UNKNOWN}</p><p><small>{_CAVEAT}</small></p>"
+    changes = {"identity": identity, "prompt": prompt}
+    clear = (x if abs(x) >= SLIGHT * spread[name] else 0.0 for name, x in changes.items())
+    name = quadrant(*clear)
     return (
-        f"<h3>{name.capitalize()}</h3><p>identity {identity:+.3f}, prompt {prompt:+.3f}: "
-        f"{_WORDS[name]}</p><p><small>{_CAVEAT}</small></p>"
+        f"<h3>{name.capitalize()}</h3><p>{numbers}: {_WORDS[name]}</p>"
+        f"<p><small>{_CAVEAT}</small></p>"
     )
 
 
 def quadrant(identity: float, prompt: float) -> Quadrant:
-    """The quadrant of SARS's plane in which a change from base to tuned lies."""
+    """The quadrant of SARS's plane in which a change from base to tuned lies; 0 is a slight one."""
     if identity == 0 or prompt == 0:
-        return "same"
+        return "on the border" if identity or prompt else "no difference to speak of"
     if identity > 0:
         return "synergy" if prompt > 0 else "copy"
     return "forgets" if prompt > 0 else "worse"

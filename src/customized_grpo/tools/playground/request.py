@@ -15,7 +15,7 @@ from customized_grpo.data.images import KEPT_PIXELS, Picture, check_pictures, op
 from customized_grpo.errors import ConfigError, DataError
 from customized_grpo.files import LORA_FILE
 from customized_grpo.runs.checkpoint import WEIGHTS
-from customized_grpo.runs.files import checkpoint_folders
+from customized_grpo.runs.files import checkpoint_folders, finished_updates
 from customized_grpo.tools.generate import Target
 from customized_grpo.types import Example
 
@@ -46,8 +46,10 @@ def list_trained(run: Path | None, target: Target) -> tuple[TrainedWeights, ...]
     else:
         found = {f"after update {int(f.name)}": f / WEIGHTS for f in checkpoint_folders(run)}
         if (end := run / WEIGHTS).is_dir():
-            found.pop(f"after update {target.config.train.num_updates}", None)
-            found["at the end of training"] = end
+            last = target.config.train.num_updates
+            kept = finished_updates(run) or last
+            found.pop(f"after update {kept}", None)
+            found["at the end of training" if kept == last else f"kept, of update {kept}"] = end
     return tuple(
         TrainedWeights(label=label, folder=folder, is_lora=is_lora)
         for label, folder in found.items()
@@ -161,3 +163,5 @@ class Comparison:
     tuned: Drawn | None = None
     change: Mapping[str, float] = field(default_factory=dict)
     """Objective -> tuned - base, the mean of its rewards' by their weights; may be NaN."""
+    spread: Mapping[str, float] = field(default_factory=dict)
+    """Objective -> how much the pictures of a rollout differ in it; {}: not known."""

@@ -7,7 +7,8 @@ import dataclasses
 import itertools
 import logging
 import math
-from collections.abc import Callable, Hashable, Mapping
+import statistics
+from collections.abc import Callable, Collection, Hashable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from customized_grpo.generators.lora import detach_lora, set_strength
 from customized_grpo.generators.pipeline import PipelineGenerator
 from customized_grpo.pictures import to_pil
 from customized_grpo.rewards.base import RewardSet
+from customized_grpo.runs.files import MetricsReader
 from customized_grpo.tools.generate import (
     LESS_MEMORY,
     TUNED,
@@ -81,6 +83,8 @@ class Session:
         in_memory = dataclasses.replace(config.cache, folder=None)  # uploads are not to stay
         self._encode = CachedEncoder(self._base, config.generator, in_memory)
         self._rewards = RewardSet(config.rewards, device)
+        spreads = _spreads(self._run, self.objectives)
+        self._spread = self._mean(spreads) if spreads else {}
         self._kept: dict[Hashable, Drawn] = {}
 
     @property
@@ -135,8 +139,13 @@ class Session:
             if request.trained is None:
                 return Comparison(request=request, base=base)
             tuned = self._drawn(request, request.trained, on_progress)
-        change = self._change(base.scores, tuned.scores)
-        return Comparison(request=request, base=base, tuned=tuned, change=change)
+        return Comparison(
+            request=request,
+            base=base,
+            tuned=tuned,
+            change=self._mean({n: tuned.scores[n] - base.scores[n] for n in base.scores}),
+            spread=self._spread,
+        )
 
     def _drawn(
         self, request: DrawRequest, trained: TrainedWeights | None, on_progress: OnProgress
@@ -187,14 +196,25 @@ class Session:
             return dict.fromkeys(self._rewards.names, math.nan), (str(error),)
         return dict(zip(scored.names, scored.scores[0].tolist(), strict=True)), scored.errors
 
-    def _change(self, base: Mapping[str, float], tuned: Mapping[str, float]) -> dict[str, float]:
-        """Objective -> mean of its rewards' changes by their weights."""
-        changes = {}
+    def _mean(self, numbers: Mapping[str, float]) -> dict[str, float]:
+        """Objective -> mean of its rewards' numbers by their weights."""
+        means = {}
         for objective in self._rewards.objectives:
             rewards = [c for c in self.config.rewards if c.objective == objective]
-            gains = [c.weight * (tuned[c.label] - base[c.label]) for c in rewards]
-            changes[objective] = sum(gains) / sum(c.weight for c in rewards)
-        return changes
+            total = sum(c.weight * numbers[c.label] for c in rewards)
+            means[objective] = total / sum(c.weight for c in rewards)
+        return means
+
+
+def _spreads(run: Path | None, rewards: Collection[str]) -> dict[str, float]:
+    """Reward -> standard deviation over the pictures of a rollout, by the run's log; {} without."""
+    if run is None:
+        return {}
+    log = MetricsReader(run)
+    log.read()
+    columns = {name: [r.get(f"reward/{name}/std") for r in log.rows] for name in rewards}
+    known = {name: [x for x in column if x is not None] for name, column in columns.items()}
+    return {n: statistics.mean(c) for n, c in known.items()} if all(known.values()) else {}
 
 
 def _beside(generator: Generator, config: RunConfig) -> Generator:

@@ -104,6 +104,8 @@ class _Plan:
     """In a rollout."""
     objectives: dict[str, str]
     """Reward -> what it measures."""
+    patience: int
+    """Validations in a row that raise the hacking alarm."""
     begun: float
 
     @classmethod
@@ -116,6 +118,7 @@ class _Plan:
             num_prompts=prompts,
             num_images=prompts * raw["rollout"]["group_size"],
             objectives={r.get("name") or r["type"]: r["objective"] for r in raw["rewards"]},
+            patience=raw.get("faults", {}).get("hacking_patience", 0),  # older runs know none
             begun=file.stat().st_mtime,
         )
 
@@ -172,7 +175,7 @@ class Watcher:
             validation=_validation(validated),
             checkpoint=checkpoint,
             checkpoint_age=checkpoint_age,
-            warnings=_warnings(recent, plan, self._folder),
+            warnings=_hacking(validated, plan) + _warnings(recent, plan, self._folder),
         )  # fmt: skip
 
     def _checkpoint(self) -> tuple[int | None, float | None]:
@@ -267,6 +270,20 @@ def _validation(validated: Sequence[Row]) -> dict[str, ValidationScore]:
     base = _scores(validated[0]) if validated[0]["update"] == 0 else {}
     last = _scores(validated[-1])
     return {name: ValidationScore(last=value, base=base.get(name)) for name, value in last.items()}
+
+
+def _hacking(validated: Sequence[Row], plan: _Plan) -> list[str]:
+    """A warning for every evaluator that has raised the hacking alarm by the last validation."""
+    found = []
+    for name, count in (validated[-1] if validated else {}).items():
+        if name.startswith("hacking/") and count >= plan.patience:
+            evaluator = name.removeprefix("hacking/")
+            scores = _series(validated, f"validation/{evaluator}")
+            found.append(
+                f"reward hacking: {evaluator} is {max(scores) - scores[-1]:.4f} below its best "
+                f"while a reward of its objective has risen, {count:.0f} validations in a row"
+            )
+    return found
 
 
 def _warnings(recent: Sequence[Row], plan: _Plan, run: Path) -> list[str]:

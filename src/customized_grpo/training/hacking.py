@@ -1,0 +1,133 @@
+"""An alarm for reward hacking: an evaluator falls while a reward of the same objective rises.
+
+So it looks when a reward is over-optimised: both rise, then the evaluator turns, and the reward
+does not (Gao et al., arXiv:2210.10760). Both are held against the validation at which the evaluator
+was best, picture by picture, and both changes have to be more than noise, several times in a row.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from customized_grpo.config import RunConfig
+from customized_grpo.files import replace_folder
+from customized_grpo.runs.checkpoint import WEIGHTS, best_checkpoint
+from customized_grpo.runs.log import RunLog
+from customized_grpo.significance import is_clear, standard_error
+
+logger = logging.getLogger("customized_grpo")
+
+
+@dataclass(kw_only=True, slots=True)
+class Peak:
+    """The validation at which an evaluator was best, and what came after."""
+
+    scores: dict[str, list[float]]
+    """Of every example then, by the evaluator and the rewards; NaN: not scored."""
+    in_a_row: int = 0
+    """Validations up to now that look hacked."""
+    fall: float = 0.0
+    """The evaluator's last change since."""
+    rise: float = 0.0
+    """That of the reward which has risen."""
+
+
+class HackingAlarm:
+    """Remembers the best validation of every evaluator whose objective is rewarded."""
+
+    def __init__(self, config: RunConfig) -> None:
+        rewards = {reward.label: reward.objective for reward in config.rewards}
+        self._objectives = {e.label: e.objective for e in config.evaluators}
+        self._rewards = {
+            evaluator: [f"validation/reward/{n}" for n, other in rewards.items() if other == own]
+            for evaluator, own in self._objectives.items()
+        }
+        self._patience = config.faults.hacking_patience
+        self._peaks: dict[str, Peak] = {}
+
+    def look(self, scores: Mapping[str, Tensor]) -> dict[str, float]:
+        """Takes in a validation, ``validation/EVALUATOR``, ``validation/reward/NAME`` -> ``[B]``.
+
+        Returns ``hacking/EVALUATOR``, the validations in a row that look hacked.
+        """
+        for evaluator, rewards in self._rewards.items():
+            name = f"validation/{evaluator}"
+            if rewards and not scores[name].isnan().all():
+                self._compare(evaluator, {n: scores[n] for n in (name, *rewards)})
+        return {f"hacking/{name}": float(peak.in_a_row) for name, peak in self._peaks.items()}
+
+    def _compare(self, evaluator: str, now: Mapping[str, Tensor]) -> None:
+        columns = {name: column.double().tolist() for name, column in now.items()}
+        peak = self._peaks.setdefault(evaluator, Peak(scores=columns))
+        if _sizes(peak.scores) != _sizes(columns):  # resumed with other examples or rewards
+            peak = self._peaks[evaluator] = Peak(scores=columns)
+        changes = [_change(column, peak.scores[name]) for name, column in columns.items()]
+        if changes[0][0] >= 0:
+            self._peaks[evaluator] = Peak(scores=columns)
+            return
+        (peak.fall, error), risen = changes[0], [m for m, e in changes[1:] if is_clear(m, e)]
+        peak.rise = max(risen, default=0.0)
+        is_hacked = is_clear(peak.fall, error) and peak.rise > 0
+        peak.in_a_row = peak.in_a_row + 1 if is_hacked else 0
+
+    def raised(self) -> str:
+        """A sentence where the last validations raise the alarm; "" where they do not."""
+        found = [
+            f"evaluator {name!r} has fallen by {-peak.fall:.4f} since its best while a reward of "
+            f"{self._objectives[name]} has risen by {peak.rise:.4f}, {peak.in_a_row} validations "
+            "in a row"
+            for name, peak in self._peaks.items()
+            if peak.in_a_row >= self._patience
+        ]
+        return f"this looks like reward hacking: {'; '.join(found)}" if found else ""
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """All that it remembers, for JSON."""
+        return {name: asdict(peak) for name, peak in self._peaks.items()}
+
+    @state.setter
+    def state(self, peaks: Mapping[str, Any]) -> None:
+        self._peaks = {n: Peak(**peak) for n, peak in peaks.items() if self._rewards.get(n)}
+
+
+def end_with_best(log: RunLog, update: int, why: str) -> None:
+    """Ends a run whose newest checkpoint is of ``update`` with the weights of its best."""
+    folder, best = log.folder, best_checkpoint(log.folder)
+    assert best is not None
+    kept = best.folder / WEIGHTS
+
+    def copy(new: Path) -> None:
+        shutil.copytree(kept, new, dirs_exist_ok=True)
+
+    replace_folder(folder / WEIGHTS, copy)
+    score = best.record["score"]
+    gain = "" if score is None else f" (the weakest evaluator: {score:+.1%} of the base)"
+    text = (
+        f"{why}; ended at update {update} with the weights of update {best.update}{gain}; `cgrpo "
+        f"resume {shlex.quote(str(folder))} --faults.hacking warn` goes on all the same"
+    )
+    logger.warning("%s", text)
+    log.stop(text)
+    log.finish(best.update)
+
+
+def _sizes(scores: Mapping[str, Sequence[float]]) -> dict[str, int]:
+    return {name: len(column) for name, column in scores.items()}
+
+
+def _change(now: Sequence[float], then: Sequence[float]) -> tuple[float, float]:
+    """Mean paired difference and its standard error; (NaN, NaN) if no example has both."""
+    differences = torch.tensor(now, dtype=torch.float64) - torch.tensor(then, dtype=torch.float64)
+    known = differences[~differences.isnan()]
+    return (known.mean().item(), standard_error(known)) if len(known) else (math.nan, math.nan)

@@ -1,0 +1,147 @@
+"""What a run measures of the model that it begins with: what each step's noise moves, and what the
+base scores."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+from chaos import content
+from helpers import changed
+
+from customized_grpo.config import AdvantageConfig, CustomSchedule, MeasuredSchedule, RunConfig
+from customized_grpo.errors import RewardError
+from customized_grpo.generators.flux1 import Flux1Generator
+from customized_grpo.ops import noise_variance
+from customized_grpo.rewards.base import RewardSet
+from customized_grpo.training import measure
+from customized_grpo.training.build import build_world
+from customized_grpo.training.policy import make_policy
+from customized_grpo.training.rollout import collect_rollout, one_step_rollouts
+from customized_grpo.training.session import train
+from customized_grpo.types import Example
+
+MEASURED = AdvantageConfig(schedule=MeasuredSchedule(num_prompts=3, num_samples=3))
+
+
+def schedule_of(run: Path) -> dict[str, list]:
+    return json.loads((run / "schedule.json").read_text())
+
+
+def rows_of(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_groups_share_everything_but_the_noise_of_their_step(
+    generator: Flux1Generator, tiny_config: RunConfig, examples: list[Example]
+) -> None:
+    policy, conditioning = make_policy(generator, tiny_config), generator.encode(examples[:1])
+    configs = one_step_rollouts(changed(tiny_config, rollout={"shared_noise": False}).rollout, 3)
+    assert list(configs) == [0, 1, 2]
+    befores, noises = [], []
+    for step, config in configs.items():
+        rng = torch.Generator().manual_seed(0)
+        rollout = collect_rollout(policy, conditioning, config, rng, keep_means=True)
+        assert rollout.step_index.tolist() == [[step]] * 3
+        assert torch.equal(rollout.latents[0], rollout.latents[1])
+        assert not torch.equal(rollout.images[0], rollout.images[1])
+        assert rollout.means is not None
+        noises.append((rollout.next_latents - rollout.means)[:, 0])
+        befores.append(rollout.latents[0, 0])
+    scale = noises[1].std() / noises[0].std()
+    torch.testing.assert_close(noises[1], noises[0] * scale, rtol=1e-3, atol=1e-4)
+    with torch.no_grad():
+        euler = policy.euler(befores[0][None], 0, conditioning)[0]
+    torch.testing.assert_close(befores[1], euler)
+
+
+def test_the_weights_of_a_run_are_what_its_steps_move(tiny_config: RunConfig) -> None:
+    """Against the same pictures, scored and counted here one by one."""
+    config = dataclasses.replace(tiny_config, advantage=MEASURED, seed=3)
+    run = train(config)
+    data, generator = build_world(config, torch.device("cpu"))
+    policy, prompts = make_policy(generator, config), data.training(0, 3)
+    rewards, conditioning = (
+        RewardSet(config.rewards, torch.device("cpu")),
+        generator.encode(prompts),
+    )
+    names = [reward.objective for reward in config.rewards]
+    moved = []
+    for step in range(3):
+        rollout = dataclasses.replace(
+            config.rollout, group_size=3, window=(step, step + 1), num_trained_steps=1
+        )
+        rng = torch.Generator().manual_seed(4 * 1_000_003 - 1)
+        images = collect_rollout(policy, conditioning, rollout, rng).images
+        row = []
+        for name in ("identity", "prompt"):
+            scores = [
+                [rewards.score(images[i : i + 1], [prompt]).scores[0, names.index(name)].item()
+                 for i in range(3 * group, 3 * group + 3)]
+                for group, prompt in enumerate(prompts)
+            ]  # fmt: skip
+            row.append(statistics.mean(map(statistics.variance, scores)))
+        moved.append(row)
+    totals = [sum(column) for column in zip(*moved, strict=True)]
+    shares = [[value / total for value, total in zip(r, totals, strict=True)] for r in moved]
+    found = schedule_of(run)["weights"]
+    for row, weights in zip(shares, found, strict=False):
+        assert weights == pytest.approx([value / sum(row) for value in row], rel=1e-3)
+    assert found[3] == [0.5, 0.5]  # the last step has no noise
+    assert max(prompt for _, prompt in found) - min(prompt for _, prompt in found) > 0.01
+
+
+_KEPT: list[list[float]] = []
+
+
+def kept(sigmas: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(_KEPT)[: len(sigmas)]
+
+
+def test_measuring_changes_nothing_but_the_weights(
+    tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is given the weights that another has measured is that run, bit by bit."""
+    measured = train(dataclasses.replace(tiny_config, advantage=MEASURED))
+    monkeypatch.setattr(f"{__name__}._KEPT", schedule_of(measured)["weights"])
+    own = AdvantageConfig(schedule=CustomSchedule(target=f"{__name__}:kept"))
+    given = train(dataclasses.replace(tiny_config, name="given", advantage=own))
+    assert content(given) == content(measured)
+    assert len(rows_of(given)) == 2
+
+
+def test_a_run_that_goes_on_with_other_steps_measures_them(tiny_config: RunConfig) -> None:
+    config = changed(dataclasses.replace(tiny_config, advantage=MEASURED), train={"num_updates": 1})
+    assert len(schedule_of(train(config))["weights"]) == 4
+    other = changed(config, rollout={"num_steps": 3}, train={"num_updates": 2})
+    run = train(other, resume=True, allow_changed=True)
+    assert len(schedule_of(run)["weights"]) == 3
+    assert len(rows_of(run)) == 2
+
+
+def test_a_reward_that_never_answers_ends_the_measuring(
+    tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(scores: torch.Tensor, group_ids: torch.Tensor) -> torch.Tensor:
+        return noise_variance(scores.index_fill(1, torch.tensor([1]), torch.nan), group_ids)
+
+    monkeypatch.setattr(measure, "noise_variance", silent)
+    with pytest.raises(RewardError, match=r"^rewards: dinov2 could not score what a step moves"):
+        train(dataclasses.replace(tiny_config, advantage=MEASURED))
+
+
+def test_the_gates_floor_is_the_mean_of_the_first_rollout(tiny_config: RunConfig) -> None:
+    gate = AdvantageConfig(shaping="gate", gamma=30.0)
+    rows = rows_of(train(dataclasses.replace(tiny_config, advantage=gate)))
+    assert rows[0]["gate/floor"] == rows[1]["gate/floor"]
+    assert rows[0]["gate/floor"] == pytest.approx(rows[0]["reward/dinov2/mean"], rel=1e-5)
+    assert rows[1]["gate/floor"] != pytest.approx(rows[1]["reward/dinov2/mean"], rel=1e-5)
+    assert 0 < rows[0]["gate/below"] < 1
+    number = dataclasses.replace(gate, gate_floor=-1.0)
+    rows = rows_of(train(dataclasses.replace(tiny_config, name="open", advantage=number)))
+    assert [row["gate/floor"] for row in rows] == [-1, -1]
+    assert [row["gate/below"] for row in rows] == [0, 0]
