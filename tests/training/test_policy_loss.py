@@ -48,7 +48,9 @@ class Scene:
 
 @pytest.fixture
 def scene(generator: Flux1Generator, tiny_config: RunConfig, examples: list[Example]) -> Scene:
-    config = changed(tiny_config, rollout={"num_steps": 6, "num_trained_steps": 4})
+    steps = {"num_steps": 6, "num_trained_steps": 4}
+    # Log-probabilities of a density, which GRPO-Guard's ratio and the oracles here are about.
+    config = changed(tiny_config, rollout={**steps, "dynamics": "flow", "noise_level": 0.7})
     torch.manual_seed(0)
     attach_lora(generator.transformer, LoraSettings(rank=4), generator.lora_targets)
     policy = make_policy(generator, config)
