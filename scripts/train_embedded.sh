@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains everything that is embedded in the package and puts it there. Resumable: run it again.
 #   DEVICE=cuda WORKERS=12 scripts/train_embedded.sh
-# On one core with AMX: rewards 22 + 9 + 9 + 14 min, classifier 6 min; the preference 25 min on one
+# On one core with AMX: rewards 22 + 9 + 9 + 14 min, classifier 6 min; the preference 60 min on one
 # without. On an H200 with 16 cores: VAE and generator 5.5 min each, side by side, the flawed stage
 # 34 s; on a CPU they take a day. Set OMP_NUM_THREADS=1 if the machine does other work too: two
 # threads beside a busy process are several times slower than one.
@@ -14,7 +14,7 @@ where="--device ${DEVICE:-cpu} --workers ${WORKERS:-0}"
 
 $python scripts/train_rewards.py --kind dino --seed 1 --width 128 --steps 2900 --out $out/reward-dino
 $python scripts/train_rewards.py --kind clip --seed 2 --width 128 --out $out/reward-clip
-$python scripts/train_preference.py --init $out/reward-clip/model --out $out/reward-preference
+$python scripts/train_preference.py --init $out/reward-clip/model --steps 7000 --out $out/reward-preference
 $python scripts/train_rewards.py --kind clip --seed 3 --width 96 --strength 1.3 --out $out/evaluator-clip
 $python scripts/train_rewards.py --kind dino --seed 4 --width 96 --strength 1.3 --steps 1600 \
   --out $out/evaluator-dino

@@ -84,6 +84,11 @@ class Reply:
     def json(cls, value: Any, **fields: Any) -> Reply:
         return cls(body=json.dumps(value).encode(), **fields)
 
+    @classmethod
+    def error(cls, status: int, message: str) -> Reply:
+        """As OpenAI's API refuses a request."""
+        return cls.json({"error": {"message": message}}, status=status)
+
 
 @dataclass
 class Request:

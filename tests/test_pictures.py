@@ -1,3 +1,4 @@
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,51 @@ def test_a_long_prompt_stays_in_its_row(tmp_path: Path) -> None:
             text = np.asarray(image.convert("L"))[26:, 160:]
         heights.append(int(np.nonzero(text < 128)[0].max()))
     assert 14 <= heights[0] < heights[1] <= 144
+
+
+def prompt_of(folder: Path, *prompts: str) -> np.ndarray:
+    """The column of prompts as it is drawn, in grey."""
+    examples = [
+        Example(id=str(i), prompt=p, references=GREY.references, subject="x")
+        for i, p in enumerate(prompts)
+    ]
+    save_grid(folder / "a.png", examples, {"base": torch.zeros(len(prompts), 3, 8, 8)})
+    with Image.open(folder / "a.png") as image:
+        return np.asarray(image.convert("L"))[26:, 160:380].copy()
+
+
+@pytest.mark.parametrize(
+    "letters", ["äöüÄÖÜß", "éèêçñåø", "łőžğıš", "αβγΩ", "событ", "\u2013\u2014“”…€"]
+)
+def test_letters_of_europe_are_drawn_and_are_no_boxes(tmp_path: Path, letters: str) -> None:
+    drawn = [prompt_of(tmp_path, letter * 4).tobytes() for letter in letters]
+    assert len(set(drawn)) == len(letters)
+    box = prompt_of(tmp_path, "\U0010fffd" * 4)
+    assert box.tobytes() not in drawn
+    assert (box < 128).any()
+    composed, parts = (unicodedata.normalize(form, letters) for form in ("NFC", "NFD"))
+    assert (prompt_of(tmp_path, composed) == prompt_of(tmp_path, parts)).all()
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["a dog on the beach " * 60, "x" * 4000, "W" * 40, "ü" * 400, "一只戴红帽的狗" * 80],
+)
+def test_text_stays_in_its_row_and_column(tmp_path: Path, prompt: str) -> None:
+    drawn = prompt_of(tmp_path, prompt, "")
+    assert (drawn[:144] < 128).any()
+    assert (drawn[144:] == 255).all()  # neither in the gap nor over the next row
+    with Image.open(tmp_path / "a.png") as image:
+        assert (np.asarray(image.convert("L"))[26:, 380:388] == 255).all()  # the gap on the right
+
+
+def test_a_heading_stays_in_its_column(tmp_path: Path) -> None:
+    images = torch.ones(1, 3, 8, 8)
+    save_grid(tmp_path / "a.png", [GREY], {"x" * 90: images, "": images})
+    with Image.open(tmp_path / "a.png") as image:
+        pixels = np.asarray(image.convert("L"))[:26]
+    assert (pixels[:, 388:532] < 128).any()
+    assert (pixels[:, 540:] == 255).all()
 
 
 def test_a_strip_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +24,19 @@ _CELL, _GAP, _HEADER, _TEXT = 144, 8, 26, 220
 _LINE = 26  # height of marks and of a line of the legend
 _FONT = 20  # half of it is left where a phone shows the sheet
 _SMALLER = (17, 14)  # for prompts that are too long for their cell
+# Of Pillow's own only ASCII is certain. The second has Europe's letters (NOTICE), the others are
+# looked for where the system keeps its fonts.
+_FONTS = (
+    str(Path(__file__).parent / "assets" / "DejaVuSans.ttf"),
+    "NotoSansCJK-Regular.ttc",
+    "NotoSansArabic-Regular.ttf",
+    "NotoSansDevanagari-Regular.ttf",
+    "msyh.ttc",
+    "PingFang.ttc",
+    "arial.ttf",
+    "Arial Unicode.ttf",
+)
+_NONE = "\U0010fffd"  # a code that no font has
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +80,7 @@ def save_grid(
     lefts = [_GAP, 2 * _GAP + _CELL]
     lefts += [lefts[1] + _TEXT + _GAP + i * (_CELL + _GAP) for i in range(len(columns))]
     for left, heading in zip(lefts, (*headings, *columns), strict=True):
-        draw.text((left, 4), heading, fill="black", font=_heading_font(heading))
+        _write_heading(draw, left, heading, _TEXT if left == lefts[1] else _CELL + _GAP - 2)
     for row, example in enumerate(examples):
         top = _HEADER + row * pitch
         sheet.paste(_thumbnail(example.references[0]), (lefts[0], top))
@@ -77,32 +92,86 @@ def save_grid(
     for number, mark in enumerate(legend):
         top = _HEADER + pitch * len(examples) + number * (_LINE + _GAP)
         left = _write_mark(draw, (_GAP, top), mark) + _GAP
-        draw.text((left, top), mark.meaning, fill="black", font=ImageFont.load_default(_FONT))
+        draw.text((left, top), mark.meaning, fill="black", font=_font(_FONT, mark.meaning))
     _write(path, sheet)
 
 
-def _heading_font(heading: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    sizes = (18, 17, 16, 15)
-    return next(
-        (f for f in map(ImageFont.load_default, sizes) if f.getlength(heading) <= _CELL + _GAP - 2),
-        ImageFont.load_default(sizes[-1]),
-    )
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def _font(size: int, text: str) -> Font:
+    """The first font that has all letters of a text, or Europe's where none has."""
+    own = ImageFont.load_default(size)
+    if text.isascii() or _has(own, text):
+        return own
+    fonts = (font for name in _FONTS if (font := _open_font(name, size)))
+    return next((font for font in fonts if _has(font, text)), _open_font(_FONTS[0], size) or own)
+
+
+@lru_cache
+def _open_font(name: str, size: int) -> Font | None:
+    try:
+        return ImageFont.truetype(name, size)
+    except (OSError, ImportError):  # it is not there, or Pillow was built without FreeType
+        return None
+
+
+def _has(font: Font, text: str) -> bool:
+    letters = {c for c in text if not c.isspace() and unicodedata.category(c)[0] not in "CM"}
+    mask: Any = font.getmask
+    missing = bytes(mask(_NONE))
+    return all(bytes(mask(letter)) != missing for letter in letters)
+
+
+def _write_heading(draw: ImageDraw.ImageDraw, left: int, heading: str, width: int) -> None:
+    for size in (18, 17, 16, 15):
+        font = _font(size, heading)
+        if font.getlength(heading) <= width:
+            break
+    draw.text((left, 4), _cut(heading, font, width), fill="black", font=font)
 
 
 def _write_prompt(draw: ImageDraw.ImageDraw, corner: tuple[int, int], prompt: str) -> None:
-    """In the largest letters with which it fits beside the picture."""
+    """In the largest letters with which it fits beside the picture; what does not fit is cut."""
+    prompt = unicodedata.normalize("NFC", prompt)
     for size in (_FONT, *_SMALLER):
-        font = ImageFont.load_default(size)
-        text = "\n".join(textwrap.wrap(prompt, 420 // size))
-        _, _, right, bottom = draw.multiline_textbbox(corner, text, font, spacing=4)
-        if right - corner[0] <= _TEXT and bottom - corner[1] <= _CELL:
+        font = _font(size, prompt)
+        lines, most = _wrap(prompt, font), _CELL // (size + 6)
+        if len(lines) <= most:
             break
-    draw.multiline_text(corner, text, fill="black", font=font, spacing=4)
+    if len(lines) > most:
+        lines = [*lines[: most - 1], _cut(f"{lines[most - 1]}\u2026", font, _TEXT)]
+    for number, line in enumerate(lines):
+        place = (corner[0], corner[1] + number * (size + 6))
+        draw.text(place, line, fill="black", font=font)
+
+
+def _wrap(text: str, font: Font) -> list[str]:
+    """Lines of at most ``_TEXT`` pixels; a word that is longer, or without blanks, is divided."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= _TEXT:
+            lines[-1] = longer
+            continue
+        lines += [""] if lines[-1] else []
+        for letter in word:
+            lines += [""] if font.getlength(lines[-1] + letter) > _TEXT else []
+            lines[-1] += letter
+    return lines
+
+
+def _cut(text: str, font: Font, width: int) -> str:
+    """The text, or as much of it as fits, with an ellipsis."""
+    if font.getlength(text) <= width:
+        return text
+    ends = (f"{text[:end]}\u2026" for end in range(len(text) - 1, 0, -1))
+    return next((end for end in ends if font.getlength(end) <= width), "")
 
 
 def _write_mark(draw: ImageDraw.ImageDraw, corner: tuple[int, int], mark: Mark) -> int:
     """Returns the right end."""
-    font, (left, top) = ImageFont.load_default(_FONT), corner
+    font, (left, top) = _font(_FONT, mark.word), corner
     right = left + 10 + round(font.getlength(mark.word))
     draw.rounded_rectangle((left, top + 2, right, top + _LINE), radius=4, fill=mark.paper)
     draw.text((left + 5, top + 1), mark.word, fill=mark.ink, font=font)

@@ -16,6 +16,7 @@ from customized_grpo.errors import CheckpointError, ConfigError
 from customized_grpo.evaluation import sampling
 from customized_grpo.evaluation.benchmark import evaluate_benchmark
 from customized_grpo.evaluation.outcome import Outcome
+from customized_grpo.files import LORA_FILE
 from customized_grpo.generators.flux_kontext import FluxKontextConfig
 from customized_grpo.generators.lora import attach_lora
 
@@ -109,10 +110,12 @@ def test_a_lora_is_sampled_and_paired_with_the_base(tmp_path: Path) -> None:
             parameter.data.normal_(0, 0.3, generator=random)
     generator.save_weights(tmp_path / "weights")
     base = str(tmp_path / "evaluations" / "base")
-    found = evaluate(tmp_path, name="tuned", lora=str(tmp_path / "weights"), baseline=base)
+    found = evaluate(
+        tmp_path, name="tuned", lora=str(tmp_path / "weights" / LORA_FILE), baseline=base
+    )
     assert not set(pictures(tmp_path, "base").values()) & set(pictures(tmp_path, "tuned").values())
     assert "dinov2/photos" in found.changes
-    with pytest.raises(CheckpointError, match="lora: must be a folder of trained weights"):
+    with pytest.raises(CheckpointError, match=r"lora: .*nowhere must hold pytorch_lora_weights"):
         evaluate(tmp_path, name="none", lora=str(tmp_path / "nowhere"))
 
 

@@ -22,11 +22,13 @@ from customized_grpo.assets import resolve_checkpoint
 from customized_grpo.config import CacheConfig, LoraSettings
 from customized_grpo.data.emoji.source import EmojiSource
 from customized_grpo.errors import CheckpointError, ConfigError, CustomizedGRPOError
+from customized_grpo.files import LORA_FILE
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.cache import CachedEncoder
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.flux_kontext import FluxKontextConfig
-from customized_grpo.generators.lora import LORA_FILE, attach_lora
+from customized_grpo.generators.lora import attach_lora
+from customized_grpo.generators.lora_files import read_lora
 from customized_grpo.generators.uno import UnoConfig
 from customized_grpo.rewards.attributes import AttributeClassifier
 from customized_grpo.rewards.clip_text import ClipTextConfig
@@ -393,13 +395,13 @@ FIRST = "transformer.transformer_blocks.0.attn.to_k.lora_A.weight"
     ("change", "expected"),
     [
         (lambda t: t[FIRST].fill_(torch.nan), f"'{FIRST}' must be finite, got NaN or infinity"),
-        (lambda t: t.pop(FIRST), "cannot be loaded as a LoRA"),
-        (lambda t: t.update({"transformer.more.lora_A.weight": torch.ones(2, 2)}), "more.lora_A"),
+        (lambda t: t.pop(FIRST), r"lora_A must be there, it is missing"),
         (
-            lambda t: t.update({FIRST: torch.ones(2, 5)}),
-            r"must be .*\[2, 256\]\), got .*\[2, 5\]",
+            lambda t: t.update({"transformer.more.lora_A.weight": torch.ones(2, 2)}),
+            "more.lora_B must",
         ),
-        (lambda t: t.clear(), "cannot be loaded as a LoRA"),
+        (lambda t: t.update({FIRST: torch.ones(2, 5)}), "must map 256 features to 256, got 5"),
+        (lambda t: t.clear(), "must hold tensors, there are none"),
     ],
     ids=["nan", "missing", "surplus", "shape", "empty"],
 )
@@ -412,14 +414,16 @@ def test_a_lora_must_fit(
         loaded_lora(generator, tmp_path)
 
 
-def test_a_lora_without_its_alpha_is_refused(
-    generator: Flux1Generator, lora: Path, tmp_path: Path
+def test_a_lora_without_its_alpha_is_loaded_as_diffusers_does_with_a_warning(
+    generator: Flux1Generator, lora: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     save_file(load_file(lora), tmp_path / LORA_FILE, {"format": "pt"})
-    with pytest.raises(CheckpointError, match="without which alpha is not known"):
-        loaded_lora(generator, tmp_path)
-    shutil.copy(lora, tmp_path)
-    assert loaded_lora(generator, tmp_path)
+    (pair, *_) = read_lora(tmp_path, generator.transformer).values()
+    assert pair.alpha == pair.rank == 2
+    assert "says no alpha; taken as the rank" in caplog.text
+    caplog.clear()
+    (pair, *_) = read_lora(lora, generator.transformer).values()
+    assert (pair.alpha, pair.rank, caplog.text) == (3, 2, "")
 
 
 @pytest.mark.parametrize("part", ["transformer", "text_encoder", "vae"])

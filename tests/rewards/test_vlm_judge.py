@@ -190,9 +190,22 @@ def test_large_pictures_are_scaled_down() -> None:
         ('<think>{"score": 1}? No: {"score"</think> So: {"reason": "x", "score": 4} Done.', 4),
         ('{"score": "3"}', 3),
         ('{"score": 2.5}', 2.5),
+        ('{"reason": "The colour fits.\nThe hat is missing.", "score": 3}', 3),
+        ('{"reason": "a tab\tand \x0b", "score": 3}', 3),
+        ('{"reason": "the "red" mug is blue", "score": 3}', 3),
+        ('{"reason": "it is {\'score\': 1}, no", "score": 3,}', 3),
+        ("{'reason': 'ok', 'score': 3}", 3),
+        ('{"score": "3/4", "reason": "ok"}', 3),
+        ('{"reason": "ok", "score": 2,5}', 2.5),
+        ('{"score": 3,"reason": "the "red" mug"}', 3),
+        ("Score: 3", 3),
+        ("**Score:** 3/4\nThe hat is missing.", 3),
+        ('[{"reason": "ok", "score": 3}]', 3),
+        ([{"type": "text", "text": '{"score": 3}'}], 3),
+        ([{"type": "text", "text": '{"score"'}, {"type": "text", "text": ": 3}"}], 3),
     ],
 )
-def test_answers_are_read_whatever_is_around_them(text: str, expected: float) -> None:
+def test_answers_are_read_whatever_is_around_them(text: Any, expected: float) -> None:
     assert points(text) == expected
 
 
@@ -200,8 +213,9 @@ def test_answers_are_read_whatever_is_around_them(text: str, expected: float) ->
     "text",
     [
         "", "3", "no JSON", '{"score": 5}', '{"score": -1}', '{"score": NaN}', '{"score": null}',
-        '{"score": true}', '{"score": "many"}', '{"score": [3]}', '{"points": 3}', '{"score": 3',
-        '{"score": 1' + "0" * 400 + "}", None, [{"type": "text", "text": '{"score": 3}'}],
+        '{"score": true}', '{"score": "many"}', '{"score": [3]}', '{"points": 3}', "Score: 3 dogs",
+        '{"score": 1' + "0" * 400 + "}", None, [], [3], [{"type": "image"}], {}, "score: 3/5",
+        '{"score": "3/5"}', "Score: -1", "score: 3.5.1",
     ],
 )  # fmt: skip
 def test_answers_without_a_valid_score_are_refused(text: Any) -> None:
@@ -271,9 +285,6 @@ def test_logit_weighted_scores(endpoint: Callable) -> None:
         (Reply(body=b"<html>", headers={"content-type": "text/html"}), "not JSON (text/html)"),
         (Reply.json({"choices": []}), "the answer is no chat completion"),
         (Reply.json([]), "the answer is no chat completion"),
-        (completion("I like it"), "no JSON object with a score: I like it"),
-        (completion(verdict(7)), "the score must be a number from 0 to 4, got 7"),
-        (completion(None), "the answer must be text, got NoneType"),
     ],
 )
 def test_what_may_pass_is_tried_again_and_then_nan(
@@ -297,7 +308,9 @@ def test_what_may_pass_is_tried_again_and_then_nan(
     ("reply", "text"),
     [
         (Reply(status=401, body=b'{"error": {"message": "bad key"}}'), "HTTP 401: bad key"),
-        (Reply(status=400, body=b'{"error": "no such model"}'), "HTTP 400: no such model"),
+        (completion("I like it\nmuch"), 'no JSON object with a score: "I like it\\nmuch"'),
+        (completion(verdict(7)), "the score must be a number from 0 to 4, got 7"),
+        (completion(None), "the answer has no text (content: null)"),
         (completion(verdict(3), finish="content_filter"), "the model refused: content_filter"),
         (completion('{"reas', finish="length"), "cut off at max_tokens = 256; raise it"),
     ],
@@ -312,9 +325,46 @@ def test_what_would_happen_again_is_not_tried_again(
     assert text in reward.take_errors()[0]
 
 
+def test_an_answer_that_varies_is_tried_again(endpoint: Callable) -> None:
+    """Above temperature 0, or where the server chooses it."""
+    for request in ({"temperature": 0.7}, {"temperature": None}):
+        answers = iter([completion("I like it"), completion(verdict(7)), completion(verdict(3))])
+        url, requests = endpoint(lambda r, answers=answers: next(answers))
+        assert judge(url, request=request).score(*batch(1)).tolist() == [3]
+        assert len(requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("message", "fields", "fix"),
+    [
+        ("no such model", {}, "no such model"),
+        (
+            "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
+            "'max_completion_tokens' instead.",
+            {},
+            "; `request: {max_tokens: null}` leaves it out, and what is wanted instead can stand "
+            "there",
+        ),
+        ("Unsupported value: 'temperature'", {}, "; `request: {temperature: null}` leaves it out"),
+        ("logprobs are not supported", {"logit_weighted": True}, "; set logit_weighted: false"),
+    ],
+)
+def test_what_a_server_refuses_is_asked_twice_and_the_fix_is_named(
+    endpoint: Callable, message: str, fields: dict[str, Any], fix: str
+) -> None:
+    """Once without a response_format, which may be the reason whatever the words are."""
+    url, requests = endpoint(lambda r: Reply.error(400, message))
+    reward = judge(url, **fields)
+    assert reward.score(*batch(1)).isnan().all()
+    assert [b"response_format" in request.body for request in requests] == [True, False]
+    (error,) = reward.take_errors()
+    assert f"HTTP 400: {message}" in error
+    assert fix in error
+
+
 def test_a_passing_fault_costs_a_retry_only(endpoint: Callable) -> None:
     faults = [
-        Reply(status=503), completion("hm"), Reply(status=429, headers={"Retry-After": "3"}),
+        Reply(status=503), Reply(body=b"hm"), Reply(status=429, headers={"Retry-After": "3"}),
     ]  # fmt: skip
     url, requests = endpoint(lambda r: faults.pop() if faults else by_number(r))
     waits: list[float] = []
@@ -338,7 +388,7 @@ def test_retry_after_may_be_a_date(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_endpoint_without_structured_output_is_asked_without(endpoint: Callable) -> None:
     def answer(request: Request) -> Reply:
         if b"response_format" in request.body:
-            return Reply(status=400, body=b'{"error": {"message": "response_format unknown"}}')
+            return Reply.error(400, "json_schema is not supported by this model")
         return by_number(request)
 
     url, requests = endpoint(answer)

@@ -346,6 +346,11 @@ def test_a_finished_run_can_be_made_longer(straight: Path, tmp_path: Path, caplo
         (["--train.num_updates", "10", "--faults.max_lost_rewards", "0.2"], False, None),
         (["--lora.rank", "4"], True, r"lora.rank must stay 128 .*got 4"),
         (["--lora", "null"], True, r"lora must stay"),
+        (
+            ["--rollout.prompts_per_rollout", "4"],
+            True,
+            r"order counts rollouts.*Free to change are",
+        ),
         (["--train.ema_decay", "null"], True, r"train.ema_decay must stay 0.95"),
         (["--train.ema_decay", "0.5"], True, None),
     ],

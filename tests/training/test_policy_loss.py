@@ -1,4 +1,6 @@
 import dataclasses
+import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,7 +9,8 @@ from helpers import assert_near, changed, perturb_lora
 from customized_grpo.config import LoraSettings, LossConfig, RunConfig
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.flux1 import Flux1Generator
-from customized_grpo.generators.lora import attach_lora
+from customized_grpo.generators.flux_kontext import FluxKontextConfig
+from customized_grpo.generators.lora import attach_lora, keep_start
 from customized_grpo.ops import Dynamics, StepWeight, normalize_ratio, sde_moments
 from customized_grpo.training.advantages import assign_credit
 from customized_grpo.training.loss import accumulate_gradient, policy_batch
@@ -73,6 +76,42 @@ def scene(generator: Flux1Generator, tiny_config: RunConfig, examples: list[Exam
         advantages=advantages,
         conditioning=prompts.take(rollout.group_ids),
     )
+
+
+def test_the_kl_may_be_to_the_lora_that_the_run_started_from(scene: Scene, tmp_path: Path) -> None:
+    """Against another model with that LoRA alone, sample by sample and step by step."""
+    generator, rollout = scene.policy.generator, scene.rollout
+    transformer = generator.transformer
+    generator.save_weights(tmp_path)
+    keep_start(transformer)
+    to_start = dataclasses.replace(UNPINNED, kl_weight=1.0, kl_to="start")
+    base, _ = scene.gradient(rollout, dataclasses.replace(to_start, kl_to="base"))
+    stats, _ = scene.gradient(rollout, to_start)
+    assert stats["norm_excess"] < 1e-3 * base["norm_excess"]
+    assert stats["kl"] < 1e-6 * base["kl"]  # rounding: the trained one is merged, the kept is not
+    with torch.no_grad():
+        for parameter in scene.parameters:
+            parameter.add_(2e-3 * torch.randn(parameter.shape))
+    stats, gradient = scene.gradient(rollout, to_start)
+    other = FluxKontextConfig(path="embedded:generator").build(torch.device("cpu"))
+    other.load_weights(tmp_path)
+    start = dataclasses.replace(scene.policy, generator=other)
+    expected = []
+    for row, column in itertools.product(*map(range, rollout.step_index.shape)):
+        condition = scene.conditioning.take(torch.tensor([row]))
+        step, latents = rollout.step_index[row, column][None], rollout.latents[row, column][None]
+        with torch.no_grad():
+            (mean, std), (reference, _) = (
+                policy.transition(latents, step, condition) for policy in (scene.policy, start)
+            )
+        expected.append(((mean - reference).square() / (2 * std.square())).mean())
+    assert_near(stats["kl"], torch.stack(expected).mean(), terms=NOISY)
+    free, ungrounded = scene.gradient(rollout, UNPINNED)
+    assert "kl" not in free
+    assert (gradient - ungrounded).abs().max() > 0
+    kept = [p for name, p in transformer.named_parameters() if ".start." in name]
+    assert len(kept) == len(scene.parameters)
+    assert not any(p.requires_grad or p.grad is not None for p in kept)
 
 
 def shuffled(rollout: Rollout, order: torch.Tensor) -> Rollout:

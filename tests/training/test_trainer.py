@@ -95,6 +95,9 @@ def test_the_arithmetic_is_explained_first(
     ours = [r.getMessage() for r in caplog.records if r.name.startswith("customized_grpo")]
     assert "2 prompts x 3 samples = 6 images" in ours[0]
     assert "update 2/2" in ours[-1]
+    steps = ("reading data", "loading generator", "loading rewards.0", "loading rewards.1", "first")
+    loading = [next(i for i, line in enumerate(ours) if step in line) for step in steps]
+    assert loading == sorted(loading)
 
 
 def test_errors_name_the_section_of_the_plug(tiny_config: RunConfig) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from customized_grpo.cli.fields import field_lines
 from customized_grpo.cli.shared import alone, export_words, hide_loading_bars, next_step
 from customized_grpo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from customized_grpo.config import BenchmarkConfig
 
 
 def add(commands: Any) -> None:
@@ -43,6 +46,8 @@ def add(commands: Any) -> None:
         metavar="N",
         help="of a run: the standard error falls with their root (default: the run's)",
     )
+    write = "of a benchmark: write the manifest of the folder `images`, to be filled, and end"
+    parser.add_argument("--write-manifest", action="store_true", help=write)
     parser.add_argument("--json", action="store_true", help="print JSON, no tables")
     parser.set_defaults(run=_evaluate)
 
@@ -51,6 +56,8 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     if _is_benchmark(options.target):
         _evaluate_benchmark(options, overrides)
         return
+    if options.write_manifest:
+        raise ConfigError("--write-manifest has no effect on a run; give a benchmark's YAML file")
     if overrides:
         raise ConfigError(
             f"{overrides[0]} has no effect on a run, which is evaluated as its config says; see "
@@ -89,6 +96,9 @@ def _evaluate_benchmark(options: argparse.Namespace, overrides: Sequence[str]) -
             name = flag.replace("_", "-")
             raise ConfigError(f"--{name} has no effect on a benchmark; leave it out")
     config = load_benchmark(options.target, overrides)
+    if options.write_manifest:
+        _write_manifest(config)
+        return
 
     from customized_grpo.evaluation.benchmark import GALLERY, evaluate_benchmark
     from customized_grpo.evaluation.tables import benchmark_markdown, verdict
@@ -106,6 +116,18 @@ def _evaluate_benchmark(options: argparse.Namespace, overrides: Sequence[str]) -
     print(f"gallery: {Path(config.output_dir) / config.name / GALLERY}")
     if sentence := verdict(outcome):
         print(sentence)
+
+
+def _write_manifest(config: BenchmarkConfig) -> None:
+    from customized_grpo.evaluation.manifest import write_wanted
+    from customized_grpo.evaluation.sets import build_set
+
+    alone("--write-manifest")
+    if config.images is None:
+        raise ConfigError("--write-manifest needs images, the folder it is for, got null; name it")
+    wanted = build_set(config.benchmark, config.num_images)
+    file, count = write_wanted(Path(config.images), wanted)
+    print(f"manifest: {file} ({count} of {len(wanted.items)} pictures are there)")
 
 
 def judge(

@@ -45,8 +45,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--seeds", type=seed, nargs="+", default=[0], metavar="N", help=seeds)
     count = "so many seeds, counted up from the one given"
     parser.add_argument("--count", type=positive, metavar="N", help=count)
-    lora = "folder of trained weights, where TARGET is a config"
-    parser.add_argument("--lora", type=Path, metavar="DIR", help=lora)
+    lora = "folder of trained weights or anyone's LoRA file, where TARGET is a config"
+    parser.add_argument("--lora", type=Path, metavar="PATH", help=lora)
     strength = "of the LoRA: 0 = the base, 1 = as it was trained (default)"
     parser.add_argument("--strength", type=float, metavar="X", help=strength)
     size = "pictures made together (default: evaluation.batch_size of the config)"

@@ -26,8 +26,8 @@ def add(commands: Any) -> None:
         "what is on the page: docs/playground.md",
     )
     parser.add_argument("target", metavar="TARGET", type=Path, help="folder of a run, or a config")
-    lora = "folder of trained weights, where TARGET is a config"
-    parser.add_argument("--lora", type=Path, metavar="DIR", help=lora)
+    lora = "folder of trained weights or anyone's LoRA file, where TARGET is a config"
+    parser.add_argument("--lora", type=Path, metavar="PATH", help=lora)
     port = "of 127.0.0.1 (default: the first free one from 7860)"
     parser.add_argument("--port", type=positive, metavar="N", help=port)
     share = "open the page to the internet, through a tunnel of gradio's makers: anyone who has "

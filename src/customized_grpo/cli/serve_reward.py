@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from customized_grpo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from customized_grpo.tools.serve.config import ServeConfig
 
 
 def add(commands: Any) -> None:
@@ -32,10 +35,22 @@ def add(commands: Any) -> None:
 
 
 def _serve_reward(options: argparse.Namespace) -> None:
+    from customized_grpo.tools.serve.server import serve
+
+    config = read_config(options)
+    names = ", ".join(reward.label for reward in config.rewards)
+    serve(config, lambda url: print(f"serving {names} at {url}", flush=True))
+
+
+def read_config(options: argparse.Namespace) -> ServeConfig:
+    """The server's config, from a file or from flags.
+
+    Raises:
+        ConfigError: at the first mistake.
+    """
     from customized_grpo.config import read_mapping
     from customized_grpo.config.yaml_text import parse_yaml
     from customized_grpo.tools.serve.config import read_serve_config
-    from customized_grpo.tools.serve.server import serve
 
     if (options.config is None) == (options.reward is None):
         raise ConfigError(
@@ -48,6 +63,4 @@ def _serve_reward(options: argparse.Namespace) -> None:
         raw = read_mapping(str(options.config), "CONFIG")
     flags = {name: getattr(options, name) for name in ("host", "port", "device", "token_env")}
     raw |= {name: value for name, value in flags.items() if value is not None}
-    config = read_serve_config(raw, str(options.config or "serve-reward"))
-    names = ", ".join(reward.label for reward in config.rewards)
-    serve(config, lambda url: print(f"serving {names} at {url}", flush=True))
+    return read_serve_config(raw, str(options.config or "serve-reward"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from customized_grpo.errors import ConfigError
+from customized_grpo.inputs import read_number
 
 if TYPE_CHECKING:
     from customized_grpo.config import RunConfig
@@ -34,8 +34,8 @@ def alone(command: str) -> None:
     Raises:
         ConfigError: under a launcher of more than one.
     """
-    count = os.environ.get("WORLD_SIZE", "1")
-    if count != "1":
+    count = read_number("WORLD_SIZE", 1)
+    if count != 1:
         raise ConfigError(
             f"WORLD_SIZE must be 1 for {command}, which one process does, got {count}; call it "
             "without torchrun, or with WORLD_SIZE=1 before it"

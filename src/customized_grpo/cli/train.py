@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from customized_grpo.cli.fields import field_lines
 from customized_grpo.cli.shared import after_training, hide_loading_bars, next_step
 from customized_grpo.errors import ConfigError
+from customized_grpo.inputs import read_number
 
 if TYPE_CHECKING:
     from customized_grpo.config import RunConfig
@@ -100,7 +100,7 @@ def train_config(
 
 
 def _print_run(config: RunConfig, run: Path, *, lead_on: bool = True) -> None:
-    if os.environ.get("RANK", "0") == "0":  # of several processes that torchrun has started
+    if read_number("RANK", 0) == 0:  # of several processes that torchrun has started
         print(f"run: {run}")
         if lead_on:
             next_step(*after_training(config, run))

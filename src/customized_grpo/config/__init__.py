@@ -57,6 +57,7 @@ from customized_grpo.config.sections import (
 from customized_grpo.config.study import Method, StudyConfig, first_difference, mistakes
 from customized_grpo.config.yaml_text import Dumper, parse_yaml
 from customized_grpo.errors import ConfigError
+from customized_grpo.inputs import load_text
 from customized_grpo.registry import nearest, one_of
 
 __all__ = [
@@ -143,20 +144,15 @@ def read_mapping(source: str, argument: str) -> dict[str, Any]:
         ConfigError: if it cannot be read or is no mapping.
     """
     try:
-        with open(source, "rb") as file:
-            text = file.read(_MAX_BYTES + 1)
-        if len(text) > _MAX_BYTES:
-            raise ValueError(f"longer than {_MAX_BYTES:,} bytes")
-        return _as_mapping(text.decode("utf-8"), source)
+        text = load_text(Path(source), _MAX_BYTES)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        if isinstance(error, UnicodeDecodeError):
-            reason = "not UTF-8 text"
         inside = Path(source, "config.yaml")
         fix = f"write {inside}" if os.path.isfile(inside) else "check the path"
         raise ConfigError(
             f"{argument} must be a readable YAML file, got {source!r}: {reason}; {fix}"
         ) from error
+    return _as_mapping(text, source)
 
 
 def _as_mapping(text: str, source: str) -> dict[str, Any]:

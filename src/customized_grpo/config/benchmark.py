@@ -103,7 +103,8 @@ class BenchmarkConfig:
     """The generator to sample, as in a run's config; null = the pictures are in `images`."""
 
     lora: str | None = None
-    """Folder of trained weights, such as runs/mine/weights; null = the generator as it is."""
+    """Trained weights: a folder such as runs/mine/weights, or anyone's LoRA as lora.path of a run
+    takes it; null = the generator as it is."""
 
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """How the generator samples."""

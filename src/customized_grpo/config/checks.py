@@ -82,6 +82,7 @@ def conflicts(config: RunConfig) -> Iterator[str]:
                 f"loss.{name} must be 0 when lora is null, got {weight}; the reference is the "
                 "model with its adapters switched off, so keep lora"
             )
+    yield from _lora_conflicts(config)
     scale = config.evaluation.guidance_scale
     if scale is not None and not hasattr(config.generator, "guidance_scale"):
         yield (
@@ -113,6 +114,24 @@ def conflicts(config: RunConfig) -> Iterator[str]:
         if type_ in types[:i]:
             yield f"sinks.{i}.type must be unique, got {type_!r} twice; remove one of them"
     yield from _advantage_conflicts(config.advantage, {r.objective for r in config.rewards})
+
+
+def _lora_conflicts(config: RunConfig) -> Iterator[str]:
+    """What a LoRA to start from has already, and whether the KL can be relative to it."""
+    lora, loss = config.lora, config.loss
+    path = None if lora is None else lora.path
+    for name in ("rank", "alpha", "target_modules") if path is not None else ():
+        if (value := getattr(lora, name)) is not None:
+            yield (
+                f"lora.{name} must be null with lora.path, got {show(to_raw(value))}; that LoRA "
+                "has its own: leave it out, or replace the section by lora: {path: ...}"
+            )
+    if loss.kl_to == "start" and not (path and loss.needs_base):
+        missing, fix = "without lora.path", "a new LoRA starts as the base"
+        if path is not None:
+            missing = "when loss.kl_weight and loss.norm_weight are 0"
+            fix = "nothing is compared with the untrained model"
+        yield f"loss.kl_to must be base {missing}, got start; {fix}"
 
 
 def _attention_conflicts(config: RunConfig) -> Iterator[str]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -20,7 +19,9 @@ from pydantic_core import PydanticCustomError
 
 from customized_grpo import registry
 from customized_grpo.assets import is_there, path_revision
+from customized_grpo.config.text_limits import TextLimit
 from customized_grpo.errors import ConfigError
+from customized_grpo.inputs import read_variable
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -80,7 +81,7 @@ class Plug:
             ConfigError: one line that names the field, the requirement, the value and the fix.
         """
         for host in self.hosts():
-            if host.token_env is not None and not os.environ.get(host.token_env):
+            if host.token_env is not None and not read_variable(host.token_env):
                 raise ConfigError(
                     f"the environment variable {host.token_env!r} must hold the token of "
                     f"{host.name}, got nothing; export it"
@@ -89,6 +90,10 @@ class Plug:
     def hosts(self) -> tuple[Host, ...]:
         """Servers that get pictures, prompts or numbers; by default none."""
         return ()
+
+    def text_limit(self) -> TextLimit | None:
+        """How much of a prompt it reads, by the tokenizer alone; by default that is not known."""
+        return None
 
 
 def find_checkpoints(

@@ -39,11 +39,15 @@ FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_len
 class LoraSettings:
     """Low-rank adapters on the transformer, the only weights that are trained."""
 
-    rank: Rank = 32
-    """Rank of the adapters; the paper uses 512 on FLUX."""
+    path: str | None = None
+    """LoRA to go on from, with its modules, ranks and alphas: a safetensors file or its folder, of
+    diffusers, PEFT, kohya, ai-toolkit, ComfyUI, or a run's weights; null = a new one."""
+
+    rank: Rank | None = None
+    """Rank of new adapters; null = 32. The paper uses 512 on FLUX."""
 
     alpha: PositiveFloat | None = None
-    """Scale of the adapters is alpha / rank; null = rank, a scale of 1."""
+    """Scale of new adapters is alpha / rank; null = rank, a scale of 1."""
 
     target_modules: tuple[str, ...] | None = None
     """Modules that get an adapter, by the end of their names, or, with `*` for any part, by whole
@@ -176,7 +180,11 @@ class LossConfig:
     this, 1e-5 for example, and would grow (Flow-DPPO, arXiv:2606.11025); null = the clip."""
 
     kl_weight: NonNegativeFloat = 0.0
-    """Weight of the Gaussian KL to the untrained model (paper: 0)."""
+    """Weight of the Gaussian KL to the untrained model, see kl_to (paper: 0)."""
+
+    kl_to: Literal["base", "start"] = "base"
+    """The untrained model, of norm_weight too: base = without any LoRA; start = with the LoRA of
+    lora.path, which stays in memory beside the trained one (4 bytes per weight of it)."""
 
     norm_weight: NonNegativeFloat = 0.0
     """Weight of a penalty on velocities longer than the untrained model's, by the share that they

@@ -14,10 +14,10 @@ from customized_grpo.config import DataConfig
 from customized_grpo.config.limits import Count
 from customized_grpo.data.folder import check_names
 from customized_grpo.data.listed import ListedSource
-from customized_grpo.data.photos import Subject, photos_in, split_photos
+from customized_grpo.data.photos import Subject, photos_of, remarks_on, split_photos
 from customized_grpo.data.templates import PLACEHOLDER
-from customized_grpo.data.texts import read_text
 from customized_grpo.errors import ConfigError, DataError
+from customized_grpo.inputs import Names, read_text
 
 PROMPTS = "prompts_and_classes.txt"
 LIVE_CLASSES = frozenset({"cat", "dog"})  # the file has prompts for live subjects, no list of them
@@ -58,7 +58,8 @@ class DreamBenchConfig(DataConfig):
         subjects = read_subjects(self.path)
         check_names("held_out", self.held_out, [subject.name for subject in subjects])
         splits = split_photos(subjects, self.held_out, self.num_references)
-        return ListedSource(splits, seed, f"restore {PROMPTS}: a fifth of the prompts is for it")
+        how = f"restore {PROMPTS}: a fifth of the prompts is for it"
+        return ListedSource(splits, seed, how, remarks_on(subjects))
 
 
 def read_subjects(path: str) -> list[Subject]:
@@ -68,8 +69,9 @@ def read_subjects(path: str) -> list[Subject]:
         ConfigError: if it is not the folder.
         DataError: if the prompts file is not of the published form, or a subject has no photos.
     """
-    root, file = Path(path), Path(path) / PROMPTS
-    if not file.is_file():
+    root, names = Path(path), Names()
+    file = names.find(root / PROMPTS)
+    if file is None:
         raise ConfigError(
             f"path: must be a folder with {PROMPTS}, got {path!r}; it is the folder 'dataset' of "
             "github.com/google/dreambooth"
@@ -77,7 +79,7 @@ def read_subjects(path: str) -> list[Subject]:
     text = read_text(file)
     head, _, tail = text.partition("Object Prompts")
     objects, _, live = tail.partition("Live Subject Prompts")
-    classes = re.findall(r"^(\w+),([\w ]+?)\s*$", head, re.M)
+    classes = re.findall(r"^([^,\n]+),([^,\n]+?)[^\S\n]*$", head, re.M)
     classes = [(name, kind) for name, kind in classes if name != "subject_name"]
     templates = {True: _templates(live), False: _templates(objects)}
     if not classes or not all(templates.values()):
@@ -85,18 +87,21 @@ def read_subjects(path: str) -> list[Subject]:
             f"{file}: must have lines 'subject,class' and two lists of prompts, got {len(classes)} "
             f"and {[len(t) for t in templates.values()]}; restore it from the dataset"
         )
-    return [_subject(root, name, kind, templates[kind in LIVE_CLASSES]) for name, kind in classes]
+    folders = [(names.find(root / name.strip()) or root / name, kind) for name, kind in classes]
+    return [_subject(folder, kind, templates[is_live(kind)]) for folder, kind in folders]
+
+
+def is_live(kind: str) -> bool:
+    """Whether a class is one that the prompts for live subjects are for."""
+    return kind.lower() in LIVE_CLASSES
 
 
 def _templates(part: str) -> tuple[str, ...]:
     """Lines such as 'a {0} {1} in the snow'.format(unique_token, class_token); no token here."""
-    prompts = re.findall(r"^'(.*)'\.format\(unique_token, class_token\)", part, re.M)
-    return tuple(prompt.replace("{0} {1}", PLACEHOLDER) for prompt in prompts)
+    prompts = re.findall(r"""^\s*(['"])(.*)\1\.format\(unique_token, class_token\)""", part, re.M)
+    return tuple(prompt.replace("{0} {1}", PLACEHOLDER) for _, prompt in prompts)
 
 
-def _subject(root: Path, name: str, kind: str, templates: tuple[str, ...]) -> Subject:
-    folder = root / name
-    photos = photos_in(folder) if folder.is_dir() else ()
-    if not photos:
-        raise DataError(f"{folder}: must hold the photos of a subject in {PROMPTS}, got none")
-    return Subject(name=name, words=kind, photos=photos, templates=templates)
+def _subject(folder: Path, kind: str, templates: tuple[str, ...]) -> Subject:
+    photos = photos_of(folder, f"the photos of a subject in {PROMPTS}")
+    return Subject(name=folder.name, words=kind, photos=photos, templates=templates)

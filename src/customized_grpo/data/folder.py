@@ -9,10 +9,19 @@ from typing import Literal
 from customized_grpo.config import DataConfig
 from customized_grpo.config.limits import Count
 from customized_grpo.data.listed import ListedSource
-from customized_grpo.data.photos import Subject, photos_in, some_subjects, split_photos
+from customized_grpo.data.photos import (
+    SUBJECT,
+    Subject,
+    check_folders,
+    photos_in,
+    photos_of,
+    remarks_on,
+    some_subjects,
+    split_photos,
+)
 from customized_grpo.data.templates import INANIMATE, LIVE, read_templates
-from customized_grpo.data.texts import read_text
 from customized_grpo.errors import ConfigError, DataError
+from customized_grpo.inputs import Names, read_text
 from customized_grpo.registry import nearest, one_of
 
 
@@ -45,7 +54,8 @@ class FolderConfig(DataConfig):
             check_names(field, getattr(self, field) or (), names)
         held_out = some_subjects(names) if self.held_out is None else self.held_out
         splits = split_photos(subjects, held_out, self.num_references)
-        return ListedSource(splits, seed, "give at least 5 templates: a fifth of them is for it")
+        how = "give at least 5 templates: a fifth of them is for it"
+        return ListedSource(splits, seed, how, remarks_on(subjects))
 
     def _subjects(self) -> list[Subject]:
         root = Path(self.path)
@@ -57,13 +67,12 @@ class FolderConfig(DataConfig):
                 f"{root}: must hold photos or sub-folders, got both, such as {loose[0].name} and "
                 f"{folders[0].name}; put the photos into a sub-folder"
             )
+        check_folders(folders)
         own = None if self.templates is None else read_templates(self.templates)
         return [self._subject(folder, own) for folder in folders or [root.resolve()]]
 
     def _subject(self, folder: Path, own: tuple[str, ...] | None) -> Subject:
-        photos = photos_in(folder)
-        if not photos:
-            raise DataError(f"{folder}: must hold at least one photo, got none; add or remove it")
+        photos = photos_of(folder, "at least one photo")
         built_in = LIVE if folder.name in self.live else INANIMATE
         return Subject(
             name=folder.name, words=_words(folder), photos=photos, templates=own or built_in
@@ -71,8 +80,8 @@ class FolderConfig(DataConfig):
 
 
 def _words(folder: Path) -> str:
-    file = folder / "subject.txt"
-    if not file.exists():
+    file = Names().find(folder / SUBJECT)
+    if file is None:
         return folder.name.replace("_", " ").replace("-", " ").strip()
     words = read_text(file).strip()
     if not words or "\n" in words:

@@ -8,6 +8,7 @@ pictures above 1024 x 1024 pixels are reduced to that area. Colour profiles are 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -17,7 +18,7 @@ from typing import IO, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from customized_grpo.assets import one_line
@@ -33,6 +34,7 @@ _SAME = 8 / 255  # difference of a channel that an encoder may leave between equ
 _ROTATED = (5, 6, 7, 8)  # values of the EXIF orientation that swap height and width
 _ORIENTATION = 0x0112
 # Not all that Pillow reads: for some formats (EPS) it would start a program on the file.
+_HEIC = re.compile(rb"hei[cxms]|hev[cxms]|mif1|msf1")  # brands of the container
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 
 
@@ -118,10 +120,25 @@ def _check(file: File, where: str) -> Picture:
         with _decoding(where):
             image.draft(None, (1, 1))  # a JPEG is read in full, but at an eighth of its size
             image.load()
+            if mode == "RGB":
+                _check_range(image, where)
             if image.getexif().get(_ORIENTATION) in _ROTATED:
                 width, height = height, width
     height, width = kept_size(height, width)
     return Picture(path, mode, height, width)
+
+
+def _check_range(image: Image.Image, where: str) -> None:
+    """Cameras and scanners write 10 or 12 bits into 16, which would come out nearly black.
+
+    Raises:
+        DataError: if no value is as large as 16 bits make it.
+    """
+    if bits_of_16(image, where) and 0 < (most := int(np.asarray(image).max())) < 2**12:
+        raise DataError(
+            f"{where} must use its 16 bits, got at most {most} of 65,535, which is nearly black; "
+            "save it as an 8-bit PNG, brightened"
+        )
 
 
 def opened(file: Path | IO[bytes], where: str) -> Image.Image:
@@ -133,7 +150,13 @@ def opened(file: Path | IO[bytes], where: str) -> Image.Image:
     with _decoding(where):
         if isinstance(file, Path) and file.exists() and not file.is_file():
             raise DataError(f"{where} must be a file, got a folder, a pipe or a device")
-        image = Image.open(file, formats=_FORMATS)
+        try:
+            image = Image.open(file, formats=_FORMATS)
+        except UnidentifiedImageError as error:
+            if isinstance(file, Path) and (kind := _kind(file)):
+                fix = "save it as JPEG or PNG"
+                raise DataError(f"{where} is {kind}, whatever its name says; {fix}") from error
+            raise
     width, height = image.size
     if min(width, height) < MIN_SIDE or width * height > MAX_PIXELS:
         image.close()
@@ -142,6 +165,18 @@ def opened(file: Path | IO[bytes], where: str) -> Image.Image:
             f"pixels, got {width} x {height}; scale it or leave it out"
         )
     return image
+
+
+def _kind(file: Path) -> str | None:
+    """What a file that is no picture to be read here is, by its first bytes; None: not known."""
+    with file.open("rb") as opened_file:
+        head = opened_file.read(64)
+    if not head:
+        return "empty"
+    if head[4:8] == b"ftyp":
+        return "HEIC, which is not read here" if _HEIC.search(head[8:]) else "a film"
+    kinds = ((b"%PDF", "a PDF"), (b"8BPS", "Photoshop's own format"), (b"<svg", "a drawing (SVG)"))
+    return next((kind for start, kind in kinds if head.startswith(start)), None)
 
 
 def upright(image: Image.Image, mode: Mode, where: str) -> Image.Image:

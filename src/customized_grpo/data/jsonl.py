@@ -18,6 +18,7 @@ from customized_grpo.data.texts import (
     short,
 )
 from customized_grpo.errors import DataError
+from customized_grpo.inputs import Names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +48,17 @@ class JsonlConfig(DataConfig):
             held_out=read_entries(Path(self.held_out), root),
             validation=read_entries(Path(self.validation), root) if self.validation else (),
         )
-        return ListedSource(splits, seed, "name a JSONL file for them")
+        files = {self.path: splits.training, self.held_out: splits.held_out}
+        files |= {self.validation: splits.validation} if self.validation else {}
+        remarks = [f"{path}: {count_pictures(entries)}" for path, entries in files.items()]
+        return ListedSource(splits, seed, "name a JSONL file for them", remarks)
+
+
+def count_pictures(entries: Sequence[Entry]) -> str:
+    """How many examples there are, and of how many pictures."""
+    pictures = {picture for entry in entries for picture in entry.references}
+    masks = {mask for entry in entries for mask in entry.masks or ()}
+    return f"{len(entries)} examples, {len(pictures)} pictures, {len(masks)} masks"
 
 
 _KEYS = {"id", "prompt", "references", "subject", "masks"}
@@ -59,14 +70,15 @@ def read_entries(path: Path, root: Path | None = None) -> Sequence[Entry]:
     Raises:
         DataError: naming file, line and field of the first mistake.
     """
-    rows = [_row(where, row, root or path.parent) for where, row in read_objects(path).items()]
+    folder, names = root or path.parent, Names()
+    rows = [_row(where, row, folder, names) for where, row in read_objects(path).items()]
     return read_rows(rows, str(path))
 
 
-def _row(where: str, row: dict[str, Any], root: Path) -> Row:
+def _row(where: str, row: dict[str, Any], root: Path, names: Names) -> Row:
     _check_row(where, row)
     references, masks = (
-        tuple(inside(f"{where}: {key}", root, name) for name in row.get(key, ()))
+        tuple(inside(f"{where}: {key}", root, name, names) for name in row.get(key, ()))
         for key in ("references", "masks")
     )
     return Row(

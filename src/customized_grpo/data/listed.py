@@ -89,10 +89,14 @@ class ListedSource:
     so that a batch may end one such pass and begin the next. Layouts take turns, each in proportion
     to its number of examples: in as many rollouts as there are examples, every example has its turn
     exactly ``count`` times. With one layout that is: every epoch shows every example once.
+
+    ``remarks`` say what lies beside the examples and is not used, a line each.
     """
 
-    def __init__(self, splits: Splits, seed: int, how_to_validate: str) -> None:
-        self.splits, self._seed = splits, seed
+    def __init__(
+        self, splits: Splits, seed: int, how_to_validate: str, remarks: Sequence[str] = ()
+    ) -> None:
+        self.splits, self._seed, self.remarks = splits, seed, remarks
         self._how_to_validate = how_to_validate
         self._cache = PictureCache()
         groups: dict[tuple[int, ...], list[Entry]] = {}

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from customized_grpo.buckets import RATIOS
-from customized_grpo.config import RunConfig
+from customized_grpo.buckets import RATIOS, nearest_ratio
+from customized_grpo.config import Plug, RunConfig
 from customized_grpo.data.base import DataSource
-from customized_grpo.data.listed import ListedSource
+from customized_grpo.data.images import Picture
+from customized_grpo.data.listed import Entry, ListedSource, Loadable
+from customized_grpo.data.texts import short
 from customized_grpo.errors import within
 from customized_grpo.pictures import save_grid
+
+_MOST_REMARKS = 40
+_MUCH = 0.25
 
 
 def show_data(config: RunConfig, picture: Path) -> str:
@@ -29,7 +35,8 @@ def show_data(config: RunConfig, picture: Path) -> str:
     }
     picture.parent.mkdir(parents=True, exist_ok=True)
     save_grid(picture, batch, further)
-    return "\n".join([*count_lines(source), "first batch:", *(f"  {e.prompt}" for e in batch)])
+    lines = [*count_lines(source), *remark_lines(config, source)]
+    return "\n".join([*lines, "first batch:", *(f"  {e.prompt}" for e in batch)])
 
 
 def count_lines(source: DataSource) -> list[str]:
@@ -47,6 +54,58 @@ def count_lines(source: DataSource) -> list[str]:
     for key, count in Counter(counts).most_common():
         lines.append(f"  {' + '.join(ratio_name(index) for index in key)}: {count} examples")
     return lines
+
+
+def remark_lines(config: RunConfig, source: DataSource) -> list[str]:
+    """What of the data is not used, or in part: files, ends of pictures, ends of prompts."""
+    if not isinstance(source, ListedSource):
+        return long_prompt_lines(config, source)
+    rest = len(source.remarks) - _MOST_REMARKS
+    more = [f"and {rest} more"] if rest > 0 else []
+    parts = [*_cropped_lines(source.splits.training), *long_prompt_lines(config, source)]
+    return [*source.remarks[:_MOST_REMARKS], *more, *parts]
+
+
+def long_prompt_lines(config: RunConfig, source: DataSource) -> list[str]:
+    """A line for each model that reads some prompts in part, which says so nowhere else."""
+    prompts = list(dict.fromkeys(example.prompt for example in source.listed()))
+    plugs: dict[str, Plug] = {"generator": config.generator}
+    for field in ("rewards", "evaluators"):
+        plugs |= {f"{field}.{reward.label}": reward for reward in getattr(config, field)}
+    lines = []
+    for where, plug in plugs.items():
+        if (limit := plug.text_limit()) is None:
+            continue
+        # A token is a byte at least, and few are added: most prompts need not be counted.
+        asked = [p for p in prompts if len(p.encode()) > limit.most // 2]
+        counts = dict(zip(asked, limit.count(asked) if asked else [], strict=True))
+        if long := [prompt for prompt, count in counts.items() if count > limit.most]:
+            lines.append(
+                f"{where}: reads {limit.most} tokens of a prompt; {len(long)} of {len(prompts)} "
+                f"prompts are longer and their ends have no effect, the first ({counts[long[0]]} "
+                f"tokens): {short(long[0])}"
+            )
+    return lines
+
+
+def _cropped_lines(entries: Sequence[Entry]) -> list[str]:
+    """A line if references lose much where they are cropped to the nearest ratio."""
+    lost: dict[Loadable, float] = {}
+    for picture in (picture for entry in entries for picture in entry.references):
+        ratio, kept = (
+            picture.height / picture.width,
+            RATIOS[nearest_ratio(picture.height, picture.width)],
+        )
+        if (share := 1 - min(ratio / kept, kept / ratio)) > _MUCH:
+            lost[picture] = share
+    if not lost:
+        return []
+    worst = max(lost, key=lambda picture: lost[picture])
+    name = worst.path.name if isinstance(worst, Picture) else "one"
+    return [
+        f"cropped: {len(lost)} pictures lose more than {_MUCH:.0%} of a side, {name} the most, "
+        f"{lost[worst]:.0%}; crop them around the subject yourself"
+    ]
 
 
 def ratio_name(index: int) -> str:

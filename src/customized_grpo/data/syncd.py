@@ -26,10 +26,10 @@ from customized_grpo.data.texts import (
     check_text,
     inside,
     parse_json,
-    read_text,
     short,
 )
 from customized_grpo.errors import ConfigError, DataError
+from customized_grpo.inputs import Names, read_text
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 _DUPLICATE = 0.98  # the dataset's own code leaves out pictures that are more alike than this
@@ -55,11 +55,12 @@ class SynCDConfig(DataConfig):
 
     def build(self, seed: int) -> ListedSource:
         """Reads the metadata and checks every picture in use."""
+        names = Names()
         found = [
             pair
             for file in self._metadata()
             for number, item in enumerate(_read(file))
-            for pair in self._rows(file, number, item)
+            for pair in self._rows(file, number, item, names)
         ]
         if not found:
             raise DataError(f"{self.path}: no example is left; lower min_dino or min_aesthetics")
@@ -80,7 +81,7 @@ class SynCDConfig(DataConfig):
             raise ConfigError(f"path: must be a JSON file or a folder with {pattern}, got {path}")
         return files
 
-    def _rows(self, file: Path, number: int, item: Any) -> Iterator[tuple[str, Row]]:
+    def _rows(self, file: Path, number: int, item: Any, names: Names) -> Iterator[tuple[str, Row]]:
         """Rows, each with what tells its subject from others."""
         where, root = f"{file}: item {number}", Path(self.root) if self.root else file.parent
         if not isinstance(item, dict) or not ("filenames" in item or "ref_img" in item):
@@ -88,45 +89,48 @@ class SynCDConfig(DataConfig):
                 f"{where}: must be an object with filenames or ref_img, got {short(item)}"
             )
         if "ref_img" in item:
-            yield self._pair(where, root, item)
+            yield self._pair(where, root, item, names)
         else:
-            yield from self._set(where, root, item)
+            yield from self._set(where, root, item, names)
 
-    def _pair(self, where: str, root: Path, item: dict[str, Any]) -> tuple[str, Row]:
+    def _pair(self, where: str, root: Path, item: dict[str, Any], names: Names) -> tuple[str, Row]:
         if self.num_references > 1 or self.min_dino or self.min_aesthetics:
             raise ConfigError(
                 "num_references, min_dino, min_aesthetics: must be left out for pairs, which have "
                 f"one reference and no scores; got pairs in {where}"
             )
-        reference = inside(f"{where}: ref_img", root, check_text(where, item, "ref_img"))
+        reference = inside(f"{where}: ref_img", root, check_text(where, item, "ref_img"), names)
         key = "category_description"
         words = check_text(where, item, key).removesuffix(".") if item.get(key) else ""
         text = check_text(where, item, "text")
-        subject = reference.with_stem(f"{reference.stem}_seg")
+        subject = names.find(reference.with_stem(f"{reference.stem}_seg"))
         row = Row(
             where=where,
             id=where,
             prompt=text,
             subject=words,
             references=(reference,),
-            cut_outs=(subject,) if subject.exists() else (),
+            cut_outs=(subject,) if subject else (),
         )
         return str(reference.parent), row
 
-    def _set(self, where: str, root: Path, item: dict[str, Any]) -> Iterator[tuple[str, Row]]:
-        names = check_list(where, item, "filenames", "path")
-        files = [inside(f"{where}: filenames", root, name) for name in names]
+    def _set(
+        self, where: str, root: Path, item: dict[str, Any], names: Names
+    ) -> Iterator[tuple[str, Row]]:
+        given = check_list(where, item, "filenames", "path")
+        files = [inside(f"{where}: filenames", root, name, names) for name in given]
         prompts = check_list(where, item, "prompts", "text")
-        if len(prompts) < len(names):
+        if len(prompts) < len(given):
             raise DataError(f"{where}: prompts: must be one per file, got {len(prompts)}")
-        kept = self._kept(where, item, names)
+        kept = self._kept(where, item, given)
         subject = str(item.get("objaverse_id") or where)
         for number, index in enumerate(kept):
             others = [files[i] for i in (*kept[number + 1 :], *kept[:number])]
             if len(others) < self.num_references:
                 continue
             references = tuple(others[: self.num_references])
-            masks = tuple(p.parent / "masks" / f"{p.stem}.jpg" for p in references)
+            found = (names.find(p.parent / "masks" / f"{p.stem}.jpg") for p in references)
+            masks = tuple(mask for mask in found if mask)
             place = f"{where}: picture {index}"
             yield (
                 subject,
@@ -135,7 +139,7 @@ class SynCDConfig(DataConfig):
                     id=place,
                     prompt=prompts[index].strip(),
                     references=references,
-                    masks=masks if all(mask.exists() for mask in masks) else (),
+                    masks=masks if len(masks) == len(references) else (),
                 ),
             )
 

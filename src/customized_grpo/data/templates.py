@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from customized_grpo.data.texts import read_text
 from customized_grpo.errors import DataError
+from customized_grpo.inputs import read_text
 
 PLACEHOLDER = "{subject}"
 
@@ -66,7 +66,7 @@ def read_templates(given: str | Sequence[str]) -> tuple[str, ...]:
     lines, where = given, "templates"
     if isinstance(given, str):
         where = given
-        lines = read_text(Path(given), f"templates: {given}").splitlines()
+        lines = read_text(Path(given), f"templates: {given}").split("\n")
     templates = tuple(line.strip() for line in lines if line.strip())
     if not templates:
         raise DataError(f"{where}: must hold at least one template, got none")

@@ -9,23 +9,7 @@ from typing import Any, NoReturn
 
 from customized_grpo.config.decoding import is_clean
 from customized_grpo.errors import DataError
-
-
-def read_text(path: Path, where: str | None = None) -> str:
-    """A whole text file; ``where`` opens the message of an error, None: the path.
-
-    Raises:
-        DataError: if it cannot be read, is no regular file or no UTF-8.
-    """
-    try:
-        if path.exists() and not path.is_file():
-            raise ValueError("it is a folder, a pipe or a device")
-        text = path.read_text(encoding="utf-8")
-        if "\0" in text:
-            raise ValueError("it holds a nul byte")
-        return text
-    except (OSError, ValueError) as error:
-        raise DataError(f"{where or path}: cannot be read: {error}") from error
+from customized_grpo.inputs import Names, read_text
 
 
 def parse_json(where: str, text: str) -> Any:
@@ -109,21 +93,22 @@ def check_list(where: str, row: dict[str, Any], key: str, of: str) -> list[str]:
     return items
 
 
-def inside(where: str, root: Path, name: str) -> Path:
-    """The path ``name`` from ``root``.
+def inside(where: str, root: Path, name: str, names: Names) -> Path:
+    """The path ``name`` from ``root``, as ``names`` finds it, or as it is where nothing is.
 
     Links are followed: whoever could put one there could have put the file.
 
     Raises:
         DataError: if it leads out of ``root``.
     """
-    path, folder = os.path.abspath(root / name), os.path.abspath(root)
+    given = names.find(root / name) or root / name
+    path, folder = os.path.abspath(given), os.path.abspath(root)
     if os.path.commonpath([path, folder]) != folder:
         raise DataError(
             f"{where}: must stay in the folder {folder}, got {short(name)}; move the file there, "
             "or set root to a folder that holds all of them"
         )
-    return root / name
+    return given
 
 
 def short(value: Any) -> str:

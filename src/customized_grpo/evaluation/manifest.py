@@ -17,7 +17,10 @@ from customized_grpo.data.images import Picture, check_pictures, kept_size, open
 from customized_grpo.data.texts import check_text, inside, read_objects, short
 from customized_grpo.errors import ConfigError, DataError
 from customized_grpo.evaluation.items import BenchmarkSet, Item, Photo
+from customized_grpo.evaluation.layout import expected_file, find_pictures, read_layout
 from customized_grpo.evaluation.sets import digest_of_files
+from customized_grpo.files import write_atomic
+from customized_grpo.inputs import Names
 
 MANIFEST = "manifest.jsonl"
 _KEYS = ("subject", "prompt_index", "prompt", "reference", "index", "file")
@@ -51,6 +54,27 @@ def write_manifest(items: Sequence[Item], files: Sequence[str]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
+def write_wanted(folder: Path, wanted: BenchmarkSet) -> tuple[Path, int]:
+    """Writes the manifest of a folder; returns its path and how many of the pictures are there.
+
+    A line names the picture that lies in the folder as ``SUBJECT/PROMPT/SEED.png``, or else where
+    it would: pictures can be made for the lines, or the lines be changed to pictures.
+
+    Raises:
+        ConfigError: if there is a manifest.
+    """
+    if found := Names().find(folder / MANIFEST):
+        raise ConfigError(f"--write-manifest: {found} is there already; remove it to have another")
+    folder.mkdir(parents=True, exist_ok=True)
+    files = find_pictures(folder, wanted.items)
+    names = [
+        files[item.key].relative_to(folder).as_posix() if item.key in files else expected_file(item)
+        for item in wanted.items
+    ]
+    write_atomic(folder / MANIFEST, write_manifest(wanted.items, names))
+    return folder / MANIFEST, len(files)
+
+
 def read_outputs(folder: Path, wanted: BenchmarkSet, allow_partial: bool = False) -> Outputs:
     """The pictures of a folder, in the order of the benchmark's items.
 
@@ -63,12 +87,16 @@ def read_outputs(folder: Path, wanted: BenchmarkSet, allow_partial: bool = False
         DataError: naming what is missing, surplus, unreadable, of another prompt or reference, or
             outside of the folder.
     """
-    if not (folder / MANIFEST).is_file():
+    manifest = Names().find(folder / MANIFEST)
+    if manifest is None:
+        files = read_layout(folder, wanted.items)
+    else:
+        files = _read_files(folder, manifest, wanted)
+    if manifest is None and not files:
         raise ConfigError(
-            f"images: must be a folder with {MANIFEST}, got {str(folder)!r}; see "
-            "docs/evaluation.md for its lines"
+            f"images: must be a folder with {MANIFEST}, or with pictures SUBJECT/PROMPT/SEED.png, "
+            f"got {str(folder)!r}; add --write-manifest to have one written"
         )
-    files = _read_files(folder, wanted)
     with ThreadPoolExecutor() as pool:
         looked = pool.map(lambda file: _look(file, in_full=allow_partial), files.values())
         found = dict(zip(files, looked, strict=True))
@@ -108,15 +136,16 @@ def _look(file: Path, in_full: bool) -> Picture | str:
         return str(error)
 
 
-def _read_files(folder: Path, wanted: BenchmarkSet) -> dict[tuple[Any, ...], Path]:
+def _read_files(folder: Path, manifest: Path, wanted: BenchmarkSet) -> dict[tuple[Any, ...], Path]:
     """Key of an item -> its file."""
     prompts = {item.key: item.prompt for item in wanted.items}
     files: dict[tuple[Any, ...], Path] = {}
     lines: dict[Path, str] = {}
     surplus: list[str] = []
-    for where, row in read_objects(folder / MANIFEST).items():
+    names = Names()
+    for where, row in read_objects(manifest).items():
         item = _read_item(where, row)
-        file = inside(f"{where}: file", folder, check_text(where, row, "file"))
+        file = inside(f"{where}: file", folder, check_text(where, row, "file"), names)
         if (key := item.key) not in prompts:
             surplus.append(f"{where}: {item.describe()} is not in the benchmark")
         elif key in files:

@@ -18,11 +18,12 @@ from customized_grpo.buckets import layout
 from customized_grpo.config import BenchmarkConfig, revisions
 from customized_grpo.config.decoding import to_raw
 from customized_grpo.data.listed import PictureCache
-from customized_grpo.errors import CheckpointError, ConfigError, within
+from customized_grpo.errors import ConfigError, within
 from customized_grpo.evaluation.items import BenchmarkSet, Item
 from customized_grpo.evaluation.manifest import MANIFEST, write_manifest
 from customized_grpo.files import write_atomic
 from customized_grpo.generators.base import Generator
+from customized_grpo.generators.lora_files import lora_file
 from customized_grpo.pictures import png
 from customized_grpo.runs.ranks import Ranks
 from customized_grpo.training.build import load_trained
@@ -119,12 +120,10 @@ def _load(config: BenchmarkConfig, device: torch.device) -> Policy:
     with within("generator"):
         built: Generator = config.generator.build(device)
     if config.lora is not None:
-        if not Path(config.lora).is_dir():
-            raise CheckpointError(
-                f"lora: must be a folder of trained weights, got {config.lora!r}; it is "
-                "runs/NAME/weights of a run"
-            )
-        load_trained(built, Path(config.lora), sampling.mixed_precision)
+        weights = Path(config.lora).expanduser()
+        if not (weights / "transformer").is_dir():
+            weights = lora_file(weights, "lora: ")
+        load_trained(built, weights, sampling.mixed_precision)
     return Policy(
         generator=built,
         sigmas=built.sigmas(sampling.num_steps, sampling.shift).to(device),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config import DreamBenchSet, EmojiSet, JsonlSet
-from customized_grpo.data.dreambench import LIVE_CLASSES, UNO_REFERENCES, read_subjects
+from customized_grpo.data.dreambench import UNO_REFERENCES, is_live, read_subjects
 from customized_grpo.data.emoji.source import EmojiConfig
 from customized_grpo.data.emoji.world import PLACEMENTS, Attributes, EmojiWorld, attribute_values
 from customized_grpo.data.images import File, check_pictures
@@ -30,6 +30,7 @@ from customized_grpo.evaluation.items import (
     PhotographedSubject,
     Rendered,
 )
+from customized_grpo.inputs import Names
 from customized_grpo.registry import nearest, one_of
 
 _VIEWS = 3  # plain pictures of an emoji besides the references of its examples
@@ -58,7 +59,7 @@ def _dreambench(config: DreamBenchSet, num_images: int) -> BenchmarkSet:
         subject.name: PhotographedSubject(
             name=subject.name,
             words=subject.words,
-            kind="live" if subject.words in LIVE_CLASSES else "object",
+            kind="live" if is_live(subject.words) else "object",
             photos=tuple(checked[path] for path in subject.photos),
         )
         for subject in read
@@ -137,7 +138,8 @@ def read_photos(paths: Sequence[Path], where: str) -> dict[Path, Photo]:
     Raises:
         DataError: naming the first one that is unreadable.
     """
-    masks = {path: mask for path in paths if (mask := mask_of(path)).exists()}
+    names = Names()
+    masks = {path: mask for path in paths if (mask := mask_of(path, names))}
     files: dict[File, str] = {(path, "RGB"): where for path in paths}
     files.update({(mask, "L"): where for mask in masks.values()})
     checked = check_pictures(files)
@@ -282,6 +284,7 @@ def _jsonl_subjects(
     """Subjects by first mention; their photos are all that any of their lines names."""
     names: dict[str, dict[str, Path]] = {}
     words: dict[str, dict[str, str]] = {}
+    found = Names()
     for where, row in rows.items():
         subject = row["subject"].strip()
         for key in ("references", "photos"):
@@ -290,7 +293,12 @@ def _jsonl_subjects(
                     raise DataError(
                         f"{where}: {key}: must be written plainly, got {name!r}; write {plain!r}"
                     )
-                file = inside(f"{where}: {key}", root, name)
+                file = inside(f"{where}: {key}", root, name, found)
+                if file != root / name:
+                    raise DataError(
+                        f"{where}: {key}: must be written as the file is called, got {name!r}; "
+                        f"write {file.relative_to(root).as_posix()!r}"
+                    )
                 names.setdefault(subject, {}).setdefault(name, file)
         said = words.setdefault(subject, {})
         for key in ("class", "kind"):

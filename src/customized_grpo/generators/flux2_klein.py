@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from customized_grpo.config.text_limits import TextLimit, tokenizer_limit
 from customized_grpo.errors import ConfigError
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.pipeline import (
@@ -25,6 +26,8 @@ from customized_grpo.types import Example
 logger = logging.getLogger("customized_grpo")
 
 _NATIVE_SIZE = 1024
+_TEXT_TOKENS = 512  # tokenizer_max_length of the pipeline
+_CONVERSATION = 12  # tokens of Qwen3's chat template around a prompt, without thinking
 LORA_TARGETS = re.compile(
     r"\.attn\.(to_[qkv]|add_[qkv]_proj|to_add_out|to_out\.0|to_qkv_mlp_proj)$"
     r"|single_transformer_blocks\.\d+\.attn\.to_out$"
@@ -53,6 +56,11 @@ class Flux2KleinConfig(PipelineConfig):
                 "(Flow-Factory #192 and #225, DiffusionNFT #45); train a base model, such as "
                 "black-forest-labs/FLUX.2-klein-base-4B with guidance_scale 4"
             )
+
+    def text_limit(self) -> TextLimit | None:
+        """See Plug: a conversation of the prompt alone."""
+        most = self.max_sequence_length or _TEXT_TOKENS
+        return tokenizer_limit(self.path, "tokenizer", most, around=_CONVERSATION)
 
     def build(self, device: torch.device) -> Flux2KleinGenerator:
         """Loads the pipeline onto the device."""

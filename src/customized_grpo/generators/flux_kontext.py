@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from customized_grpo.config.text_limits import TextLimit, tokenizer_limit
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.pipeline import PipelineConfig, Size, load_pipeline, loading
 
@@ -20,6 +21,10 @@ class FluxKontextConfig(PipelineConfig):
     """
 
     type: Literal["flux-kontext"] = "flux-kontext"
+
+    def text_limit(self) -> TextLimit | None:
+        """See Plug: of the T5, whose tokens the transformer sees."""
+        return tokenizer_limit(self.path, "tokenizer_2", self.max_sequence_length, around=1)
 
     def build(self, device: torch.device) -> Flux1Generator:
         """Loads the pipeline onto the device."""

@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from customized_grpo.assets import check_finite, one_line
 from customized_grpo.config import LoraSettings
-from customized_grpo.errors import CheckpointError, ConfigError
-from customized_grpo.files import LORA_FILE
+from customized_grpo.errors import ConfigError
 from customized_grpo.generators.cpu import unmerged
+from customized_grpo.generators.lora_files import Pair, read_lora
 
-LORA_METADATA = "lora_adapter_metadata"  # where diffusers keeps rank and alpha
+TRAINED = "default"  # peft's name of an adapter that was given none
+_START = "start"
+DEFAULT_RANK = 32
 
 
 def attach_lora(transformer: nn.Module, settings: LoraSettings, targets: Sequence[str]) -> None:
-    """Freezes the transformer and adds float32 adapters that start as the identity."""
+    """Freezes the transformer and adds float32 adapters: those of the file that the settings name,
+    or new ones, which start as the identity.
+
+    Raises:
+        ConfigError: if a target names no module.
+        CheckpointError: if the file does not fit.
+    """
     from peft import LoraConfig
 
     transformer.requires_grad_(False)
-    rank, alpha = settings.rank, settings.alpha
+    if settings.path is not None:
+        add_lora(transformer, read_lora(Path(settings.path), transformer, "lora.path: "))
+        return
+    rank, alpha = settings.rank or DEFAULT_RANK, settings.alpha
     given = settings.target_modules
     names = {target: _names(transformer, target) for target in given or targets}
     config = LoraConfig(
@@ -59,34 +71,75 @@ def _names(transformer: nn.Module, target: str) -> list[str]:
     return [target] if any(f".{name}".endswith(f".{target}") for name in known) else []
 
 
-def load_lora(pipeline: Any, folder: Path) -> None:
-    """Adapters that ``save_lora`` wrote, through the stock loader, which ignores what does not fit.
+def add_lora(transformer: Any, pairs: Mapping[str, Pair], name: str = TRAINED) -> None:
+    """Adds float32 adapters with these weights, each of its own rank and alpha, and selects them.
+
+    Not by peft's loader alone: on a bfloat16 base that rounds the adapters too.
+    """
+    ranks = {module: pair.rank for module, pair in pairs.items()}
+    alphas = {module: pair.alpha for module, pair in pairs.items()}
+    (rank, _), (alpha, _) = (Counter(x.values()).most_common(1)[0] for x in (ranks, alphas))
+    parts = {f"{module}.lora_A.weight": pair.down for module, pair in pairs.items()}
+    parts |= {f"{module}.lora_B.weight": pair.up for module, pair in pairs.items()}
+    config = {
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {f"^{module}": r for module, r in ranks.items() if r != rank},
+        "alpha_pattern": {f"^{module}": a for module, a in alphas.items() if a != alpha},
+        "target_modules": "|".join(map(re.escape, pairs)),  # names alone would match ends of names
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # as keep_start means it
+        transformer.load_lora_adapter(
+            parts, prefix=None, adapter_name=name, metadata=config, low_cpu_mem_usage=True
+        )
+    for module, pair in pairs.items():
+        layer = transformer.get_submodule(module)
+        for part, tensor in ((layer.lora_A, pair.down), (layer.lora_B, pair.up)):
+            weight = part[name].weight
+            weight.data = tensor.to(weight.device, torch.float32, copy=True)
+    transformer.set_adapter(name)
+
+
+def load_lora(transformer: nn.Module, path: Path) -> None:
+    """The adapters of a file, or of the one in a folder, in place of those before.
 
     Raises:
-        CheckpointError: if a weight is missing, surplus, of another shape or not finite.
+        CheckpointError: see ``read_lora``.
     """
-    from peft import get_peft_model_state_dict
-    from safetensors import safe_open
-    from safetensors.torch import load_file
+    detach_lora(transformer)
+    add_lora(transformer, read_lora(path, transformer))
 
-    file, transformer = folder / LORA_FILE, pipeline.transformer
-    with one_line(f"{file}: cannot be loaded as a LoRA", CheckpointError):
-        state = load_file(file)
-        check_finite(state, str(file), CheckpointError)
-        with safe_open(file, "pt") as opened:
-            if LORA_METADATA not in (opened.metadata() or {}):
-                raise ValueError(f"{LORA_METADATA} is missing, without which alpha is not known")
-        pipeline.load_lora_weights(str(folder), weight_name=LORA_FILE, use_safetensors=True)
-        # Loaded onto a bfloat16 base, they keep the precision they were trained in.
-        for name, parameter in transformer.named_parameters():
-            if ".lora_" in name:
-                parameter.data = parameter.data.float()
-        name = list(transformer.peft_config)[-1]
-        loaded = get_peft_model_state_dict(transformer, adapter_name=name)
-        expected = {f"transformer.{name}": tensor.shape for name, tensor in loaded.items()}
-        if expected != (found := {name: tensor.shape for name, tensor in state.items()}):
-            odd = min(name for name, _ in expected.items() ^ found.items())
-            raise ValueError(f"{odd} must be {expected.get(odd)}, got {found.get(odd)}")
+
+def keep_start(transformer: nn.Module) -> None:
+    """Keeps the adapters as they are now, frozen beside those that are trained."""
+    from peft.tuners.lora import LoraLayer
+
+    def values(layers: Any) -> Tensor:
+        return layers[TRAINED].weight.detach()  # a parameter would be shared, not copied
+
+    pairs = {
+        name: Pair(
+            down=values(module.lora_A),
+            up=values(module.lora_B),
+            alpha=module.lora_alpha[TRAINED],
+        )
+        for name, module in transformer.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+    add_lora(transformer, pairs, _START)
+    transformer.set_adapter(TRAINED)  # pyright: ignore
+
+
+@contextmanager
+def start_policy(transformer: nn.Module) -> Iterator[None]:
+    """The model with the adapters that ``keep_start`` kept, inside the context."""
+    with unmerged(transformer):
+        transformer.set_adapter(_START)  # pyright: ignore
+        try:
+            yield
+        finally:
+            transformer.set_adapter(TRAINED)  # pyright: ignore
 
 
 def trust_autocast(transformer: nn.Module) -> None:

@@ -21,12 +21,8 @@ from customized_grpo.config.limits import Count, Side
 from customized_grpo.errors import CheckpointError, ConfigError, DataError
 from customized_grpo.generators.attention import Attention, check_attention, use_attention
 from customized_grpo.generators.base import Conditioning
-from customized_grpo.generators.lora import (
-    LORA_FILE,
-    adapters_disabled,
-    load_lora,
-    save_lora,
-)
+from customized_grpo.generators.lora import adapters_disabled, load_lora, save_lora
+from customized_grpo.generators.lora_files import holds_lora
 from customized_grpo.generators.offload import Offloaded
 from customized_grpo.ops import shifted_sigmas
 from customized_grpo.types import Example, crop_and_resize
@@ -332,15 +328,15 @@ class PipelineGenerator(ABC):
             self.pipeline.transformer.save_pretrained(folder / "transformer")
 
     def load_weights(self, folder: Path) -> None:
-        """See the Protocol.
+        """See the Protocol; a LoRA may be anyone's, in a folder or as a file, see ``lora_files``.
 
         Raises:
             CheckpointError: if they are missing, damaged or of another model.
         """
-        if (folder / LORA_FILE).exists():
-            load_lora(self.pipeline, folder)
-            return
         saved = folder / "transformer"
+        if holds_lora(folder) or not saved.is_dir():
+            load_lora(self.transformer, folder)
+            return
         with one_line(f"{saved}: cannot be loaded as the weights of a run", CheckpointError):
             tuned = type(self.pipeline.transformer).from_pretrained(saved, use_safetensors=True)
             check_finite(tuned.state_dict(), str(saved), CheckpointError)

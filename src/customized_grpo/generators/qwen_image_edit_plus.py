@@ -11,6 +11,7 @@ from torch import Tensor
 
 from customized_grpo.buckets import bucket_for
 from customized_grpo.config.limits import Area
+from customized_grpo.config.text_limits import TextLimit, tokenizer_limit
 from customized_grpo.errors import ConfigError
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.pipeline import (
@@ -61,6 +62,12 @@ class QwenImageEditPlusConfig(PipelineConfig):
                 "in length; use 'flash_varlen'"
             )
         PipelineConfig.check(self)
+
+    def text_limit(self) -> TextLimit | None:
+        """See Plug: there is none unless the config sets one."""
+        if (most := self.max_sequence_length) is None:
+            return None
+        return tokenizer_limit(self.path, "tokenizer", most, around=0)
 
     def build(self, device: torch.device) -> QwenImageEditPlusGenerator:
         """Loads the pipeline onto the device."""

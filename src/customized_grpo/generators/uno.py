@@ -12,6 +12,7 @@ from customized_grpo.assets import check_finite, one_line
 from customized_grpo.buckets import long_side_for
 from customized_grpo.config import Checkpoint, find_checkpoints
 from customized_grpo.config.limits import Side
+from customized_grpo.config.text_limits import TextLimit, tokenizer_limit
 from customized_grpo.errors import ConfigError
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.pipeline import PipelineConfig, Size, load_pipeline, loading
@@ -48,6 +49,10 @@ class UnoConfig(PipelineConfig):
         """See PipelineConfig: a long side of 512, or 320 where there are several."""
         long_side = self.reference_long_side or (512 if count == 1 else 320)
         return long_side_for(*image, long_side, multiple)
+
+    def text_limit(self) -> TextLimit | None:
+        """See Plug: of the T5, whose tokens the transformer sees."""
+        return tokenizer_limit(self.path, "tokenizer_2", self.max_sequence_length, around=1)
 
     def build(self, device: torch.device) -> Flux1Generator:
         """Loads the pipeline and merges UNO's LoRA."""

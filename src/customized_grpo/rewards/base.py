@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -12,6 +13,8 @@ from customized_grpo.config import RewardConfig
 from customized_grpo.devices import is_out_of_memory
 from customized_grpo.errors import ConfigError, DataError, RewardError, within
 from customized_grpo.types import Example, RewardScores
+
+logger = logging.getLogger("customized_grpo")
 
 
 class Reward(Protocol):
@@ -83,6 +86,7 @@ class RewardSet:
         self.names = tuple(config.label for config in configs)
         self._rewards: list[Reward] = []
         for position, config in enumerate(configs):
+            logger.info("loading %s.%d: %s", section, position, config.label)
             with within(f"{section}.{position}"):
                 self._rewards.append(config.build(device))
 

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from customized_grpo.assets import one_line
+from customized_grpo.assets import is_there, one_line, resolve_checkpoint
+from customized_grpo.config.text_limits import TextLimit, tokenizer_limit
 from customized_grpo.rewards.base import distinct
 from customized_grpo.rewards.loading import load_model, load_tokenizer
 from customized_grpo.rewards.preprocess import (
@@ -67,6 +68,20 @@ class DualEncoder:
         inputs = inputs if isinstance(inputs, dict) else {"pixel_values": inputs}
         features = self.model.get_image_features(**inputs).pooler_output
         return F.normalize(features.float(), dim=-1)
+
+
+def text_limit(path: str, tokenizer: str) -> TextLimit | None:
+    """Of the text tower of a CLIP or SigLIP checkpoint; None: it is not on this machine."""
+    from transformers import AutoConfig
+
+    if not is_there(path):
+        return None
+    try:
+        config = AutoConfig.from_pretrained(resolve_checkpoint(path), local_files_only=True)
+        most: int = config.text_config.max_position_embeddings
+    except Exception:  # the loader says what is wrong with it
+        return None
+    return tokenizer_limit(tokenizer, most=most)
 
 
 def load_clip(path: str, device: torch.device, processor: str | None = None) -> DualEncoder:

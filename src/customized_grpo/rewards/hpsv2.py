@@ -12,7 +12,8 @@ from torch import Tensor
 
 from customized_grpo.assets import one_line
 from customized_grpo.config import Checkpoint, RewardConfig, find_checkpoints
-from customized_grpo.rewards.dual_encoder import DualEncoder, PromptReward
+from customized_grpo.config.text_limits import TextLimit
+from customized_grpo.rewards.dual_encoder import DualEncoder, PromptReward, text_limit
 from customized_grpo.rewards.loading import (
     find_checkpoint,
     freeze,
@@ -38,6 +39,10 @@ class Hpsv2Config(RewardConfig):
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         """See Plug."""
         return find_checkpoints(self, {"path": "model", "clip": "texts"}, {"path": self.file})
+
+    def text_limit(self) -> TextLimit | None:
+        """See Plug."""
+        return text_limit(self.clip, self.clip)
 
     def build(self, device: torch.device) -> PromptReward:
         """Loads weights, tokenizer and preprocessing."""

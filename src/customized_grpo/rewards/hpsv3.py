@@ -20,6 +20,7 @@ from customized_grpo.assets import one_line
 from customized_grpo.config import Checkpoint, RewardConfig, find_checkpoints
 from customized_grpo.config.limits import Count
 from customized_grpo.errors import ConfigError, DataError
+from customized_grpo.inputs import load_text
 from customized_grpo.rewards.loading import (
     find_checkpoint,
     freeze,
@@ -102,7 +103,7 @@ def read_instruction(path: str) -> str:
         ConfigError: if the file cannot be read, or prompt or reward token have no one place in it.
     """
     try:
-        text = Path(path).read_bytes().decode()
+        text = load_text(Path(path))
     except (OSError, ValueError) as error:
         raise ConfigError(f"instruction: {path!r} cannot be read: {error}; {_FIX}") from error
     for place in ("{text_prompt}", _REWARD):

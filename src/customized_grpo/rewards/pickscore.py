@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 
 from customized_grpo.config import Checkpoint, RewardConfig, find_checkpoints
-from customized_grpo.rewards.dual_encoder import PromptReward, load_clip
+from customized_grpo.config.text_limits import TextLimit
+from customized_grpo.rewards.dual_encoder import PromptReward, load_clip, text_limit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +25,10 @@ class PickScoreConfig(RewardConfig):
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         """See Plug."""
         return find_checkpoints(self, {"path": "model", "processor": "texts"})
+
+    def text_limit(self) -> TextLimit | None:
+        """See Plug."""
+        return text_limit(self.path, self.processor)
 
     def build(self, device: torch.device) -> PromptReward:
         """Loads model, tokenizer and preprocessing."""

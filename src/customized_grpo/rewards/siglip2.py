@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 
 from customized_grpo.config import Checkpoint, RewardConfig, find_checkpoints
-from customized_grpo.rewards.dual_encoder import PromptReward, load_siglip
+from customized_grpo.config.text_limits import TextLimit
+from customized_grpo.rewards.dual_encoder import PromptReward, load_siglip, text_limit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +26,10 @@ class Siglip2Config(RewardConfig):
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         """See Plug."""
         return find_checkpoints(self, {"path": "model"})
+
+    def text_limit(self) -> TextLimit | None:
+        """See Plug."""
+        return text_limit(self.path, self.path)
 
     def build(self, device: torch.device) -> PromptReward:
         """Loads model, tokenizer and preprocessing."""

@@ -8,7 +8,6 @@ advantages are those of whole groups, however a group is split; gradients are su
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from customized_grpo.errors import ConfigError
+from customized_grpo.inputs import read_number
 
 _BUCKET = 2**26  # bytes of small tensors that are sent in one message
 _PATIENCE = timedelta(hours=2)  # the first one validates, judges and writes while the others wait
@@ -136,14 +136,14 @@ def connected(device: str) -> Iterator[Ranks]:
 
     ``device`` is the config's: on the CPU nothing of CUDA is touched.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if read_number("WORLD_SIZE", 1) == 1:
         yield ALONE
         return
     backend = "gloo"
     if device != "cpu" and torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
         # Some schedulers show each process its own GPU alone, which is then number 0.
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        torch.cuda.set_device(read_number("LOCAL_RANK", 0) % torch.cuda.device_count())
     dist.init_process_group(backend, timeout=_PATIENCE)
     try:
         yield Ranks(rank=dist.get_rank(), world_size=dist.get_world_size())

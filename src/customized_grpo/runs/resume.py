@@ -29,6 +29,11 @@ _FREE = (
 )  # fmt: skip
 # Fields without which a checkpoint means nothing.
 _FIXED = ("generator", "lora", "train.optimizer", "rollout.prompts_per_rollout")
+_WHY = {
+    "rollout.prompts_per_rollout": "the data's order counts rollouts of that many prompts, so "
+    "examples would be repeated or left out",
+    "train.ema_decay": "an average has to begin with the run",
+}
 
 # What an interrupted write leaves. Nothing deeper: other things may lie in the folder of a run.
 _TEMPORARY = (
@@ -48,9 +53,10 @@ def check_changes(old: RunConfig, new: RunConfig, *, allow_changed: bool) -> Non
         averaging = field == "train.ema_decay" and None in (before, after)
         is_free = _is_in(field, _FREE)
         if averaging or (_is_in(field, _FIXED) and not is_free):
+            why = _WHY.get(field, "what was trained does not fit it")
             raise ConfigError(
-                f"{field} must stay {show(before)} when a run is resumed, got {show(after)}; what "
-                "was trained does not fit it, start another run"
+                f"{field} must stay {show(before)} when a run is resumed, got {show(after)}: "
+                f"{why}; start another run. Free to change are {', '.join(_FREE)}"
             )
         if not (allow_changed or is_free):
             raise ConfigError(

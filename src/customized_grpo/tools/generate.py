@@ -28,10 +28,11 @@ from customized_grpo.data.texts import check_text
 from customized_grpo.devices import memory_named, pick_device
 from customized_grpo.errors import CheckpointError, ConfigError
 from customized_grpo.evaluation.outcome import BASE
-from customized_grpo.files import LORA_FILE, write_atomic
+from customized_grpo.files import write_atomic
 from customized_grpo.generators.base import Generator
 from customized_grpo.generators.cache import CachedEncoder
 from customized_grpo.generators.lora import set_strength
+from customized_grpo.generators.lora_files import holds_lora, lora_file
 from customized_grpo.pictures import png, save_grid
 from customized_grpo.runs.files import CONFIG
 from customized_grpo.runs.run import Run
@@ -52,12 +53,12 @@ class Target:
     config: RunConfig
     """As it is evaluated."""
     weights: Path | None = None
-    """Folder of trained weights; None: there is the base only."""
+    """Folder of trained weights, or the file of a LoRA; None: there is the base only."""
 
     @property
     def is_lora(self) -> bool:
         """Whether the weights are a LoRA, whose strength can be chosen."""
-        return self.weights is not None and (self.weights / LORA_FILE).exists()
+        return self.weights is not None and holds_lora(self.weights)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,11 +95,8 @@ def open_target(target: Path, lora: Path | None = None) -> Target:
             f"TARGET must be the folder of a run or a config file, got {str(target)!r}, which is "
             "not there; check the path, or train first: `cgrpo train CONFIG`"
         )
-    if lora is not None and not any((lora / name).exists() for name in (LORA_FILE, "transformer")):
-        raise CheckpointError(
-            f"--lora: {lora} must hold {LORA_FILE}, it is missing; give RUN/weights, "
-            "RUN/checkpoints/000050/weights or an exported LoRA"
-        )
+    if lora is not None and not (lora / "transformer").is_dir():
+        lora = lora_file(lora, "--lora: ")
     return Target(config=load_config(target).evaluated(), weights=lora)
 
 

@@ -14,7 +14,7 @@ from customized_grpo.data.base import DataSource
 from customized_grpo.errors import ConfigError, needs_extra, within
 from customized_grpo.generators.base import Generator
 from customized_grpo.generators.cpu import use_stock_blocks
-from customized_grpo.generators.lora import attach_lora, trust_autocast
+from customized_grpo.generators.lora import attach_lora, keep_start, trust_autocast
 
 logger = logging.getLogger("customized_grpo")
 
@@ -38,6 +38,7 @@ class _LimitHit(logging.Filter):
 
 def build_world(config: RunConfig, device: torch.device) -> tuple[DataSource, Generator]:
     """Loads data source and generator; their errors name the section of the config."""
+    logger.info("reading data: %s", config.data.type)
     with within("data"):
         data: DataSource = config.data.build(config.seed)
     generator = build_generator(config, device)
@@ -48,6 +49,7 @@ def build_world(config: RunConfig, device: torch.device) -> tuple[DataSource, Ge
 
 def build_generator(config: RunConfig, device: torch.device) -> Generator:
     """Loads the generator; its errors name the section of the config."""
+    logger.info("loading generator: %s", config.generator.type)
     with within("generator"):
         return config.generator.build(device)
 
@@ -56,6 +58,8 @@ def make_trainable(generator: Generator, config: RunConfig) -> None:
     """Adds LoRA, or unfreezes the transformer where the config has none."""
     if config.lora is not None:
         attach_lora(generator.transformer, config.lora, generator.lora_targets)
+        if config.loss.kl_to == "start":
+            keep_start(generator.transformer)
         if config.mixed_precision == "bf16":
             trust_autocast(generator.transformer)
     elif getattr(generator.transformer, "is_quantized", False):

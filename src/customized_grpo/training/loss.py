@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
@@ -15,6 +16,7 @@ from customized_grpo.devices import is_out_of_memory
 from customized_grpo.errors import ResourceError
 from customized_grpo.generators.base import Conditioning, Generator, keeping
 from customized_grpo.generators.cpu import lora_merged
+from customized_grpo.generators.lora import start_policy
 from customized_grpo.ops import (
     clipped_surrogate,
     gaussian_kl,
@@ -198,6 +200,13 @@ def _halved(size: int, sharded: bool) -> int:
     return half
 
 
+def _reference(generator: Generator, config: LossConfig) -> AbstractContextManager[None]:
+    """A context in which the model is the untrained one."""
+    if config.kl_to == "start":
+        return start_policy(generator.transformer)
+    return generator.base_policy()
+
+
 def _pairs_loss(
     policy: Policy,
     batch: PolicyBatch,
@@ -216,7 +225,7 @@ def _pairs_loss(
     stats["mismatch"] = (torch.exp(log_prob.detach() - batch.old_log_prob[rows]) - 1).abs().mean()
     if not config.needs_base:
         return loss, stats
-    with torch.no_grad(), policy.generator.base_policy():
+    with torch.no_grad(), _reference(policy.generator, config):
         reference = policy.velocity(latents, step_index, condition)
         reference_mean, _ = policy.moments(reference, latents, step_index)
     penalties = {

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from customized_grpo.config import MeasuredSchedule, RunConfig, explain_batch, load_config
 from customized_grpo.data.base import DataSource
+from customized_grpo.data.overview import remark_lines
 from customized_grpo.devices import machine_error, memory_named, pick_device, repeatable
 from customized_grpo.errors import (
     CheckpointError,
@@ -118,6 +119,7 @@ def _is_finished(folder: Path, config: RunConfig) -> bool:
 
 
 def _train(config: RunConfig, folder: Path, ranks: Ranks, *, resume: bool) -> None:
+    logger.info(explain_batch(config))
     check_sinks(config.sinks)
     _check_even(config, ranks)
     device = pick_device(config.device)
@@ -147,7 +149,9 @@ def _train(config: RunConfig, folder: Path, ranks: Ranks, *, resume: bool) -> No
             remove_leftovers(folder, checkpoint.update if checkpoint else 0)
         log = RunLog(folder, config, device) if ranks.is_first else SilentLog(folder)
         session = Session(config, data, generator, rewards, samples, validation, log, ranks)
-        logger.info(explain_batch(config))
+        for line in remark_lines(config, data):
+            logger.info(line)
+        logger.info("the first update begins; it takes longer than those after it")
         session.start(checkpoint)
         session.run()
 

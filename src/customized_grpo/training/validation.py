@@ -38,7 +38,8 @@ class SampleGrid:
     def __init__(self, generator: Generator, config: RunConfig, examples: list[Example]) -> None:
         self._sampler = FixedSampler(generator, config, examples)
         self._examples = examples
-        self._base = self.sample()
+        is_new = config.lora is None or config.lora.path is None
+        self._first, self._name = self.sample(), "base" if is_new else "start"
 
     @torch.compiler.set_stance("force_eager")  # too few pictures to compile for
     def sample(self) -> Tensor:
@@ -46,9 +47,9 @@ class SampleGrid:
         return self._sampler()
 
     def save(self, path: Path, now: Tensor) -> None:
-        """Reference | prompt | base | now."""
+        """Reference | prompt | base, or the LoRA that the run goes on from | now."""
         path.parent.mkdir(exist_ok=True)
-        save_grid(path, self._examples, {"base": self._base, "now": now})
+        save_grid(path, self._examples, {self._name: self._first, "now": now})
 
 
 class Validation:

@@ -15,7 +15,7 @@ from test_plugs import StrangersReward
 
 from customized_grpo import assets
 from customized_grpo.assets import resolve_checkpoint
-from customized_grpo.config import RunConfig
+from customized_grpo.config import LoraSettings, RunConfig
 from customized_grpo.generators.uno import UnoConfig
 from customized_grpo.rewards.clip_text import ClipTextConfig
 from customized_grpo.rewards.hpsv2 import Hpsv2Config
@@ -158,10 +158,13 @@ def test_second_checkpoints_and_files_of_another_name(config: RunConfig, tmp_pat
     assert found(config)["rewards.0.path"].status == "ok"
 
 
-def test_a_lora_is_a_file_or_a_folder(config: RunConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("field", ["generator.uno_lora", "lora.path"])
+def test_a_lora_is_a_file_or_a_folder(config: RunConfig, tmp_path: Path, field: str) -> None:
     def with_lora(path: Path) -> Finding:
-        generator = UnoConfig(path="embedded:generator", uno_lora=str(path))
-        return found(dataclasses.replace(config, generator=generator))["generator.uno_lora"]
+        section, name = field.split(".")
+        uno = UnoConfig(path="embedded:generator")
+        plain = dataclasses.replace(config, generator=uno, lora=LoraSettings())
+        return found(changed(plain, **{section: {name: str(path)}}))[field]
 
     (tmp_path / "lora").mkdir()
     assert "*.safetensors is missing" in with_lora(tmp_path / "lora").found

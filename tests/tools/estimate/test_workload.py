@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +12,12 @@ from helpers import ROOT, changed
 
 from customized_grpo.config import BalanceSettings, LoraSettings, load_config
 from customized_grpo.errors import ConfigError
+from customized_grpo.generators.flux1 import Flux1Generator
+from customized_grpo.generators.lora import add_lora
+from customized_grpo.generators.lora_files import Pair
 from customized_grpo.rewards.endpoints.vlm_judge import VlmJudgeConfig
 from customized_grpo.tools.estimate.checkpoints import build, parameters, pipeline_components
-from customized_grpo.tools.estimate.cost import activations
+from customized_grpo.tools.estimate.cost import activations, predict_memory
 from customized_grpo.tools.estimate.transformer import PrefixCount, Tokens, count_transformer
 from customized_grpo.tools.estimate.workload import Workload, count_run
 
@@ -52,13 +56,41 @@ def test_a_pass_of_flux_by_hand() -> None:
     length, width, double, single = 2560, 3072, 19, 38
     per_token = double * (4 + 8) * width**2 + single * (3 + 1 + 4 + 4) * width**2
     attention = (double + single) * 4 * length**2 * width
-    rank = LoraSettings().rank  # beside a bfloat16 base, not merged
+    rank = 32  # beside a bfloat16 base, not merged
     adapters = (
         length * (double + single) * 3 * 2 * width * rank + double * length * 2 * width * rank
     )
     by_hand = 2 * (length * per_token + adapters) + attention
     assert counted.forward_flops == pytest.approx(by_hand, rel=0.01)
     assert 2.0 < counted.pair_flops / counted.forward_flops < 2.2
+
+
+def test_a_run_that_goes_on_trains_the_weights_of_its_lora(
+    tmp_path: Path, generator: Flux1Generator
+) -> None:
+    """Of more blocks than are counted, and with what the KL may be relative to beside them."""
+    transformer: Any = generator.transformer
+    transformer.requires_grad_(False)
+    layers = {n: m for n, m in transformer.named_modules() if n.endswith("attn.to_k")}
+    pairs = {
+        name: Pair(
+            down=torch.ones(rank, layer.in_features),
+            up=torch.ones(layer.out_features, rank),
+            alpha=1.0,
+        )
+        for (name, layer), rank in zip(layers.items(), (3, 5, 5, 5, 5), strict=True)
+    }
+    add_lora(transformer, pairs)
+    generator.save_weights(tmp_path)
+    trained = sum(pair.down.numel() + pair.up.numel() for pair in pairs.values())
+    flags = ["--lora", f"{{path: {tmp_path}}}"]
+    kl = [*flags, "--loss.kl_weight=0.1", "--loss.kl_to=start"]
+    plain, with_start = (count_run(load_config(CONFIGS / "emoji.yaml", f)) for f in (flags, kl))
+    assert plain.transformer.trained == trained
+    memory = [
+        predict_memory(work, 1, fsdp=False, checkpointing=False) for work in (plain, with_start)
+    ]
+    assert memory[1].trained - memory[0].trained == 4 * trained
 
 
 @pytest.mark.parametrize(("every", "counted"), [(0, 0), (10, 1)])

@@ -17,15 +17,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from customized_grpo.cli.main import main
-from customized_grpo.config import RunConfig
+from customized_grpo.config import LoraSettings, RunConfig, dump_config
 from customized_grpo.evaluation.items import Item
 from customized_grpo.evaluation.outcome import Judgement, Outcome, Yardstick
+from customized_grpo.files import LORA_FILE
 from customized_grpo.generators.flux1 import Flux1Generator
-from customized_grpo.generators.lora import LORA_FILE
 from customized_grpo.runs.checkpoint import CheckpointStore
 from customized_grpo.runs.run import Run
 from customized_grpo.tools.export.comfyui import comfyui_tensors
 from customized_grpo.tools.export.folders import export_run
+from customized_grpo.training.build import make_trainable
 from customized_grpo.training.policy import make_policy
 from customized_grpo.training.sampling import sample_images
 from customized_grpo.types import Example
@@ -285,6 +286,27 @@ def test_diffusers_reads_the_scale_of_the_comfyui_file_too(run: Path, config: Ru
     generator.pipeline.load_lora_weights("loras", weight_name=f"{run.name}.safetensors")
     layers = [m for m in generator.transformer.modules() if isinstance(m, LoraLayer)]
     assert {float(scale) for layer in layers for scale in layer.scaling.values()} == {2.0}
+
+
+def test_the_comfyui_file_is_read_back_by_generate_and_as_a_start(
+    run: Path, config: RunConfig
+) -> None:
+    export_run(run, "comfyui", Path("loras"))
+    file = f"loras/{run.name}.safetensors"
+    words = ["--prompt", PROMPT, "--reference", "reference.png", "--no-base"]
+    assert main(["generate", str(run), *words, "--out", "own"]) == 0
+    text = dump_config(config)
+    Path("plain.yaml").write_text(text)
+    assert main(["generate", "plain.yaml", "--lora", file, *words, "--out", "read"]) == 0
+    own, read = (pixels(next(Path(out).glob("*-tuned.png"))) for out in ("own", "read"))
+    assert (own == read).all()
+    going_on = dataclasses.replace(config, name="on", lora=LoraSettings(path=file))
+    generator = config.generator.build(torch.device("cpu"))
+    make_trainable(generator, going_on)
+    generator.save_weights(Path("again"))
+    before, after = (load_file(folder / LORA_FILE) for folder in (run / "weights", Path("again")))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_a_module_that_comfyui_does_not_know_is_named(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from customized_grpo.config import RunConfig, load_config
-from customized_grpo.generators.lora import LORA_FILE
+from customized_grpo.files import LORA_FILE
 from customized_grpo.tools.playground.session import Session
 
 SECONDS = 120.0

@@ -21,7 +21,7 @@ from customized_grpo.cli.main import main
 from customized_grpo.config import CacheConfig, dump_config
 from customized_grpo.data.jsonl import JsonlConfig
 from customized_grpo.errors import CheckpointError, ResourceError, RewardError
-from customized_grpo.generators.lora import LORA_FILE
+from customized_grpo.files import LORA_FILE
 from customized_grpo.rewards.endpoints.remote import RemoteRewardConfig
 from customized_grpo.rewards.endpoints.vlm_judge import VlmJudgeConfig
 from customized_grpo.tools.playground import markup

@@ -32,6 +32,7 @@ from customized_grpo.rewards.endpoints.wire import (
     decode_request,
     encode_request,
 )
+from customized_grpo.tools.serve import server
 from customized_grpo.tools.serve.batcher import Batcher
 from customized_grpo.tools.serve.config import read_serve_config
 from customized_grpo.types import Example
@@ -347,7 +348,10 @@ def test_the_command_refuses_mistakes(
     assert err.count("\n") == 1
 
 
-def test_a_taken_port_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_taken_port_is_named_before_anything_is_loaded(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "build_batchers", None)
     reward = '{type: clip-text, path: "embedded:reward-clip"}'
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

@@ -10,6 +10,11 @@ from typing import Any
 
 from customized_grpo.rewards.endpoints.rubrics import MAX_POINTS
 
+_POINTS = re.compile(rf"(\d+(?:[.,]\d+)?)\s*(?:/\s*{MAX_POINTS})?")
+# What is left of JSON that a model has not escaped, or of "Score: 3".
+_SAID = re.compile(
+    rf"""\bscore\b["'*\s]*[:=][\s"'*]*{_POINTS.pattern}["'*\s]*(?=[,}}\]\n]|$)""", re.IGNORECASE
+)
 _SCORE = re.compile(r'"score"\s*:\s*"?([0-9])')
 
 
@@ -21,20 +26,39 @@ class NoLogprobs(BadAnswer):
     """The endpoint does not give what it was asked for; asking again would not help."""
 
 
-def points(text: Any) -> float:
+def text_of(content: Any) -> str:
+    """The text of a message's `content`, which is one or is made of parts.
+
+    Raises:
+        BadAnswer: if there is none.
+    """
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, Mapping)]
+        content = "".join(part for part in parts if isinstance(part, str))
+    if not isinstance(content, str) or not content.strip():
+        raise BadAnswer(f"the answer has no text (content: {json.dumps(content)[:80]})")
+    return content
+
+
+def points(content: Any) -> float:
     """The score in the last JSON object of an answer, whatever is written around it.
+
+    Where the JSON is not valid, as with a quote or a line break in the reason, the last
+    `"score": N` counts.
 
     Raises:
         BadAnswer: if there is none, or it is no number from 0 to 4.
     """
-    if not isinstance(text, str):
-        raise BadAnswer(f"the answer must be text, got {type(text).__name__}")
+    text = text_of(content)
     found = [value["score"] for value in json_objects(text) if "score" in value]
+    found = found or [match[1] for match in _SAID.finditer(text)]
     if not found:
         raise BadAnswer(f"the answer has no JSON object with a score: {_short(text)}")
     score = found[-1]
     try:
-        value = math.nan if isinstance(score, bool) else float(score)
+        said = _POINTS.fullmatch(score.strip()) if isinstance(score, str) else None
+        number = said[1].replace(",", ".") if said else score
+        value = math.nan if isinstance(score, bool) else float(number)
     except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not 0 <= value <= MAX_POINTS:
@@ -45,7 +69,7 @@ def points(text: Any) -> float:
 def json_objects(text: str) -> list[dict[str, Any]]:
     """The JSON objects in a text: a model may think aloud before, or put them in a code fence."""
     objects: list[dict[str, Any]] = []
-    decoder, place = json.JSONDecoder(), text.find("{")
+    decoder, place = json.JSONDecoder(strict=False), text.find("{")  # line breaks in strings
     while place >= 0:
         try:
             value, end = decoder.raw_decode(text, place)
@@ -100,5 +124,6 @@ def _digit_token(tokens: Any) -> tuple[Any, int]:
 
 
 def _short(value: Any) -> str:
-    text = " ".join(str(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    """As it is: what cannot be seen, such as a line break, is escaped."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 160 else f"{text[:157]}..."

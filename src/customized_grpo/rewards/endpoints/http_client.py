@@ -6,25 +6,32 @@ httpx2 is the maintained httpx; it is there anyway, through huggingface_hub.
 from __future__ import annotations
 
 import email.utils
+import ipaddress
 import json
-import os
 import random
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from urllib.request import proxy_bypass
 
 import httpx2
 
 from customized_grpo.errors import ConfigError
+from customized_grpo.inputs import read_variable
 
 T = TypeVar("T")
 
 _RETRIED = {408, 425, 429}  # and every 5xx
 _TEXT_LIMIT = 300
 _MAX_LINES = 3
+PROXY_VARIABLES = tuple(
+    name
+    for variable in ("http_proxy", "https_proxy", "all_proxy")
+    for name in (variable, variable.upper())
+)
 
 
 class TemporaryFailure(Exception):
@@ -115,6 +122,9 @@ class Endpoint:
             raise TemporaryFailure(f"no answer within {self.timeout:g} s") from error
         except httpx2.RequestError as error:
             text = " ".join(str(error).split()) or "connection lost"
+            if variable := _proxy_for(self.client, url):
+                host = httpx2.URL(url).host
+                text += f", through the proxy in {variable}; no_proxy={host} asks without it"
             raise TemporaryFailure(f"{type(error).__name__}: {text}") from error
         if status != 200:
             raise self._failure(status, reply_headers, body)
@@ -155,14 +165,62 @@ class Endpoint:
         return PermanentFailure(text, status)
 
 
-def open_endpoint(timeout: float, field: str, variable: str | None) -> Endpoint:
+def open_endpoint(
+    timeout: float, field: str, variable: str | None, urls: Sequence[str]
+) -> Endpoint:
     """An endpoint whose secret is in an environment variable, which ``field`` of a config names.
 
     Raises:
-        ConfigError: if the variable is not set.
+        ConfigError: if the variable is not set, or a proxy of the environment cannot be used.
     """
-    client = httpx2.Client(limits=httpx2.Limits(max_connections=None))
+    client = open_client(urls)
     return Endpoint(client=client, timeout=timeout, secret=read_secret(field, variable))
+
+
+def open_client(urls: Sequence[str]) -> httpx2.Client:
+    """A client that asks this machine directly, and others through the environment's proxies.
+
+    Raises:
+        ConfigError: if a proxy that is needed cannot be used.
+    """
+    hosts = {httpx2.URL(url).host for url in urls}
+    here = {host for host in hosts if is_loopback(host)}
+    direct = {f"all://[{host}]" if ":" in host else f"all://{host}": None for host in here}
+    try:
+        return httpx2.Client(
+            limits=httpx2.Limits(max_connections=None),
+            mounts=direct,
+            trust_env=here != hosts,
+            verify=httpx2.create_ssl_context(),  # with the environment's certificates, always
+        )
+    except (ValueError, ImportError) as error:  # socks://; socks5:// without its package
+        given = [name for name in PROXY_VARIABLES if read_variable(name)]
+        raise ConfigError(
+            f"{' and '.join(given)}: must be a proxy such as http://host:3128, which can be used "
+            f"to ask {', '.join(sorted(hosts - here))}, got another kind "
+            f"({_without_password(str(error))}); correct the environment variable, or unset it"
+        ) from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine, as no proxy knows it."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"//[^/@\s]*@", "//***@", text)
+
+
+def _proxy_for(client: httpx2.Client, url: str) -> str | None:
+    """The environment variable with the proxy through which a client asks; None: it asks itself."""
+    target = httpx2.URL(url)
+    if not client.trust_env or is_loopback(target.host) or proxy_bypass(target.host):
+        return None
+    names = (f"{target.scheme}_proxy", "all_proxy")
+    return next((n for name in names for n in (name, name.upper()) if read_variable(n)), None)
 
 
 def _server_text(body: bytes) -> str:
@@ -232,7 +290,7 @@ def read_secret(field: str, variable: str | None) -> str | None:
     """
     if variable is None:
         return None
-    secret = os.environ.get(variable, "").strip()
+    secret = read_variable(variable)
     if not secret or not secret.isascii() or not secret.isprintable():
         raise ConfigError(
             f"{field}: the environment variable {variable!r} must hold a token of printable ASCII "

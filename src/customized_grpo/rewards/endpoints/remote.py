@@ -90,7 +90,7 @@ class RemoteRewardConfig(RewardConfig):
         return reward
 
     def _connect(self) -> RemoteReward:
-        endpoint = open_endpoint(self.timeout, "token_env", self.token_env)
+        endpoint = open_endpoint(self.timeout, "token_env", self.token_env, self.urls)
         return RemoteReward(self, endpoint, Backoff(retries=self.retries))
 
 

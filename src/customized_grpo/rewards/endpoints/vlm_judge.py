@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -131,7 +132,7 @@ class VlmJudgeConfig(RewardConfig):
         return VlmJudge(self, self._endpoint(), Backoff(retries=self.retries, base=1.0))
 
     def _endpoint(self) -> Endpoint:
-        return open_endpoint(self.timeout, "api_key_env", self.api_key_env)
+        return open_endpoint(self.timeout, "api_key_env", self.api_key_env, [self.base_url])
 
 
 class VlmJudge:
@@ -146,7 +147,8 @@ class VlmJudge:
             self._how["checkpoints"] = found
         prices = (config.price_prompt, config.price_completion)
         self._ledger = Ledger(config.max_requests, config.max_cost, prices)
-        self._structured = True
+        self._structured: bool | None = None
+        """Whether the endpoint takes a response_format; None: not known yet."""
         self._errors: list[str] = []
 
     def score(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
@@ -223,25 +225,36 @@ class VlmJudge:
         return score, None
 
     def _ask(self, body: dict[str, Any], is_retry: bool) -> float:
-        """Asks the model once."""
-        structured = self._structured and "response_format" in body
-        if not structured:
-            body = {name: value for name, value in body.items() if name != "response_format"}
+        """Asks the model once, or twice to find out whether it takes a response_format.
+
+        What a server says about it is worded in too many ways, so another try tells: without one
+        the rubric asks for JSON all the same.
+        """
+        plain = {name: value for name, value in body.items() if name != "response_format"}
+        if self._structured is False or plain == body:
+            return self._read(self._send(plain, is_retry), body)
+        try:
+            answer = self._send(body, is_retry)
+            self._structured = True
+        except PermanentFailure as failure:
+            if failure.status not in (400, 422) or self._structured:
+                raise
+            answer = self._send(plain, is_retry=True)
+            self._structured = False
+        return self._read(answer, body)
+
+    def _send(self, body: dict[str, Any], is_retry: bool) -> Any:
         self._ledger.spend_request()
         if is_retry:
             self._ledger.count("retries")
         content = json.dumps(body).encode()
         try:
-            answer = self._endpoint.send("POST", self._url, content, "application/json")
+            return self._endpoint.send("POST", self._url, content, "application/json")
         except PermanentFailure as failure:
-            refused = failure.status in (400, 422) and "response_format" in str(failure)
-            if not (structured and refused):
-                raise
-            self._structured = False  # this endpoint takes none: the rubric asks for JSON anyway
-            return self._ask(body, is_retry=True)
-        return self._read(answer)
+            fix = _fix(str(failure), body) if failure.status in (400, 422) else ""
+            raise PermanentFailure(f"{failure}{fix}", failure.status) from failure
 
-    def _read(self, answer: Any) -> float:
+    def _read(self, answer: Any, body: dict[str, Any]) -> float:
         if isinstance(answer, dict):
             self._ledger.book(answer.get("usage"))
         try:
@@ -262,7 +275,20 @@ class VlmJudge:
         except NoLogprobs as error:
             raise PermanentFailure(str(error)) from error
         except BadAnswer as error:
-            raise TemporaryFailure(str(error)) from error
+            # At temperature 0 the answer would be the same again.
+            kind = PermanentFailure if body.get("temperature") == 0 else TemporaryFailure
+            raise kind(str(error)) from error
+
+
+def _fix(text: str, body: dict[str, Any]) -> str:
+    """What to set where a server's refusal names fields of the request."""
+    named = [name for name in body if re.search(rf"\b{name}\b", text)]
+    if "logprobs" in named or "top_logprobs" in named:
+        return "; set logit_weighted: false"
+    fields = ", ".join(f"{name}: null" for name in named if name not in ("model", "messages"))
+    if not fields:
+        return ""
+    return f"; `request: {{{fields}}}` leaves it out, and what is wanted instead can stand there"
 
 
 def data_url(image: Tensor, max_side: int) -> str:

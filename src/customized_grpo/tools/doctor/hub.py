@@ -89,7 +89,7 @@ def _ask(repo: str) -> list[Any] | tuple[str, str]:
         code = error.response.status_code
         fix = "renew the token: `hf auth login`" if code in (401, 403) else "try again later"
         return f"{shown} answers HTTP {code}", fix
-    except (httpx2.RequestError, httpx2.InvalidURL, OSError) as error:
+    except (httpx2.RequestError, httpx2.InvalidURL, OSError, ValueError, ImportError) as error:
         fix = f"check network and proxy, or on a machine with network: hf download {repo}"
         return f"{shown} cannot be reached ({type(error).__name__})", fix
 

@@ -16,7 +16,7 @@ from torch.nn import Parameter
 from customized_grpo.assets import one_line
 from customized_grpo.config import RunConfig
 from customized_grpo.data.base import DataSource
-from customized_grpo.data.overview import count_lines
+from customized_grpo.data.overview import count_lines, long_prompt_lines
 from customized_grpo.devices import pick_device
 from customized_grpo.errors import ConfigError, CustomizedGRPOError, DataError, within
 from customized_grpo.runs.checkpoint import newest_checkpoint
@@ -163,3 +163,5 @@ def data(config: RunConfig) -> Iterator[Finding]:
         yield from_error("data", error)
     else:
         yield ok("data", "; ".join(count_lines(source)))
+        for line in long_prompt_lines(config, source):
+            yield warning("data", line, "shorten them, or take a model that reads more")

@@ -21,6 +21,9 @@ def named(config: RunConfig) -> list[Checkpoint]:
         for c in plug.checkpoints():
             named_so = dataclasses.replace(c, field=f"{section}.{c.field}")
             found.setdefault((c.path, c.kind, c.file), named_so)
+    if config.lora is not None and (path := config.lora.path):
+        start = Checkpoint(field="lora.path", path=path, kind="lora")
+        found.setdefault((path, "lora", None), start)
     if path := config.evaluation.classifier:
         last = Checkpoint(field="evaluation.classifier", path=path, kind="model")
         found.setdefault((path, "model", None), last)

@@ -170,11 +170,13 @@ def predict_memory(work: Workload, count: int, *, fsdp: bool, checkpointing: boo
     transformer = model.parameters * weight_bytes(config) * share
     if fsdp:  # the block at work and the next one, whole
         transformer += 2 * model.block * gathered_bytes(config)
-    # In float32: gradient, AdamW's two moments, the average, and an adapter's own weights.
+    # In float32: gradient, AdamW's two moments, the average, an adapter's own weights and those
+    # that the KL is relative to.
     per_trained = 4 + (8 if config.train.optimizer == "adamw" else 2)
     per_trained += 4 * (config.train.ema_decay is not None) + 4 * (config.lora is not None)
     if config.advantage.balance is not None:  # a gradient of each objective but the last
         per_trained += 4 * (len({reward.objective for reward in config.rewards}) - 1)
+    per_trained += 4 * (config.loss.kl_to == "start")
     texts, vae = _encoder_bytes(work)
     stages = activations(work, count, fsdp=fsdp, checkpointing=checkpointing)
     return Memory(

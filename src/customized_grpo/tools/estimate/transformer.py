@@ -6,15 +6,17 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from customized_grpo.config import LoraSettings
-from customized_grpo.errors import ConfigError
+from customized_grpo.errors import CheckpointError, ConfigError
 from customized_grpo.generators.cpu import lora_merged
-from customized_grpo.generators.lora import attach_lora, trust_autocast
+from customized_grpo.generators.lora import add_lora, attach_lora, trust_autocast
+from customized_grpo.generators.lora_files import read_lora
 from customized_grpo.tools.estimate.architectures import Component
 from customized_grpo.tools.estimate.autocast import cuda_autocast
 from customized_grpo.tools.estimate.checkpoints import build, parameters
@@ -97,9 +99,10 @@ def count_transformer(
     defaults = build(component, torch.bfloat16).config
     depths = {name: defaults[name] for name in _DEPTHS if name in defaults}
     start = {name: min(depth, 2) for name, depth in depths.items()}
+    adapt = _adapting(component, lora)
 
     def measure(changes: dict[str, int]) -> dict[str, float]:
-        return _measure((kind, {**config, **changes}), tokens, lora, dtype, autocast, merges)
+        return _measure((kind, {**config, **changes}), tokens, adapt, dtype, autocast, merges)
 
     shallow = measure(start)
     total, blocks = dict(shallow), []
@@ -124,10 +127,32 @@ def count_transformer(
     )
 
 
+def _adapting(component: Component, lora: LoraSettings | None) -> Callable[[Any], None]:
+    """What makes a model trainable, also one of fewer blocks than a LoRA to go on from has."""
+    if lora is None:
+        return lambda model: model.requires_grad_(True).float()
+    if lora.path is None:
+        return lambda model: attach_lora(model, lora, lora_targets(model))
+    pairs = read_lora(Path(lora.path), build(component, torch.bfloat16), "lora.path: ")
+
+    def add(model: Any) -> None:
+        model.requires_grad_(False)
+        there = dict(model.named_modules())
+        some = {name: pair for name, pair in pairs.items() if name in there}
+        if not some:
+            raise CheckpointError(
+                f"lora.path: must adapt the first blocks, from which all are counted, {lora.path} "
+                "does not; estimate it with lora.rank in its place"
+            )
+        add_lora(model, some)
+
+    return add
+
+
 def _measure(
     component: Component,
     tokens: Tokens,
-    lora: LoraSettings | None,
+    adapt: Callable[[Any], None],
     dtype: torch.dtype,
     autocast: bool,
     merges: bool,
@@ -135,12 +160,9 @@ def _measure(
     """The numbers of ``TransformerCount``, of a model as deep as the config says."""
     model = build(component, dtype)
     number = parameters(model)
-    if lora is None:
-        model.requires_grad_(True).float()
-    else:
-        attach_lora(model, lora, lora_targets(model))
-        if autocast:
-            trust_autocast(model)
+    adapt(model)
+    if autocast and getattr(model, "peft_config", None):
+        trust_autocast(model)
     make_fake(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     size, known = sum(parameter.numel() for parameter in trained), set(model.parameters())

@@ -14,6 +14,7 @@ from customized_grpo.errors import CheckpointError
 from customized_grpo.evaluation.evaluate import Place, current_outcome
 from customized_grpo.evaluation.outcome import Outcome
 from customized_grpo.evaluation.tables import run_table, verdict
+from customized_grpo.generators.lora import DEFAULT_RANK
 from customized_grpo.runs.run import Run
 from customized_grpo.tools.export.snippet import is_stock, snippet
 
@@ -107,11 +108,13 @@ def _training(run: Run) -> str:
         f"{reward.objective}: {reward.type} {getattr(reward, 'path', '')}".strip()
         for reward in config.rewards
     )
-    weights = (
-        f"LoRA of rank {lora.rank}, alpha {lora.rank if lora.alpha is None else lora.alpha:g}"
-        if lora is not None
-        else "all weights"
-    )
+    if lora is None:
+        weights = "all weights"
+    elif lora.path is not None:
+        weights = "a LoRA that was there before"
+    else:
+        rank = lora.rank or DEFAULT_RANK
+        weights = f"LoRA of rank {rank}, alpha {rank if lora.alpha is None else lora.alpha:g}"
     rows = {
         "updates": f"{run.updates} of {train.num_updates}, learning rate {train.learning_rate:g}",
         "trained": weights,

@@ -9,7 +9,6 @@ pair, and adds ``alpha / rank B A``; without one, ``B A``.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from customized_grpo.assets import one_line
 from customized_grpo.errors import CheckpointError, ConfigError
-from customized_grpo.generators.lora import LORA_METADATA
+from customized_grpo.generators.lora_files import LORA_METADATA, alpha_of, lora_config
 
 FAMILIES = ("flux-kontext", "flux2-klein", "uno")
 
@@ -45,12 +44,14 @@ def comfyui_tensors(lora: Path) -> dict[str, Tensor]:
 
     with one_line(f"{lora}: cannot be read as a LoRA", CheckpointError), safe_open(lora, "pt") as f:
         tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
-        alpha = float(json.loads(f.metadata()[LORA_METADATA])["transformer.lora_alpha"])
+        if (config := lora_config(f.metadata())) is None:
+            raise ValueError(f"{LORA_METADATA} is missing, without which alpha is not known")
     for module in sorted({_MATRIX.sub("", name) for name in tensors}):
         if not _KNOWN.fullmatch(module):
             raise ConfigError(
                 f"lora.target_modules: must name what ComfyUI knows of the FLUX family for --to "
                 f"comfyui, got {module!r}; export --to hub-folder or merged"
             )
-        tensors[f"{module}.alpha"] = torch.tensor(alpha)
+        name, rank = module.removeprefix("transformer."), len(tensors[f"{module}.lora_A.weight"])
+        tensors[f"{module}.alpha"] = torch.tensor(alpha_of(name, rank, config))
     return tensors

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from customized_grpo.errors import ConfigError, DataError
-from customized_grpo.rewards.endpoints.answers import json_objects
+from customized_grpo.rewards.endpoints.answers import BadAnswer, json_objects, text_of
 from customized_grpo.rewards.endpoints.http_client import (
     Backoff,
     Endpoint,
     PermanentFailure,
     TemporaryFailure,
     check_url,
-    read_secret,
+    open_endpoint,
 )
 from customized_grpo.tools.init.prompts import KINDS, Prompt, Prompts, mistake_in, split_prompts
 
@@ -48,15 +48,12 @@ class Writer:
             ConfigError: if the URL or the key cannot be used.
             DataError: if the endpoint fails, or too little of what it says can be used.
         """
-        import httpx2
-
         try:
             check_url("--llm", self.url)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        secret = read_secret("--llm-key-env", self.key_env)
-        with httpx2.Client() as client:
-            endpoint = Endpoint(client=client, timeout=self.timeout, secret=secret)
+        endpoint = open_endpoint(self.timeout, "--llm-key-env", self.key_env, [self.url])
+        with endpoint.client:
             author = _Author(self, endpoint, f"a {'live' if live else 'lifeless'} subject", words)
             try:
                 needed = {kind: len(range(n, count, len(KINDS))) for n, kind in enumerate(KINDS)}
@@ -127,9 +124,9 @@ def _texts(answer: Any) -> list[Any]:
         TemporaryFailure: if there is none.
     """
     try:
-        text = answer["choices"][0]["message"]["content"]
+        text = text_of(answer["choices"][0]["message"]["content"])
         lists = [found["prompts"] for found in json_objects(text) if "prompts" in found]
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, BadAnswer) as error:
         raise TemporaryFailure("the answer is no chat completion with a text") from error
     if not lists or not isinstance(lists[-1], list):
         raise TemporaryFailure(

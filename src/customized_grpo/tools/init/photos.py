@@ -14,7 +14,7 @@ import numpy as np
 from customized_grpo.buckets import RATIOS, nearest_ratio
 from customized_grpo.config.decoding import is_clean
 from customized_grpo.data.images import check_pictures, opened
-from customized_grpo.data.photos import MASK, SUFFIXES, photos_in
+from customized_grpo.data.photos import SUFFIXES, is_mask, left_out, photos_in
 from customized_grpo.errors import ConfigError, DataError
 from customized_grpo.pictures import to_pil
 from customized_grpo.tools.init import measures
@@ -133,17 +133,10 @@ def _is_transparent(path: Path) -> bool:
 
 
 def _unused(folder: Path, used: set[Path]) -> Iterator[Remark]:
-    """Whatever else lies in the folder, hidden files left aside."""
-    for path in sorted(folder.iterdir()):
-        if path in used or path.name.startswith("."):
-            continue
-        if path.is_dir():
-            why = "not looked into: a project is about one subject, in one folder"
-        elif path.name.endswith(MASK):
-            why = 'not used: add it to train.jsonl yourself ("masks", docs/data.md)'
-        else:
-            why = "not used: no picture in a format that can be read; save it as JPEG or PNG"
-        yield Remark(printable(path), "unused", why)
+    for path, why in left_out(folder, used):
+        if is_mask(path):
+            why = 'add it to train.jsonl yourself ("masks", docs/data.md)'
+        yield Remark(printable(path), "unused", f"not used: {why}")
 
 
 def _remarks(photo: CheckedPhoto, side: int) -> Iterator[Remark]:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from customized_grpo.data.photos import SHARE
 from customized_grpo.data.splits import scattered
-from customized_grpo.data.texts import read_text
 from customized_grpo.errors import ConfigError, DataError
+from customized_grpo.inputs import read_text
 from customized_grpo.tools.init import grammar
 
 KINDS = ("context", "property", "accessory")
@@ -24,7 +24,6 @@ OWN = "own"
 FEWEST, MOST = 15, 600
 PLACEHOLDER = "{class}"
 _ARTICLE = re.compile(rf"\b([Aa])n? {PLACEHOLDER}")
-_BOM = "\ufeff"  # which editors of Windows put before a text
 _LONGEST = 400  # characters; the text encoders cut off what is longer
 
 Write = Callable[[str, bool, random.Random], str]
@@ -141,7 +140,7 @@ def read_prompts(path: Path, words: str) -> Prompts:
         DataError: if the file cannot be read, or there are too few in it.
     """
     where = f"--prompts: {path}"
-    lines = read_text(path, where).removeprefix(_BOM).splitlines()
+    lines = read_text(path, where).split("\n")
     texts = [_named(line.strip(), words) for line in lines if line.strip()]
     for number, text in enumerate(texts, start=1):
         if mistake := mistake_in(text):

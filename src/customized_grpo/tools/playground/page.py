@@ -26,7 +26,9 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from customized_grpo.errors import ConfigError, CustomizedGRPOError
+from customized_grpo.inputs import read_variable
 from customized_grpo.pictures import to_pil
+from customized_grpo.rewards.endpoints.http_client import PROXY_VARIABLES, open_client
 from customized_grpo.tools.playground import markup
 from customized_grpo.tools.playground.request import (
     MOST_LETTERS,
@@ -48,6 +50,7 @@ _CSS = (Path(__file__).with_name("page.css")).read_text(encoding="utf-8")
 _EXAMPLES, _MOST_JOBS = 4, 16
 _CRISP_BELOW = 256  # px: smaller pictures are enlarged with hard edges
 _MOST_BYTES = "64mb"
+_TUNNEL = "https://api.gradio.app"
 # In place of the last input; of one clock, the tab's, so that it can be compared.
 _NOW = "(...values) => [...values.slice(0, -1), Date.now()]"
 _PROGRESS = gr.Progress()  # by this default gradio knows where to put one that belongs to the event
@@ -68,9 +71,32 @@ def serving(session: Session, port: int | None = None, share: bool = False) -> I
         os.environ["GRADIO_TEMP_DIR"] = uploads
         page = Page(session)
         try:
-            yield _launch(page.blocks, port, share)
+            with own_server_asked_directly(share):
+                address = _launch(page.blocks, port, share)
+            yield address
         finally:
             page.close()
+
+
+@contextmanager
+def own_server_asked_directly(share: bool) -> Iterator[None]:
+    """Gradio asks its own server whether it is there, which no proxy of the environment knows.
+
+    Raises:
+        ConfigError: for a ``share``, if a proxy cannot be used.
+    """
+    if share:
+        open_client([_TUNNEL]).close()
+    saved = {name: os.environ.pop(name, None) for name in (*PROXY_VARIABLES, "no_proxy")}
+    if share:
+        os.environ |= {name: value for name, value in saved.items() if value is not None}
+        beyond = saved["no_proxy"] or read_variable("NO_PROXY")
+        os.environ["no_proxy"] = f"{beyond},127.0.0.1"
+    try:
+        yield
+    finally:
+        os.environ.pop("no_proxy", None)
+        os.environ |= {name: value for name, value in saved.items() if value is not None}
 
 
 def _launch(page: gr.Blocks, port: int | None, share: bool) -> str:

@@ -13,7 +13,7 @@ from PIL import Image
 from customized_grpo.config.decoding import is_clean
 from customized_grpo.data.images import KEPT_PIXELS, Picture, check_pictures, opened
 from customized_grpo.errors import ConfigError, DataError
-from customized_grpo.files import LORA_FILE
+from customized_grpo.generators.lora_files import holds_lora
 from customized_grpo.runs.checkpoint import WEIGHTS
 from customized_grpo.runs.files import checkpoint_folders, finished_updates
 from customized_grpo.tools.generate import Target
@@ -54,7 +54,7 @@ def list_trained(run: Path | None, target: Target) -> tuple[TrainedWeights, ...]
         TrainedWeights(label=label, folder=folder, is_lora=is_lora)
         for label, folder in found.items()
         # A run under way deletes its old ones meanwhile.
-        if (is_lora := (folder / LORA_FILE).exists()) or (folder / "transformer").is_dir()
+        if (is_lora := holds_lora(folder)) or (folder / "transformer").is_dir()
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -12,6 +11,7 @@ from customized_grpo.config.decoding import decode
 from customized_grpo.config.limits import Count, Side, VariableName
 from customized_grpo.config.sections import RewardPlug
 from customized_grpo.errors import ConfigError
+from customized_grpo.rewards.endpoints.http_client import is_loopback
 from customized_grpo.rewards.endpoints.wire import Limits
 
 
@@ -70,16 +70,9 @@ def read_serve_config(raw: dict[str, Any], source: str) -> ServeConfig:
             f"{source}: max_waiting must be at least max_images = {config.max_images}, got "
             f"{config.max_waiting}; a full request could never wait"
         )
-    if config.token_env is None and not _is_loopback(config.host):
+    if config.token_env is None and not is_loopback(config.host):
         raise ConfigError(
             f"{source}: token_env must be set to listen on {config.host!r}, which others reach, "
             "got null; export a token and name its variable"
         )
     return config
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

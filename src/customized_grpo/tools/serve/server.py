@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Callable
 
@@ -10,6 +11,8 @@ from customized_grpo.errors import needs_extra, within
 from customized_grpo.rewards.endpoints.http_client import read_secret
 from customized_grpo.tools.serve.batcher import Batcher
 from customized_grpo.tools.serve.config import ServeConfig
+
+logger = logging.getLogger("customized_grpo")
 
 _SHUTDOWN_SECONDS = 60
 
@@ -29,8 +32,10 @@ def serve(config: ServeConfig, on_address: Callable[[str], None]) -> None:
 
         from customized_grpo.tools.serve.app import make_app
     token = read_secret("token_env", config.token_env)
-    app = make_app(config, build_batchers(config), token)
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    with socket.create_server((config.host, config.port), family=family):
+        pass  # a port that is taken is known before anything is loaded
+    app = make_app(config, build_batchers(config), token)
     with socket.create_server((config.host, config.port), family=family, backlog=128) as listener:
         host, port = listener.getsockname()[:2]
         on_address(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
@@ -45,6 +50,7 @@ def build_batchers(config: ServeConfig) -> dict[str, Batcher]:
     device = pick_device(config.device)
     batchers: dict[str, Batcher] = {}
     for position, reward in enumerate(config.rewards):
+        logger.info("loading rewards.%d: %s", position, reward.label)
         with within(f"rewards.{position}"):
             built = reward.build(device)
         batchers[reward.label] = Batcher(built, device, config.max_images, config.max_waiting)
