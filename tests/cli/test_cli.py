@@ -176,7 +176,7 @@ def test_demo_trains_the_shipped_config_and_evaluates(capsys, calls, tmp_path):
         (["train"], "CONFIG must come first, got nothing"),
         (["train", "--seed", "3", "run.yaml"], "CONFIG must come first, got --seed"),
         (["train", "nothing.yaml"], "nothing.yaml': No such file"),
-        (["train", "."], "Is a directory"),
+        (["train", "."], "it is a folder"),
         (["train", "run.yaml", "--sed", "3"], "did you mean '--seed'?"),
         (["train", "run.yaml", "--rollout.group_size", "1"], "rollout.group_size"),
         (["train", "run.yaml", "--train.betas", "[0.9, 0.99]"], "write its items with spaces"),
@@ -333,7 +333,9 @@ def test_a_reader_that_has_read_enough_is_no_error(words, monkeypatch):
 
 def test_a_folder_in_the_place_of_its_config_is_named(capsys, tmp_path):
     (tmp_path / "mine").mkdir()
-    assert "got 'mine': Is a directory; check the path" in error_line(capsys, "train", "mine")
+    assert "got 'mine': it is a folder, a pipe or a device; check the path" in error_line(
+        capsys, "train", "mine"
+    )
     (tmp_path / "mine" / "config.yaml").write_text(YAML)
     assert "; write mine/config.yaml" in error_line(capsys, "train", "mine")
 

@@ -15,7 +15,7 @@ from customized_grpo.config import RunConfig
 from customized_grpo.errors import CheckpointError
 from customized_grpo.evaluation.evaluate import current_outcome
 from customized_grpo.evaluation.outcome import Outcome
-from customized_grpo.generators.lora import LORA_FILE
+from customized_grpo.files import LORA_FILE
 from customized_grpo.runs.run import Run
 
 

@@ -170,7 +170,7 @@ def test_studies(file: Path, content: bytes) -> None:
     ("content", "expected"),
     [
         (b"\xff\xfe\x00", "not UTF-8 text"),
-        (b"name: \x00", "special characters are not allowed"),
+        (b"name: \x00", "line 1 holds a nul byte"),
         (b'name: "a\\0b"', "name must be text without nul bytes"),
         (b'output_dir: "\\ud800"', "output_dir must be text without nul bytes and lone surrogates"),
         (b'{"a\\ud800": 1}', "the key"),

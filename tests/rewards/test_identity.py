@@ -157,7 +157,7 @@ def test_copies_pay_and_faithful_subjects_do_not(world: list[Example]) -> None:
         return free.score(images, world) - paid.score(images, world)
 
     assert penalty(copies).min() > 0.05
-    assert penalty(targets(world)).mean() < 0.2 * penalty(copies).mean()
+    assert penalty(targets(world)).mean() < 0.25 * penalty(copies).mean()
     for example in world[:4]:
         assert example.reference_masks is not None
         subject = cut_out(example.references[0], example.reference_masks[0])[None]

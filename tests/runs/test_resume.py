@@ -351,7 +351,7 @@ def test_a_finished_run_can_be_made_longer(straight: Path, tmp_path: Path, caplo
             True,
             r"order counts rollouts.*Free to change are",
         ),
-        (["--train.ema_decay", "null"], True, r"train.ema_decay must stay 0.95"),
+        (["--train.ema_decay", "null"], True, r"train.ema_decay must stay 0.9"),
         (["--train.ema_decay", "0.5"], True, None),
     ],
 )

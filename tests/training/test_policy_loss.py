@@ -242,6 +242,7 @@ def test_balanced_steps_have_the_gradient_that_was_asked_for(
 
 
 def test_a_pinned_ratio_norm_is_the_balance_by_noise(scene: Scene) -> None:
+    scene.policy = dataclasses.replace(scene.policy, dynamics="flow")
     _, normed = scene.gradient(scene.rollout, LossConfig(ratio_norm=True), pinned=True)
     _, noise = scene.gradient(scene.rollout, LossConfig(step_weight="noise"), pinned=True)
     _, plain = scene.gradient(scene.rollout, LossConfig(), pinned=True)

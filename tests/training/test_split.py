@@ -20,7 +20,12 @@ def config(tiny_config: RunConfig) -> RunConfig:
     """The released recipe in small: three updates, each on a third of each of two groups."""
     return changed(
         tiny_config,
-        rollout={"group_size": 6, "prompts_per_rollout": 2},
+        rollout={
+            "group_size": 6,
+            "prompts_per_rollout": 2,
+            "dynamics": "flow",
+            "noise_level": 0.7,
+        },
         lora={"rank": 4},
         train={
             "inner_updates": 3,

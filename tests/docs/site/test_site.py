@@ -122,7 +122,7 @@ def test_every_plug_is_in_the_reference(site: Path, pages: dict[Path, Page]) -> 
     words = set(page.text.split())
     for group in (registry.DATA, registry.GENERATORS, registry.REWARDS):
         for name in registry.plug_types(group):
-            assert name in page.anchors
+            assert name.replace(".", "") in page.anchors  # as GitHub makes anchors
             fields = {info.path for info in list_fields(registry.load_plug(group, name))}
             assert fields <= words, name
 

@@ -154,7 +154,7 @@ def test_what_is_printed_leads_on(photos: Path, capsys: pytest.CaptureFixture[st
     assert main(init()) == 0
     out = capsys.readouterr().out
     assert out.startswith("project: my-dog\n  model: embedded\n  photos: 10, 2 of them kept aside")
-    assert "  notes.txt: not used: no picture" in out
+    assert "  notes.txt: not used: a text" in out
     assert "prompts say 'animal': it does not know 'dog'" in out
     commands = [shlex.split(line) for line in out.splitlines() if line.startswith("    cgrpo ")]
     assert [words[1] for words in commands] == ["data", "train", "generate", "evaluate", "export"]

@@ -44,8 +44,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("huge.png", "at most 89,478,485 pixels, got 9500 x 9500"),
         ("truncated.png", "not a readable picture"),
         ("text.png", "not a readable picture"),
-        ("empty.png", "not a readable picture"),
-        ("page.svg", "not a readable picture"),
+        ("empty.png", "is empty"),
+        ("page.svg", "a drawing (SVG)"),
         ("gone.png", "not a readable picture"),
     ],
 )
