@@ -44,7 +44,7 @@ def measure(config: RunConfig, repeats: int) -> dict[str, float]:
     import diffusers
     import transformers
 
-    from customized_grpo.training.session import train
+    from customized_grpo.training.train import train
 
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()

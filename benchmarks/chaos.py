@@ -33,7 +33,7 @@ from safetensors.torch import load_file
 
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.runs import checkpoint
-from customized_grpo.training.session import train
+from customized_grpo.training.train import train
 
 ROOT = Path(__file__).parents[1]
 RUN = {

@@ -25,6 +25,7 @@ def main() -> None:
     from customized_grpo.config import load_config
     from customized_grpo.runs.checkpoint import CheckpointStore
     from customized_grpo.training import session
+    from customized_grpo.training.train import train as run_training
 
     spent: list[float] = []
 
@@ -41,7 +42,7 @@ def main() -> None:
         config.train, num_updates=options.updates, sample_every=0, save_every=options.every
     )
     with tempfile.TemporaryDirectory() as folder:
-        run = session.train(replace(config, name="benchmark", output_dir=folder, train=train))
+        run = run_training(replace(config, name="benchmark", output_dir=folder, train=train))
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         size = sum(f.stat().st_size for f in _newest(run).rglob("*"))
     seconds = sum(row.get(f"seconds/{stage}", 0.0) for row in rows for stage in STAGES)

@@ -13,7 +13,6 @@ is the prompt's share of the run's weights, each step counted by its norm.
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -73,7 +72,7 @@ def _gradient(policy, rollout, conditioning, advantage: Tensor, step: int, confi
     for parameter in parameters:
         parameter.grad = None
     size = config.train.micro_batch_size
-    loss = replace(config.loss, kl_weight=0.0)  # pairs of other steps are then not computed
+    loss = config.loss.policy_only()  # pairs of other steps are then not computed
     accumulate_gradient(policy, batch, conditioning, loss, pinned=True, micro_batch_size=size)
     return torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
 

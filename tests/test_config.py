@@ -310,7 +310,15 @@ def test_overrides(load, arguments, expected):
             ["--loss.ratio_norm", "true", "--rollout.dynamics", "cps"],
             "loss.ratio_norm must be false for rollout.dynamics cps, got true",
         ),
+        (["--loss.kl_mask", "1e-5"], "loss.kl_mask must be null when train.inner_updates is 1"),
+        (
+            ["--advantage.balance", "{}", "--advantage.shaping", "synergy_only"],
+            "advantage.balance must be null, got {",
+        ),
+        (["--advantage.balance", "{decay: 1}"], "advantage.balance.decay must be less than 1"),
+        (["--loss.kl_mask", "0"], "loss.kl_mask must be greater than 0"),
         (["--lora", "null", "--loss.kl_weight", "0.1"], "loss.kl_weight must be 0 when lora"),
+        (["--lora", "null", "--loss.norm_weight", "1"], "loss.norm_weight must be 0 when lora"),
         (
             ["--evaluation.validate_every", "5"],
             "evaluators must name a model when evaluation.validate_every is set, got none",

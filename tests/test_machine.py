@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import customized_grpo.training.train as starting
 from customized_grpo.config import RunConfig
 from customized_grpo.devices import pick_device
-from customized_grpo.training import session
-from customized_grpo.training.session import train
+from customized_grpo.training.train import train
 
 
 def switches() -> tuple[bool, bool, bool, str | None]:
@@ -32,7 +32,7 @@ def test_a_deterministic_run_takes_kernels_that_repeat_themselves(
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     before, seen = switches(), []
     monkeypatch.setattr(
-        session, "pick_device", lambda name: (seen.append(switches()), pick_device(name))[1]
+        starting, "pick_device", lambda name: (seen.append(switches()), pick_device(name))[1]
     )
     weights = []
     for wanted in (False, True):  # torch has such a kernel for everything a run does

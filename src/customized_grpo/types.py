@@ -89,7 +89,7 @@ class Rollout:
     group_ids: Tensor
     """``[B]`` int64."""
     means: Tensor | None = None
-    """``[B, K, *L]`` float32 of the transitions, where the loss needs them (GRPO-Guard)."""
+    """``[B, K, *L]`` float32 of the transitions, where the loss needs them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -53,7 +53,7 @@ def calls(monkeypatch, tmp_path) -> list:
     for table in ("run_table", "share_table"):
         monkeypatch.setattr(evaluation_tables, table, lambda outcome: "base tuned")
     monkeypatch.setattr(evaluation_tables, "verdict", lambda outcome: "It is better.")
-    monkeypatch.setitem(sys.modules, "customized_grpo.training.session", trainer)
+    monkeypatch.setitem(sys.modules, "customized_grpo.training.train", trainer)
     monkeypatch.setitem(sys.modules, "customized_grpo.evaluation.evaluate", evaluate)
     hero.save_hero = lambda path, run, heading: calls.append(path)  # pyright: ignore
     monkeypatch.setitem(sys.modules, "customized_grpo.evaluation.hero", hero)
@@ -214,7 +214,7 @@ def test_a_failing_run_gets_one_line(capsys, monkeypatch, calls, error, code, li
     def fail(config, *, resume, allow_changed):
         raise error
 
-    monkeypatch.setattr(sys.modules["customized_grpo.training.session"], "train", fail)
+    monkeypatch.setattr(sys.modules["customized_grpo.training.train"], "train", fail)
     assert main(["train", "run.yaml"]) == code
     assert capsys.readouterr().err == f"cgrpo: {line}\n"
 
@@ -231,7 +231,7 @@ def test_a_bug_is_not_dressed_up_as_a_user_s_mistake(monkeypatch, calls):
     def fail(config, *, resume, allow_changed):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(sys.modules["customized_grpo.training.session"], "train", fail)
+    monkeypatch.setattr(sys.modules["customized_grpo.training.train"], "train", fail)
     with pytest.raises(ZeroDivisionError):
         main(["train", "run.yaml"])
 

@@ -19,7 +19,7 @@ from customized_grpo import registry
 from customized_grpo.config import load_config
 from customized_grpo.ops import constant_weights, shape_advantages
 from customized_grpo.training.advantages import assign_credit
-from customized_grpo.training.session import train
+from customized_grpo.training.train import train
 from customized_grpo.types import Example
 
 FILES = snippets("docs/extending.md", "python")

@@ -18,7 +18,7 @@ from tiny_pipelines import build_flux1
 
 from customized_grpo.config import AdvantageConfig, ConstantSchedule, load_config
 from customized_grpo.generators.lora import attach_lora
-from customized_grpo.training.session import train
+from customized_grpo.training.train import train
 
 LARGE = sorted(p for p in (ROOT / "configs").glob("*.yaml") if "embedded:" not in p.read_text())
 REWARDS = [

@@ -22,7 +22,7 @@ from customized_grpo.runs.run import Run
 from customized_grpo.tools.export.snippet import snippet
 from customized_grpo.tools.generate import open_target
 from customized_grpo.training.sampling import FixedSampler
-from customized_grpo.training.session import train
+from customized_grpo.training.train import train
 from customized_grpo.types import Example
 
 CPU = torch.device("cpu")

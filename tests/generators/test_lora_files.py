@@ -29,7 +29,7 @@ from customized_grpo.pictures import save_grid
 from customized_grpo.training import loop, validation
 from customized_grpo.training.policy import make_policy
 from customized_grpo.training.rollout import collect_rollout
-from customized_grpo.training.session import train
+from customized_grpo.training.train import train
 
 CPU = torch.device("cpu")
 _FAMILIES = {f.name: f for f in FAMILIES}
@@ -305,7 +305,7 @@ def test_a_pickle_is_refused_unread_and_several_files_are_too(tmp_path: Path, na
         ({"loss": {"kl_weight": 0.1, "kl_to": "start"}}, r"kl_to must be base without lora\.path"),
         (
             {"lora": {"path": "x", "rank": None}, "loss": {"kl_to": "start"}},
-            r"loss\.kl_to must be base when loss\.kl_weight is 0",
+            r"loss\.kl_to must be base when loss\.kl_weight and loss\.norm_weight are 0",
         ),
     ],
 )

@@ -15,7 +15,7 @@ from customized_grpo.config import LoraSettings, RunConfig
 from customized_grpo.errors import ConfigError
 from customized_grpo.generators.lora import attach_lora
 from customized_grpo.training.build import make_optimizer, make_trainable
-from customized_grpo.training.session import train
+from customized_grpo.training.train import train
 
 KONTEXT = FAMILIES[0]
 CPU = torch.device("cpu")

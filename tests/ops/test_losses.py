@@ -12,7 +12,10 @@ from torch import Tensor
 
 from customized_grpo.ops import (
     clipped_surrogate,
+    gaussian_kl,
     gaussian_log_prob,
+    masked_surrogate,
+    norm_excess,
     normalize_ratio,
     sde_moments,
 )
@@ -136,6 +139,87 @@ class TestClippedSurrogate:
             inspect.unwrap(clipped_surrogate)(**(arguments | change))
 
 
+def slow_masked(
+    log_prob: Tensor, old: Tensor, advantage: Tensor, divergence: Tensor, threshold: float
+) -> tuple[float, int]:
+    total, num_cut = 0.0, 0
+    for new, before, a, d in zip(
+        *(x.tolist() for x in (log_prob, old, advantage, divergence)), strict=True
+    ):
+        is_far, goes_on = d >= threshold, (new - before) * a > 0
+        num_cut += is_far and goes_on
+        total += 0.0 if is_far and goes_on else -a * math.exp(new - before)
+    return total / len(log_prob), num_cut
+
+
+class TestMaskedSurrogate:
+    @PROPERTY
+    @given(seed=seeds, threshold=st.sampled_from([1e-6, 1e-5, 1e-3]))
+    def test_equals_a_slow_loop(self, seed: int, threshold: float) -> None:
+        log_prob, old, advantage = random_pairs(seed)
+        spread = torch.randn(12, generator=torch.Generator().manual_seed(seed + 1))
+        divergence = 1e-5 * spread.exp()
+        loss, stats = masked_surrogate(log_prob, old, advantage, divergence, threshold)
+        expected, num_cut = slow_masked(
+            log_prob.double(), old.double(), advantage.double(), divergence.double(), threshold
+        )
+        assert loss.item() == pytest.approx(expected, abs=1e-5)
+        assert stats["clip_fraction"].item() == pytest.approx(num_cut / 12)
+        assert stats["rollout_kl"].item() == pytest.approx(divergence.mean().item())
+
+    def test_only_who_goes_further_from_afar_has_no_gradient(self) -> None:
+        """Far or near, probable or not, good or bad: two of eight are cut."""
+        far, near = 1e-4, 1e-6
+        log_prob = torch.tensor([0.1, -0.1, 0.1, -0.1] * 2, requires_grad=True)
+        advantage = torch.tensor([1.0, 1.0, -1.0, -1.0] * 2)
+        divergence = torch.tensor([far] * 4 + [near] * 4)
+        loss, _ = masked_surrogate(log_prob, torch.zeros(8), advantage, divergence, 1e-5)
+        loss.backward()
+        assert log_prob.grad is not None
+        expected = -advantage * log_prob.detach().exp() / 8
+        expected[[0, 3]] = 0
+        torch.testing.assert_close(log_prob.grad, expected)
+
+    def test_on_policy_it_is_the_clipped_loss(self) -> None:
+        """Where nothing has moved, both are the policy gradient."""
+        sample, _, mean, _ = policy_step(0.3, batch=16)
+        gradients = []
+        for loss_of in (
+            lambda x, d, a: masked_surrogate(x, x.detach(), a, d, 1e-5),
+            lambda x, d, a: clipped_surrogate(x, x.detach(), a),
+        ):
+            moved = mean.clone().requires_grad_()
+            log_prob = gaussian_log_prob(sample, moved, 0.3)
+            divergence = gaussian_kl(moved.detach(), mean, 0.3)
+            loss_of(log_prob, divergence, torch.linspace(-1, 1, 16))[0].backward()
+            gradients.append(moved.grad)
+        assert torch.equal(*gradients)
+
+    def test_parts_add_up_to_the_whole(self) -> None:
+        log_prob, old, advantage = random_pairs(0)
+        divergence = torch.linspace(0, 2e-5, 12)
+        whole, _ = masked_surrogate(log_prob, old, advantage, divergence, 1e-5)
+        parts = [
+            masked_surrogate(*(x[rows] for x in (log_prob, old, advantage, divergence)), 1e-5, 12)
+            for rows in (slice(5), slice(5, 12))
+        ]
+        assert sum(loss for loss, _ in parts).item() == pytest.approx(whole.item(), abs=1e-6)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"threshold": 0.0}, "threshold must be positive"),
+            ({"denominator": 0}, "denominator must be positive"),
+            ({"divergence": torch.zeros(3)}, "divergence must have log_prob's shape"),
+        ],
+    )
+    def test_bad_arguments_are_named(self, change: dict[str, Any], message: str) -> None:
+        names = ("log_prob", "old_log_prob", "advantage", "divergence")
+        arguments: dict[str, Any] = {name: torch.zeros(4) for name in names} | {"threshold": 1e-5}
+        with pytest.raises(ValueError, match=message):
+            inspect.unwrap(masked_surrogate)(**(arguments | change))
+
+
 def policy_step(
     std: float | Tensor, batch: int = 4096, dims: int = 8
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -201,3 +285,28 @@ class TestNormalizeRatio:
             normalize_ratio(zeros.bfloat16(), zeros, means, means, 1.0)
         with pytest.raises(ValueError, match="old_log_prob must have log_prob's shape"):
             inspect.unwrap(normalize_ratio)(zeros, torch.zeros(1), means, means, 1.0)
+
+
+class TestNormExcess:
+    @PROPERTY
+    @given(seed=seeds)
+    def test_equals_a_slow_loop(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        velocity, reference = torch.randn(2, 6, 3, 4, generator=generator)
+        expected = []
+        for new, old in zip(velocity.double(), reference.double(), strict=True):
+            lengths = [math.sqrt(sum(x * x for x in v.flatten().tolist())) for v in (new, old)]
+            expected.append(max(0.0, lengths[0] / lengths[1] - 1))
+        assert norm_excess(velocity, reference).tolist() == pytest.approx(expected, abs=1e-5)
+
+    def test_its_gradient_shortens_what_is_too_long_and_nothing_else(self) -> None:
+        velocity = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 5.0]], requires_grad=True)
+        reference = torch.tensor([[0.0, 4.0], [0.0, 4.0], [5.0, 0.0]])
+        norm_excess(velocity, reference).sum().backward()
+        assert velocity.grad is not None
+        torch.testing.assert_close(velocity.grad[0], torch.tensor([0.6, 0.8]) / 4)
+        assert velocity.grad[1].tolist() == [0, 0]
+
+    def test_shapes_must_agree(self) -> None:
+        with pytest.raises(ValueError, match="velocity and reference must have the same shape"):
+            inspect.unwrap(norm_excess)(torch.zeros(2, 3), torch.zeros(1, 3))

@@ -27,7 +27,7 @@ from customized_grpo.rewards.endpoints import http_client
 from customized_grpo.rewards.endpoints.http_client import Backoff
 from customized_grpo.rewards.endpoints.remote import RemoteReward, RemoteRewardConfig
 from customized_grpo.rewards.endpoints.wire import Limits, decode_request
-from customized_grpo.training.session import train
+from customized_grpo.training.train import train
 from customized_grpo.types import Example
 
 CPU = torch.device("cpu")

@@ -34,7 +34,7 @@ from customized_grpo.rewards.endpoints.answers import BadAnswer, expected_points
 from customized_grpo.rewards.endpoints.http_client import retry_after
 from customized_grpo.rewards.endpoints.rubrics import RUBRICS
 from customized_grpo.rewards.endpoints.vlm_judge import VlmJudge, VlmJudgeConfig, data_url
-from customized_grpo.training.session import train
+from customized_grpo.training.train import train
 from customized_grpo.types import Example
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ from typing import Any
 from customized_grpo.config import load_config
 from customized_grpo.runs.checkpoint import TrainingState
 from customized_grpo.tools.estimate.counting import count
-from customized_grpo.training.session import train
+from customized_grpo.training.train import train
 
 file = Path(sys.argv[1])
 inner = TrainingState.tensors

@@ -23,7 +23,7 @@ from customized_grpo.runs.checkpoint import checkpoint_folders
 from customized_grpo.runs.ranks import Ranks
 from customized_grpo.training.build import build_generator
 from customized_grpo.training.loss import policy_batch
-from customized_grpo.training.session import _check_even, train
+from customized_grpo.training.train import _check_even, train
 from customized_grpo.types import Advantages, Rollout
 
 pytestmark = pytest.mark.slow
@@ -95,6 +95,17 @@ def load_base(config: RunConfig) -> dict[str, torch.Tensor]:
             "sharded-parts",
             "--rollout.group_size 4 --train.num_updates 6 --train.split samples --fsdp true "
             "--train.learning_rate 1e-4",
+        ),
+        # Gradients of the objectives, of all processes' pairs: whole, or in parts.
+        (
+            "balanced",
+            "--rollout.group_size 3 --train.num_updates 6 --train.learning_rate 1e-4 "
+            '--advantage.balance {"every":2} --loss.kl_mask 1e-5',
+        ),
+        (
+            "sharded-balanced",
+            "--rollout.prompts_per_rollout 4 --train.num_updates 4 --train.learning_rate 1e-4 "
+            '--fsdp true --advantage.balance {"every":2} --loss.norm_weight 0.1',
         ),
         (
             "measured",

@@ -51,7 +51,8 @@ from customized_grpo.tools.watch.facts import Watcher
 from customized_grpo.training import loop
 from customized_grpo.training.loop import Loop
 from customized_grpo.training.loss import policy_batch
-from customized_grpo.training.session import Session, train
+from customized_grpo.training.session import Session
+from customized_grpo.training.train import train
 from customized_grpo.types import Example, RewardScores
 
 
@@ -102,6 +103,20 @@ def test_a_run_killed_between_updates_on_parts_of_groups_goes_on_bit_by_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = ("--train.split", "samples", "--train.num_updates", "6")
+    straight = train(small(tmp_path / "straight", *flags))
+    config = small(tmp_path, *flags)
+    with monkeypatch.context() as patch:
+        kill_at(patch, "inner update")
+        with pytest.raises(Killed):
+            train(config)
+    assert content(train(config, resume=True)) == content(straight)
+
+
+def test_a_run_whose_objectives_are_balanced_goes_on_bit_by_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The average of their factors is kept, from a measurement before the kill to one after it."""
+    flags = ("--advantage.balance", "{every: 2}")
     straight = train(small(tmp_path / "straight", *flags))
     config = small(tmp_path, *flags)
     with monkeypatch.context() as patch:
@@ -234,7 +249,7 @@ def test_the_exit_code_is_the_signals(
     def stopped(*_: object, **__: object) -> None:
         raise Interrupted(signal.Signals(number))
 
-    monkeypatch.setattr("customized_grpo.training.session.train", stopped)
+    monkeypatch.setattr("customized_grpo.training.train.train", stopped)
     assert main(["train", str(ROOT / "configs" / "emoji.yaml")]) == code
     assert f"stopped by {signal.Signals(number).name}" in capsys.readouterr().err
 

@@ -26,7 +26,7 @@ from customized_grpo.config import (
 from customized_grpo.ops import sde_moments, shifted_sigmas
 from customized_grpo.training.advantages import objective_weights, one_sided
 from customized_grpo.training.rollout import noisy_steps
-from customized_grpo.training.session import train
+from customized_grpo.training.train import train
 
 # Shift of each family's own schedule at 512 px, 1024 tokens.
 MU = {

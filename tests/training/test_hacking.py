@@ -28,7 +28,8 @@ from customized_grpo.tools.generate import open_target
 from customized_grpo.tools.playground.request import list_trained
 from customized_grpo.tools.watch.facts import Watcher
 from customized_grpo.training.hacking import HackingAlarm
-from customized_grpo.training.session import Session, train
+from customized_grpo.training.session import Session
+from customized_grpo.training.train import train
 from customized_grpo.training.validation import Validation
 from customized_grpo.types import Example, RewardScores
 

@@ -18,11 +18,11 @@ from customized_grpo.errors import RewardError
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.ops import noise_variance
 from customized_grpo.rewards.base import RewardSet
-from customized_grpo.training import loop
+from customized_grpo.training import measure
 from customized_grpo.training.build import build_world
 from customized_grpo.training.policy import make_policy
 from customized_grpo.training.rollout import collect_rollout, one_step_rollouts
-from customized_grpo.training.session import train
+from customized_grpo.training.train import train
 from customized_grpo.types import Example
 
 MEASURED = AdvantageConfig(schedule=MeasuredSchedule(num_prompts=3, num_samples=3))
@@ -129,7 +129,7 @@ def test_a_reward_that_never_answers_ends_the_measuring(
     def silent(scores: torch.Tensor, group_ids: torch.Tensor) -> torch.Tensor:
         return noise_variance(scores.index_fill(1, torch.tensor([1]), torch.nan), group_ids)
 
-    monkeypatch.setattr(loop, "noise_variance", silent)
+    monkeypatch.setattr(measure, "noise_variance", silent)
     with pytest.raises(RewardError, match=r"^rewards: dinov2 could not score what a step moves"):
         train(dataclasses.replace(tiny_config, advantage=MEASURED))
 

@@ -51,7 +51,9 @@ class Scene:
 
 @pytest.fixture
 def scene(generator: Flux1Generator, tiny_config: RunConfig, examples: list[Example]) -> Scene:
-    config = changed(tiny_config, rollout={"num_steps": 6, "num_trained_steps": 4})
+    steps = {"num_steps": 6, "num_trained_steps": 4}
+    # Log-probabilities of a density, which GRPO-Guard's ratio and the oracles here are about.
+    config = changed(tiny_config, rollout={**steps, "dynamics": "flow", "noise_level": 0.7})
     torch.manual_seed(0)
     attach_lora(generator.transformer, LoraSettings(rank=4), generator.lora_targets)
     policy = make_policy(generator, config)
@@ -85,6 +87,7 @@ def test_the_kl_may_be_to_the_lora_that_the_run_started_from(scene: Scene, tmp_p
     to_start = dataclasses.replace(UNPINNED, kl_weight=1.0, kl_to="start")
     base, _ = scene.gradient(rollout, dataclasses.replace(to_start, kl_to="base"))
     stats, _ = scene.gradient(rollout, to_start)
+    assert stats["norm_excess"] < 1e-3 * base["norm_excess"]
     assert stats["kl"] < 1e-6 * base["kl"]  # rounding: the trained one is merged, the kept is not
     with torch.no_grad():
         for parameter in scene.parameters:
@@ -254,3 +257,87 @@ def test_ratio_norm_centres_the_ratio(scene: Scene) -> None:
     assert gradient.norm() > 0
     pinned, _ = scene.gradient(scene.rollout, guarded, pinned=True)
     assert pinned["ratio_abs_dev"] == 0
+
+
+def test_the_kl_mask_takes_the_place_of_the_clip(scene: Scene) -> None:
+    """Against a plain loop over pairs, with torch's own KL of two normal distributions."""
+    batch = policy_batch(scene.rollout, scene.advantages, torch.arange(6), torch.ones(6))
+    assert batch.old_mean is not None
+    losses, moved, further = [], [], []
+    for pair in range(len(batch.advantage)):
+        row = torch.tensor([pair])
+        mean, std = scene.policy.transition(
+            batch.latents[row],
+            batch.step_index[row],
+            scene.conditioning.take(batch.sample_index[row]),
+        )
+        now = torch.distributions.Normal(mean.double(), std.double().expand_as(mean))
+        before = torch.distributions.Normal(batch.old_mean[row].double(), now.scale)
+        new = now.log_prob(batch.next_latents[row].double()).mean()
+        change = new - before.log_prob(batch.next_latents[row].double()).mean()
+        moved.append(torch.distributions.kl_divergence(now, before).mean().item())
+        further.append(bool(change * batch.advantage[pair] > 0))
+        losses.append(-batch.advantage[pair] * change.exp())
+    threshold = 1.001 * sorted(moved)[len(moved) // 2]
+    config = dataclasses.replace(UNPINNED, kl_mask=threshold)
+    kept = [not (d >= threshold and f) for d, f in zip(moved, further, strict=True)]
+    assert 0.5 < sum(kept) / len(kept) < 1
+    for parameter in scene.parameters:
+        parameter.grad = None
+    expected = sum(loss for loss, k in zip(losses, kept, strict=True) if k) / len(losses)
+    expected.backward()
+    plain = torch.cat([p.grad.flatten() for p in scene.parameters if p.grad is not None])
+    stats, gradient = scene.gradient(scene.rollout, config, micro_batch_size=5)
+    assert_near(gradient, plain, NOISY)
+    assert stats["clip_fraction"] == pytest.approx(1 - sum(kept) / len(kept))
+    assert stats["rollout_kl"] == pytest.approx(sum(moved) / len(moved), rel=1e-3)
+    _, clipped = scene.gradient(scene.rollout)
+    assert torch.cosine_similarity(gradient, clipped, dim=0) < 0.999
+
+
+def test_a_pinned_update_is_within_every_trust_region(scene: Scene) -> None:
+    stats, masked = scene.gradient(scene.rollout, LossConfig(kl_mask=1e-12), pinned=True)
+    _, clipped = scene.gradient(scene.rollout, LossConfig(), pinned=True)
+    assert torch.equal(masked, clipped)
+    assert stats["rollout_kl"] == stats["clip_fraction"] == 0
+
+
+@pytest.mark.parametrize("advantage", [0.0, 1.0])
+def test_the_norm_penalty_adds_its_gradient(scene: Scene, advantage: float) -> None:
+    """To the loss's own; computed here pair by pair, with the adapters off for the reference."""
+    scene.advantages = dataclasses.replace(
+        scene.advantages, per_step=advantage * scene.advantages.per_step
+    )
+    config = dataclasses.replace(UNPINNED, norm_weight=3.0)
+    stats, gradient = scene.gradient(scene.rollout, config, micro_batch_size=5)
+    _, plain = scene.gradient(scene.rollout)
+    batch = policy_batch(scene.rollout, scene.advantages, torch.arange(6), torch.ones(6))
+    for parameter in scene.parameters:
+        parameter.grad = None
+    excess = []
+    for pair in range(len(batch.advantage)):
+        row = torch.tensor([pair])
+        given = (batch.latents[row], batch.step_index[row])
+        condition = scene.conditioning.take(batch.sample_index[row])
+        with torch.no_grad(), scene.policy.generator.base_policy():
+            allowed = scene.policy.velocity(*given, condition).square().sum().sqrt()
+        length = scene.policy.velocity(*given, condition).square().sum().sqrt()
+        excess.append((length - allowed).clamp(min=0) / allowed)
+    assert 0 < sum(bool(x > 0) for x in excess) < len(excess)
+    (3 * torch.stack(excess).mean()).backward()
+    penalty = torch.cat([p.grad.flatten() for p in scene.parameters if p.grad is not None])
+    assert stats["norm_excess"] == pytest.approx(torch.stack(excess).mean().item(), rel=1e-3)
+    assert penalty.norm() > 0
+    assert_near(gradient, penalty + plain, NOISY)
+
+
+def test_a_weight_of_0_leaves_the_loss_and_its_kl_alone(scene: Scene) -> None:
+    """The length of velocities is logged where the base is asked anyway; it changes no bit."""
+    config = dataclasses.replace(UNPINNED, kl_weight=0.1)
+    stats, gradient = scene.gradient(scene.rollout, config)
+    assert stats["norm_excess"] > 0
+    _, other = scene.gradient(scene.rollout, dataclasses.replace(config, norm_weight=1e-30))
+    assert_near(other, gradient)
+    plain, _ = scene.gradient(scene.rollout)
+    assert "norm_excess" not in plain
+    assert "kl" not in plain

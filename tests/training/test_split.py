@@ -6,17 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import assert_near, changed, perturb_lora
+from helpers import assert_near, changed
+from loops import make_loop
 
 from customized_grpo.config import RunConfig
-from customized_grpo.rewards.base import RewardSet
-from customized_grpo.runs.interrupts import Interrupts
-from customized_grpo.runs.log import SilentLog
-from customized_grpo.training.build import build_world, make_trainable
 from customized_grpo.training.loop import Experience, Loop
 from customized_grpo.training.rollout import noisy_steps
 
-LEARNING_RATE = 5.0  # moves the ratio beyond the clip range, as AdamW does in a run
 NOISY = 2**18  # a log-probability divides the rounding of a mean by a variance
 
 
@@ -35,19 +31,6 @@ def config(tiny_config: RunConfig) -> RunConfig:
             "ema_decay": None,
         },
     )
-
-
-def make_loop(config: RunConfig, folder: Path) -> Loop:
-    """A loop with trained adapters, and plain gradient descent, which is linear in the gradient."""
-    device = torch.device("cpu")
-    data, generator = build_world(config, device)
-    torch.manual_seed(0)
-    make_trainable(generator, config)
-    perturb_lora(generator.transformer)
-    rewards, log = RewardSet(config.rewards, device), SilentLog(folder)
-    loop = Loop(config, data, generator, rewards, log, Interrupts(), lambda *_: None)
-    loop.optimizer = torch.optim.SGD(loop.parameters, LEARNING_RATE)
-    return loop
 
 
 def plain_update(loop: Loop, experience: Experience, inner: int) -> tuple[list[float], int]:

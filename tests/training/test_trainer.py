@@ -26,7 +26,8 @@ from customized_grpo.rewards import loading
 from customized_grpo.rewards.dual_encoder import PromptReward
 from customized_grpo.rewards.truth import SHARES
 from customized_grpo.runs.run import Run
-from customized_grpo.training.session import Session, train
+from customized_grpo.training.session import Session
+from customized_grpo.training.train import train
 from customized_grpo.types import Example
 
 EMBEDDED = [p for p in (ROOT / "configs").glob("*.yaml") if "embedded:" in p.read_text()]
@@ -165,13 +166,17 @@ def test_full_fine_tuning(tiny_config: RunConfig) -> None:
     assert report.models["base"] != report.models["tuned"]
 
 
-def test_kl_ratio_norm_and_micro_batches_run_together(tiny_config: RunConfig) -> None:
+def test_kl_norm_penalty_ratio_norm_mask_and_micro_batches_run_together(
+    tiny_config: RunConfig,
+) -> None:
     config = changed(
         tiny_config,
-        loss={"kl_weight": 0.01, "ratio_norm": True},
+        loss={"kl_weight": 0.01, "norm_weight": 0.1, "ratio_norm": True, "kl_mask": 1e-5},
         train={"inner_updates": 2, "micro_batch_size": 3},
     )
-    assert all(row["kl"] >= 0 for row in metrics(train(config)))
+    first, second = metrics(train(config))
+    assert first["rollout_kl"] == 0 < second["rollout_kl"]
+    assert min(row[name] for row in (first, second) for name in ("kl", "norm_excess")) >= 0
 
 
 def test_validation_scores_make_a_learning_curve(tiny_config: RunConfig) -> None:

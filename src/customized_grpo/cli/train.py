@@ -91,7 +91,7 @@ def train_config(
 
     config = load_config(config_path, overrides)
 
-    from customized_grpo.training.session import train
+    from customized_grpo.training.train import train
 
     hide_loading_bars()
     run = train(config, resume=resume, allow_changed=allow_changed)
@@ -122,7 +122,7 @@ def run_resume(arguments: Sequence[str]) -> None:
     allow_changed, overrides = _take_flag("--allow-changed", flags)
     config = Run.open(Path(run), overrides).config
 
-    from customized_grpo.training.session import train
+    from customized_grpo.training.train import train
 
     hide_loading_bars()
     _print_run(config, train(config, resume=True, allow_changed=allow_changed))

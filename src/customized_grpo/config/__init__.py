@@ -44,6 +44,7 @@ from customized_grpo.config.schedules import (
 )
 from customized_grpo.config.sections import (
     AdvantageConfig,
+    BalanceSettings,
     CacheConfig,
     EvaluationConfig,
     FaultConfig,
@@ -61,6 +62,7 @@ from customized_grpo.registry import nearest, one_of
 
 __all__ = [
     "AdvantageConfig",
+    "BalanceSettings",
     "BenchmarkConfig",
     "CacheConfig",
     "Checkpoint",

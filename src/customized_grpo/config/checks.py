@@ -76,11 +76,17 @@ def conflicts(config: RunConfig) -> Iterator[str]:
             "loss.ratio_norm must be false for rollout.dynamics cps, got true; its log-probability "
             "has no variance to normalise by: take flow or dance, or loss.step_weight"
         )
-    if loss.kl_weight and config.lora is None:
+    if loss.kl_mask is not None and train.inner_updates == 1:
         yield (
-            f"loss.kl_weight must be 0 when lora is null, got {loss.kl_weight}; the reference is "
-            "the model with its adapters switched off, so keep lora"
+            f"loss.kl_mask must be null when train.inner_updates is 1, got {loss.kl_mask:g}; the "
+            "policy is still the one that sampled, so it has no effect: raise inner_updates"
         )
+    for name in ("kl_weight", "norm_weight"):
+        if (weight := getattr(loss, name)) and config.lora is None:
+            yield (
+                f"loss.{name} must be 0 when lora is null, got {weight}; the reference is the "
+                "model with its adapters switched off, so keep lora"
+            )
     yield from _lora_conflicts(config)
     scale = config.evaluation.guidance_scale
     if scale is not None and not hasattr(config.generator, "guidance_scale"):
@@ -125,9 +131,11 @@ def _lora_conflicts(config: RunConfig) -> Iterator[str]:
                 f"lora.{name} must be null with lora.path, got {show(to_raw(value))}; that LoRA "
                 "has its own: leave it out, or replace the section by lora: {path: ...}"
             )
-    if loss.kl_to == "start" and not (path and loss.kl_weight):
-        missing = "without lora.path" if path is None else "when loss.kl_weight is 0"
-        fix = "a new LoRA starts as the base" if path is None else "there is no KL"
+    if loss.kl_to == "start" and not (path and loss.needs_base):
+        missing, fix = "without lora.path", "a new LoRA starts as the base"
+        if path is not None:
+            missing = "when loss.kl_weight and loss.norm_weight are 0"
+            fix = "nothing is compared with the untrained model"
         yield f"loss.kl_to must be base {missing}, got start; {fix}"
 
 
@@ -195,6 +203,12 @@ def _advantage_conflicts(advantage: AdvantageConfig, objectives: set[str]) -> It
         yield (
             f"advantage.schedule must be left out for shaping {shaping}, got "
             f"{show(to_raw(schedule))}; there is no weighted sum to schedule"
+        )
+    if advantage.balance is not None and not (has_sum and len(objectives) > 1):
+        why = "there is one objective" if has_sum else f"shaping {shaping} has no weighted sum"
+        yield (
+            f"advantage.balance must be null, got {show(to_raw(advantage.balance))}; {why}, so "
+            "there is nothing to balance"
         )
     missing = {"identity", "prompt"} - objectives
     if missing and (has_bonus or has_score):

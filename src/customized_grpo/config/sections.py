@@ -91,6 +91,21 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BalanceSettings:
+    """Weights of the objectives corrected by their gradients."""
+
+    method: Literal["mgda", "marble"] = "marble"
+    """marble = as if all gradients were equally long (MARBLE, arXiv:2605.06507), mgda = as they
+    are, the shorter one counting more (MGDA, arXiv:1810.04650)."""
+
+    every: Count = 10
+    """Rollouts between measurements, each of which costs an update's passes per objective."""
+
+    decay: Decay = 0.7
+    """Of the average of the factors over measurements; 0 = the last one alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AdvantageConfig:
     """How the objectives' advantages become one number per sample and step."""
 
@@ -121,6 +136,9 @@ class AdvantageConfig:
 
     schedule: ScheduleConfig = field(default_factory=TdwSchedule)
     """How identity and prompt share the weight: tdw, constant, linear, cosine, measured, custom."""
+
+    balance: BalanceSettings | None = None
+    """Multiply the weights so that the objectives' gradients make one step for all; null = not."""
 
     extra_weights: dict[str, PositiveFloat] = field(default_factory=dict)
     """Constant weights of objectives besides identity and prompt, which share what is left of 1."""
@@ -157,12 +175,20 @@ class LossConfig:
     clip_range: OpenUnitInterval = 1e-4
     """PPO's clip of the ratio (paper: 1e-4; log-probs are means over dimensions)."""
 
+    kl_mask: PositiveFloat | None = None
+    """Instead of the clip: no gradient where a step's KL to the policy that sampled has reached
+    this, 1e-5 for example, and would grow (Flow-DPPO, arXiv:2606.11025); null = the clip."""
+
     kl_weight: NonNegativeFloat = 0.0
     """Weight of the Gaussian KL to the untrained model, see kl_to (paper: 0)."""
 
     kl_to: Literal["base", "start"] = "base"
-    """Untrained model: base = without any LoRA; start = with the LoRA of lora.path, which stays in
-    memory beside the trained one (4 bytes per weight of it)."""
+    """The untrained model, of norm_weight too: base = without any LoRA; start = with the LoRA of
+    lora.path, which stays in memory beside the trained one (4 bytes per weight of it)."""
+
+    norm_weight: NonNegativeFloat = 0.0
+    """Weight of a penalty on velocities longer than the untrained model's, by the share that they
+    are longer (NormGuard, arXiv:2606.27771); 0 = none."""
 
     ratio_norm: bool = False
     """Normalise the log-ratios of the steps (GRPO-Guard, arXiv:2510.22319)."""
@@ -173,6 +199,20 @@ class LossConfig:
 
     pin_ratio: bool = True
     """The first update after a rollout takes its own log-probs as the old ones: ratio exactly 1."""
+
+    @property
+    def needs_means(self) -> bool:
+        """Whether the loss compares a step's mean with the one it was sampled with."""
+        return self.ratio_norm or self.kl_mask is not None
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the loss compares the model with the untrained one."""
+        return bool(self.kl_weight or self.norm_weight)
+
+    def policy_only(self) -> LossConfig:
+        """The same without the pull to the untrained model."""
+        return replace(self, kl_weight=0.0, norm_weight=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

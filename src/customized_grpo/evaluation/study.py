@@ -29,7 +29,7 @@ from customized_grpo.evaluation.results import Cell, Results, read_cell
 from customized_grpo.pictures import save_strip
 from customized_grpo.runs.files import CONFIG, FINISHED
 from customized_grpo.runs.run import Run
-from customized_grpo.training.session import train
+from customized_grpo.training.train import train
 
 logger = logging.getLogger("customized_grpo")
 

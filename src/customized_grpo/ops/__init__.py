@@ -10,7 +10,15 @@ from customized_grpo.ops.advantages import (
     shaping_bonus,
     synergy_bonus,
 )
-from customized_grpo.ops.losses import StepWeight, clipped_surrogate, normalize_ratio, step_weights
+from customized_grpo.ops.balance import BalanceMethod, balanced_factors
+from customized_grpo.ops.losses import (
+    StepWeight,
+    clipped_surrogate,
+    masked_surrogate,
+    norm_excess,
+    normalize_ratio,
+    step_weights,
+)
 from customized_grpo.ops.schedules import (
     SCHEDULES,
     constant_weights,
@@ -31,9 +39,11 @@ from customized_grpo.ops.sde import (
 __all__ = [
     "SCHEDULES",
     "SHAPINGS",
+    "BalanceMethod",
     "Dynamics",
     "Shaping",
     "StepWeight",
+    "balanced_factors",
     "clipped_surrogate",
     "combine_advantages",
     "constant_weights",
@@ -43,8 +53,10 @@ __all__ = [
     "gaussian_log_prob",
     "group_normalize",
     "linear_weights",
+    "masked_surrogate",
     "measured_weights",
     "noise_variance",
+    "norm_excess",
     "normalize_ratio",
     "sde_moments",
     "shape_advantages",

@@ -1,5 +1,5 @@
-"""The policy loss: PPO's clipped surrogate on denoising steps, GRPO-Guard's ratio norm, and how
-much each step counts."""
+"""The policy loss: PPO's clipped surrogate on denoising steps or Flow-DPPO's masked one,
+GRPO-Guard's ratio norm, NormGuard's penalty, and how much each step counts."""
 
 from typing import Literal
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from customized_grpo.ops.sde import (
     Dynamics,
     Real,
+    check_same_shape,
     gaussian_kl,
     require_full_precision,
     sde_moments,
@@ -64,20 +65,67 @@ def clipped_surrogate(
     _check_pairs(log_prob, old_log_prob, advantage)
     if not 0 < clip_range < 1:
         raise ValueError(f"clip_range must lie in (0, 1), got {clip_range}; the paper uses 1e-4.")
-    if denominator is not None and not denominator > 0:
-        raise ValueError(
-            f"denominator must be positive, got {denominator}; pass the update's number of pairs."
-        )
+    _check_denominator(denominator)
     ratio = torch.exp(log_prob - old_log_prob)
     clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
     loss = torch.maximum(-advantage * ratio, -advantage * clipped).sum()
     with torch.no_grad():
         cut = ((advantage > 0) & (ratio > clipped)) | ((advantage < 0) & (ratio < clipped))
-        stats = {
-            "ratio_mean": ratio.mean(),
-            "ratio_abs_dev": (ratio - 1.0).abs().mean(),
-            "clip_fraction": cut.float().mean(),
-        }
+        stats = _ratio_statistics(ratio, cut)
+    return loss / (log_prob.numel() if denominator is None else denominator), stats
+
+
+def masked_surrogate(
+    log_prob: Float[Tensor, "*pairs"],
+    old_log_prob: Float[Tensor, "*pairs"],
+    advantage: Float[Tensor, "*pairs"],
+    divergence: Float[Tensor, "*pairs"],
+    threshold: float,
+    denominator: Real | None = None,
+) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+    """Returns Flow-DPPO's loss (arXiv:2606.11025), whose trust region is a KL instead of a ratio.
+
+    `L = mean -A r`, without the pairs that have gone too far (`divergence >= threshold`) and would
+    go further (A > 0 and r > 1, or A < 0 and r < 1). The ratio of one sample is a noisy guess of
+    how far a step's Gaussian has moved, and 1 / std^2 noisier at late steps; its KL is known
+    exactly. A pair that comes back from afar keeps its gradient.
+
+    Args:
+        log_prob: of the stored next latents under the trained policy; any shape, usually `[M]`;
+            gradients flow.
+        old_log_prob: the same under the rollout policy, same shape, no gradient.
+        advantage: same shape; 0 for invalid samples.
+        divergence: same shape, `gaussian_kl` between the two policies' steps, a mean over
+            dimensions; only compared, no gradient.
+        threshold: of the divergence, positive; the authors' code has 1e-5.
+        denominator: as in `clipped_surrogate`.
+
+    Returns:
+        The 0-d loss, and the statistics of `clipped_surrogate`, `clip_fraction` being the share of
+        pairs without a gradient for the mask, and `rollout_kl`, the mean divergence.
+
+    Raises:
+        ValueError: as `clipped_surrogate`, and if `threshold` is not positive.
+
+    Example:
+        Two good samples at equally changed steps, of which one has become less probable:
+
+        >>> log_prob, advantage = torch.tensor([0.01, -0.01]), torch.tensor([1.0, 1.0])
+        >>> far = torch.full((2,), 1e-4)
+        >>> loss, stats = masked_surrogate(log_prob, torch.zeros(2), advantage, far, 1e-5)
+        >>> loss, stats["clip_fraction"]
+        (tensor(-0.4950), tensor(0.5000))
+    """
+    _check_pairs(log_prob, old_log_prob, advantage, divergence)
+    if not threshold > 0:
+        raise ValueError(f"threshold must be positive, got {threshold}; Flow-DPPO uses 1e-5.")
+    _check_denominator(denominator)
+    ratio = torch.exp(log_prob - old_log_prob)
+    with torch.no_grad():
+        further = ((advantage > 0) & (ratio > 1)) | ((advantage < 0) & (ratio < 1))
+        cut = further & (divergence >= threshold)
+        stats = _ratio_statistics(ratio, cut) | {"rollout_kl": divergence.mean()}
+    loss = torch.where(cut, 0.0, -advantage * ratio).sum()
     return loss / (log_prob.numel() if denominator is None else denominator), stats
 
 
@@ -131,6 +179,35 @@ def normalize_ratio(
     per_sample_std = std.flatten() if isinstance(std, Tensor) and std.ndim else std
     bias = gaussian_kl(mean, old_mean, std)
     return per_sample_std * (log_prob.float() - old_log_prob.float() + bias)
+
+
+def norm_excess(
+    velocity: Float[Tensor, " batch *dims"], reference: Float[Tensor, " batch *dims"]
+) -> Float32[Tensor, " batch"]:
+    """Returns by what share each velocity is longer than the untrained model's (NormGuard).
+
+    `max(0, ||v|| / ||v_ref|| - 1)`: a hinge, without a gradient while the velocity is not longer.
+    RL lengthens velocities by 5 to 15 %, seen as oversharpened and oversaturated pictures, and that
+    carries no reward (arXiv:2606.27771, which has the hinge; that it is relative, so that its
+    weight suits latents of any size, is ours).
+
+    Args:
+        velocity: `[B, ...]` of the trained model; gradients flow.
+        reference: `[B, ...]` of the untrained one at the same latents, not zero.
+
+    Returns:
+        `[B]` float32, not negative.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Example:
+        >>> norm_excess(torch.tensor([[3.0, 4.0], [0.0, 1.0]]), torch.tensor([[0.0, 4.0]] * 2))
+        tensor([0.2500, 0.0000])
+    """
+    check_same_shape("velocity", velocity, "reference", reference)
+    length, allowed = (v.float().flatten(1).norm(dim=1) for v in (velocity, reference))
+    return (length / allowed - 1.0).clamp(min=0.0)
 
 
 def step_weights(
@@ -194,14 +271,32 @@ def step_weights(
     return factors
 
 
-def _check_pairs(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor | None = None) -> None:
+def _ratio_statistics(ratio: Tensor, cut: Tensor) -> dict[str, Tensor]:
+    return {
+        "ratio_mean": ratio.mean(),
+        "ratio_abs_dev": (ratio - 1.0).abs().mean(),
+        "clip_fraction": cut.float().mean(),
+    }
+
+
+def _check_denominator(denominator: Real | None) -> None:
+    if denominator is not None and not denominator > 0:
+        raise ValueError(
+            f"denominator must be positive, got {denominator}; pass the update's number of pairs."
+        )
+
+
+def _check_pairs(
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantage: Tensor | None = None,
+    divergence: Tensor | None = None,
+) -> None:
     require_full_precision("log_prob", log_prob)
     require_full_precision("old_log_prob", old_log_prob)
-    others = {"old_log_prob": old_log_prob} | (
-        {} if advantage is None else {"advantage": advantage}
-    )
+    others = {"old_log_prob": old_log_prob, "advantage": advantage, "divergence": divergence}
     for name, value in others.items():
-        if value.shape != log_prob.shape:
+        if value is not None and value.shape != log_prob.shape:
             raise ValueError(
                 f"{name} must have log_prob's shape {tuple(log_prob.shape)}, got "
                 f"{tuple(value.shape)}; entry i of each must be the same sample and step."

@@ -193,7 +193,7 @@ def gaussian_log_prob(
         >>> gaussian_log_prob(torch.zeros(1, 400), torch.zeros(1, 400), std=1.0)
         tensor([-0.9189])
     """
-    _check_same_shape("sample", sample, "mean", mean)
+    check_same_shape("sample", sample, "mean", mean)
     scale = _positive_std(std, mean)
     standardised = (sample.float() - mean.float()) / scale
     return _mean_over_dims(-0.5 * standardised**2 - scale.log() - _HALF_LOG_2PI)
@@ -221,7 +221,7 @@ def cps_log_prob(
         >>> cps_log_prob(torch.tensor([[1.0, 0.0]]), torch.zeros(1, 2))
         tensor([-0.5000])
     """
-    _check_same_shape("sample", sample, "mean", mean)
+    check_same_shape("sample", sample, "mean", mean)
     return _mean_over_dims(-((sample.float() - mean.float()) ** 2))
 
 
@@ -253,7 +253,7 @@ def gaussian_kl(
         >>> gaussian_kl(torch.ones(1, 2), torch.zeros(1, 2), std=0.5)
         tensor([2.])
     """
-    _check_same_shape("mean", mean, "reference_mean", reference_mean)
+    check_same_shape("mean", mean, "reference_mean", reference_mean)
     scale = _positive_std(std, mean)
     return _mean_over_dims(0.5 * ((mean.float() - reference_mean.float()) / scale) ** 2)
 
@@ -347,7 +347,18 @@ def _check_descending(sigma: Tensor, sigma_next: Tensor) -> None:
         )
 
 
-def _check_same_shape(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+def check_same_shape(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Rejects two tensors that do not belong together.
+
+    Args:
+        name: the first argument's name, for the message.
+        value: any tensor.
+        other_name: the second argument's name.
+        other: what must have the same shape.
+
+    Raises:
+        ValueError: if it has not.
+    """
     if value.shape != other.shape:
         raise ValueError(
             f"{name} and {other_name} must have the same shape, got {tuple(value.shape)} and "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -193,19 +193,25 @@ def assign_credit(
     rewards: Sequence[RewardConfig],
     objectives: Sequence[str],
     measured: Measured = NOTHING,
+    factors: Mapping[str, float] | None = None,
 ) -> Advantages:
     """Scores ``[B, R]`` -> advantages of all T steps of the schedule ``sigmas`` ``[T + 1]``.
+
+    Weights of objectives are multiplied by their ``factors``, if there are any.
 
     Raises:
         ConfigError: as ``objective_weights``; or the shaping compares with what the base scored,
             and that is not known.
     """
     per_objective = objective_advantages(scores, group_ids, rewards, objectives)
+    weights = objective_weights(sigmas[:-1], config, objectives, measured)
+    if factors:
+        weights = weights * weights.new_tensor([factors[name] for name in objectives])
     reads_scores = _shaping(config).score is not None
     per_step = shape_advantages(
         config.find_shaping(),
         per_objective,
-        objective_weights(sigmas[:-1], config, objectives, measured),
+        weights,
         gamma=config.strength(),
         center=config.center,
         group_ids=group_ids,

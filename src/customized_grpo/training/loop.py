@@ -17,16 +17,22 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from customized_grpo.config import MeasuredSchedule, RolloutConfig, RunConfig
+from customized_grpo.config import (
+    BalanceSettings,
+    LossConfig,
+    MeasuredSchedule,
+    RolloutConfig,
+    RunConfig,
+)
 from customized_grpo.data.base import DataSource
 from customized_grpo.errors import RewardError, everywhere
 from customized_grpo.generators.base import Conditioning, Generator
 from customized_grpo.generators.cache import CachedEncoder
-from customized_grpo.ops import noise_variance
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.runs.ema import Ema
 from customized_grpo.runs.interrupts import Interrupts
@@ -38,12 +44,14 @@ from customized_grpo.training.advantages import (
     assign_credit,
     gate_statistics,
     mean_levels,
-    shares_of_noise,
+    objective_weights,
 )
+from customized_grpo.training.balance import Gradients, rebalance
 from customized_grpo.training.build import make_optimizer
 from customized_grpo.training.loss import accumulate_gradient, policy_batch
+from customized_grpo.training.measure import measure_noise
 from customized_grpo.training.policy import make_policy
-from customized_grpo.training.rollout import collect_rollout, noisy_steps, one_step_rollouts
+from customized_grpo.training.rollout import collect_rollout, noisy_steps
 from customized_grpo.training.scoring import ScoringQueue, gather_scores, settle_scores
 from customized_grpo.training.validation import rollout_metrics
 from customized_grpo.types import Advantages, Example, PolicyBatch, RewardScores, Rollout
@@ -63,6 +71,8 @@ class Experience:
     advantages: Advantages
     conditioning: Conditioning
     metrics: dict[str, float]
+    factors: dict[str, float]
+    """Of the objectives' weights, that the advantages have."""
 
 
 class Loop:
@@ -99,6 +109,10 @@ class Loop:
         self.is_sharded = is_sharded(generator.transformer)
         self.micro_batch_size = config.train.micro_batch_size
         """Halved where it does not fit the memory."""
+        self.factors: dict[str, float] = {}
+        """Of the objectives' weights, after the last rollout that is used up; empty: all 1."""
+        if config.advantage.balance is not None:
+            self.factors = dict.fromkeys(rewards.objectives, 1.0)
         self.mid_rollout = False
         """Some of a rollout's updates are done and some are not: no point to resume from."""
         self.measured = NOTHING
@@ -116,25 +130,16 @@ class Loop:
         if not isinstance(schedule, MeasuredSchedule) or is_known:
             return
         logger.info("measuring what the noise of each step moves")
-        group_ids = torch.arange(schedule.num_prompts).repeat_interleave(schedule.num_samples)
-        shares = self.ranks.split([torch.arange(len(group_ids))])
-        my_groups = group_ids[shares[self.ranks.rank]].unique()
-        prompts = self.data.training(0, schedule.num_prompts)
-        per_prompt = self.encode([prompts[group] for group in my_groups.tolist()])
-        variances = torch.zeros(self.policy.num_steps, len(config.rewards))
-        for step, one in one_step_rollouts(config.rollout, schedule.num_samples).items():
-            # The same noise whatever the step: what differs is the step.
-            rng = torch.Generator().manual_seed(config.seed * _SEED_STRIDE + _SEED_STRIDE - 1)
-            _, scores = self._sample_and_score(prompts, per_prompt, rng, shares, one)
-            variances[step] = noise_variance(scores.scores.cpu(), group_ids)
-        if bool(variances.isnan().any()):
-            unknown = [self.rewards.names[i] for i in variances.isnan().any(0).nonzero()[:, 0]]
-            raise everywhere(
-                RewardError(f"rewards: {', '.join(unknown)} could not score what a step moves")
-            )
-        self.measured = replace(
-            self.measured, noise_shares=shares_of_noise(variances, config.rewards)
+        shares = measure_noise(
+            config,
+            schedule,
+            config.seed * _SEED_STRIDE + _SEED_STRIDE - 1,
+            self.data.training(0, schedule.num_prompts),
+            self.encode,
+            self._sample_and_score,
+            self.ranks,
         )
+        self.measured = replace(self.measured, noise_shares=shares)
 
     def iterate(self, number: int) -> Iterator[dict[str, float]]:
         """Rollout ``number`` and its updates; yields the numbers of each update when it is done."""
@@ -146,11 +151,13 @@ class Loop:
                 stats = self.update(batch, experience.conditioning, is_first=inner == 0)
             yield metrics | stats
             metrics = {}  # the rollout's numbers stand in the row of its first update
+        self.factors = experience.factors
         self.mid_rollout = False  # not before the caller has taken in the last update
 
     def collect(self, number: int) -> Experience:
         """Samples the groups of rollout ``number``, scores them and assigns the advantages."""
         config, objectives = self.config, self.rewards.objectives
+        balance = config.advantage.balance
         num_prompts, group_size = config.rollout.prompts_per_rollout, config.rollout.group_size
         rng = torch.Generator().manual_seed(config.seed * _SEED_STRIDE + number)
         all_group_ids = torch.arange(num_prompts).repeat_interleave(group_size)  # [B]
@@ -163,35 +170,76 @@ class Loop:
             per_prompt = self.encode([prompts[group] for group in my_groups.tolist()])
         rollout, scores = self._sample_and_score(prompts, per_prompt, rng, shares, config.rollout)
         device = rollout.images.device
+        group_ids, conditioning = all_group_ids.to(device), per_prompt.take(place.to(device))
         for error in scores.errors:
             logger.warning("rollout %d: %s", number, error)
         if number == 0:
             levels = mean_levels(scores.scores, config.rewards)
             self.measured = replace(self.measured, levels=levels)
-        advantages = assign_credit(
+        credit = partial(
+            assign_credit,
             scores.scores,
-            all_group_ids.to(device),
+            group_ids,
             rollout.sigmas,
             config.advantage,
             config.rewards,
             objectives,
             self.measured,
         )
+        advantages, factors, balanced = credit(self.factors), self.factors, {}
         if not advantages.valid.any():
             text = "; ".join(scores.errors) or "all scores are NaN"
             raise everywhere(
                 RewardError(f"rewards: no image of rollout {number} could be scored; {text}")
             )
+        if balance is not None and number % balance.every == 0:
+            own = advantages.take(mine.to(device))
+            factors, balanced = self._rebalance(balance, rollout, own, conditioning)
+            advantages = credit(factors)
         self.log.advantages(number, advantages.per_objective, objectives)
-        metrics = rollout_metrics(scores, advantages, all_group_ids.to(device), objectives)
+        metrics = rollout_metrics(scores, advantages, group_ids, objectives) | balanced
         metrics |= gate_statistics(scores.scores, config.advantage, config.rewards, self.measured)
+        metrics |= {f"reward/{name}": value for name, value in self.rewards.metrics().items()}
         return Experience(
             rows=mine,
             rollout=rollout,
             advantages=advantages.take(mine.to(device)),
-            conditioning=per_prompt.take(place.to(device)),
-            metrics=metrics | {f"reward/{name}": v for name, v in self.rewards.metrics().items()},
+            conditioning=conditioning,
+            metrics=metrics,
+            factors=factors,
         )
+
+    def _rebalance(
+        self,
+        settings: BalanceSettings,
+        rollout: Rollout,
+        advantages: Advantages,
+        conditioning: Conditioning,
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Factors of the objectives' weights, and numbers, from a gradient of the whole rollout for
+        each objective, by the policy that sampled it."""
+        rows = torch.arange(len(rollout.images), device=rollout.images.device)
+        loss, size = self.config.loss.policy_only(), self.micro_batch_size
+
+        def gradient(per_step: Tensor) -> Gradients:
+            part = replace(advantages, per_step=per_step)
+            batch = policy_batch(
+                rollout, part, rows, self.step_weights, keep_invalid=self.is_sharded
+            )
+            self._gradient(batch, conditioning, loss, pinned=True)
+            return [parameter.grad for parameter in self.parameters]
+
+        weights = objective_weights(
+            rollout.sigmas[:-1], self.config.advantage, self.rewards.objectives, self.measured
+        )
+        with self.log.timed("balance"):
+            factors, numbers = rebalance(
+                self.factors, gradient, advantages.per_objective, weights, settings, self.ranks
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.micro_batch_size is not None and self.micro_batch_size != size:
+            numbers["micro_batch_size"] = float(self.micro_batch_size)
+        return factors, numbers
 
     def _sample_and_score(
         self,
@@ -218,7 +266,7 @@ class Loop:
                     per_prompt,
                     config,
                     rng,
-                    keep_means=self.config.loss.ratio_norm,
+                    keep_means=self.config.loss.needs_means,
                     on_images=hand_over,
                     rows=shares[self.ranks.rank],
                     num_groups=len(prompts),
@@ -256,6 +304,23 @@ class Loop:
             keep_invalid=self.is_sharded,
         )
 
+    def _gradient(
+        self, batch: PolicyBatch, conditioning: Conditioning, loss: LossConfig, *, pinned: bool
+    ) -> dict[str, float]:
+        """Leaves the gradient at the parameters; remembers what fitted the memory."""
+        stats = accumulate_gradient(
+            self.policy,
+            batch,
+            conditioning,
+            loss,
+            pinned=pinned,
+            micro_batch_size=self.micro_batch_size,
+            ranks=self.ranks,
+        )
+        if "micro_batch_size" in stats:
+            self.micro_batch_size = int(stats["micro_batch_size"])
+        return stats
+
     def update(
         self, batch: PolicyBatch, conditioning: Conditioning, *, is_first: bool
     ) -> dict[str, float]:
@@ -267,17 +332,7 @@ class Loop:
         train, loss = self.config.train, self.config.loss
         is_pinned = loss.pin_ratio and is_first
         self.optimizer.zero_grad(set_to_none=True)
-        stats = accumulate_gradient(
-            self.policy,
-            batch,
-            conditioning,
-            loss,
-            pinned=is_pinned,
-            micro_batch_size=self.micro_batch_size,
-            ranks=self.ranks,
-        )
-        if "micro_batch_size" in stats:
-            self.micro_batch_size = int(stats["micro_batch_size"])
+        stats = self._gradient(batch, conditioning, loss, pinned=is_pinned)
         if not is_first:  # off policy: the ratio moves by itself
             stats.pop("mismatch", None)  # absent if no sample was valid
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm)

@@ -1,4 +1,4 @@
-"""The gradient of one update: micro-batches, the clipped loss, KL, GRPO-Guard."""
+"""The gradient of one update: micro-batches, the clipped or masked loss, KL, GRPO-Guard."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ from customized_grpo.errors import ResourceError
 from customized_grpo.generators.base import Conditioning, Generator, keeping
 from customized_grpo.generators.cpu import lora_merged
 from customized_grpo.generators.lora import start_policy
-from customized_grpo.ops import clipped_surrogate, gaussian_kl, normalize_ratio
+from customized_grpo.ops import (
+    clipped_surrogate,
+    gaussian_kl,
+    masked_surrogate,
+    norm_excess,
+    normalize_ratio,
+)
 from customized_grpo.runs.ranks import ALONE, Ranks
 from customized_grpo.runs.sharding import is_sharded
 from customized_grpo.training.policy import Policy
@@ -80,9 +86,10 @@ def accumulate_gradient(
 
     Args:
         policy: what is trained.
-        batch: M (sample, step) pairs. Without a KL those of advantage 0 have no gradient: they
-            count in the mean and are not computed, unless the model is sharded. A pass through a
-            sharded one is a meeting of all ranks, and the pairs they hold are equally many.
+        batch: M (sample, step) pairs. Without a pull to the untrained model those of
+            advantage 0 have no gradient: they count in the mean and are not computed, unless the
+            model is sharded. A pass through a sharded one is a meeting of all ranks, and the pairs
+            they hold are equally many.
         conditioning: of the rollout's samples ``[B, ...]``; pairs pick their rows.
         config: of the loss.
         pinned: take the new log-probs, detached, as the old ones (ratio exactly 1).
@@ -91,13 +98,15 @@ def accumulate_gradient(
 
     Returns:
         Means over the computed pairs: ``ratio_mean``, ``ratio_abs_dev``, ``clip_fraction``,
-        ``mismatch`` (mean |ratio - 1| against the rollout's own log-probs) and, if used, ``kl``;
-        ``loss``, the mean over all; and, if it did not fit, the ``micro_batch_size`` that did.
+        ``mismatch`` (mean |ratio - 1| against the rollout's own log-probs) and, if used,
+        ``rollout_kl`` (to the policy that sampled), or ``kl`` and ``norm_excess`` (to the untrained
+        one); ``loss``, the mean over all; and, if it did not fit, the ``micro_batch_size`` that
+        did.
     """
     transformer = policy.generator.transformer
     sharded = is_sharded(transformer)
     pairs = torch.arange(len(batch.advantage), device=batch.latents.device)
-    if not (sharded or config.kl_weight) and ranks.any(bool(batch.advantage.any())):
+    if not (sharded or config.needs_base) and ranks.any(bool(batch.advantage.any())):
         pairs = batch.advantage.nonzero()[:, 0]
     num_pairs, num_computed = (ranks.sum(n) for n in (int(batch.weight.sum()), len(pairs)))
     num_pairs = max(num_pairs, 1)  # no sample of this update may be valid
@@ -192,7 +201,7 @@ def _halved(size: int, sharded: bool) -> int:
 
 
 def _reference(generator: Generator, config: LossConfig) -> AbstractContextManager[None]:
-    """A context in which the model is what the KL is relative to."""
+    """A context in which the model is the untrained one."""
     if config.kl_to == "start":
         return start_policy(generator.transformer)
     return generator.base_policy()
@@ -209,24 +218,47 @@ def _pairs_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     latents, step_index = batch.latents[rows], batch.step_index[rows]
     condition = conditioning.take(batch.sample_index[rows])
-    mean, std = policy.transition(latents, step_index, condition)
+    velocity = policy.velocity(latents, step_index, condition)
+    mean, std = policy.moments(velocity, latents, step_index)
     log_prob = policy.log_prob(batch.next_latents[rows], mean, std)
-    rollout_log_prob = batch.old_log_prob[rows]
-    mismatch = (torch.exp(log_prob.detach() - rollout_log_prob) - 1).abs().mean()
-    old_log_prob = log_prob.detach() if pinned else rollout_log_prob
-    if config.ratio_norm:
+    loss, stats = _surrogate(batch, config, pinned, num_pairs, rows, log_prob, mean, std)
+    stats["mismatch"] = (torch.exp(log_prob.detach() - batch.old_log_prob[rows]) - 1).abs().mean()
+    if not config.needs_base:
+        return loss, stats
+    with torch.no_grad(), _reference(policy.generator, config):
+        reference = policy.velocity(latents, step_index, condition)
+        reference_mean, _ = policy.moments(reference, latents, step_index)
+    penalties = {
+        "kl": (config.kl_weight, gaussian_kl(mean, reference_mean, std)),
+        "norm_excess": (config.norm_weight, norm_excess(velocity, reference)),
+    }
+    for name, (weight, penalty) in penalties.items():
+        stats[name] = penalty.detach().mean()
+        if weight:
+            loss = loss + weight * (penalty * batch.weight[rows]).sum() / num_pairs
+    return loss, stats
+
+
+def _surrogate(
+    batch: PolicyBatch,
+    config: LossConfig,
+    pinned: bool,
+    num_pairs: int,
+    rows: Tensor,
+    log_prob: Tensor,
+    mean: Tensor,
+    std: Tensor,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The policy loss of pairs ``rows``, within the trust region that the config names."""
+    advantage, old_mean = batch.advantage[rows], mean.detach()
+    old_log_prob = log_prob.detach() if pinned else batch.old_log_prob[rows]
+    if config.needs_means and not pinned:
         assert batch.old_mean is not None, "the rollout was asked to keep its means"
-        old_mean = mean.detach() if pinned else batch.old_mean[rows]
+        old_mean = batch.old_mean[rows]
+    if config.ratio_norm:
         log_prob = normalize_ratio(log_prob, old_log_prob, mean, old_mean, std)
         old_log_prob = torch.zeros_like(log_prob)
-    loss, stats = clipped_surrogate(
-        log_prob, old_log_prob, batch.advantage[rows], config.clip_range, denominator=num_pairs
-    )
-    stats["mismatch"] = mismatch
-    if config.kl_weight:
-        with torch.no_grad(), _reference(policy.generator, config):
-            reference_mean, _ = policy.transition(latents, step_index, condition)
-        divergence = gaussian_kl(mean, reference_mean, std)
-        stats["kl"] = divergence.detach().mean()
-        loss = loss + config.kl_weight * (divergence * batch.weight[rows]).sum() / num_pairs
-    return loss, stats
+    if config.kl_mask is None:
+        return clipped_surrogate(log_prob, old_log_prob, advantage, config.clip_range, num_pairs)
+    moved = gaussian_kl(mean.detach(), old_mean, std)
+    return masked_surrogate(log_prob, old_log_prob, advantage, moved, config.kl_mask, num_pairs)

@@ -49,8 +49,14 @@ class Policy:
         self, latents: Tensor, step_index: Tensor, conditioning: Conditioning
     ) -> tuple[Tensor, Tensor]:
         """Mean ``[M, *L]`` and std ``[M, 1, ...]`` of the latents after steps ``[M]``."""
+        return self.moments(self.velocity(latents, step_index, conditioning), latents, step_index)
+
+    def moments(
+        self, velocity: Tensor, latents: Tensor, step_index: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The same, where the velocity ``[M, *L]`` is known."""
         return sde_moments(
-            self.velocity(latents, step_index, conditioning),
+            velocity,
             latents,
             self.sigmas[step_index],
             self.sigmas[step_index + 1],

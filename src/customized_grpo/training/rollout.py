@@ -66,7 +66,7 @@ def collect_rollout(
         conditioning: of the groups that ``rows`` belong to, in ascending order.
         config: of the rollout.
         rng: on the CPU.
-        keep_means: store the transitions' means too, which GRPO-Guard needs.
+        keep_means: store the transitions' means too, which GRPO-Guard and Flow-DPPO need.
         on_images: is called with images ``[b, 3, H, W]`` and group ids ``[b]`` of every
             ``batch_size`` samples as soon as they are there, in order.
         rows: ``[b]`` int64, ascending: the part of the rollout's samples ``[B]`` (group after

@@ -6,18 +6,14 @@ import logging
 import shlex
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from customized_grpo.config import MeasuredSchedule, RunConfig, explain_batch, load_config
+from customized_grpo.config import RunConfig
 from customized_grpo.data.base import DataSource
-from customized_grpo.data.overview import remark_lines
-from customized_grpo.devices import machine_error, memory_named, pick_device, repeatable
+from customized_grpo.devices import machine_error
 from customized_grpo.errors import (
     CheckpointError,
-    ConfigError,
     CustomizedGRPOError,
     ResourceError,
     RewardError,
@@ -25,7 +21,6 @@ from customized_grpo.errors import (
 )
 from customized_grpo.files import replace_folder
 from customized_grpo.generators.base import Conditioning, Generator
-from customized_grpo.rewards.attributes import AttributeClassifier
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.runs.checkpoint import (
     WEIGHTS,
@@ -36,167 +31,26 @@ from customized_grpo.runs.checkpoint import (
     newest_checkpoint,
 )
 from customized_grpo.runs.files import (
-    CONFIG,
     FAILURES,
     SAMPLES,
-    checkpoint_folders,
-    finished_updates,
-    holds_run,
-    why_stopped,
 )
 from customized_grpo.runs.interrupts import Interrupts
 from customized_grpo.runs.log import (
     RunLog,
-    SilentLog,
     describe_environment,
-    lock_folder,
-    run_folder,
 )
-from customized_grpo.runs.ranks import ALONE, Ranks, connected
-from customized_grpo.runs.resume import check_changes, remove_leftovers
-from customized_grpo.runs.sharding import gathered, shard
-from customized_grpo.runs.sinks.base import check_sinks
+from customized_grpo.runs.ranks import ALONE, Ranks
+from customized_grpo.runs.sharding import gathered
 from customized_grpo.runs.sinks.feed import feeding
 from customized_grpo.training.advantages import Measured, objective_weights, one_sided
-from customized_grpo.training.build import build_world, make_trainable
 from customized_grpo.training.hacking import end_with_best
 from customized_grpo.training.loop import Loop
 from customized_grpo.training.nonfinite import diagnose, dump_failure
 from customized_grpo.training.rollout import noisy_steps
-from customized_grpo.training.validation import NUM_SAMPLES, SampleGrid, Validation
+from customized_grpo.training.validation import SampleGrid, Validation
 from customized_grpo.types import PolicyBatch
 
 logger = logging.getLogger("customized_grpo")
-
-
-def train(config: RunConfig, *, resume: bool = False, allow_changed: bool = False) -> Path:
-    """Trains as the config says and returns the run folder.
-
-    Everything is loaded and checked before the folder is created: a mistake leaves nothing behind.
-
-    Args:
-        config: of the run.
-        resume: go on with the run that is in the folder, from its newest checkpoint, if there is
-            one; on the same CPU, or deterministic GPU, it computes what it would have computed
-            without the break.
-        allow_changed: resume although the config has changed in a way that makes it another run.
-
-    Raises:
-        CustomizedGRPOError: with one line that names the field and the fix.
-    """
-    with repeatable(config.deterministic), connected(config.device) as ranks, memory_named():
-        if not ranks.is_first:
-            logger.setLevel(logging.WARNING)
-        folder = run_folder(config, resume=resume)
-        if resume and holds_run(folder):
-            check_changes(load_config(folder / CONFIG), config, allow_changed=allow_changed)
-            if _is_finished(folder, config):
-                logger.info("%s is finished, there is nothing to resume", folder)
-                return folder
-        _train(config, folder, ranks, resume=resume)
-        return folder
-
-
-def _is_finished(folder: Path, config: RunConfig) -> bool:
-    """Whether the run in the folder has made all updates it shall make, or the hacking alarm has
-    ended it, and still would.
-
-    Raises:
-        CheckpointError: if it has ended earlier and kept nothing that it could go on from.
-    """
-    ended = finished_updates(folder)
-    if ended in (None, config.train.num_updates):
-        return ended is not None
-    if config.faults.hacking == "best" and (why := why_stopped(folder)):
-        logger.info("%s", why)
-        return True
-    if ended not in [int(f.name) for f in checkpoint_folders(folder)]:
-        raise CheckpointError(
-            f"RUN: {folder} has ended after update {ended} and kept no checkpoint of that "
-            "(train.save_every 0), so it cannot be made longer; start another run"
-        )
-    return False
-
-
-def _train(config: RunConfig, folder: Path, ranks: Ranks, *, resume: bool) -> None:
-    logger.info(explain_batch(config))
-    check_sinks(config.sinks)
-    _check_even(config, ranks)
-    device = pick_device(config.device)
-    data, generator = build_world(config, device)
-    rewards = RewardSet(config.rewards, device)
-    evaluators: RewardSet | None = RewardSet(config.evaluators, device, "evaluators")
-    path = config.evaluation.classifier
-    classifier = None if path is None else AttributeClassifier.load(path, device)
-    if not config.evaluation.validate_every:  # needed after training; a mistake would have shown
-        evaluators = classifier = None
-    torch.manual_seed(config.seed)  # adapters are drawn from the global generator
-    make_trainable(generator, config)
-    if config.fsdp and ranks.world_size > 1:
-        is_cast = config.lora is None and config.mixed_precision == "bf16"
-        dtype = torch.bfloat16 if is_cast else None
-        shard(generator.transformer, device, ranks.world_size, dtype)
-    samples = SampleGrid(generator, config, data.held_out(NUM_SAMPLES))
-    validation = None
-    if evaluators is not None:
-        validation = Validation(generator, config, data, rewards, evaluators, classifier, ranks)
-    ranks.barrier()  # all have checked the folder before the first one makes it
-    with lock_folder(folder) if ranks.is_first else nullcontext():
-        if ranks.is_first:
-            run_folder(config, resume=resume)  # another process may have been faster
-        checkpoint = _common_checkpoint(folder, ranks)
-        if ranks.is_first:
-            remove_leftovers(folder, checkpoint.update if checkpoint else 0)
-        log = RunLog(folder, config, device) if ranks.is_first else SilentLog(folder)
-        session = Session(config, data, generator, rewards, samples, validation, log, ranks)
-        for line in remark_lines(config, data):
-            logger.info(line)
-        logger.info("the first update begins; it takes longer than those after it")
-        session.start(checkpoint)
-        session.run()
-
-
-def _check_even(config: RunConfig, ranks: Ranks) -> None:
-    """With FSDP a pass through the transformer is a meeting of all processes, so each has to take
-    equally many: the same number of groups, or of parts of groups, in every update, and of prompts
-    that are measured.
-
-    Raises:
-        ConfigError: if the groups of an update, or those prompts, do not divide by the processes.
-    """
-    prompts, size = config.rollout.prompts_per_rollout, ranks.world_size
-    parts, unit, factors = config.train.inner_updates, size, f"processes ({size})"
-    if config.train.split == "groups":  # else every update has a part of every group
-        unit = parts * size
-        factors = f"train.inner_updates x processes ({parts} x {size} = {unit})"
-    schedule = config.advantage.schedule
-    if isinstance(schedule, MeasuredSchedule) and schedule.num_prompts % size:
-        raise ConfigError(
-            f"advantage.schedule.num_prompts: must be a multiple of the processes ({size}), got "
-            f"{schedule.num_prompts}; {-(-schedule.num_prompts // size) * size} would do"
-        )
-    if config.fsdp and prompts % unit:
-        fits = sorted({max(prompts // unit, 1) * unit, (prompts // unit + 1) * unit})
-        raise ConfigError(
-            f"rollout.prompts_per_rollout: must be a multiple of {factors} with fsdp, got "
-            f"{prompts}; {' or '.join(map(str, fits))} would do"
-        )
-
-
-def _common_checkpoint(folder: Path, ranks: Ranks) -> Checkpoint | None:
-    """The newest one, which every process has to find.
-
-    Raises:
-        CheckpointError: if one does not.
-    """
-    ranks.barrier()
-    checkpoint = newest_checkpoint(folder)
-    if len(set(ranks.all_gather_object(str(checkpoint and checkpoint.folder)))) > 1:
-        raise CheckpointError(
-            f"{folder}: the processes find different checkpoints; the run folder must be on a file "
-            "system that all of them share"
-        )
-    return checkpoint
 
 
 class Session:
@@ -241,6 +95,8 @@ class Session:
         except CheckpointError as error:
             raise CheckpointError(f"{checkpoint.folder}: {error}") from error
         self.progress = Progress(**checkpoint.record["progress"])
+        kept = checkpoint.record.get("factors", {})
+        self.loop.factors |= {name: kept[name] for name in self.loop.factors if name in kept}
         self.loop.measured = Measured.of(checkpoint.record.get("measured", {}))
         self.rewards.restore(checkpoint.record["rewards"])
         if self.validation is not None:
@@ -405,6 +261,7 @@ class Session:
             "score": self.progress.score(),
             "rewards": self.rewards.metrics(),
             "evaluators": self.validation.evaluators.metrics() if self.validation else {},
+            "factors": self.loop.factors,
             "hacking": self.validation.alarm.state if self.validation else {},
             "environment": describe_environment(self.generator.device),
         }

@@ -13,7 +13,7 @@ from helpers import ROOT, changed
 from customized_grpo import registry
 from customized_grpo.config import BenchmarkConfig, RunConfig, StudyConfig, list_fields
 from customized_grpo.tools.serve.config import ServeConfig
-from customized_grpo.training.session import train
+from customized_grpo.training.train import train
 
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

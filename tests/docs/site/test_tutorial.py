@@ -12,7 +12,7 @@ from snippets import blocks, commands
 
 from customized_grpo.cli.main import main
 from customized_grpo.config import RunConfig, dump_config, load_config, shipped
-from customized_grpo.training import session as trainer
+from customized_grpo.training import train as trainer
 
 SMALL = [
     "--rollout.prompts_per_rollout", "1",

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from customized_grpo.config import load_config
 from customized_grpo.runs.sinks.feed import Feed
-from customized_grpo.training.session import Session, train
+from customized_grpo.training.session import Session
+from customized_grpo.training.train import train
 from customized_grpo.training.validation import SampleGrid
 
 

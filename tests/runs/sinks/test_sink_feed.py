@@ -25,7 +25,7 @@ from customized_grpo.runs.log import RunLog, SilentLog
 from customized_grpo.runs.resume import check_changes
 from customized_grpo.runs.sinks import base, feed
 from customized_grpo.runs.sinks.feed import describe_run
-from customized_grpo.training.session import train
+from customized_grpo.training.train import train
 
 
 @pytest.fixture

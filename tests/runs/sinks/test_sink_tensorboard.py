@@ -17,7 +17,7 @@ from sink_logs import add, live_and_die, number, open_log, points, with_sinks
 
 from customized_grpo.config import RunConfig, dump_config
 from customized_grpo.runs.sinks.tensorboard import TensorBoardConfig
-from customized_grpo.training.session import train
+from customized_grpo.training.train import train
 
 reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 

@@ -19,7 +19,8 @@ from test_sink_wandb import history, offline_runs
 from customized_grpo.runs.sinks.tensorboard import TensorBoardConfig
 from customized_grpo.runs.sinks.trackio import TrackioConfig
 from customized_grpo.runs.sinks.wandb import WandbConfig
-from customized_grpo.training.session import Session, train
+from customized_grpo.training.session import Session
+from customized_grpo.training.train import train
 
 for package in ("tensorboard", "trackio", "wandb"):
     pytest.importorskip(package)

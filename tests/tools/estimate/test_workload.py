@@ -10,14 +10,14 @@ import pytest
 import torch
 from helpers import ROOT, changed
 
-from customized_grpo.config import LoraSettings, load_config
+from customized_grpo.config import BalanceSettings, LoraSettings, load_config
 from customized_grpo.errors import ConfigError
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.lora import add_lora
 from customized_grpo.generators.lora_files import Pair
 from customized_grpo.rewards.endpoints.vlm_judge import VlmJudgeConfig
 from customized_grpo.tools.estimate.checkpoints import build, parameters, pipeline_components
-from customized_grpo.tools.estimate.cost import predict_memory
+from customized_grpo.tools.estimate.cost import activations, predict_memory
 from customized_grpo.tools.estimate.transformer import PrefixCount, Tokens, count_transformer
 from customized_grpo.tools.estimate.workload import Workload, count_run
 
@@ -139,12 +139,33 @@ def test_text_and_references_of_a_prompt_are_counted_once(emoji: Workload) -> No
     assert update.again == 16 * 12 * model.forward_flops + 2 * prefix.forward_flops
     shared = with_fields(work, rollout={"window": (2, 15), "shared_noise": True})
     parts = with_fields(work, train={"inner_updates": 4, "split": "samples"})
-    assert (work.prefixes, shared.prefixes, parts.prefixes) == ((2, 2), (4, 2), (2, 8))
+    assert (work.prefixes, shared.prefixes, parts.prefixes) == ((2, 2, 0), (4, 2, 0), (2, 8, 0))
     sharded = dataclasses.replace(work, config=dataclasses.replace(work.config, fsdp=True))
     assert sharded.stages()[1].flops == 320 * (model.forward_flops + prefix.forward_flops)
     spent, all_of_it = (w.stages()[1].flops + w.stages()[4].flops for w in (work, sharded))
     assert work.saved == pytest.approx(1 - spent / all_of_it)
     assert (sharded.saved, emoji.saved) == (0, 0)
+
+
+def test_gradients_that_are_balanced_are_counted_without_the_base(emoji: Workload) -> None:
+    """Two objectives at every fourth rollout: half a rollout's pairs more, prefixes once a prompt
+    whatever the updates, and no pass of the untrained model."""
+    prefix = PrefixCount(forward_flops=2e9, pair_flops=5e9)
+    model = dataclasses.replace(emoji.transformer, prefix=prefix)
+    work = dataclasses.replace(emoji, transformer=model)
+    split = {"inner_updates": 4, "split": "samples"}
+    plain = with_fields(work, train=split, loss={"norm_weight": 0.1})
+    balanced = with_fields(plain, advantage={"balance": BalanceSettings(every=4)})
+    assert (plain.prefixes[1:], balanced.prefixes[1:]) == ((32, 0), (32, 4))
+    before, now = plain.stages()[-1], balanced.stages()[-1]
+    assert now.flops - before.flops == pytest.approx(240 * model.pair_flops + 4 * 5e9)
+    assert now.passes - before.passes == 480
+    sharded = dataclasses.replace(balanced, config=dataclasses.replace(balanced.config, fsdp=True))
+    more = sharded.stages()[-1].flops - now.flops
+    assert more == pytest.approx((480 - 32) * (5e9 + 2e9) + (240 - 4) * 5e9)
+    at_once = [with_fields(w, train={"micro_batch_size": None}) for w in (plain, balanced)]
+    memory = [activations(w, 1, fsdp=False, checkpointing=False) for w in at_once]
+    assert memory[1]["update"] > 1.5 * memory[0]["update"], "the whole rollout at once"
 
 
 def with_fields(work: Workload, **sections: dict) -> Workload:

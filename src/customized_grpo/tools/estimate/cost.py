@@ -157,7 +157,8 @@ def _stage_cost(stage: Stage, work: Workload, cluster: Cluster) -> StageCost:
             gathered = work.transformer.parameters * gathered_bytes(work.config)
             waits += max(0.0, passes * gathered * others / cluster.link - needed)
         if stage.name == "update":  # all gradients are summed, in float32
-            waits += updates * 2 * others * 4 * work.transformer.trained / cluster.link
+            sums = updates + work.measurements
+            waits += sums * 2 * others * 4 * work.transformer.trained / cluster.link
     return StageCost(flops=stage.flops, seconds=needed + waits, communication=waits)
 
 
@@ -173,6 +174,8 @@ def predict_memory(work: Workload, count: int, *, fsdp: bool, checkpointing: boo
     # that the KL is relative to.
     per_trained = 4 + (8 if config.train.optimizer == "adamw" else 2)
     per_trained += 4 * (config.train.ema_decay is not None) + 4 * (config.lora is not None)
+    if config.advantage.balance is not None:  # a gradient of each objective but the last
+        per_trained += 4 * (len({reward.objective for reward in config.rewards}) - 1)
     per_trained += 4 * (config.loss.kl_to == "start")
     texts, vae = _encoder_bytes(work)
     stages = activations(work, count, fsdp=fsdp, checkpointing=checkpointing)
@@ -194,8 +197,8 @@ def _encoder_bytes(work: Workload) -> tuple[float, float]:
 
 
 def _transition_bytes(work: Workload) -> float:
-    """Latents of one before and after a step in float32, with GRPO-Guard its mean too."""
-    return 4 * (2 + work.config.loss.ratio_norm) * work.transformer.latents
+    """Latents of one before and after a step in float32, and its mean if that is kept."""
+    return 4 * (2 + work.config.loss.needs_means) * work.transformer.latents
 
 
 def _sample_bytes(work: Workload) -> float:
@@ -216,7 +219,9 @@ def activations(work: Workload, count: int, *, fsdp: bool, checkpointing: bool) 
     generator: Any = config.generator
     images = math.ceil(work.samples / count)
     batch = min(config.rollout.batch_size or images, images)
-    pairs = math.ceil(images / config.train.inner_updates) * config.rollout.num_trained_steps
+    # Gradients to be balanced are of the whole rollout.
+    updates = 1 if config.advantage.balance else config.train.inner_updates
+    pairs = math.ceil(images / updates) * config.rollout.num_trained_steps
     micro = min(config.train.micro_batch_size or pairs, pairs)
     validated = config.evaluation.num_validation if config.evaluation.validate_every else 0
     shown = min(max(validated, NUM_SAMPLES), config.evaluation.batch_size)

@@ -62,7 +62,7 @@ def _shared(work: Workload) -> str:
     if not flops:
         return ""
     return (
-        f"text and references: {_si(flops)}FLOP, {sum(work.prefixes)} times in place of once for "
+        f"text and references: {_si(flops)}FLOP, {sum(work.prefixes):g} times in place of once for "
         f"every step and pair; that saves {work.saved:.0%} of rollout and updates.\n"
     )
 

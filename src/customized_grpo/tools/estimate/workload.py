@@ -78,39 +78,53 @@ class Workload:
         return self.samples * self.config.rollout.num_trained_steps
 
     @property
-    def prefixes(self) -> tuple[int, int]:
-        """How often a rollout, and all its updates, compute what the samples of a prompt share.
+    def measurements(self) -> float:
+        """Gradients of a whole rollout besides its updates', on average: one for each objective
+        where they are balanced."""
+        balance = self.config.advantage.balance
+        num_objectives = len({reward.objective for reward in self.config.rewards})
+        return 0.0 if balance is None else num_objectives / balance.every
+
+    @property
+    def prefixes(self) -> tuple[int, int, float]:
+        """How often a rollout, all its updates, and what it measures besides (on average) compute
+        what the samples of a prompt share.
 
         Sharded, every pass has it. Else once a prompt: again where a rollout's first steps are one
         for a group, and in each update of samples of all groups.
         """
         rollout, train = self.config.rollout, self.config.train
         if self.config.fsdp:
-            return self.velocities, self.pairs
+            return self._in_every_pass
         shared = bool(rollout.window and rollout.window[0] and rollout.shared_noise)
         updates = train.inner_updates if train.split == "samples" else 1
         prompts = rollout.prompts_per_rollout
-        return prompts * (1 + shared), prompts * updates
+        return prompts * (1 + shared), prompts * updates, prompts * self.measurements
+
+    @property
+    def _in_every_pass(self) -> tuple[int, int, float]:
+        return self.velocities, self.pairs, self.pairs * self.measurements
 
     @property
     def saved(self) -> float:
         """Share of the FLOPs of rollout and updates that shared prefixes save."""
         spent, without = (
-            sum(self._flops(prefixes)[:2])
-            for prefixes in (self.prefixes, (self.velocities, self.pairs))
+            sum(self._flops(prefixes)[:2]) for prefixes in (self.prefixes, self._in_every_pass)
         )
         return 1 - spent / without
 
-    def _flops(self, prefixes: tuple[int, int]) -> tuple[float, float, float]:
-        """Of a rollout, of its updates, and what these compute again."""
+    def _flops(self, prefixes: tuple[int, int, float]) -> tuple[float, float, float]:
+        """Of a rollout, of its updates and what it measures, and what these compute again."""
         config, model, prefix = self.config, self.transformer, self.transformer.prefix
         generator: Any = config.generator
-        untuned, again = bool(config.loss.kl_weight), generator.gradient_checkpointing
-        sampled, trained = prefixes
+        untuned, again = config.loss.needs_base, generator.gradient_checkpointing
+        sampled, trained, measured = prefixes
+        pairs, derived = self.pairs * (1 + self.measurements), trained + measured
         rollout = self.velocities * model.forward_flops + sampled * prefix.forward_flops
-        update = self.pairs * (model.pair_flops + untuned * model.forward_flops)
-        update += trained * (prefix.pair_flops + untuned * prefix.forward_flops)
-        repeated = self.pairs * model.forward_flops + trained * prefix.forward_flops
+        update = pairs * model.pair_flops + derived * prefix.pair_flops
+        # Nothing is measured of the untrained model.
+        update += untuned * (self.pairs * model.forward_flops + trained * prefix.forward_flops)
+        repeated = pairs * model.forward_flops + derived * prefix.forward_flops
         passes = self.guidance_passes
         return passes * rollout, passes * update, passes * again * repeated
 
@@ -125,7 +139,8 @@ class Workload:
         weights = model.parameters * weight_bytes(config)
         passes = self.guidance_passes * self.velocities
         trained = self.guidance_passes * self.pairs
-        untuned = trained if config.loss.kl_weight else 0
+        untuned = trained if config.loss.needs_base else 0
+        trained = round(trained * (1 + self.measurements))
         rollout, update, again = self._flops(self.prefixes)
         return (
             Stage(name="encode", flops=prompts * self.encode.flops, float32=is_float32),

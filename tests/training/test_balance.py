@@ -1,0 +1,205 @@
+"""The objectives' gradients and what follows from them, against plain autograd."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from chaos import content, small_run
+from helpers import assert_near, changed
+from loops import make_loop
+from torch import Tensor
+
+from customized_grpo.config import (
+    BalanceSettings,
+    ConstantSchedule,
+    MeasuredSchedule,
+    RunConfig,
+)
+from customized_grpo.ops import balanced_factors, measured_weights
+from customized_grpo.runs.ranks import ALONE
+from customized_grpo.training import balance
+from customized_grpo.training.advantages import assign_credit, objective_weights
+from customized_grpo.training.balance import rebalance
+from customized_grpo.training.loop import Experience, Loop
+from customized_grpo.training.train import train
+
+NOISY = 2**18  # a log-probability divides the rounding of a mean by a variance
+NAMES: tuple[str, ...] = ("identity", "prompt")
+
+
+@pytest.fixture
+def config(tiny_config: RunConfig) -> RunConfig:
+    """Naive weights, so that the advantage is the sum of its parts; each rollout is measured."""
+    return changed(
+        tiny_config,
+        lora={"rank": 4},
+        rollout={"group_size": 4},
+        advantage={
+            "shaping": "linear",
+            "center": False,
+            "schedule": ConstantSchedule(prompt=0.3),
+            "balance": BalanceSettings(every=1, decay=0.25),
+        },
+        loss={"step_weight": "equal"},
+        train={"micro_batch_size": 3, "ema_decay": None},
+    )
+
+
+def plain_gradient(loop: Loop, experience: Experience, per_step: Tensor) -> Tensor:
+    """Of the mean of -A log p over all pairs, one pair at a time."""
+    rollout = experience.rollout
+    for parameter in loop.parameters:
+        parameter.grad = None
+    for row in range(len(rollout.images)):
+        for k, step in enumerate(rollout.step_index[row]):
+            mean, std = loop.policy.transition(
+                rollout.latents[row, k][None],
+                step[None],
+                experience.conditioning.take(torch.tensor([row])),
+            )
+            log_prob = loop.policy.log_prob(rollout.next_latents[row, k][None], mean, std)
+            advantage = per_step[row, step] * loop.step_weights[step]
+            (-advantage * log_prob.sum() / rollout.step_index.numel()).backward()
+    return torch.cat([p.grad.flatten() for p in loop.parameters if p.grad is not None])
+
+
+def test_factors_are_those_of_the_objectives_own_gradients(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    loop = make_loop(config, tmp_path)
+    experience = loop.collect(0)
+    names = loop.rewards.objectives
+    weights = objective_weights(loop.policy.sigmas[:-1], config.advantage, names)
+    parts = experience.advantages.per_objective
+    gradients = torch.stack(
+        [plain_gradient(loop, experience, parts[:, n, None] * weights[:, n]) for n in range(2)]
+    )
+    gram = gradients.double() @ gradients.double().T
+    norms = gram.diagonal().sqrt()
+    wanted = 0.25 + 0.75 * balanced_factors(gram, "marble")
+    numbers = experience.metrics
+    for n, name in enumerate(names):
+        assert numbers[f"balance/norm/{name}"] == pytest.approx(norms[n].item(), rel=1e-3)
+        assert experience.factors[name] == pytest.approx(wanted[n].item(), rel=1e-3)
+        assert numbers[f"balance/factor/{name}"] == experience.factors[name]
+    cosine = (gram[0, 1] / norms.prod()).item()
+    assert numbers[f"balance/cosine/{names[0]}/{names[1]}"] == pytest.approx(cosine, abs=1e-3)
+    assert abs(wanted[0] - 1) > 0.05, "a scene in which nothing has to be balanced shows nothing"
+
+
+def test_a_factor_on_the_weight_is_one_on_the_gradient(config: RunConfig, tmp_path: Path) -> None:
+    """The loss of the first update is affine in the advantage."""
+    loop = make_loop(config, tmp_path)
+    experience = loop.collect(0)
+    names = loop.rewards.objectives
+    weights = objective_weights(loop.policy.sigmas[:-1], config.advantage, names)
+    parts = experience.advantages.per_objective
+    gradients = [
+        experience.factors[name]
+        * plain_gradient(loop, experience, parts[:, n, None] * weights[:, n])
+        for n, name in enumerate(names)
+    ]
+    expected = torch.stack(gradients).sum(0)
+    loop.optimizer = torch.optim.SGD(loop.parameters, 0.0)
+    (batch_rows,) = loop.inner_rows()
+    loop.update(loop._batch_of(experience, batch_rows), experience.conditioning, is_first=True)
+    found = torch.cat([p.grad.flatten() for p in loop.parameters if p.grad is not None])
+    norm = expected.norm().clamp(min=config.train.max_grad_norm)
+    assert_near(found, expected * config.train.max_grad_norm / norm, NOISY)
+
+
+def test_measuring_changes_nothing_but_the_factors(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With factors of 1, bit by bit."""
+    monkeypatch.setattr(balance, "balanced_factors", lambda gram, _: torch.ones(len(gram)).double())
+    found = []
+    for name, settings in (("without", None), ("with", BalanceSettings(every=1))):
+        balanced = changed(config, advantage={"balance": settings})
+        run = train(dataclasses.replace(balanced, name=name))
+        kept: dict[str, Any] = content(run)
+        measured = [n for n in kept["metrics.jsonl"][0] if n.startswith("balance/")]
+        assert bool(measured) == (settings is not None)
+        for row in kept["metrics.jsonl"]:
+            for number in measured:
+                del row[number]
+        found.append(kept)
+    assert found[0] == found[1]
+
+
+def test_a_rollout_in_between_keeps_the_factors(config: RunConfig) -> None:
+    settings = BalanceSettings(method="mgda", every=2)
+    run = train(changed(config, advantage={"balance": settings}, train={"num_updates": 3}))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert ["balance/factor/prompt" in row for row in rows] == [True, False, True]
+    assert rows[0]["balance/factor/prompt"] != rows[2]["balance/factor/prompt"]
+    assert sum(rows[2][f"balance/factor/{name}"] for name in NAMES) == pytest.approx(2)
+
+
+def test_the_weights_that_a_run_has_measured_are_those_that_are_balanced(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule = MeasuredSchedule(num_prompts=2, num_samples=2)
+    loop = make_loop(changed(config, advantage={"schedule": schedule}), tmp_path)
+    loop.measure()
+    given: list[Tensor] = []
+
+    def spy(factors, gradient, per_objective, weights, *rest):
+        given.append(weights)
+        return rebalance(factors, gradient, per_objective, weights, *rest)
+
+    monkeypatch.setattr("customized_grpo.training.loop.rebalance", spy)
+    loop.collect(0)
+    shares = torch.tensor(loop.measured.noise_shares)
+    order = ["identity", "prompt"].index
+    weights = measured_weights(shares)[:, [order(name) for name in loop.rewards.objectives]]
+    assert torch.equal(given[0], weights)
+    assert len(weights.unique()) > 2, "weights that are all alike show nothing"
+
+
+def test_factors_are_averaged_and_survive_a_broken_gradient(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    gradients = iter([[torch.tensor([3.0]), None], [torch.tensor([1.0]), torch.tensor([0.0])]] * 2)
+    arguments = (torch.ones(2, 2), torch.full((3, 2), 0.5))
+    settings = BalanceSettings(method="marble", decay=0.5)
+    before = {"identity": 1.0, "prompt": 1.0}
+    found, numbers = rebalance(before, lambda _: next(gradients), *arguments, settings, ALONE)
+    assert found == pytest.approx({"identity": 0.75, "prompt": 1.25})
+    assert numbers["balance/cosine/identity/prompt"] == pytest.approx(1)
+    broken = [torch.tensor([torch.inf])]
+    kept, numbers = rebalance(found, lambda _: broken, *arguments, settings, ALONE)
+    assert (kept, numbers) == (found, {})
+    assert "a gradient is not finite; all factors stay" in caplog.text
+
+
+def test_no_factors_leave_every_bit_of_the_advantage(config: RunConfig) -> None:
+    scores = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+    arguments = (scores, torch.arange(2).repeat_interleave(4), torch.linspace(1, 0, 5))
+    given = (*arguments, config.advantage, config.rewards, NAMES)
+    plain = assign_credit(*given)
+    for factors in (None, {}, dict.fromkeys(NAMES, 1.0)):
+        assert torch.equal(assign_credit(*given, factors=factors).per_step, plain.per_step)
+    other = assign_credit(*given, factors={"identity": 2.0, "prompt": 0.0}).per_step
+    expected = (2 * 0.7 * plain.per_objective[:, 0]).clamp(-5, 5)
+    torch.testing.assert_close(other, expected[:, None].expand(-1, 4))
+
+
+def test_a_failed_update_is_not_measured_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is rescued is the state before the rollout that comes again."""
+    flags = ("--advantage.balance", "{every: 1}", "--train.save_every", "4")
+    straight = train(small_run(tmp_path / "straight", "run", 6, *flags))
+    config = small_run(tmp_path, "run", 6, *flags)
+    update, calls = Loop.update, iter(range(20))
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "update", lambda *a, **k: update(*a, **k) if next(calls) < 2 else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(config)
+    assert content(train(config, resume=True)) == content(straight)
