@@ -48,7 +48,7 @@ _PROMISE = re.compile(
 @pytest.mark.parametrize(
     "path",
     [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-    + [ROOT / f"src/customized_grpo/{name}.py" for name in ("cli/train", "training/session")]
+    + [ROOT / f"src/customized_grpo/{name}.py" for name in ("cli/train", "training/train")]
     + [ROOT / "src/customized_grpo/config/sections.py"],
     ids=lambda path: path.name,
 )
