@@ -4,14 +4,12 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from functools import cache
-from types import GenericAlias
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from customized_grpo import registry
-from customized_grpo.config.plugs import STRICT, load_plug
+from customized_grpo.config.plugs import adapter, load_plug
 from customized_grpo.config.sections import RunConfig
 from customized_grpo.errors import ConfigError
 
@@ -32,13 +30,6 @@ def to_raw(value: Any) -> Any:
     return [to_raw(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
-@cache
-def _adapter(cls: type) -> TypeAdapter[Any]:
-    # In a tuple, because pydantic takes no config for a bare dataclass.
-    in_tuple: Any = GenericAlias(tuple, (cls,))
-    return TypeAdapter(in_tuple, config=STRICT)
-
-
 def decode(raw: Any, source: str, cls: type[T] = RunConfig) -> T:
     """Decodes without coercion; fields are checked one by one, not against each other.
 
@@ -47,7 +38,7 @@ def decode(raw: Any, source: str, cls: type[T] = RunConfig) -> T:
     """
     try:
         _check_plain(raw)
-        return _adapter(cls).validate_json(json.dumps([raw]))[0]
+        return adapter(cls).validate_json(json.dumps([raw]))[0]
     except ValidationError as error:
         raise ConfigError(f"{source}: {_explain(error, raw, cls)}") from error
     except ConfigError as error:

@@ -6,7 +6,7 @@ import json
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, make_dataclass
 from functools import cache
 from io import StringIO
 from itertools import pairwise
@@ -31,6 +31,9 @@ class FieldInfo:
     type: str
     """Its type as the source spells it."""
 
+    hint: Any
+    """Its type."""
+
     value: Any
     """The config's value, or the default; `dataclasses.MISSING` where there is none."""
 
@@ -53,6 +56,7 @@ def list_fields(section: Any = RunConfig, prefix: str = "") -> Iterator[FieldInf
         yield FieldInfo(
             path=path,
             type=f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type)),
+            hint=hints[f.name],
             value=value,
             doc=docs.get(f.name, ""),
             is_section=is_section,
@@ -129,11 +133,15 @@ def _split_flags(overrides: Sequence[str]) -> list[tuple[str, list[str]]]:
 
 
 def _replace_section(config: T, info: FieldInfo, values: list[str]) -> T:
+    return _replaced(config, info, parse_yaml(" ".join(values), f"--{info.path}"))
+
+
+def _replaced(config: T, info: FieldInfo, value: Any) -> T:
     raw = node = to_raw(config)
     *parents, name = info.path.split(".")
     for part in parents:
         node = node[int(part)] if isinstance(node, list) else node[part]
-    node[name] = parse_yaml(" ".join(values), f"--{info.path}")
+    node[name] = value
     return decode(raw, "command line", type(config))
 
 
@@ -146,13 +154,14 @@ def _replace_field(config: T, info: FieldInfo, values: list[str]) -> T:
             f"--{info.path} must not change alone, got {_line(values)}; the fields beside it "
             f"belong to the old type, replace them all: --{section} '{{type: ...}}'"
         )
+    # A parser of this field alone: that of a whole config takes a tenth of a second to build.
+    alone = make_dataclass("Alone", [("value", info.hint)])
     try:
         # tyro frames its messages; an error here is one line.
         with redirect_stderr(StringIO()), redirect_stdout(StringIO()):
             changed = tyro.cli(
-                type(config),
-                default=config,
-                args=[f"--{info.path}", *values],
+                alone,
+                args=["--value", *values],
                 config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
                 registry=_yaml_spelling(),
             )
@@ -166,7 +175,7 @@ def _replace_field(config: T, info: FieldInfo, values: list[str]) -> T:
         raise ConfigError(
             f"--{info.path} must be one {info.type}, got {_line(values) or 'nothing'}; {fix}"
         ) from None
-    return decode(to_raw(changed), "command line", type(config))
+    return _replaced(config, info, to_raw(changed.value))
 
 
 @cache

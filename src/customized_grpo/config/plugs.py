@@ -10,6 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
 from types import GenericAlias
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 from urllib.parse import urlsplit
@@ -247,10 +248,14 @@ def _decode_plug(base: Any, raw: Any) -> Any:
     except ConfigError as error:
         raise _plug_error(f".{error}") from error
     payload = {key: value for key, value in raw.items() if key != "type"}
-    plug_in_tuple: Any = GenericAlias(
-        tuple, (cls,)
-    )  # pydantic takes no config for a bare dataclass
-    return TypeAdapter(plug_in_tuple, config=STRICT).validate_json(json.dumps([payload]))[0]
+    return adapter(cls).validate_json(json.dumps([payload]))[0]
+
+
+@cache
+def adapter(cls: type) -> TypeAdapter[Any]:
+    """Decodes a list of one ``cls``: pydantic takes no config for a bare dataclass."""
+    in_tuple: Any = GenericAlias(tuple, (cls,))
+    return TypeAdapter(in_tuple, config=STRICT)
 
 
 def _plug_error(text: str) -> PydanticCustomError:
