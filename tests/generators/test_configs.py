@@ -92,6 +92,7 @@ def test_the_papers_lora_is_on_every_layer_of_unos(tmp_path: Path) -> None:
     assert len(double) == 8  # q, k, v and out of both streams
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", LARGE, ids=lambda path: path.stem)
 def test_the_config_trains_a_tiny_model(path: Path, photos: Path, tmp_path: Path) -> None:
     config = load_config(path)

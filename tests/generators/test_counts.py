@@ -91,6 +91,7 @@ def test_counts_of_the_embedded_generator() -> None:
     check(everything, example)
 
 
+@pytest.mark.slow
 def test_adapters_beside_a_bfloat16_base_are_passed_through_in_the_rollout_too() -> None:
     config = load_config(ROOT / "configs" / "emoji.yaml", ["--generator.dtype", "bfloat16"])
     (example,) = EmojiSource(0).training(0, 1)
@@ -117,6 +118,7 @@ def test_counts_of_the_embedded_encoders_and_rewards() -> None:
     assert work.rewards.unknown == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deep", [{"num_layers": 5, "num_single_layers": 4}, {"num_layers": 1}])
 def test_a_deep_model_is_extrapolated_from_shallow_ones(
     deep: dict[str, int], monkeypatch: pytest.MonkeyPatch

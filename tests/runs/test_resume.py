@@ -99,6 +99,7 @@ def test_a_killed_run_goes_on_bit_by_bit(
     assert not list(run.rglob("*.old"))
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_updates_on_parts_of_groups_goes_on_bit_by_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +113,7 @@ def test_a_run_killed_between_updates_on_parts_of_groups_goes_on_bit_by_bit(
     assert content(train(config, resume=True)) == content(straight)
 
 
+@pytest.mark.slow
 def test_a_run_whose_objectives_are_balanced_goes_on_bit_by_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +128,7 @@ def test_a_run_whose_objectives_are_balanced_goes_on_bit_by_bit(
     assert content(train(config, resume=True)) == content(straight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [

@@ -113,6 +113,7 @@ def test_a_factor_on_the_weight_is_one_on_the_gradient(config: RunConfig, tmp_pa
     assert_near(found, expected * config.train.max_grad_norm / norm, NOISY)
 
 
+@pytest.mark.slow
 def test_measuring_changes_nothing_but_the_factors(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +191,7 @@ def test_no_factors_leave_every_bit_of_the_advantage(config: RunConfig) -> None:
     torch.testing.assert_close(other, expected[:, None].expand(-1, 4))
 
 
+@pytest.mark.slow
 def test_a_failed_update_is_not_measured_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -174,6 +174,7 @@ def rows(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_hacked")
 def test_a_hacked_run_warns_stops_or_ends_with_its_best(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -222,6 +223,7 @@ def test_a_hacked_run_warns_stops_or_ends_with_its_best(
     assert content(run.folder) == content(straight)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_hacked")
 def test_the_alarm_of_a_resumed_run_remembers(tmp_path: Path) -> None:
     """Two of three validations before the break, the third after it."""

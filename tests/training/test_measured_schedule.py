@@ -102,6 +102,7 @@ def kept(sigmas: torch.Tensor) -> torch.Tensor:
     return torch.tensor(_KEPT)[: len(sigmas)]
 
 
+@pytest.mark.slow
 def test_measuring_changes_nothing_but_the_weights(
     tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,6 +115,7 @@ def test_measuring_changes_nothing_but_the_weights(
     assert len(rows_of(given)) == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_with_other_steps_measures_them(tiny_config: RunConfig) -> None:
     config = changed(dataclasses.replace(tiny_config, advantage=MEASURED), train={"num_updates": 1})
     assert len(schedule_of(train(config))["weights"]) == 4
