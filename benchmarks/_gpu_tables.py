@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-_MISSING = "not measured yet"
+_MISSING = "-"
 _GROUP, _STEPS, _TRAINED = 12, 25, 5  # what is measured unless the result says otherwise
 _WAYS = {
     "batch 1, a backward per pair": ("naive", None),
@@ -28,8 +28,15 @@ _WAYS = {
 
 
 def show(result: dict[str, Any]) -> str:
-    """The tables; of what the result does not hold, the cells say so."""
-    return "\n".join([*_stages(result), "", *_ways(result), "", *_machine(result)])
+    """The tables, of what was measured: a table or row of which nothing is known is left out."""
+    tables = (_known(tuple(part(result))) for part in (_stages, _ways, _machine))
+    return "\n\n".join(filter(None, tables))
+
+
+def _known(table: Sequence[str]) -> str:
+    head, rows = table[:2], table[2:]
+    known = [row for row in rows if set(row.strip("| ").split(" | ")[1:]) - {_MISSING, ""}]
+    return "\n".join([*head, *known]) if known else ""
 
 
 def _stages(result: dict[str, Any]) -> Iterator[str]:
