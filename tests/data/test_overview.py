@@ -143,7 +143,7 @@ def test_what_lies_in_a_folder_and_is_not_used_is_said(
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (60, 40), "red").save(path)
     rex = tmp_path / "photos" / "rex"
-    for name in ("IMG_1.HEIC", "IMG_2.heic", "a.CR2", "film.MOV", "0.txt", "notes.xyz", ".hidden"):
+    for name in ("IMG_1.HEIC", "IMG_2.heic", "a.CR2", "film.MOV", "2.txt", "notes.xyz", ".hidden"):
         (rex / name).write_bytes(b"any")
     (rex / "more").mkdir()
     Image.new("L", (60, 40)).save(rex / "gone.mask.png")
@@ -153,7 +153,7 @@ def test_what_lies_in_a_folder_and_is_not_used_is_said(
     (line,) = [line for line in out.splitlines() if line.startswith("rex ")]
     assert line.startswith("rex ('rex'): 2 photos; ")
     assert "2 not used, such as IMG_1.HEIC: HEIC, which is not read here; save it as JPEG" in line
-    for words in ("a.CR2: a camera's raw", "film.MOV: a film", "0.txt: a text", "notes.xyz: no pi"):
+    for words in ("a.CR2: a camera's raw", "film.MOV: a film", "2.txt: a text", "notes.xyz: no pi"):
         assert words in line
     assert "more: not looked into" in line
     assert "gone.mask.png: a mask without a photo of its name" in line

@@ -14,7 +14,8 @@ import numpy as np
 from customized_grpo.buckets import RATIOS, nearest_ratio
 from customized_grpo.config.decoding import is_clean
 from customized_grpo.data.images import check_pictures, opened
-from customized_grpo.data.photos import SUFFIXES, is_mask, left_out, photos_in
+from customized_grpo.data.photos import left_out, photos_in
+from customized_grpo.data.sidecars import SUFFIXES, is_sidecar
 from customized_grpo.errors import ConfigError, DataError
 from customized_grpo.pictures import to_pil
 from customized_grpo.tools.init import measures
@@ -134,7 +135,7 @@ def _is_transparent(path: Path) -> bool:
 
 def _unused(folder: Path, used: set[Path]) -> Iterator[Remark]:
     for path, why in left_out(folder, used):
-        if is_mask(path):
+        if is_sidecar(path):
             why = 'add it to train.jsonl yourself ("masks", docs/data.md)'
         yield Remark(printable(path), "unused", f"not used: {why}")
 
