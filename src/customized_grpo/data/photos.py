@@ -9,10 +9,10 @@ from math import gcd
 from pathlib import Path
 
 from customized_grpo.config.decoding import is_clean
-from customized_grpo.data.images import opened
+from customized_grpo.data.images import HEIC_SUFFIXES, opened, suffixes
 from customized_grpo.data.listed import Splits
 from customized_grpo.data.rows import Row, read_rows
-from customized_grpo.data.sidecars import MASK, SUBJECT, SUFFIXES, Sidecars, is_sidecar
+from customized_grpo.data.sidecars import MASK, SUBJECT, Sidecars, is_sidecar
 from customized_grpo.data.splits import scattered, sort_into_splits
 from customized_grpo.data.templates import fill
 from customized_grpo.data.texts import short
@@ -22,7 +22,7 @@ from customized_grpo.inputs import alike_name
 _MASK_ENDING = re.compile(r"(.+)[-_. ](mask|masklabel|matte|seg|segmentation)s?")
 _CACHE = re.compile(r"_\w+_cache")  # folders that ai-toolkit leaves among the photos
 _WHY_NOT = {
-    "HEIC, which is not read here; save it as JPEG": ".heic .heif .hif",
+    "HEIC, which needs the extra [heic]; install it or save it as JPEG": " ".join(HEIC_SUFFIXES),
     "a camera's raw file; export it as JPEG": ".dng .cr2 .cr3 .nef .arw .orf .rw2 .raf",
     "a film; save single pictures of it as JPEG": ".mp4 .mov .avi .mkv .webm .m4v",
     "a text that is no caption in use: of no photo here, or captions are not read": ".txt .caption",
@@ -70,7 +70,7 @@ def photos_in(folder: Path) -> tuple[Path, ...]:
         sorted(
             path
             for path in folder.iterdir()
-            if path.suffix.lower() in SUFFIXES
+            if path.suffix.lower() in suffixes()
             and not is_sidecar(path)
             and not path.name.startswith(".")
             and not path.is_dir()  # a broken link is named when it is opened

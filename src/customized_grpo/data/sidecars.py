@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from customized_grpo.data.images import suffixes
 from customized_grpo.errors import DataError
 from customized_grpo.inputs import Names, alike_name, read_text
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
 SUBJECT = "subject.txt"
 MASK = ".mask.png"
 _MASKS = (MASK, "-masklabel.png")
@@ -49,7 +49,7 @@ class Sidecars:
         places = [photo.with_name(photo.stem + ending) for ending in _MASKS]
         if self.mask_path is not None:
             folder = self.names.find(self.mask_path / photo.parent.name) or self.mask_path
-            places += [folder / (photo.stem + suffix) for suffix in sorted(SUFFIXES)]
+            places += [folder / (photo.stem + suffix) for suffix in suffixes()]
         found = list(dict.fromkeys(mask for place in places if (mask := self.names.find(place))))
         if len(found) > 1:
             raise DataError(
@@ -78,10 +78,8 @@ def read_captions(file: Path, words: str, trigger: str | None) -> list[str]:
     lines = [line.strip() for line in read_text(file).split("\n") if line.strip()]
     if not lines:
         raise DataError(f"{file}: must hold a caption, got none; write one or remove the file")
-    found = list(_PLACEHOLDERS)
-    if trigger:
-        found.append(rf"(?<!\w){re.escape(trigger)}(?!\w)")
-    return [re.sub("|".join(found), lambda _: words, line, flags=re.IGNORECASE) for line in lines]
+    names = [*_PLACEHOLDERS, *([rf"(?<!\w){re.escape(trigger)}(?!\w)"] if trigger else [])]
+    return [re.sub("|".join(names), lambda _: words, line, flags=re.IGNORECASE) for line in lines]
 
 
 def photos_by_caption(
