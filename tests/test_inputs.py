@@ -572,6 +572,7 @@ ALLOWED = {
     "evaluation.outcome": "what an evaluation has written",
     "evaluation.sets:digest_of_files": "bytes of pictures",
     "data.images:_kind": "bytes of pictures",
+    "data.hub:_bytes": "bytes of pictures",
     "tools.doctor.machine": "the machine's own files",
     "tools.playground.page": "a part of the package",
     "cli.main": "output",
@@ -610,6 +611,7 @@ def test_names_are_looked_up_by_one_class() -> None:
         "data.photos:left_out": "a folder that has been found",
         "data.syncd:_metadata": "the path that the config names",
         "data.subjects200k:hosts": "the path that the config names",
+        "data.hf:hosts": "the path that the config names",
     }
     found = {
         place

@@ -45,7 +45,7 @@ HEIC_SUFFIXES = (".heic", ".heif", ".hif")
 def reads_heic() -> bool:
     """Whether HEIC is read as the other formats are: where pillow-heif is, the extra [heic]."""
     try:
-        from pillow_heif import register_heif_opener
+        from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
     except ImportError:
         return False
     register_heif_opener()
@@ -132,8 +132,16 @@ def check_pictures(files: Mapping[File, str]) -> dict[File, Picture]:
 
 def _check(file: File, where: str) -> Picture:
     path, mode = file
-    where = f"{where}: {path}"
-    with opened(path, where) as image:
+    return Picture(path, mode, *size_of(path, mode, f"{where}: {path}"))
+
+
+def size_of(file: Path | IO[bytes], mode: Mode, where: str) -> tuple[int, int]:
+    """Height and width of a picture, upright and as loaded, which is read to its end.
+
+    Raises:
+        DataError: opening with ``where``, if it cannot be used.
+    """
+    with opened(file, where) as image:
         width, height = image.size
         bits_of_16(image, where)
         with _decoding(where):
@@ -143,8 +151,7 @@ def _check(file: File, where: str) -> Picture:
                 _check_range(image, where)
             if image.getexif().get(_ORIENTATION) in _ROTATED:
                 width, height = height, width
-    height, width = kept_size(height, width)
-    return Picture(path, mode, height, width)
+    return kept_size(height, width)
 
 
 def _check_range(image: Image.Image, where: str) -> None:
