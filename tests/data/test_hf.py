@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import changed
+import yaml
+from helpers import ROOT, changed
 from pictures import paint
 from PIL import Image
 
+from customized_grpo.cli.main import main
 from customized_grpo.config import RunConfig
 from customized_grpo.data import streamed
 from customized_grpo.data.hf import HfConfig
@@ -184,6 +186,24 @@ def test_a_streamed_block_shows_its_rows_equally_often(tmp_path: Path) -> None:
     assert counts == dict.fromkeys(range(8), 2)
     with pytest.raises(ConfigError, match="held_out: must leave rows for held_out, got none"):
         source.held_out(1)
+
+
+def test_what_of_a_stream_is_used_and_what_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [syncd_row(n) for n in range(10)] + [syncd_row(10, caption=" ")]
+    data = {"type": "customized_grpo.data.hf:HfConfig", "path": write(tmp_path / "set", rows)}
+    data |= {"streaming": True, "held_out": 1e-9, "masks": ["mask"]}
+    raw = yaml.safe_load((ROOT / "configs" / "emoji.yaml").read_text("utf-8"))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw | {"data": data}))
+    command = ["data", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "sheet.png")]
+    assert main(command) == 0
+    assert capsys.readouterr().out.splitlines()[:4] == [
+        "examples: streamed, and not counted",
+        "rows 0 to 10 of the stream: 10 are trained on",
+        "1 rows not used: no text in the column caption",
+        "first batch:",
+    ]
 
 
 def test_streamed_splits_are_by_subject_and_the_first_are_the_same(tmp_path: Path) -> None:

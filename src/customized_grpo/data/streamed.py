@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
@@ -43,6 +44,8 @@ class StreamedSource:
         self._share, self._seed = held_out, seed
         self._next, self._stream = 0, iter(enumerate(rows))
         self._num_blocks: int | None = None
+        self.remarks: list[str] = []
+        """What was found in the block that was read last."""
         self._block = lru_cache(maxsize=1)(self._open_block)
         self._kept = lru_cache(self._first)
 
@@ -71,6 +74,9 @@ class StreamedSource:
             with ThreadPoolExecutor() as pool:
                 read = list(pool.map(partial(self._entries, rows), training))
             found = [some for some in read if not isinstance(some, str)]
+            why = Counter(reason for reason in read if isinstance(reason, str))
+            used = f"rows {min(rows)} to {max(rows)} of the stream: {len(found)} are trained on"
+            self.remarks = [used, *(f"{n} rows not used: {reason}" for reason, n in why.items())]
             if found:
                 rng = torch.Generator().manual_seed(self._seed * 1_000_003 + number)
                 draws = torch.rand(len(found), generator=rng).tolist()
