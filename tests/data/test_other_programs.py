@@ -142,6 +142,8 @@ def test_what_is_used_and_what_not(
     assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if " photos" in line] == WRITERS[write]
+    if write is kohya:  # 4 of 6 captions, each with 5 photos: twice for the dog, once for the mug
+        assert lines[0] == "training: 75 examples with repeats, 50 different"
 
 
 @every_program
@@ -226,6 +228,9 @@ def test_masks_that_do_not_fit_together_are_named(tmp_path: Path) -> None:
         both.build(0)
     for n in range(6):
         (tmp_path / "rex" / f"{n}-masklabel.png").unlink()
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match=r"0\.jpg: must have a mask .*none/0\.png, as 0 other"):
+        dataclasses.replace(config, mask_path=str(tmp_path / "none")).build(0)
     with pytest.raises(DataError, match=r"0\.jpg: must have an alpha channel for alpha_mask"):
         both.build(0)
     with pytest.raises(ConfigError, match="mask_path: must be a folder, got 'nowhere'"):
@@ -247,6 +252,14 @@ def test_captions_that_cannot_be_used_are_said(
         paint(tmp_path / "rex" / f"{n}.png").with_suffix(".txt").write_text(caption)
     config = FolderConfig(path=str(tmp_path / "rex"), num_references=num_references)
     assert says in config.build(0).remarks[0]
+
+
+def test_the_words_for_the_subject_are_no_caption(tmp_path: Path) -> None:
+    for name in ("subject.jpg", "other.jpg"):
+        paint(tmp_path / "rex" / name)
+    (tmp_path / "rex" / "subject.txt").write_text("a corgi")
+    source = FolderConfig(path=str(tmp_path / "rex"), templates=TWO).build(0)
+    assert {e.prompt for e in entries(source)} == {"a corgi on Mars", "a corgi in a cave"}
 
 
 def test_templates_come_besides_captions_and_captions_can_be_left(tmp_path: Path) -> None:

@@ -48,8 +48,10 @@ def count_lines(source: DataSource) -> list[str]:
         examples = source.listed()
         return [f"examples: {len(examples)}" if examples else "examples: without end"]
     splits = source.splits
+    different = len({entry.id for entry in splits.training})
+    repeats = "" if different == len(splits.training) else f" with repeats, {different} different"
     lines = [
-        f"training: {len(splits.training)} examples",
+        f"training: {len(splits.training)} examples{repeats}",
         f"held out: {len(splits.held_out)}, validation: {len(splits.validation)}",
         "references, width:height:",
     ]

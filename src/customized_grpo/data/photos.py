@@ -259,10 +259,11 @@ def _masks(subjects: Sequence[Subject]) -> dict[Path, Path]:
                 f"{photo.parent.name}; put the masks of each subject into a folder of its name"
             )
     bare = [photo for photo in photos if photo not in masks]
-    if masks and bare:
+    if bare and (masks or photos[bare[0]].mask_path):
+        wanted = photos[bare[0]].expected_mask(bare[0])
         raise DataError(
-            f"{bare[0]}: must have a mask {bare[0].stem}{MASK}, as {len(masks)} "
-            "other photos have one; draw it, or remove the masks"
+            f"{bare[0]}: must have a mask {wanted}, as {len(masks)} other photos have one; draw "
+            "it, or leave the masks out"
         )
     return masks
 

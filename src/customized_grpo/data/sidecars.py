@@ -57,6 +57,12 @@ class Sidecars:
             )
         return found[0] if found else None
 
+    def expected_mask(self, photo: Path) -> Path | str:
+        """What a mask of a photo would be called."""
+        if self.mask_path is None:
+            return photo.stem + MASK
+        return self.mask_path / f"{photo.stem}.png"
+
     def captions_of(self, photo: Path) -> list[Path]:
         """The files with captions of a photo."""
         places = (photo.with_suffix(ending) for ending in self.captions)
