@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from helpers import ROOT
 
 from customized_grpo.config import RunConfig, load_config
+from customized_grpo.data import images
 from customized_grpo.data.emoji.source import EmojiSource
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.flux_kontext import FluxKontextConfig
@@ -26,6 +28,15 @@ def quiet_log() -> Iterator[None]:
     """`cgrpo` sets the level of the log, which would stay for the tests that come after."""
     yield
     logging.getLogger("customized_grpo").setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def without_heic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As where pillow-heif is not installed."""
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    images.reads_heic.cache_clear()
+    yield
+    images.reads_heic.cache_clear()
 
 
 @pytest.fixture

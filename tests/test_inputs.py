@@ -130,6 +130,12 @@ def subject(folder: Path, word: str) -> str:
     return f"{word} dog\n"
 
 
+def caption(folder: Path, word: str) -> str:
+    for n in range(2):
+        photo(folder / f"{n}.png")
+    return f"[trigger] in {word}\nrex there\n"
+
+
 def read_folder(file: Path) -> Any:
     return everything(FolderConfig(path=str(file.parent)).build(0))
 
@@ -207,6 +213,7 @@ INPUTS = (
     TextInput("data.syncd:_read", "a.json", syncd, read_syncd),
     TextInput("data.templates:read_templates", "a.txt", templates, read_own_templates),
     TextInput("data.folder:_words", "subject.txt", subject, read_folder),
+    TextInput("data.sidecars:read_captions", "0.txt", caption, read_folder),
     TextInput(
         "data.dreambench:read_subjects",
         "prompts_and_classes.txt",
@@ -331,6 +338,27 @@ def folder_mask(folder: Path, name: Callable[[str], str]) -> Any:
     return has_masks(source), len(source.splits.training)
 
 
+def mask_of_one_trainer(folder: Path, name: Callable[[str], str]) -> Any:
+    photo(folder / "é.JPG")
+    photo(folder / name("é-masklabel.png"), shade=255)
+    return has_masks(masked(folder))
+
+
+def mask_in_a_folder(folder: Path, name: Callable[[str], str]) -> Any:
+    photo(folder / "photos" / "é.JPG")
+    photo(folder / name("masks") / name("é.png"), shade=255)
+    path, masks = str(folder / "photos"), str(folder / name("masks"))
+    return has_masks(FolderConfig(path=path, mask_path=masks, templates=tuple(FIVE)).build(0))
+
+
+def folder_caption(folder: Path, name: Callable[[str], str]) -> Any:
+    for n in "éa":
+        photo(folder / f"{n}.JPG")
+    (folder / name("é.txt")).write_text("a rex in space")
+    (folder / name("é.caption")).write_text("a rex on Mars")
+    return "a rex on Mars" in {prompt for prompt, _ in everything(masked(folder))}
+
+
 def folder_subject(folder: Path, name: Callable[[str], str]) -> Any:
     photo(folder / "a.png")
     (folder / name("subject.txt")).write_text("a corgi")
@@ -396,6 +424,9 @@ def manifest_files(folder: Path, name: Callable[[str], str]) -> Any:
 
 NAMED = (
     folder_mask,
+    mask_of_one_trainer,
+    mask_in_a_folder,
+    folder_caption,
     folder_subject,
     listed_reference,
     listed_reference_of_windows,
@@ -444,7 +475,7 @@ def test_backslashes_do_not_lead_out_of_the_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["front-masklabel.png", "front_mask.JPG", "FRONT-Mask.webp", "front.mask.jpg"]
+    "name", ["front-masklabel.jpg", "front_mask.JPG", "FRONT-Mask.webp", "front.mask.jpg"]
 )
 def test_what_looks_like_a_mask_is_not_trained_on(tmp_path: Path, name: str) -> None:
     photo(tmp_path / "front.JPG")
@@ -541,6 +572,7 @@ ALLOWED = {
     "evaluation.outcome": "what an evaluation has written",
     "evaluation.sets:digest_of_files": "bytes of pictures",
     "data.images:_kind": "bytes of pictures",
+    "data.hub:_bytes": "bytes of pictures",
     "tools.doctor.machine": "the machine's own files",
     "tools.playground.page": "a part of the package",
     "cli.main": "output",
@@ -570,14 +602,16 @@ def test_nothing_else_reads() -> None:
 def test_names_are_looked_up_by_one_class() -> None:
     """In the data sources a file is there or not as `Names` finds it."""
     allowed = {
-        "data.folder:_subjects": "the folder that the config names",
+        "data.folder:_folder": "the folder that the config names",
         "data.images:opened": "a file that has been found",
-        "data.photos:is_mask": "in lower case",
+        "data.photos:is_subject": "a folder that has been found",
+        "data.sidecars:is_sidecar": "in lower case",
         "data.photos:photos_in": "a folder is no photo",
         "data.photos:photos_of": "a folder that has been found",
         "data.photos:left_out": "a folder that has been found",
         "data.syncd:_metadata": "the path that the config names",
         "data.subjects200k:hosts": "the path that the config names",
+        "data.hf:hosts": "the path that the config names",
     }
     found = {
         place

@@ -15,6 +15,7 @@ from customized_grpo.data.images import KEPT_PIXELS, MAX_PIXELS, MIN_SIDE
 from customized_grpo.data.listed import ListedSource
 from customized_grpo.data.overview import ratio_name
 from customized_grpo.data.photos import SHARE
+from customized_grpo.data.streamed import BLOCK
 
 TEXT = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+) (\S+)\n(.*?)```", TEXT, re.S)
@@ -89,6 +90,13 @@ def test_subjects200k_is_decoded(tmp_path: Path) -> None:
     (config,) = configs("subjects200k", tmp_path)
     assert config.data.min_quality == 5  # pyright: ignore
     assert "`min_quality: 5`, the default" in TEXT
+
+
+def test_a_dataset_of_the_hub_is_decoded(tmp_path: Path) -> None:
+    (config,) = configs("hf", tmp_path)
+    assert config.data.references == ("image",)  # pyright: ignore
+    assert "`references` (`[image]`)" in TEXT
+    assert f"blocks of {BLOCK}" in TEXT
 
 
 def test_every_type_has_a_section() -> None:

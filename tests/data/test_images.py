@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
 from customized_grpo.data import images
-from customized_grpo.data.images import KEPT_PIXELS, check_pictures, kept_size
+from customized_grpo.data.folder import FolderConfig
+from customized_grpo.data.images import KEPT_PIXELS, check_pictures, kept_size, reads_heic
 from customized_grpo.errors import DataError
 
 
@@ -201,3 +202,21 @@ def test_a_picture_that_breaks_during_a_run_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DataError, match=r"a\.png is not a readable picture"):
         picture.load()
+
+
+def test_heic_is_a_photo_like_others(tmp_path: Path) -> None:
+    pytest.importorskip("pillow_heif", reason="needs the extra [heic]")
+    assert reads_heic()
+    photo = tmp_path / "rex" / "IMG_1.HEIC"
+    photo.parent.mkdir()
+    picture = Image.new("RGB", (96, 64), "red")
+    picture.paste("blue", (48, 0, 96, 64))
+    picture.save(photo, format="HEIF")
+    entry = FolderConfig(path=str(photo.parent)).build(0).splits.training[0]
+    pixels = entry.references[0].load()
+    assert pixels.shape == (3, 64, 96)
+    assert (pixels[:, 32, 8] - torch.tensor([1.0, 0, 0])).abs().max() < 0.1
+    assert (pixels[:, 32, 88] - torch.tensor([0, 0, 1.0])).abs().max() < 0.1
+    photo.write_bytes(photo.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"IMG_1\.HEIC is "):
+        FolderConfig(path=str(photo.parent)).build(0)

@@ -134,6 +134,7 @@ def test_pictures_that_lose_much_are_named(
     assert "cropped: 1 pictures lose more than 25% of a side, rex.png the most, 8" in out
 
 
+@pytest.mark.usefixtures("without_heic")
 def test_what_lies_in_a_folder_and_is_not_used_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,7 +144,7 @@ def test_what_lies_in_a_folder_and_is_not_used_is_said(
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (60, 40), "red").save(path)
     rex = tmp_path / "photos" / "rex"
-    for name in ("IMG_1.HEIC", "IMG_2.heic", "a.CR2", "film.MOV", "0.txt", "notes.xyz", ".hidden"):
+    for name in ("IMG_1.HEIC", "IMG_2.heic", "a.CR2", "film.MOV", "2.txt", "notes.xyz", ".hidden"):
         (rex / name).write_bytes(b"any")
     (rex / "more").mkdir()
     Image.new("L", (60, 40)).save(rex / "gone.mask.png")
@@ -152,8 +153,8 @@ def test_what_lies_in_a_folder_and_is_not_used_is_said(
     out = capsys.readouterr().out
     (line,) = [line for line in out.splitlines() if line.startswith("rex ")]
     assert line.startswith("rex ('rex'): 2 photos; ")
-    assert "2 not used, such as IMG_1.HEIC: HEIC, which is not read here; save it as JPEG" in line
-    for words in ("a.CR2: a camera's raw", "film.MOV: a film", "0.txt: a text", "notes.xyz: no pi"):
+    assert "2 not used, such as IMG_1.HEIC: HEIC, which needs the extra [heic]; install it" in line
+    for words in ("a.CR2: a camera's raw", "film.MOV: a film", "2.txt: a text", "notes.xyz: no pi"):
         assert words in line
     assert "more: not looked into" in line
     assert "gone.mask.png: a mask without a photo of its name" in line
@@ -161,19 +162,21 @@ def test_what_lies_in_a_folder_and_is_not_used_is_said(
     assert "mug ('mug'): 2 photos\n" in out
 
 
+@pytest.mark.usefixtures("without_heic")
 def test_a_folder_of_what_is_no_photo_is_told_apart(tmp_path: Path) -> None:
     (tmp_path / "rex").mkdir()
     with pytest.raises(DataError, match="at least one photo, got none; add some"):
         FolderConfig(path=str(tmp_path)).build(0)
     (tmp_path / "rex" / "IMG_1.HEIC").write_bytes(b"any")
-    with pytest.raises(DataError, match=r"got none, but IMG_1\.HEIC \(HEIC, which is not read"):
+    with pytest.raises(DataError, match=r"got none, but IMG_1\.HEIC \(HEIC, which needs the extra"):
         FolderConfig(path=str(tmp_path)).build(0)
 
 
+@pytest.mark.usefixtures("without_heic")
 @pytest.mark.parametrize(
     ("content", "kind"),
     [
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 99, "HEIC, which is not read here"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 99, r"HEIC and needs the extra \[heic\]"),
         (b"\0\0\0\x18ftypisom" + b"\0" * 99, "a film"),
         (b"", "empty"),
         (b"%PDF-1.7", "a PDF"),

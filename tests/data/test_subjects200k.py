@@ -144,7 +144,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     (tmp_path / "d" / "data").mkdir(parents=True)
     other = datasets.Dataset.from_dict({"text": ["a"]})
     other.to_parquet(tmp_path / "d" / "data" / "train-0.parquet")
-    with pytest.raises(DataError, match=r"must have the columns of Subjects200K, misses \['image"):
+    with pytest.raises(DataError, match=r"must have the columns .*, misses \['collection"):
         Subjects200KConfig(path=str(tmp_path / "d")).build(seed=0)
 
 

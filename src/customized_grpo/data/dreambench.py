@@ -59,7 +59,7 @@ class DreamBenchConfig(DataConfig):
         check_names("held_out", self.held_out, [subject.name for subject in subjects])
         splits = split_photos(subjects, self.held_out, self.num_references)
         how = f"restore {PROMPTS}: a fifth of the prompts is for it"
-        return ListedSource(splits, seed, how, remarks_on(subjects))
+        return ListedSource(splits, seed, how, remarks_on(subjects, self.num_references))
 
 
 def read_subjects(path: str) -> list[Subject]:

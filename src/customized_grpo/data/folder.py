@@ -1,8 +1,10 @@
-"""A folder of photos of your subjects, and prompt templates."""
+"""A folder of photos of your subjects, with captions or prompt templates."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,19 +12,23 @@ from customized_grpo.config import DataConfig
 from customized_grpo.config.limits import Count
 from customized_grpo.data.listed import ListedSource
 from customized_grpo.data.photos import (
-    SUBJECT,
+    SHARE,
     Subject,
     check_folders,
+    is_subject,
     photos_in,
     photos_of,
     remarks_on,
     some_subjects,
     split_photos,
 )
+from customized_grpo.data.sidecars import SUBJECT, CaptionEnding, Sidecars, photos_by_caption
 from customized_grpo.data.templates import INANIMATE, LIVE, read_templates
 from customized_grpo.errors import ConfigError, DataError
 from customized_grpo.inputs import Names, read_text
 from customized_grpo.registry import nearest, one_of
+
+_REPEATS = re.compile(r"([1-9]\d{0,2})_(.+)")  # the folders of kohya's sd-scripts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,14 +36,27 @@ class FolderConfig(DataConfig):
     """Photos of subjects, one sub-folder per subject, or of one subject in the folder itself.
 
     A subject is called by the line in its `subject.txt`, such as "a corgi", or else by the name of
-    its folder. `NAME.mask.png` beside `NAME.jpg` is white where the subject is.
+    its folder. A folder `10_corgi` is that of "corgi", whose photos count ten times. A caption of a
+    photo, in `NAME.txt` or `NAME.caption` beside it, is a prompt for the other photos.
+    `NAME.mask.png` or `NAME-masklabel.png` is white where the subject is.
     """
 
     type: Literal["folder"] = "folder"  # pyright: ignore[reportIncompatibleVariableOverride]
     path: str
     """The folder."""
     templates: tuple[str, ...] | str | None = None
-    """Prompts with {subject} in them: a list, or a text file with one a line; null = built-in."""
+    """Prompts with {subject} in them, besides captions: a list, or a text file with one a line.
+    null = built-in ones for subjects of whom fewer than 5 captions can be used."""
+    captions: tuple[CaptionEnding, ...] = (".txt", ".caption")
+    """Endings of the files of captions; none = captions are not read."""
+    triggers: dict[str, str] = field(default_factory=dict)
+    """Name of a subject -> the made-up word in its captions that becomes what the subject is
+    called, as `[trigger]` does."""
+    mask_path: str | None = None
+    """A folder with a mask for each photo, of the same name up to its ending; of several subjects
+    in sub-folders of the same names."""
+    alpha_mask: bool = False
+    """Whether the photos' alpha channels are their masks."""
     live: tuple[str, ...] = ()
     """Names of the folders that show a person or an animal: built-in prompts for them differ."""
     held_out: tuple[str, ...] | None = None
@@ -50,18 +69,18 @@ class FolderConfig(DataConfig):
         """Finds the subjects and checks every photo."""
         subjects = self._subjects()
         names = [subject.name for subject in subjects]
-        for field in ("live", "held_out"):
-            check_names(field, getattr(self, field) or (), names)
+        for given in ("live", "held_out", "triggers"):
+            check_names(given, tuple(getattr(self, given) or ()), names)
         held_out = some_subjects(names) if self.held_out is None else self.held_out
-        splits = split_photos(subjects, held_out, self.num_references)
-        how = "give at least 5 templates: a fifth of them is for it"
-        return ListedSource(splits, seed, how, remarks_on(subjects))
+        splits = split_photos(subjects, held_out, self.num_references, alpha=self.alpha_mask)
+        how = "give at least 5 captions or templates: a fifth of them is for it"
+        remarks = remarks_on(subjects, self.num_references, alpha=self.alpha_mask)
+        return ListedSource(splits, seed, how, remarks)
 
     def _subjects(self) -> list[Subject]:
-        root = Path(self.path)
-        if not root.is_dir():
-            raise ConfigError(f"path: must be a folder, got {self.path!r}; correct it")
-        folders = [p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+        root = _folder("path", self.path)
+        masks = None if self.mask_path is None else _folder("mask_path", self.mask_path)
+        folders = [path for path in sorted(root.iterdir()) if is_subject(path, masks)]
         if folders and (loose := photos_in(root)):
             raise DataError(
                 f"{root}: must hold photos or sub-folders, got both, such as {loose[0].name} and "
@@ -69,20 +88,47 @@ class FolderConfig(DataConfig):
             )
         check_folders(folders)
         own = None if self.templates is None else read_templates(self.templates)
-        return [self._subject(folder, own) for folder in folders or [root.resolve()]]
+        sidecars = Sidecars(captions=self.captions, mask_path=masks)
+        subjects = [self._subject(path, own, sidecars) for path in folders or [root.resolve()]]
+        counts = Counter(subject.name for subject in subjects)
+        if twice := [name for name, count in counts.items() if count > 1]:
+            raise DataError(
+                f"{root}: must hold one folder for each subject, got {counts[twice[0]]} of "
+                f"{twice[0]!r}, which differ in repeats only; put their photos into one"
+            )
+        return subjects
 
-    def _subject(self, folder: Path, own: tuple[str, ...] | None) -> Subject:
+    def _subject(self, folder: Path, own: tuple[str, ...] | None, sidecars: Sidecars) -> Subject:
         photos = photos_of(folder, "at least one photo")
-        built_in = LIVE if folder.name in self.live else INANIMATE
-        return Subject(
-            name=folder.name, words=_words(folder), photos=photos, templates=own or built_in
+        repeats = _REPEATS.fullmatch(folder.name)
+        name = repeats[2] if repeats else folder.name
+        words = _words(folder, name)
+        subject = Subject(
+            name=name,
+            words=words,
+            photos=photos,
+            templates=own or (),
+            captions=photos_by_caption(photos, sidecars, words, self.triggers.get(name)),
+            sidecars=sidecars,
+            repeats=int(repeats[1]) if repeats else 1,
         )
+        usable = [c for c in subject.captions if subject.references(c, self.num_references)]
+        if own or len(usable) >= SHARE:
+            return subject
+        return replace(subject, templates=LIVE if name in self.live else INANIMATE)
 
 
-def _words(folder: Path) -> str:
+def _folder(where: str, given: str) -> Path:
+    path = Path(given)
+    if not path.is_dir():
+        raise ConfigError(f"{where}: must be a folder, got {given!r}; correct it")
+    return path
+
+
+def _words(folder: Path, name: str) -> str:
     file = Names().find(folder / SUBJECT)
     if file is None:
-        return folder.name.replace("_", " ").replace("-", " ").strip()
+        return name.replace("_", " ").replace("-", " ").strip()
     words = read_text(file).strip()
     if not words or "\n" in words:
         raise DataError(f"{file}: must hold one line, what the subject is called, got {words!r}")

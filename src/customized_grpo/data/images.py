@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Literal
 
@@ -36,6 +37,24 @@ _ORIENTATION = 0x0112
 # Not all that Pillow reads: for some formats (EPS) it would start a program on the file.
 _HEIC = re.compile(rb"hei[cxms]|hev[cxms]|mif1|msf1")  # brands of the container
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
+HEIC_SUFFIXES = (".heic", ".heif", ".hif")
+
+
+@lru_cache
+def reads_heic() -> bool:
+    """Whether HEIC is read as the other formats are: where pillow-heif is, the extra [heic]."""
+    try:
+        from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
+
+
+def suffixes() -> tuple[str, ...]:
+    """Endings of the names of pictures that can be read, in lower case."""
+    return (*_SUFFIXES, *HEIC_SUFFIXES) if reads_heic() else _SUFFIXES
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +132,16 @@ def check_pictures(files: Mapping[File, str]) -> dict[File, Picture]:
 
 def _check(file: File, where: str) -> Picture:
     path, mode = file
-    where = f"{where}: {path}"
-    with opened(path, where) as image:
+    return Picture(path, mode, *size_of(path, mode, f"{where}: {path}"))
+
+
+def size_of(file: Path | IO[bytes], mode: Mode, where: str) -> tuple[int, int]:
+    """Height and width of a picture, upright and as loaded, which is read to its end.
+
+    Raises:
+        DataError: opening with ``where``, if it cannot be used.
+    """
+    with opened(file, where) as image:
         width, height = image.size
         bits_of_16(image, where)
         with _decoding(where):
@@ -124,8 +151,7 @@ def _check(file: File, where: str) -> Picture:
                 _check_range(image, where)
             if image.getexif().get(_ORIENTATION) in _ROTATED:
                 width, height = height, width
-    height, width = kept_size(height, width)
-    return Picture(path, mode, height, width)
+    return kept_size(height, width)
 
 
 def _check_range(image: Image.Image, where: str) -> None:
@@ -151,7 +177,7 @@ def opened(file: Path | IO[bytes], where: str) -> Image.Image:
         if isinstance(file, Path) and file.exists() and not file.is_file():
             raise DataError(f"{where} must be a file, got a folder, a pipe or a device")
         try:
-            image = Image.open(file, formats=_FORMATS)
+            image = Image.open(file, formats=(*_FORMATS, "HEIF") if reads_heic() else _FORMATS)
         except UnidentifiedImageError as error:
             if isinstance(file, Path) and (kind := _kind(file)):
                 fix = "save it as JPEG or PNG"
@@ -174,7 +200,8 @@ def _kind(file: Path) -> str | None:
     if not head:
         return "empty"
     if head[4:8] == b"ftyp":
-        return "HEIC, which is not read here" if _HEIC.search(head[8:]) else "a film"
+        why = "that cannot be decoded" if reads_heic() else "and needs the extra [heic]"
+        return f"HEIC {why}" if _HEIC.search(head[8:]) else "a film"
     kinds = ((b"%PDF", "a PDF"), (b"8BPS", "Photoshop's own format"), (b"<svg", "a drawing (SVG)"))
     return next((kind for start, kind in kinds if head.startswith(start)), None)
 

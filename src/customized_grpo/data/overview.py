@@ -12,6 +12,7 @@ from customized_grpo.config import Plug, RunConfig
 from customized_grpo.data.base import DataSource
 from customized_grpo.data.images import Picture
 from customized_grpo.data.listed import Entry, ListedSource, Loadable
+from customized_grpo.data.streamed import StreamedSource
 from customized_grpo.data.texts import short
 from customized_grpo.errors import within
 from customized_grpo.pictures import save_grid
@@ -41,12 +42,16 @@ def show_data(config: RunConfig, picture: Path) -> str:
 
 def count_lines(source: DataSource) -> list[str]:
     """How many examples of what shapes a source has."""
+    if isinstance(source, StreamedSource):
+        return ["examples: streamed, and not counted"]
     if not isinstance(source, ListedSource):
         examples = source.listed()
         return [f"examples: {len(examples)}" if examples else "examples: without end"]
     splits = source.splits
+    different = len({entry.id for entry in splits.training})
+    repeats = "" if different == len(splits.training) else f" with repeats, {different} different"
     lines = [
-        f"training: {len(splits.training)} examples",
+        f"training: {len(splits.training)} examples{repeats}",
         f"held out: {len(splits.held_out)}, validation: {len(splits.validation)}",
         "references, width:height:",
     ]
@@ -58,6 +63,8 @@ def count_lines(source: DataSource) -> list[str]:
 
 def remark_lines(config: RunConfig, source: DataSource) -> list[str]:
     """What of the data is not used, or in part: files, ends of pictures, ends of prompts."""
+    if isinstance(source, StreamedSource):
+        return source.remarks
     if not isinstance(source, ListedSource):
         return long_prompt_lines(config, source)
     rest = len(source.remarks) - _MOST_REMARKS

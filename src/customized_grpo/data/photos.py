@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import gcd
 from pathlib import Path
 
 from customized_grpo.config.decoding import is_clean
+from customized_grpo.data.images import HEIC_SUFFIXES, opened, suffixes
 from customized_grpo.data.listed import Splits
 from customized_grpo.data.rows import Row, read_rows
+from customized_grpo.data.sidecars import MASK, SUBJECT, Sidecars, is_sidecar
 from customized_grpo.data.splits import scattered, sort_into_splits
 from customized_grpo.data.templates import fill
+from customized_grpo.data.texts import short
 from customized_grpo.errors import DataError
-from customized_grpo.inputs import Names, alike_name
+from customized_grpo.inputs import alike_name
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
-MASK = ".mask.png"
-SUBJECT = "subject.txt"
 _MASK_ENDING = re.compile(r"(.+)[-_. ](mask|masklabel|matte|seg|segmentation)s?")
+_CACHE = re.compile(r"_\w+_cache")  # folders that ai-toolkit leaves among the photos
 _WHY_NOT = {
-    "HEIC, which is not read here; save it as JPEG": ".heic .heif .hif",
+    "HEIC, which needs the extra [heic]; install it or save it as JPEG": " ".join(HEIC_SUFFIXES),
     "a camera's raw file; export it as JPEG": ".dng .cr2 .cr3 .nef .arw .orf .rw2 .raf",
     "a film; save single pictures of it as JPEG": ".mp4 .mov .avi .mkv .webm .m4v",
-    "a text, and captions are not used: templates give the prompts": ".txt .caption .json",
+    "a text that is no caption in use: of no photo here, or captions are not read": ".txt .caption",
+    "JSON, whose captions are not read; write each into NAME.txt": ".json .jsonl",
+    "a cache of another trainer": ".npz .safetensors .pt",
 }
 SHARE = 5  # one in so many templates, subjects or prompts is held out
 
@@ -38,10 +42,26 @@ class Subject:
     """What it is called in prompts."""
     photos: tuple[Path, ...]
     templates: tuple[str, ...]
+    captions: Mapping[str, frozenset[Path]] = field(default_factory=dict)
+    """Prompts besides the templates -> the photos that they describe."""
+    sidecars: Sidecars = field(default_factory=Sidecars)
+    repeats: int = 1
+    """How often its photos count in training."""
+
+    def references(self, prompt: str, count: int) -> list[tuple[Path, ...]]:
+        """Every photo that goes with a prompt, with the next ones; the first follows the last.
+
+        A photo that the prompt describes does not: to copy it would be the best answer.
+        """
+        own = self.captions.get(prompt, ())
+        photos = tuple(photo for photo in self.photos if photo not in own)
+        if len(photos) < count:
+            return []
+        return [(photos[i:] + photos[:i])[:count] for i in range(len(photos))]
 
 
 def photos_in(folder: Path) -> tuple[Path, ...]:
-    """The photos of a folder, by name; masks are not among them.
+    """The photos of a folder, by name; masks and pictures to be conditioned on are not among them.
 
     Raises:
         DataError: if one looks like a mask as another program names it.
@@ -50,8 +70,8 @@ def photos_in(folder: Path) -> tuple[Path, ...]:
         sorted(
             path
             for path in folder.iterdir()
-            if path.suffix.lower() in SUFFIXES
-            and not is_mask(path)
+            if path.suffix.lower() in suffixes()
+            and not is_sidecar(path)
             and not path.name.startswith(".")
             and not path.is_dir()  # a broken link is named when it is opened
         )
@@ -66,11 +86,6 @@ def photos_in(folder: Path) -> tuple[Path, ...]:
                 "a photo, otherwise"
             )
     return photos
-
-
-def is_mask(path: Path) -> bool:
-    """Whether a file is called NAME.mask.png, in any case."""
-    return path.name.lower().endswith(MASK)
 
 
 def photos_of(folder: Path, what: str) -> tuple[Path, ...]:
@@ -95,26 +110,47 @@ def left_out(folder: Path, used: Collection[Path]) -> Iterator[tuple[Path, str]]
             continue
         if path.is_dir():
             yield path, "not looked into: the photos of a subject lie in one folder"
-        elif is_mask(path):
-            yield path, "a mask without a photo of its name"
+        elif is_sidecar(path):
+            yield path, "a mask without a photo of its name, or a picture to be conditioned on"
         else:
             yield path, reasons.get(path.suffix.lower(), unreadable)
 
 
-def remarks_on(subjects: Sequence[Subject]) -> list[str]:
-    """A line for each subject: how many photos of it are used, and what of its folder is not."""
-    lines, names = [], Names()
-    for subject in subjects:
-        masks = [mask for photo in subject.photos if (mask := mask_of(photo, names))]
-        folder = subject.photos[0].parent
-        others: dict[str, list[str]] = {}
-        for path, why in left_out(folder, {*subject.photos, *masks}):
-            others.setdefault(why, []).append(path.name)
-        used = f"{subject.name} ({subject.words!r}): {len(subject.photos)} photos"
-        used += f", {len(masks)} masks" if masks else ""
-        unused = [f"{len(n)} not used, such as {n[0]}: {why}" for why, n in others.items()]
-        lines.append("; ".join([used, *unused]))
-    return lines
+def remarks_on(
+    subjects: Sequence[Subject], num_references: int, *, alpha: bool = False
+) -> list[str]:
+    """A line for each subject: what of its folder is used, and what is not and why."""
+    return ["; ".join(_remarks(subject, num_references, alpha)) for subject in subjects]
+
+
+def _remarks(subject: Subject, num_references: int, alpha: bool) -> Iterator[str]:
+    beside = subject.sidecars
+    masks = [mask for photo in subject.photos if (mask := beside.mask_of(photo))]
+    files = [file for photo in subject.photos for file in beside.captions_of(photo)]
+    alone = [c for c in subject.captions if not subject.references(c, num_references)]
+    counts = {"captions": len(subject.captions) - len(alone)}
+    counts |= {"templates": len(subject.templates) if files else 0, "masks": len(masks)}
+    counts |= {"masks in their alpha channels": len(subject.photos) if alpha else 0}
+    used = [f"{len(subject.photos)} photos", *(f"{n} {what}" for what, n in counts.items() if n)]
+    used += [f"each counts {subject.repeats} times"] if subject.repeats > 1 else []
+    yield f"{subject.name} ({subject.words!r}): {', '.join(used)}"
+    if alone:
+        yield (
+            f"{len(alone)} captions not used, such as {short(alone[0])}: too few photos are left "
+            "that it does not describe, and to copy one that it does would be the best answer"
+        )
+    others: dict[str, list[str]] = {}
+    known = {*subject.photos, *files, *masks, *(mask.parent for mask in masks)}
+    for path, why in left_out(subject.photos[0].parent, known):
+        others.setdefault(why, []).append(path.name)
+    yield from (f"{len(n)} not used, such as {n[0]}: {why}" for why, n in others.items())
+
+
+def is_subject(path: Path, masks: Path | None) -> bool:
+    """Whether a path is the folder of a subject: not of its masks, nor hidden, nor a cache."""
+    name = path.name
+    hidden = name.startswith(".") or _CACHE.fullmatch(name)
+    return path.is_dir() and not hidden and not (masks and masks.samefile(path))
 
 
 def check_folders(folders: Sequence[Path]) -> None:
@@ -125,35 +161,51 @@ def check_folders(folders: Sequence[Path]) -> None:
         found = _MASK_ENDING.fullmatch(name)
         if name in ("mask", "masks") or (found and found[1] in names):
             raise DataError(
-                f"{folder}: looks like masks and would be trained on as a subject; put each beside "
-                f"its photo as NAME{MASK}, or rename the folder"
+                f"{folder}: looks like masks and would be trained on as a subject; name it in "
+                f"mask_path, put each beside its photo as NAME{MASK}, or rename the folder"
             )
 
 
 def split_photos(
-    subjects: Sequence[Subject], held_out: Collection[str], num_references: int
+    subjects: Sequence[Subject],
+    held_out: Collection[str],
+    num_references: int,
+    *,
+    alpha: bool = False,
 ) -> Splits:
-    """Every photo (with the next ones, if there are several references) with every template.
+    """Every photo (with the next ones, if there are several references) with every prompt.
 
-    Held out are some subjects, or of a single one a fifth of its templates. Another fifth of the
-    templates is for validation, on the subjects that are trained.
+    Held out are some subjects, or of a single one a fifth of its prompts. Another fifth of the
+    prompts is for validation, on the subjects that are trained.
+
+    Args:
+        subjects: all of them.
+        held_out: names of some.
+        num_references: photos of an example.
+        alpha: masks are the alpha channels of the photos.
+
+    Raises:
+        DataError: naming the first file that cannot be used.
     """
-    masks = _masks([photo for subject in subjects for photo in subject.photos])
-    rows: list[Row] = []
-    parts: list[str] = []
+    masks = _masks(subjects)
+    if alpha:
+        _check_alpha([photo for subject in subjects for photo in subject.photos], masks)
+    rows, parts, counts = [], [], []
     for subject in subjects:
-        for template, part in _parts(subject, single=len(subjects) == 1).items():
-            for references in _references(subject, num_references):
+        for prompt, part in _parts(subject, num_references, single=len(subjects) == 1).items():
+            for references in subject.references(prompt, num_references):
                 row = Row(
                     where=str(references[0].parent),
-                    id=f"{subject.name}/{references[0].name}/{template}",
-                    prompt=fill(template, subject.words),
+                    id=f"{subject.name}/{references[0].name}/{prompt}",
+                    prompt=fill(prompt, subject.words),
                     subject=subject.words,
                     references=references,
                     masks=tuple(masks[photo] for photo in references) if masks else (),
+                    cut_outs=references if alpha else (),
                 )
                 rows.append(row)
                 parts.append("held_out" if subject.name in held_out else part)
+                counts.append(subject.repeats)
     splits = sort_into_splits(read_rows(rows, "photos"), parts)
     if not splits.training or not splits.held_out:
         raise DataError(
@@ -161,7 +213,10 @@ def split_photos(
             f"{len(splits.training)} and {len(splits.held_out)} examples; name other subjects "
             "or add photos or templates"
         )
-    return splits
+    repeats = [n for n, part in zip(counts, parts, strict=True) if part == "training"]
+    least = gcd(*repeats)
+    training = [e for e, n in zip(splits.training, repeats, strict=True) for _ in range(n // least)]
+    return replace(splits, training=training)
 
 
 def some_subjects(names: Collection[str]) -> frozenset[str]:
@@ -169,47 +224,61 @@ def some_subjects(names: Collection[str]) -> frozenset[str]:
     return frozenset(scattered(names, str)[: max(1, len(names) // SHARE)] if len(names) > 1 else ())
 
 
-def _parts(subject: Subject, single: bool) -> dict[str, str]:
-    """Template -> split."""
-    order = scattered(subject.templates, str)
+def _parts(subject: Subject, num_references: int, *, single: bool) -> dict[str, str]:
+    """Prompt -> split."""
+    prompts = dict.fromkeys((*subject.templates, *subject.captions))
+    order = scattered((p for p in prompts if subject.references(p, num_references)), str)
+    if not order:
+        raise DataError(
+            f"{subject.name}: must have at least num_references = {num_references} photos, got "
+            f"{len(subject.photos)}; add some, or lower num_references"
+        )
     fifth = len(order) // SHARE
-    part = dict.fromkeys(subject.templates, "training")
+    part = dict.fromkeys(prompts, "training")
     part |= dict.fromkeys(order[:fifth], "validation")
     if single:
         part |= dict.fromkeys(order[fifth : fifth + max(1, fifth)], "held_out")
     return part
 
 
-def _masks(photos: Sequence[Path]) -> dict[Path, Path]:
-    """The masks that lie beside the photos: all have one, or none has.
+def _masks(subjects: Sequence[Subject]) -> dict[Path, Path]:
+    """The masks of the photos: all have one, or none has.
 
     Raises:
         DataError: if some have one, or a name is not UTF-8.
     """
+    photos = {photo: subject.sidecars for subject in subjects for photo in subject.photos}
     if odd := [photo for photo in photos if not is_clean(str(photo))]:
         raise DataError(f"{str(odd[0])!a}: must have a name in UTF-8; rename it")
-    names = Names()
-    masks = {photo: mask for photo in photos if (mask := mask_of(photo, names))}
+    masks = {photo: mask for photo, beside in photos.items() if (mask := beside.mask_of(photo))}
+    places: dict[Path, Path] = {}
+    for photo, mask in masks.items():
+        if (other := places.setdefault(mask, photo.parent)) != photo.parent:
+            raise DataError(
+                f"{mask}: must be the mask of one photo, got {photo.name} of {other.name} and of "
+                f"{photo.parent.name}; put the masks of each subject into a folder of its name"
+            )
     bare = [photo for photo in photos if photo not in masks]
-    if masks and bare:
+    if bare and (masks or photos[bare[0]].mask_path):
+        wanted = photos[bare[0]].expected_mask(bare[0])
         raise DataError(
-            f"{bare[0]}: must have a mask {bare[0].stem}{MASK}, as {len(masks)} "
-            "other photos have one; draw it, or remove the masks"
+            f"{bare[0]}: must have a mask {wanted}, as {len(masks)} other photos have one; draw "
+            "it, or leave the masks out"
         )
     return masks
 
 
-def mask_of(photo: Path, names: Names) -> Path | None:
-    """The mask beside a photo, NAME.mask.png for NAME.jpg; None: there is none."""
-    return names.find(photo.with_name(photo.stem + MASK))
-
-
-def _references(subject: Subject, count: int) -> list[tuple[Path, ...]]:
-    """Every photo with the next ones, the first following the last."""
-    photos = subject.photos
-    if len(photos) < count:
-        raise DataError(
-            f"{subject.name}: must have at least num_references = {count} photos, got "
-            f"{len(photos)}; add some, or lower num_references"
-        )
-    return [(photos[i:] + photos[:i])[:count] for i in range(len(photos))]
+def _check_alpha(photos: Sequence[Path], masks: Collection[Path]) -> None:
+    """Raises a DataError if a photo has no alpha channel, or a mask besides."""
+    for photo in photos:
+        if photo in masks:
+            raise DataError(
+                f"{photo}: must have one mask, got a file and, by alpha_mask, its alpha channel; "
+                "remove the file or set alpha_mask: false"
+            )
+        with opened(photo, str(photo)) as image:
+            if not image.has_transparency_data:
+                raise DataError(
+                    f"{photo}: must have an alpha channel for alpha_mask, got mode {image.mode}; "
+                    "save it as a PNG with one, or set alpha_mask: false"
+                )

@@ -18,11 +18,12 @@ from pydantic import Field
 from torch import Tensor
 
 from customized_grpo.config import DataConfig, Host
+from customized_grpo.data.hub import load_rows
 from customized_grpo.data.images import kept_size, opened, to_tensor, upright
 from customized_grpo.data.listed import Entry, ListedSource
 from customized_grpo.data.splits import split_by_subject
 from customized_grpo.data.syncd import Share
-from customized_grpo.errors import ConfigError, DataError, needs_extra
+from customized_grpo.errors import DataError
 
 _SCORES = ("compositeStructure", "objectConsistency", "imageQuality")
 _COLUMNS = ("image", "collection", "quality_assessment", "description")
@@ -49,9 +50,10 @@ class Subjects200KConfig(DataConfig):
 
     def build(self, seed: int) -> ListedSource:
         """Opens the dataset and selects by its texts and scores; pictures are read when needed."""
-        rows = _load(self.path)
-        texts = rows.select_columns([c for c in _COLUMNS if c != "image"])
-        wanted = {index: row for index, row in enumerate(texts) if self._wanted(row)}
+        texts = [column for column in _COLUMNS if column != "image"]
+        rows = load_rows(self.path, texts, ["image"], who="type: subjects200k")
+        described = enumerate(rows.select_columns(texts))
+        wanted = {index: row for index, row in described if self._wanted(row)}
         if not wanted:
             raise DataError(f"{self.path}: no pair is left; lower min_quality or set collection")
         pairs = Pairs(self.path, rows, next(iter(wanted)))
@@ -79,23 +81,6 @@ class Subjects200KConfig(DataConfig):
         if not all((text.get(key) or "").strip() for key in ("item", "description_1")):
             return False
         return all((quality.get(key) or 0) >= self.min_quality for key in _SCORES)
-
-
-def _load(path: str) -> Any:
-    """The rows, pictures as bytes."""
-    with needs_extra("datasets", "type: subjects200k"):
-        import datasets
-        from datasets.exceptions import DatasetsError
-    try:
-        rows = datasets.load_dataset(path, split="train")
-    except (OSError, ValueError, DatasetsError) as error:
-        raise ConfigError(
-            f"path: must be a hub id or a folder of parquet files, got {path!r}: "
-            + " ".join(str(error).split())
-        ) from error
-    if missing := [c for c in _COLUMNS if c not in rows.column_names]:
-        raise DataError(f"{path}: must have the columns of Subjects200K, misses {missing}")
-    return rows.cast_column("image", datasets.Image(decode=False))
 
 
 class Pairs:

@@ -19,7 +19,7 @@ from customized_grpo.data.dreambench import UNO_REFERENCES, is_live, read_subjec
 from customized_grpo.data.emoji.source import EmojiConfig
 from customized_grpo.data.emoji.world import PLACEMENTS, Attributes, EmojiWorld, attribute_values
 from customized_grpo.data.images import File, check_pictures
-from customized_grpo.data.photos import mask_of
+from customized_grpo.data.sidecars import Sidecars
 from customized_grpo.data.templates import PLACEHOLDER, fill
 from customized_grpo.data.texts import check_list, check_text, inside, read_objects, short
 from customized_grpo.errors import ConfigError, DataError, within
@@ -138,8 +138,8 @@ def read_photos(paths: Sequence[Path], where: str) -> dict[Path, Photo]:
     Raises:
         DataError: naming the first one that is unreadable.
     """
-    names = Names()
-    masks = {path: mask for path in paths if (mask := mask_of(path, names))}
+    beside = Sidecars()
+    masks = {path: mask for path in paths if (mask := beside.mask_of(path))}
     files: dict[File, str] = {(path, "RGB"): where for path in paths}
     files.update({(mask, "L"): where for mask in masks.values()})
     checked = check_pictures(files)

@@ -23,6 +23,7 @@ def test_good_photos_get_no_remark(tmp_path: Path) -> None:
     assert album.remarks == ()
 
 
+@pytest.mark.usefixtures("without_heic")
 def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     folder = take(tmp_path / "photos", 5)
     good = photo(7, (640, 640))

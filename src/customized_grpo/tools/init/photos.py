@@ -13,8 +13,9 @@ import numpy as np
 
 from customized_grpo.buckets import RATIOS, nearest_ratio
 from customized_grpo.config.decoding import is_clean
-from customized_grpo.data.images import check_pictures, opened
-from customized_grpo.data.photos import SUFFIXES, is_mask, left_out, photos_in
+from customized_grpo.data.images import check_pictures, opened, suffixes
+from customized_grpo.data.photos import left_out, photos_in
+from customized_grpo.data.sidecars import is_sidecar
 from customized_grpo.errors import ConfigError, DataError
 from customized_grpo.pictures import to_pil
 from customized_grpo.tools.init import measures
@@ -93,7 +94,7 @@ def read_album(folder: Path, side: int, *, squares: bool = False) -> Album:
     if not photos:
         found = f"; {remarks[0]}" if remarks else ""
         raise DataError(
-            f"--photos: {folder} must hold photos ({', '.join(sorted(SUFFIXES))}) that can be "
+            f"--photos: {folder} must hold photos ({', '.join(suffixes())}) that can be "
             f"read, got none{found}; put 5 to 20 photos of one subject there"
         )
     remarks += [remark for photo in photos for remark in _remarks(photo, side)]
@@ -134,7 +135,7 @@ def _is_transparent(path: Path) -> bool:
 
 def _unused(folder: Path, used: set[Path]) -> Iterator[Remark]:
     for path, why in left_out(folder, used):
-        if is_mask(path):
+        if is_sidecar(path):
             why = 'add it to train.jsonl yourself ("masks", docs/data.md)'
         yield Remark(printable(path), "unused", f"not used: {why}")
 
