@@ -76,8 +76,9 @@ _DIFFERENCES = (
 
 _RANKING = (
     "By *both right*; differences are paired by seed. *first at 0.4*: updates and seconds of "
-    "training until the first validation, on subjects that are trained on, with so many right in "
-    "both, the mean of the seeds that came so far; 0 updates: the base has them; —: never."
+    "training until that share is first right in both in a validation, on other pictures, of "
+    "subjects that are trained on; mean over the seeds that got there; 0: the base is there; "
+    "—: never. Seconds compare on one machine with nothing else to do."
 )
 
 
