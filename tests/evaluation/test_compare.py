@@ -198,11 +198,11 @@ def test_a_failing_cell_is_named_and_the_others_are_kept(tmp_path: Path) -> None
         ),
         (
             {"methods": [BOTH | {"overrides": {"generator.type": "x"}}]},
-            "method 'both': --generator.type must not change alone, got 'x'",
+            "method 'both': --generator.type must not change alone, got \"x\"",
         ),
         (
             {"overrides": TINY | {"train.num_updates": "9"}},
-            r"method 'both': overrides: train\.num_updates must be a valid integer, got '9'",
+            r"overrides: train\.num_updates must be a valid integer, got \"9\"",
         ),
         ({"overrides": {"output-dir": "x"}}, "overrides must not have output-dir, which the study"),
         ({"methods": [BOTH, LONGER]}, "method 'n': rollout.num_steps must be the same in all m"),

@@ -57,7 +57,7 @@ def test_the_best_come_first_and_the_base_stands_where_it_belongs(ranked: Result
         ["2. naive GRPO 1:1", "3", "0.200 ± 0.000"],
     ]
     best, base, naive = (row[3:7] for row in table.rows)
-    assert naive[0].startswith("-0.333 ± ")
+    assert naive[0] == "**-0.333 ± 0.303**"
     assert (best[0], base[0]) == ("", "")
     assert base[1:] == ["0.600", "0.500", "0.100"]
     assert all(len(row) == len(table.heads) for row in table.rows)
