@@ -196,14 +196,6 @@ def test_a_failing_cell_is_named_and_the_others_are_kept(tmp_path: Path) -> None
             ({"methods": [BOTH | {"name": name}]}, rf"methods\.0\.name must not be '{name}', which")
             for name in ("base", "pictures", "figures")
         ),
-        (
-            {"methods": [BOTH | {"overrides": {"generator.type": "x"}}]},
-            "method 'both': --generator.type must not change alone, got \"x\"",
-        ),
-        (
-            {"overrides": TINY | {"train.num_updates": "9"}},
-            r"overrides: train\.num_updates must be a valid integer, got \"9\"",
-        ),
         ({"overrides": {"output-dir": "x"}}, "overrides must not have output-dir, which the study"),
         ({"methods": [BOTH, LONGER]}, "method 'n': rollout.num_steps must be the same in all m"),
         ({"methods": [BOTH | {"overides": {}}]}, r"methods\.0\.overides must be a known field"),

@@ -23,7 +23,7 @@ from customized_grpo.config.benchmark import (
 )
 from customized_grpo.config.checks import conflicts, explain_batch
 from customized_grpo.config.decoding import decode, show, to_raw
-from customized_grpo.config.overrides import FieldInfo, apply_overrides, list_fields, set_fields
+from customized_grpo.config.overrides import FieldInfo, apply_overrides, list_fields
 from customized_grpo.config.plugs import (
     Checkpoint,
     DataConfig,
@@ -222,13 +222,11 @@ def load_study(
             f"{source}: main must be the name of a method, got {study.main!r}; "
             f"{nearest(study.main, names) or one_of(names)}"
         )
-    base = str(Path(path).parent / study.config)
-    shared = decode(read_mapping(base, "CONFIG"), base)
+    base = Path(path).parent / study.config
     configs = {}
     for method in study.methods:
         try:
-            config = set_fields(shared, study.overrides | method.overrides)
-            config = check_config(config, f"{base} with overrides")
+            config = load_config(base, study.flags(method))
         except ConfigError as error:
             raise ConfigError(f"{source}: method {method.name!r}: {error}") from error
         configs[method.name] = study.place(config, method, seed=0)

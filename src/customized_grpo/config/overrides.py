@@ -4,7 +4,7 @@ import ast
 import inspect
 import json
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
@@ -93,38 +93,16 @@ def apply_overrides(config: T, overrides: Sequence[str]) -> T:
         ConfigError: naming the flag, what it must be, what it is and the fix.
     """
     for flag, values in _split_flags(overrides):
-        info = _find(config, flag, _line(values))
+        known = {_canonical(f"--{info.path}"): info for info in list_fields(config)}
+        info = known.get(_canonical(flag))
+        if info is None:
+            fix = registry.nearest(flag, known)
+            command = "train" if isinstance(config, RunConfig) else "evaluate"
+            fix = fix or f"see `cgrpo {command} CONFIG --help`"
+            raise ConfigError(f"override must be a field of the config, got {_line([flag])}; {fix}")
         change = _replace_section if info.is_section else _replace_field
         config = change(config, info, values)
     return config
-
-
-def set_fields(config: T, values: Mapping[str, Any]) -> T:
-    """Sets fields, dotted as in `apply_overrides`, to values as YAML has them.
-
-    Raises:
-        ConfigError: naming the field, what it must be, what it is and the fix.
-    """
-    for name, value in values.items():
-        config = _set(config, _find(config, f"--{name}", show(value)).path, value, "overrides")
-    return config
-
-
-def _find(config: Any, flag: str, value: str) -> FieldInfo:
-    known = {_canonical(f"--{info.path}"): info for info in list_fields(config)}
-    info = known.get(_canonical(flag))
-    if info is None:
-        fix = registry.nearest(flag, known)
-        command = "train" if isinstance(config, RunConfig) else "evaluate"
-        fix = fix or f"see `cgrpo {command} CONFIG --help`"
-        raise ConfigError(f"override must be a field of the config, got {_line([flag])}; {fix}")
-    if info.path.endswith(".type"):
-        section = info.path.removesuffix(".type")
-        raise ConfigError(
-            f"--{info.path} must not change alone, got {value}; the fields beside it "
-            f"belong to the old type, replace them all: --{section} '{{type: ...}}'"
-        )
-    return info
 
 
 def _line(words: Sequence[str]) -> str:
@@ -151,22 +129,23 @@ def _split_flags(overrides: Sequence[str]) -> list[tuple[str, list[str]]]:
 
 
 def _replace_section(config: T, info: FieldInfo, values: list[str]) -> T:
-    value = parse_yaml(" ".join(values), f"--{info.path}")
-    return _set(config, info.path, value, "command line")
-
-
-def _set(config: T, path: str, value: Any, source: str) -> T:
     raw = node = to_raw(config)
-    *parents, name = path.split(".")
+    *parents, name = info.path.split(".")
     for part in parents:
         node = node[int(part)] if isinstance(node, list) else node[part]
-    node[name] = value
-    return decode(raw, source, type(config))
+    node[name] = parse_yaml(" ".join(values), f"--{info.path}")
+    return decode(raw, "command line", type(config))
 
 
 def _replace_field(config: T, info: FieldInfo, values: list[str]) -> T:
     import tyro
 
+    if info.path.endswith(".type"):
+        section = info.path.removesuffix(".type")
+        raise ConfigError(
+            f"--{info.path} must not change alone, got {_line(values)}; the fields beside it "
+            f"belong to the old type, replace them all: --{section} '{{type: ...}}'"
+        )
     try:
         # tyro frames its messages; an error here is one line.
         with redirect_stderr(StringIO()), redirect_stdout(StringIO()):

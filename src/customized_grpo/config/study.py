@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from customized_grpo.config.decoding import show
 from customized_grpo.config.limits import Count
 from customized_grpo.config.sections import FileName, RunConfig
 
@@ -70,6 +71,11 @@ class StudyConfig:
         """How often a method is run."""
         return self.num_seeds if method.num_seeds is None else method.num_seeds
 
+    def flags(self, method: Method) -> list[str]:
+        """Command-line overrides of a method's runs."""
+        fields = self.overrides | method.overrides
+        return [word for name, value in fields.items() for word in (f"--{name}", *_words(value))]
+
     @property
     def folder(self) -> Path:
         """Where the study's runs lie."""
@@ -121,3 +127,10 @@ def first_difference(one: RunConfig, other: RunConfig) -> str | None:
 
     fields = compared(other)
     return next((name for name, value in compared(one).items() if value != fields[name]), None)
+
+
+def _words(value: Any) -> list[str]:
+    """A value as the words of the command line: a list of plain items is several."""
+    if isinstance(value, list) and not any(isinstance(item, (dict, list)) for item in value):
+        return [word for item in value for word in _words(item)]
+    return [value if isinstance(value, str) else show(value, limit=None)]
