@@ -276,6 +276,8 @@ def test_a_method_is_added_inline_or_by_a_file(tmp_path: Path) -> None:
     advantage = study.task("mine/seed1").config.advantage
     assert (advantage.gamma, advantage.schedule) == (0.2, ConstantSchedule(prompt=0.25))
     assert study.task("theirs/seed1").config.advantage == advantage
+    told = [f"{m.name}={json.dumps(m.overrides)}" for m in study.added]  # as a cell's process is
+    assert Study.load(file, None, told).tasks == study.tasks
     assert [m.label for m in study.config.methods] == [
         "naive GRPO 1:1", "Customized-GRPO", "mine", "theirs"
     ]  # fmt: skip
