@@ -135,6 +135,7 @@ def test_commands_in_reports_can_be_pasted(capsys, monkeypatch) -> None:
     for words in (
         ["report", "my runs/a", "b", "--out", "my page"],
         ["compare", "my study.yaml", "--results", "my results"],
+        ["compare", "my study.yaml", "--add", "a={advantage.gamma: 0.2}", "--add", "b=b.yaml"],
     ):
         assert main(words) == 0
         assert capsys.readouterr().out.strip() == f"report: {shlex.join(['cgrpo', *words])}"

@@ -4,8 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from helpers import ROOT
 
+from customized_grpo.evaluation.outcome import Yardstick
+from customized_grpo.evaluation.report.leaderboard import leaderboard
 from customized_grpo.evaluation.report.tables import markdown
 from customized_grpo.evaluation.results import Results
 
@@ -32,6 +35,23 @@ def test_the_small_table_has_the_numbers_of_what_is_kept(page: str) -> None:
         full, *_ = re.findall(rf"^\| {re.escape(name)} \|(.*)$", kept, re.M)
         measured = full.replace("0.", ".").split("|")[:3]  # prompt, identity, hypervolume
         assert row.split("|")[:3] == measured
+
+
+def test_the_leaderboard_is_what_its_writer_makes_of_what_is_kept() -> None:
+    file, page = RESULTS / "leaderboard" / "results.json", ROOT / "docs" / "leaderboard.md"
+    study = "configs/studies/leaderboard.yaml"
+    methods = yaml.safe_load((ROOT / study).read_text())["methods"]
+    nothing = Results(
+        name="leaderboard",
+        config="",
+        yardstick=Yardstick(set="held_out", items=(), objectives={}),
+        labels={method["name"]: method["label"] for method in methods},
+        main="customized",
+        cells=[],
+    )
+    results = Results.read(file) if file.exists() else nothing
+    flags = "--results docs/results/leaderboard --leaderboard docs/leaderboard.md"
+    assert page.read_text() == leaderboard(results, f"cgrpo compare {study} {flags}")
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,13 @@ from filelock import FileLock
 from helpers import ROOT
 
 from customized_grpo.cli.main import main
-from customized_grpo.config import dump_config
+from customized_grpo.config import ConstantSchedule, dump_config, read_config
 from customized_grpo.errors import CheckpointError, ConfigError
 from customized_grpo.evaluation.evaluate import evaluate_run
 from customized_grpo.evaluation.outcome import Outcome
 from customized_grpo.evaluation.results import Results
 from customized_grpo.evaluation.study import RESULTS, Study, compare, results_of_runs, run_task
+from customized_grpo.ops import SHAPINGS
 
 TINY = {
     "mixed_precision": "no",
@@ -38,6 +40,7 @@ NAIVE = {
     "advantage.center": False,
     "advantage.schedule": {"type": "constant", "prompt": 0.5},
 }
+STUDIES = ROOT / "configs" / "studies"
 BOTH = {"name": "both", "label": "Customized-GRPO"}
 LONGER = {"name": "n", "label": "n", "overrides": {"rollout.num_steps": 12}}
 
@@ -74,10 +77,11 @@ def tree(folder: Path) -> dict[str, bytes]:
 def test_every_cell_is_run_judged_and_kept(finished: tuple[Path, Results]) -> None:
     results = finished[1]
     cells = [(cell.method, cell.seed) for cell in results.cells]
-    assert cells == [("naive", 0), ("both", 0), ("naive", 1), ("both", 1)]
+    assert cells == [("naive", 0), ("naive", 1), ("both", 0), ("both", 1)]
     assert {"copy", "ground truth", "unrelated", "base"} == set(results.yardstick.models)
     for cell in results.cells:
         assert cell.curve["update"] == [0, 1, 2]
+        assert cell.curve["seconds"] == sorted({*cell.curve["seconds"], cell.seconds})
         assert cell.shares["update"] == [1, 2]
         assert len(cell.advantages["identity"]) == 4
         assert len(cell.schedule["weights"]) == 3
@@ -104,8 +108,6 @@ def test_finished_cells_are_not_run_again_and_results_are_the_same_bytes(
     kept = tmp_path / "kept"
     shutil.copytree(study.config.folder, kept, ignore=shutil.ignore_patterns("naive", "both"))
     elsewhere = write_study(tmp_path, output_dir=str(tmp_path / "runs"))
-    old, new = (str(folder / "runs") for folder in (finished[0].parent, tmp_path))
-    (kept / RESULTS).write_text((kept / RESULTS).read_text().replace(old, new))
     again = compare(Study.load(elsewhere, kept), jobs=1)
     assert [c.judgement for c in again.cells] == [c.judgement for c in finished[1].cells]
 
@@ -229,21 +231,99 @@ def test_what_a_cell_may_differ_in(tmp_path: Path) -> None:
     text = "".join(x for x in whole.splitlines(True) if "window:" not in x)
     assert text != whole
     task.check(text, "here")
-    task.check(dump_config(dataclasses.replace(task.config, compile=True)), "here")
+    moved = dataclasses.replace(task.config, compile=True, output_dir="elsewhere")
+    task.check(dump_config(moved), "here")
     settings = dataclasses.replace(task.config.train, ema_decay=0.5)
     with pytest.raises(ConfigError, match=r"ema_decay: 0\.5"):
         task.check(dump_config(dataclasses.replace(task.config, train=settings)), "here")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "studies").glob("*.yaml")), ids=str)
+@cache
+def shipped(path: Path) -> Study:
+    return Study.load(path)
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=str)
 def test_every_shipped_study_loads(path: Path) -> None:
-    study = Study.load(path)
-    methods = [task.config for task in study.tasks if task.seed == 0]
+    methods = [task.config for task in shipped(path).tasks if task.seed == 0]
     shared = {"seed", "data", "generator", "rewards", "evaluators", "evaluation"}
     if path.stem == "proof":  # the methods differ in nothing but the advantages
         shared |= {"lora", "rollout", "loss", "train", "mixed_precision", "compile", "device"}
     for name in shared:
         assert len({repr(getattr(config, name)) for config in methods}) == 1, name
+
+
+def test_the_leaderboard_has_every_shaping_and_takes_the_cells_of_the_proof() -> None:
+    board, proof = (
+        {task.name: task for task in shipped(STUDIES / f"{name}.yaml").tasks}
+        for name in ("leaderboard", "proof")
+    )
+    assert {task.config.advantage.shaping for task in board.values()} == set(SHAPINGS)
+    both = board.keys() & proof.keys()
+    methods = {"customized", "naive-1to1", "published", "sars-only", "min", "gdpo"}
+    assert {board[name].method for name in both} == methods
+    for name in both:
+        board[name].check(dump_config(proof[name].config), "the proof's")
+
+
+ADDED = {"advantage.gamma": 0.2, "advantage.schedule": {"type": "constant", "prompt": 0.25}}
+
+
+def test_a_method_is_added_inline_or_by_a_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(ADDED))
+    file, inline = write_study(tmp_path), f"mine={yaml.safe_dump(ADDED, default_flow_style=True)}"
+    study = Study.load(file, None, [inline, f"theirs={tmp_path / 'mine.yaml'}"])
+    advantage = study.task("mine/seed1").config.advantage
+    assert (advantage.gamma, advantage.schedule) == (0.2, ConstantSchedule(prompt=0.25))
+    assert study.task("theirs/seed1").config.advantage == advantage
+    told = [f"{m.name}={json.dumps(m.overrides)}" for m in study.added]  # as a cell's process is
+    assert Study.load(file, None, told).tasks == study.tasks
+    assert [m.label for m in study.config.methods] == [
+        "naive GRPO 1:1", "Customized-GRPO", "mine", "theirs"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("mine", r"--add must be NAME=OVERRIDES or NAME=FILE, got 'mine'; write for example --add"),
+        ("mine=nowhere.yaml", "--add mine must be a readable YAML file, got 'nowhere.yaml'"),
+        ("mine={advantage.gamma: 0.2", "--add mine: line 1 must be valid YAML"),
+        ("a b={}", "--add a b: name must"),
+        ("both={}", r"study\.yaml with --add: methods\.2\.name must be unique, got 'both' twice"),
+        (
+            "mine={seed: 1}",
+            r"with --add: methods\.2\.overrides must not have seed, which the study",
+        ),
+        ("mine={advantage.gama: 1}", "method 'mine': override must be a field of the config"),
+    ],
+)
+def test_mistakes_in_an_added_method_are_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Study.load(write_study(tmp_path), None, [text])
+
+
+@pytest.mark.slow
+def test_an_added_method_runs_and_stays_without_the_flag(
+    finished: tuple[Path, Results], tmp_path: Path
+) -> None:
+    kept, page = tmp_path / "kept", tmp_path / "leaderboard.md"
+    kept.mkdir()
+    shutil.copy(Study.load(finished[0]).results / RESULTS, kept)
+    command = ["compare", str(finished[0]), "--results", str(kept), "--leaderboard", str(page)]
+    added = [*command, "--add", f"mine={json.dumps(ADDED)}"]
+    assert main([*added, "--methods", "mine", "--seeds", "1"]) == 0
+    results = Results.read(kept / RESULTS)
+    config = read_config(results.of("mine")[0].config, "mine")
+    assert (config.advantage.gamma, config.advantage.schedule.type) == (0.2, "constant")
+    assert list(results.labels) == ["naive", "both", "mine"]
+    assert ". mine | 1 |" in page.read_text()
+    before, page_before = tree(kept), page.read_text()
+    assert main([*added, "--methods", "both"]) == 0  # nothing is missing of it
+    assert (tree(kept), page.read_text()) == (before, page_before)
+    assert main(command) == 0
+    changed = {name for name, content in tree(kept).items() if content != before[name]}
+    assert changed == {"report.html"}  # which names the command
 
 
 @pytest.mark.slow
@@ -281,9 +361,7 @@ def test_one_more_seed_goes_with_results_from_elsewhere(
     """The base is taken from the results, not judged again by every cell."""
     kept = tmp_path / "kept"
     kept.mkdir()
-    old, new = (str(folder / "runs") for folder in (finished[0].parent, tmp_path))
-    text = (Study.load(finished[0]).results / RESULTS).read_text()
-    (kept / RESULTS).write_text(text.replace(old, new))
+    shutil.copy(Study.load(finished[0]).results / RESULTS, kept)
     study = Study.load(write_study(tmp_path, num_seeds=3), kept)
     results = compare(study, jobs=2)
     assert len(results.cells) == 6
@@ -322,7 +400,10 @@ def test_a_cell_judged_before_its_weights_changed_is_refused(
     (study.results / RESULTS).write_bytes(text)
 
 
-@pytest.mark.parametrize("flag", [("--jobs", "2"), ("--seeds", "1"), ("--methods", "both")])
+@pytest.mark.parametrize(
+    "flag",
+    [("--jobs", "2"), ("--seeds", "1"), ("--methods", "both"), ("--leaderboard", "x.md")],
+)
 def test_flags_without_effect_on_a_cell_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: tuple[str, str]
 ) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,29 @@ def test_results_survive_the_file(tmp_path: Path) -> None:
     first = file.read_bytes()
     again.write(file)
     assert file.read_bytes() == first
+
+
+def test_a_cell_knows_when_its_curve_first_passed_a_level(tmp_path: Path) -> None:
+    """Seconds of all stages but validation, also of the updates between two validations."""
+    share = "validation/share/both_right"
+    rows = [
+        {"update": 0, share: 0.1, "seconds/rollout": 0.5, "seconds/validation": 50.0},
+        {"update": 1, "seconds/rollout": 2.0, "seconds/update": 1.0},
+        {"update": 2, share: 0.4, "seconds/update": 1.0, "seconds/validation": 9.0},
+        {"update": 3, "seconds/rollout": 2.0, "seconds/balance": 4.0},
+        {"update": 4, share: 0.3, "seconds/update": 1.0, "seconds/validation": 9.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    for name in ("advantages.jsonl", "schedule.json", "config.yaml", "environment.json"):
+        (tmp_path / name).write_text("{}\n")
+    cell = read_cell(tmp_path, "x", 0, Judgement(columns={}))
+    assert cell.curve == {"update": [0, 2, 4], share: [0.1, 0.4, 0.3], "seconds": [0.5, 4.5, 11.5]}
+    assert cell.seconds == 11.5
+    assert cell.first_passes(share, 0.1) == (0, 0.5)
+    assert cell.first_passes(share, 0.3) == (2, 4.5)
+    assert cell.first_passes(share, 0.4) == (2, 4.5)
+    assert cell.first_passes(share, 0.5) is None
+    assert cell.first_passes("validation/share/copies", 0.0) is None
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:

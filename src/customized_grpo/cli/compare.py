@@ -10,6 +10,7 @@ from typing import Any
 
 from customized_grpo.cli.shared import alone, hide_loading_bars, positive
 from customized_grpo.errors import ConfigError
+from customized_grpo.files import write_atomic
 
 
 def add(commands: Any) -> None:
@@ -23,7 +24,8 @@ def add(commands: Any) -> None:
         epilog="examples:\n  cgrpo compare configs/studies/proof.yaml --jobs 2\n"
         "  cgrpo compare configs/studies/proof.yaml --seeds 1 --methods naive-1to1 naive-1to1.5 "
         "customized\n"
-        "  cgrpo compare configs/studies/proof.yaml --results docs/results   from what is kept",
+        "  cgrpo compare configs/studies/proof.yaml --results docs/results   from what is kept\n"
+        "  cgrpo compare configs/studies/leaderboard.yaml --add mine='{advantage.gamma: 0.2}'",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("study", metavar="STUDY", type=Path, help="YAML file of a study")
@@ -51,6 +53,20 @@ def add(commands: Any) -> None:
         metavar="METHOD/seedN",
         help="run this one only, in this process: for clusters, an array job over the cells",
     )
+    parser.add_argument(
+        "--add",
+        action="append",
+        default=[],
+        metavar="NAME=OVERRIDES",
+        help="one more method: {FIELD: VALUE, ...} as in the study's overrides, or a YAML file of "
+        "them; repeatable. Once it has run its results stay, also in calls without it",
+    )
+    parser.add_argument(
+        "--leaderboard",
+        type=Path,
+        metavar="FILE",
+        help="also write the ranking by pictures right in both, as a Markdown page",
+    )
     parser.set_defaults(run=_compare)
 
 
@@ -58,10 +74,10 @@ def _compare(options: argparse.Namespace) -> None:
     alone("`cgrpo compare`")
     from customized_grpo.evaluation.study import Study, compare, run_task
 
-    study = Study.load(options.study, options.results)
+    study = Study.load(options.study, options.results, options.add)
     hide_loading_bars()
     if options.cell is not None:
-        for flag in ("jobs", "methods", "seeds"):
+        for flag in ("jobs", "methods", "seeds", "leaderboard"):
             if getattr(options, flag):
                 raise ConfigError(f"--{flag} has no effect on a single --cell; leave it out")
         run_task(study, study.task(options.cell))
@@ -69,6 +85,7 @@ def _compare(options: argparse.Namespace) -> None:
 
     import torch
 
+    from customized_grpo.evaluation.report.leaderboard import leaderboard
     from customized_grpo.evaluation.report.page import check_extra, study_pictures, write_report
     from customized_grpo.evaluation.report.tables import markdown
 
@@ -76,7 +93,14 @@ def _compare(options: argparse.Namespace) -> None:
     jobs = options.jobs or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
     results = compare(study, jobs, options.methods, options.seeds)
     flags = ["--results", str(options.results)] if options.results else []
+    flags += [word for text in options.add for word in ("--add", text)]
+    if options.leaderboard:
+        flags += ["--leaderboard", str(options.leaderboard)]
     command = shlex.join(["cgrpo", "compare", str(options.study), *flags])
     page = write_report(results, study.results, command, study_pictures(results, study.results))
     print(markdown(results))
     print(f"report: {page}")
+    if options.leaderboard:
+        options.leaderboard.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(options.leaderboard, leaderboard(results, command))
+        print(f"leaderboard: {options.leaderboard}")

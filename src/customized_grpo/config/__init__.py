@@ -5,7 +5,9 @@
 """
 
 import os
+import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,7 @@ __all__ = [
     "StudyConfig",
     "TdwSchedule",
     "TrainConfig",
+    "added_method",
     "check_config",
     "dump_config",
     "explain_batch",
@@ -178,14 +181,39 @@ def load_benchmark(path: str | Path, overrides: Sequence[str] = ()) -> Benchmark
     return config
 
 
-def load_study(path: str | Path) -> tuple[StudyConfig, dict[str, RunConfig]]:
+def added_method(text: str) -> Method:
+    """A method written `NAME={FIELD: VALUE, ...}`, or `NAME=FILE` of such a mapping.
+
+    Raises:
+        ConfigError: naming the method, what it must be, what it is and the fix.
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(
+            f"--add must be NAME=OVERRIDES or NAME=FILE, got {text!r}; write for example "
+            f"--add {shlex.quote(f'{name}={{advantage.gamma: 0.2}}')}"
+        )
+    source = f"--add {name}"
+    is_inline = value.lstrip().startswith("{")
+    overrides = parse_yaml(value, source) if is_inline else read_mapping(value, source)
+    return decode({"name": name, "label": name, "overrides": overrides}, source, Method)
+
+
+def load_study(
+    path: str | Path, added: Sequence[Method] = ()
+) -> tuple[StudyConfig, dict[str, RunConfig]]:
     """Reads a study and the configs of its methods, by name, each checked; seed 0.
+
+    `added` are further methods, after those of the file.
 
     Raises:
         ConfigError: naming the file, the field or method, what it is and the fix.
     """
     source = str(path)
     study = decode(read_mapping(source, "STUDY"), source, StudyConfig)
+    if added:
+        source = f"{source} with --add"
+        study = replace(study, methods=(*study.methods, *added))
     names = [method.name for method in study.methods]
     for mistake in mistakes(study):
         raise ConfigError(f"{source}: {mistake}")

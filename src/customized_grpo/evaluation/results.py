@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class Cell:
     config: str
     """The resolved YAML."""
     curve: dict[str, list[int | float]] = field(default_factory=dict)
-    """``update`` and the validation scores at these updates."""
+    """``update``, the validation scores then, and ``seconds`` of training until then."""
     alarms: dict[str, list[int | float]] = field(default_factory=dict)
     """``update`` and, by evaluator, the validations in a row that look hacked."""
     shares: dict[str, list[int | float]] = field(default_factory=dict)
@@ -48,6 +49,17 @@ class Cell:
     """Wall time of training, without evaluation."""
     environment: dict[str, str] = field(default_factory=dict)
     """Machine and versions."""
+
+    def first_passes(self, name: str, level: float) -> tuple[float, float] | None:
+        """Update and seconds of training at which a curve first has a level; None: never.
+
+        The seconds are NaN in results that were kept without.
+        """
+        for place, value in enumerate(self.curve.get(name, ())):
+            if value >= level:
+                seconds = self.curve.get("seconds")
+                return self.curve["update"][place], seconds[place] if seconds else math.nan
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,17 +162,20 @@ def read_cell(folder: Path, method: str, seed: int, judgement: Judgement) -> Cel
     scores = [name for name in names if name.startswith("validation/")]
     alarms = [name for name in names if name.startswith("hacking/")]
     timed = [name for name in names if name.startswith("seconds/") and "validation" not in name]
+    per_row = (sum(row.get(name, 0.0) for name in timed) for row in rows)
+    spent = list(accumulate(per_row, initial=0.0))
+    clocked = [row | {"seconds": now} for row, now in zip(rows, spent[1:], strict=True)]
     return Cell(
         method=method,
         seed=seed,
         judgement=judgement,
         config=config,
-        curve=_series(rows, scores),
+        curve=_series(clocked, scores and [*scores, "seconds"]),
         alarms=_series(rows, alarms),
         shares=_series(rows, _SHARES),
         advantages={name: values for name, values in first.items() if name != "rollout"},
         schedule=schedule,
-        seconds=sum(row.get(name, 0.0) for row in rows for name in timed),
+        seconds=spent[-1],
         environment=environment,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -15,8 +16,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from customized_grpo.config import (
+    Method,
     RunConfig,
     StudyConfig,
+    added_method,
     dump_config,
     first_difference,
     load_study,
@@ -57,8 +60,9 @@ class Task:
     def check(self, found: str, where: str) -> None:
         """Makes sure that a config that was run, as YAML, is the one that is asked for."""
         config = read_config(found, where)  # fields that are newer than the run have their defaults
-        # How fast, and who is told; not what.
-        free = {name: getattr(self.config, name) for name in ("device", "compile", "sinks")}
+        # How fast, who is told and where it lies; not what.
+        names = ("device", "compile", "sinks", "output_dir")
+        free = {name: getattr(self.config, name) for name in names}
         if (config := replace(config, **free)) == self.config:
             return
         texts = (dump_config(c).splitlines() for c in (config, self.config))
@@ -85,16 +89,23 @@ class Study:
     tasks: tuple[Task, ...]
     results: Path
     """Folder of ``results.json``, tables, report and pictures."""
+    added: tuple[Method, ...] = ()
+    """The last methods of ``config``, which the file does not have."""
 
     @classmethod
-    def load(cls, file: Path, results: Path | None = None) -> Study:
-        """Reads the file and the config of every method."""
-        config, methods = load_study(file)
+    def load(cls, file: Path, results: Path | None = None, add: Sequence[str] = ()) -> Study:
+        """Reads the file and the config of every method.
+
+        ``add``: further methods, as ``added_method`` reads them.
+        """
+        added = tuple(map(added_method, add))
+        config, methods = load_study(file, added)
         tasks = (
             Task(method=m.name, seed=s, config=config.place(methods[m.name], m, s))
             for m, s in config.cells()
         )
-        return cls(file=file, config=config, tasks=tuple(tasks), results=results or config.folder)
+        results = results or config.folder
+        return cls(file=file, config=config, tasks=tuple(tasks), results=results, added=added)
 
     @property
     def judges(self) -> RunConfig:
@@ -292,13 +303,14 @@ def _judge_base(study: Study) -> Results:
 
 def _write(study: Study, kept: Results, cells: dict[str, Cell]) -> Results:
     own = {method.name: method.label for method in study.config.methods}
-    order = dict.fromkeys([*(task.name for task in study.tasks), *cells])
+    labels = own | {name: kept.labels[name] for name in kept.labels if name not in own}
+    order = {name: place for place, name in enumerate(labels)}
     results = replace(
         kept,
         config=dump_config(study.judges),
-        labels=own | {name: kept.labels[name] for name in kept.labels if name not in own},
+        labels=labels,
         main=study.config.main,
-        cells=[cells[name] for name in order if name in cells],
+        cells=sorted(cells.values(), key=lambda cell: (order[cell.method], cell.seed)),
     )
     study.results.mkdir(parents=True, exist_ok=True)
     results.write(study.results / RESULTS)
@@ -325,6 +337,8 @@ def _run_process(study: Study, task: Task, jobs: int) -> Path | None:
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "customized_grpo", "compare", str(study.file)]
     command += ["--results", str(study.results), "--cell", task.name]
+    for method in study.added:
+        command += ["--add", f"{method.name}={json.dumps(method.overrides)}"]
     threads = max(1, (os.cpu_count() or 1) // jobs)  # more than cores is slower than one by far
     env = {"OMP_NUM_THREADS": str(threads), **os.environ}
     with log.open("w", encoding="utf-8") as file:

@@ -190,7 +190,8 @@ def test_a_report_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_shares_lead_and_the_base_is_not_held_against_itself() -> None:
-    first, second, change, *_ = tables(made_up())
+    first, ranking, second, change, *_ = tables(made_up())
+    assert ranking.title == "Ranking"
     assert first.heads == ["", "prompt right", "subject right", "both right", "copies"]
     (base,) = (row for row in first.rows if row[0] == "base")
     assert base[1:] == ["0.600", "0.500", "0.300", "0.100"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from customized_grpo.config import read_config
 from customized_grpo.evaluation.outcome import BASE
@@ -31,6 +33,7 @@ _SHARES = (
     Measure("copies", "copies", 3,
             "share more similar to the whole reference than any ground truth is"),
 )  # fmt: skip
+_BOTH = _SHARES[2]
 _OBJECTIVES = (
     Measure("hypervolume", "hypervolume", 4,
             "area that the (prompt, identity) point dominates above an unrelated picture"),
@@ -61,11 +64,21 @@ _QUALITY = (
     Measure("hacking_gap/identity", "gap identity", 4, "the same for the identity"),
 )  # fmt: skip
 
+_LEVELS = (0.3, 0.4, 0.5)  # of both right, in validations
+_CURVE = f"validation/share/{_BOTH.name}"
+
 # Shares of samples in the paper (arXiv:2510.18263): conflicted, both positive, both negative.
 _PAPER_SHARES = ("50.2 %", "26.8 %", "23.0 %")
 _DIFFERENCES = (
     "±: seeds and, where it is a mean over them, examples (a bootstrap over subjects); of one "
     "seed, examples alone. **Bold**: three seeds at least, and the interval excludes 0."
+)
+
+_RANKING = (
+    "By *both right*; differences are paired by seed. *first at 0.4*: updates and seconds of "
+    "training until that share is first right in both in a validation, on other pictures, of "
+    "subjects that are trained on; mean over the seeds that got there; 0: the base is there; "
+    "—: never. Seconds compare on one machine with nothing else to do."
 )
 
 
@@ -83,7 +96,10 @@ def sections(results: Results) -> dict[str, list[Table]]:
     ]
     both = [*scores, *_OBJECTIVES]
     made = {
-        "right": [_absolute(results, "Right pictures, and copies", _SHARES)],
+        "right": [
+            _absolute(results, "Right pictures, and copies", _SHARES),
+            ranking(results) if len(results.methods) > 1 else None,
+        ],
         "main": [
             _absolute(results, "Both objectives", both),
             _against_base(results, [*_SHARES, *both]),
@@ -96,6 +112,53 @@ def sections(results: Results) -> dict[str, list[Table]]:
         ],
     }
     return {place: [t for t in some if t is not None] for place, some in made.items()}
+
+
+def ranking(results: Results) -> Table | None:
+    """Methods and base, those with most pictures right in both first; None where none has any."""
+    found = {method: results.over_seeds(method, _BOTH.name) for method in results.methods}
+    means = {method: estimate.mean for method, estimate in found.items() if estimate}
+    if not means:
+        return None
+    rows = [
+        _ranked(results, rank, method)
+        for rank, method in enumerate(sorted(means, key=means.__getitem__, reverse=True), start=1)
+    ]
+    if (base := results.yardstick.models.get(BASE)) is not None:
+        values = results.yardstick.values(base)
+        place = sum(mean > values[_BOTH.name] for mean in means.values())
+        shown = {m: f"{values[m.name]:.{m.digits}f}" for m in _SHARES}
+        both = shown.pop(_BOTH)
+        rows.insert(place, [BASE, "", both, "", *shown.values(), *("" for _ in _LEVELS)])
+    parts = (m.heading for m in _SHARES if m is not _BOTH)
+    heads = ["", "seeds", _BOTH.heading, f"minus {results.labels[results.main]}", *parts]
+    heads += [f"first at {level}" for level in _LEVELS]
+    return Table(title="Ranking", note=f"{_RANKING} {_DIFFERENCES}", heads=heads, rows=rows)
+
+
+def _ranked(results: Results, rank: int, method: str) -> list[str]:
+    both, *parts = _means(results, method, [_BOTH, *(m for m in _SHARES if m is not _BOTH)])
+    (difference,) = _differences(results, method, results.main, [_BOTH])
+    return [
+        f"{rank}. {_emphasised(results, method)}",
+        str(len(results.of(method))),
+        both,
+        "" if method == results.main else difference,
+        *parts,
+        *(_first_at(results, method, level) for level in _LEVELS),
+    ]
+
+
+def _first_at(results: Results, method: str, level: float) -> str:
+    """Means over the seeds that came so far, and how many did if not all."""
+    cells = [cell for cell in results.of(method).values() if _CURVE in cell.curve]
+    passed = [found for cell in cells if (found := cell.first_passes(_CURVE, level))]
+    if not passed:
+        return "—" if cells else ""
+    updates, seconds = (fmean(column) for column in zip(*passed, strict=True))
+    spent = "" if math.isnan(seconds) else f", {seconds:.0f} s"
+    some = f" ({len(passed)} of {len(cells)})" if len(passed) < len(cells) else ""
+    return f"{updates:.0f}{spent}{some}"
 
 
 def alarms(results: Results) -> list[str]:
@@ -148,11 +211,14 @@ def _absolute(results: Results, title: str, measures: Sequence[Measure]) -> Tabl
         cells = [f"{values[m.name]:.{m.digits}f}" if m.name in values else "" for m in measures]
         rows.append([name, *cells])
     for method in results.methods:
-        means = [(results.over_seeds(method, m.name), m.digits) for m in measures]
-        cells = [mean.plus_minus(digits) if mean else "" for mean, digits in means]
-        rows.append([_emphasised(results, method), *cells])
+        rows.append([_emphasised(results, method), *_means(results, method, measures)])
     note = "; ".join(f"*{m.heading}*: {m.explanation}" for m in measures) + "."
     return Table(title=title, note=note, heads=_heads(measures), rows=rows)
+
+
+def _means(results: Results, method: str, measures: Sequence[Measure]) -> list[str]:
+    means = [(results.over_seeds(method, m.name), m.digits) for m in measures]
+    return [mean.plus_minus(digits) if mean else "" for mean, digits in means]
 
 
 def _emphasised(results: Results, method: str) -> str:

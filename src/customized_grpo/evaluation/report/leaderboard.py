@@ -1,0 +1,57 @@
+"""A study's ranking as a Markdown page of its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from textwrap import fill
+
+from customized_grpo.errors import ConfigError
+from customized_grpo.evaluation.report.tables import ranking
+from customized_grpo.evaluation.results import Results
+
+_QUESTION = (
+    "Which method makes most pictures right in both: the subject of the reference, doing what the "
+    "prompt asks for?"
+)
+
+
+def leaderboard(results: Results, command: str) -> str:
+    """The ranking, what it was measured on, what is missing; ``command`` is what writes it.
+
+    Raises:
+        ConfigError: if the data do not know what is right.
+    """
+    table = ranking(results)
+    if table is None and results.cells:
+        raise ConfigError(
+            "--leaderboard must be left out where nothing says what is right (both_right), as in "
+            f"{results.name}; report.html compares the scores"
+        )
+    missing = [label for method, label in results.labels.items() if not results.of(method)]
+    paragraphs = [_QUESTION] if table is None else [f"{_QUESTION} {_measured(results)}"]
+    if missing:
+        paragraphs.append(f"**Not run yet**: {'; '.join(missing)}.")
+    paragraphs.append(
+        f"This page is written by `{command}`, which runs what is missing; `--add NAME=OVERRIDES` "
+        "puts a method of your own beside these."
+    )
+    parts = ["# Leaderboard", *map(_wrapped, paragraphs)]
+    if table is not None:
+        parts[2:2] = [replace(table, title="").markdown(), _wrapped(table.note)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _measured(results: Results) -> str:
+    machines = dict.fromkeys(
+        f"{cell.environment['device']} (threads: {cell.environment['threads']})"
+        for cell in results.cells
+    )
+    return (
+        f"Measured on {results.yardstick.describe()} by models that nothing was trained on: the "
+        "mean over the seeds ± half of the 95 % confidence interval (Student's t). Trained on "
+        f"{'; '.join(machines)}."
+    )
+
+
+def _wrapped(text: str) -> str:
+    return fill(text, 100, break_long_words=False, break_on_hyphens=False)
