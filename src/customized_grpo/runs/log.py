@@ -25,6 +25,7 @@ from customized_grpo.runs.files import CONFIG, ENVIRONMENT, FINISHED, METRICS, S
 
 logger = logging.getLogger("customized_grpo")
 
+_LINE_SECONDS = 60.0
 _LOCK, _ADVANTAGES = ".lock", "advantages.jsonl"
 _BEGINNING = (_LOCK, ENVIRONMENT, f"{CONFIG}.")  # all there is before a run counts as begun
 
@@ -96,7 +97,7 @@ class RunLog:
         self._total = config.train.num_updates
         self._progress: Any = None
         self._rewards = ""
-        self._first, self._started = 0, time.monotonic()
+        self._first, self._started, self._said = 0, time.monotonic(), -math.inf
         self._seconds: dict[str, float] = {}
 
     @contextmanager
@@ -170,17 +171,26 @@ class RunLog:
         if self._progress is not None:
             bar, task = self._progress
             bar.update(task, completed=update, rewards=self._rewards)
-        elif update == 1 or update % 10 == 0 or update == self._total:
+        elif self._is_worth_a_line(update, time.monotonic()):
             pace = (time.monotonic() - self._started) / (update - self._first)
             logger.info(
                 "update %d/%d  %s  %.1f s/update, %.1f min left",
                 update, self._total, self._rewards, pace, pace * (self._total - update) / 60,
             )  # fmt: skip
 
+    def _is_worth_a_line(self, update: int, now: float) -> bool:
+        """Every tenth update, and any that comes a minute or more after the last line."""
+        is_late = now - self._said >= _LINE_SECONDS
+        if is_late or update == 1 or update % 10 == 0 or update == self._total:
+            self._said = now
+            return True
+        return False
+
     @contextmanager
     def progress(self, update: int) -> Iterator[None]:
         """From ``update`` on; a rich bar while inside, if standard error is a terminal."""
         self._first, self._started = update, time.monotonic()
+        self._said = self._started
         if not sys.stderr.isatty():
             yield
             return
