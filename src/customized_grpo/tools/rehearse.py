@@ -34,7 +34,7 @@ from customized_grpo.training.train import train
 
 _ROLLOUTS = 2
 _AFTER_FAILURE = 0.8  # of the memory: more is predicted to fit, and did not
-_RARE = ("seconds/validation", "seconds/checkpoint")
+_RARE = ("seconds/validation", "seconds/checkpoint", "seconds/samples")
 
 Row = dict[str, Any]
 

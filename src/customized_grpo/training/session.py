@@ -246,7 +246,7 @@ class Session:
         self._sample_clock.restart()
         if not self._takes_part:
             return
-        with self._averaged():
+        with self.log.timed("samples"), self._averaged():
             now = self.samples.sample()
         if self.ranks.is_first:
             file = self.log.folder / SAMPLES / f"{self.progress.update:06d}.png"

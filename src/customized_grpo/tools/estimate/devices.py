@@ -60,7 +60,7 @@ def find_device(name: str) -> Device:
 
 
 def device_called(name: str) -> Device | None:
-    """The one of the table that CUDA calls so, such as NVIDIA A100-SXM4-80GB; None: there is none."""
+    """The one of the table that CUDA calls so, such as NVIDIA A100-SXM4-80GB; None: no such."""
     letters = re.sub(r"[^a-z0-9]", "", name.lower())
     for key, device in DEVICES.items():
         if all(part in letters for part in key.split("-")) and key != "cpu":

@@ -27,7 +27,7 @@ from customized_grpo.runs.works import does_it_work
 Row = Mapping[str, Any]
 
 _RECENT = 10  # rollouts that a moving average is of
-_RARE = ("validation", "checkpoint")  # stages that only some updates have
+_RARE = ("validation", "checkpoint", "samples")  # stages that only some updates have
 _SHARES = (
     "share/both_positive", "share/identity_only", "share/prompt_only", "share/both_negative"
 )  # fmt: skip
