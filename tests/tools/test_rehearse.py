@@ -9,21 +9,30 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
-from helpers import changed
+from helpers import ROOT, changed
 
 from customized_grpo.cli.main import main
-from customized_grpo.config import RunConfig, dump_config
+from customized_grpo.config import RunConfig, dump_config, load_config
 from customized_grpo.errors import ResourceError
 from customized_grpo.tools import rehearse as module
 from customized_grpo.tools.doctor.machine import Machine, Place
+from customized_grpo.tools.doctor.memory import predict
 from customized_grpo.tools.estimate.devices import device_called
+from customized_grpo.tools.estimate.workload import Workload
 from customized_grpo.tools.rehearse import Measured, rehearse
 
 MEASURED = Measured(seconds=30.0, validation=60.0, peak=3.9e9, micro_batch_size=None)
 
 
-def on(monkeypatch: pytest.MonkeyPatch, gigabytes: float) -> None:
-    """A machine with one GPU of so much memory."""
+@pytest.fixture(scope="module")
+def work() -> Workload:
+    """Counts of configs/emoji.yaml."""
+    return predict(load_config(ROOT / "configs" / "emoji.yaml"))
+
+
+def on(monkeypatch: pytest.MonkeyPatch, work: Workload, gigabytes: float) -> None:
+    """A machine with one GPU of so much memory; the run has been counted."""
+    monkeypatch.setattr(module, "predict", lambda _: work)
     size = int(gigabytes * 1e9)
     gpu = Place(name="NVIDIA GeForce RTX 4090", total=size, free=size)
     ram = Place(name="RAM", total=10**12, free=10**12, is_gpu=False)
@@ -73,9 +82,13 @@ def test_the_whole_run_and_its_price(tiny_config: RunConfig) -> None:
     ],
 )
 def test_what_is_tight_is_told_what_to_lower_first(
-    tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch, gigabytes: float, says: str
+    tiny_config: RunConfig,
+    work: Workload,
+    monkeypatch: pytest.MonkeyPatch,
+    gigabytes: float,
+    says: str,
 ) -> None:
-    on(monkeypatch, gigabytes)
+    on(monkeypatch, work, gigabytes)
     monkeypatch.setattr(module, "what_to_lower", lambda *_: "--train.micro_batch_size 1")
     lines = module._report(tiny_config, MEASURED, None)
     assert says in lines[-1]
@@ -84,7 +97,7 @@ def test_what_is_tight_is_told_what_to_lower_first(
 
 
 def test_what_does_not_fit_says_what_to_lower_first_and_offers_no_resume(
-    tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_config: RunConfig, work: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits: list[float] = []
 
@@ -98,7 +111,7 @@ def test_what_does_not_fit_says_what_to_lower_first_and_offers_no_resume(
             torch.OutOfMemoryError("")
         )
 
-    on(monkeypatch, 24)
+    on(monkeypatch, work, 24)
     monkeypatch.setattr(module, "what_to_lower", lower)
     monkeypatch.setattr(module, "train", full)
     with pytest.raises(ResourceError) as caught:
