@@ -139,12 +139,12 @@ def train_config(
 def _print_run(config: RunConfig, run: Path, *, lead_on: bool = True) -> None:
     if read_number("RANK", 0) == 0:  # of several processes that torchrun has started
         print(f"run: {run}")
-        print_whether_it_works(run)
+        _print_whether_it_works(run)
         if lead_on:
             next_step(*after_training(config, run))
 
 
-def print_whether_it_works(run: Path) -> None:
+def _print_whether_it_works(run: Path) -> None:
     """By the last validation of a run; on stderr, so that scripts read results only."""
     reader = MetricsReader(run)
     reader.read()
