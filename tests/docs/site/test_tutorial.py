@@ -22,7 +22,6 @@ SMALL = [
     "--train.num_updates", "1",
     "--train.inner_updates", "1",
     "--evaluation.num_validation", "2",
-    "--evaluation.num_examples", "4",
 ]  # fmt: skip
 
 
@@ -31,11 +30,12 @@ TUTORIAL = "docs/tutorial.md"
 
 @pytest.fixture(autouse=True)
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the configs, in which the demo is small, but for its examples."""
+    """A folder with the configs, in which the demo is small, but for its examples: of these are
+    the kept pictures of naive GRPO."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     small = tmp_path / "small.yaml"
-    small.write_text(dump_config(load_config("configs/emoji.yaml", [*SMALL[:-1], "256"])))
+    small.write_text(dump_config(load_config("configs/emoji.yaml", SMALL)))
     monkeypatch.setattr(shipped, "shipped_config", lambda name: small)
     return tmp_path
 
