@@ -47,7 +47,7 @@ def test_a_run_is_rehearsed_and_leaves_a_picture(
 ) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    settings = {"validate_every": 50, "num_validation": 2}
+    settings: dict[str, object] = {"validate_every": 50, "num_validation": 2}
     config = changed(tiny_config, evaluation=settings, train={"num_updates": 100})
     file = tmp_path / "config.yaml"
     file.write_text(dump_config(config))
@@ -66,7 +66,7 @@ def test_a_run_is_rehearsed_and_leaves_a_picture(
 
 
 def test_the_whole_run_and_its_price(tiny_config: RunConfig) -> None:
-    settings = {"validate_every": 20}
+    settings: dict[str, object] = {"validate_every": 20}
     config = changed(tiny_config, evaluation=settings, train={"num_updates": 110})
     text = module._whole_run(config, MEASURED, 2.0)
     # 110 x 30 s and 0, 20, ..., 100, 110: 7 validations of 60 s

@@ -101,7 +101,7 @@ def test_none_by_updates_is_none_unless_minutes_are_set(
 def test_a_run_is_saved_and_shown_by_minutes_and_computes_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rollouts of 20 minutes each: with the default, none of them can be lost."""
+    """Rollouts of 23 minutes each: with the default, none of them can be lost."""
     often = ("--train.save_every", "50", "--train.sample_every", "50")
     flags = ("--train.keep_checkpoints", "9", "--evaluation.validate_every", "0", *often)
     off = ("--train.save_minutes", "0", "--train.sample_minutes", "0")
@@ -109,7 +109,7 @@ def test_a_run_is_saved_and_shown_by_minutes_and_computes_the_same(
     time, after_update = Time(), Session._after_update
 
     def slow(self: Session, metrics: dict[str, float]) -> None:
-        time.now += 600
+        time.now += 700
         after_update(self, metrics)
 
     monkeypatch.setattr(Session, "_after_update", slow)
