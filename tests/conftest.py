@@ -52,6 +52,7 @@ def tiny_config(tmp_path: Path) -> RunConfig:
         "train.num_updates": 2,
         "train.inner_updates": 1,
         "evaluation.num_examples": 4,
+        "evaluation.validate_every": 0,
     }
     flags = [text for name, value in overrides.items() for text in (f"--{name}", str(value))]
     return load_config(ROOT / "configs" / "emoji.yaml", flags)

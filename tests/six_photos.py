@@ -17,6 +17,7 @@ SMALL = [
     "--rollout.num_trained_steps", "1",
     "--train.num_updates", "2",
     "--evaluation.num_examples", "4",
+    "--evaluation.num_validation", "2",
 ]  # fmt: skip
 
 

@@ -114,6 +114,7 @@ def test_the_config_trains_a_tiny_model(path: Path, photos: Path, tmp_path: Path
         "rollout.group_size": 3,
         "rollout.prompts_per_rollout": config.train.inner_updates,
         "train.num_updates": config.train.inner_updates,
+        "evaluation.num_validation": 1,
     }
     if config.generator.type == "uno":
         changes |= {"generator.uno_lora": "null", "generator.reference_long_side": SIDE}
@@ -133,3 +134,5 @@ def test_the_config_trains_a_tiny_model(path: Path, photos: Path, tmp_path: Path
     moved = [tensor for name, tensor in weights.items() if "lora_B" in name]
     assert any(tensor.any() for tensor in moved)
     assert all(tensor.isfinite().all() for tensor in moved)
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"gain/identity", "gain/prompt"} <= last.keys()  # does it work? is answered by default

@@ -193,6 +193,9 @@ def test_validation_scores_make_a_learning_curve(tiny_config: RunConfig) -> None
     assert shares[0].keys() == {f"validation/share/{name}" for name in SHARES}
     assert all(0 <= value <= 1 for some in shares for value in some.values())
     assert rows[0]["validation/dinov2"] != rows[3]["validation/dinov2"]
+    gain = rows[3]["validation/dinov2"] - rows[0]["validation/dinov2"]
+    assert rows[3]["gain/identity"] == pytest.approx(gain, abs=1e-6)
+    assert [len([n for n in row if n.startswith("gain/")]) for row in rows] == [0, 0, 6, 6]
 
 
 def test_only_models_with_repeated_blocks_can_be_compiled(

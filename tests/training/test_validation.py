@@ -50,7 +50,7 @@ def test_each_process_samples_and_scores_its_share(
     data = EmojiSource(seed=0)
     alone = Validation(generator, config, data, *sets, None)
     images = alone.sample()
-    expected = alone.metrics(images)
+    expected = alone.metrics(images, is_base=True)
     assert "copy_gap/validation" in expected
     Parts.sent.clear()
     Parts.others[:] = [alone._truth.copy_limit]
@@ -58,7 +58,7 @@ def test_each_process_samples_and_scores_its_share(
         part = Validation(generator, config, data, *sets, None, Parts(rank=rank, world_size=2))
         own = part.sample()
         assert_near(own, images[rows], scale=1)
-        together = part.metrics(own)
+        together = part.metrics(own, is_base=True)
     assert together == pytest.approx(expected, abs=1e-5)
     with pytest.raises(ConfigError, match=r"^evaluation\.num_validation: .* 8 processes, got 5"):
         Validation(generator, config, data, *sets, None, Ranks(world_size=8))

@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from customized_grpo.cli.shared import next_step
+
 _COLORS = {"ok": "", "warning": "yellow", "problem": "red"}
 
 
@@ -52,4 +54,7 @@ def _doctor(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
         print(summary(findings))
-    return int(any(finding.status == "problem" for finding in findings))
+    is_bad = any(finding.status == "problem" for finding in findings)
+    if not (is_bad or options.json) and options.target is not None and options.target.is_file():
+        next_step("train", options.target, *overrides, "--rehearse")
+    return int(is_bad)

@@ -104,7 +104,7 @@ def conflicts(config: RunConfig) -> Iterator[str]:
             f"faults.hacking must be warn when evaluation.validate_every is 0, got "
             f"{config.faults.hacking}; set validate_every, for validations show it"
         )
-    if config.faults.hacking == "best" and not train.save_every:
+    if config.faults.hacking == "best" and not train.saves:
         yield (
             "faults.hacking must be warn or stop when train.save_every is 0, got best; there is no "
             "checkpoint to be the best: set save_every"

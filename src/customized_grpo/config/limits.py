@@ -27,6 +27,8 @@ Concurrency = Annotated[int, Field(gt=0, le=1024)]
 Retries = Annotated[int, Field(ge=0, le=100)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 """At most a day."""
+Minutes = Annotated[float, Field(ge=0, le=10_080)]
+"""At most a week."""
 
 
 def _check_variable(name: str) -> str:

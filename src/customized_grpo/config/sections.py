@@ -12,6 +12,7 @@ from customized_grpo.config.limits import (
     Count,
     EveryUpdates,
     GroupSize,
+    Minutes,
     NumSteps,
     NumUpdates,
     Rank,
@@ -31,6 +32,7 @@ from customized_grpo.errors import ConfigError
 OpenUnitInterval = Annotated[float, Field(gt=0, lt=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 _GAMMA, _GATE_GAMMA = 0.4, 5.0  # the released recipes, arXiv:2510.18263 and arXiv:2606.23950
+_SAMPLE_MINUTES, _SAVE_MINUTES = 60.0, 15.0  # a grid costs more than a checkpoint
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
 
@@ -252,14 +254,34 @@ class TrainConfig:
     """Decay per update of an exponential moving average of the weights; null = none."""
 
     sample_every: EveryUpdates = 20
-    """Updates between grids of sample pictures; 0 = only the first and the last."""
+    """Updates between grids of sample pictures; 0 = only the first and the last, unless
+    sample_minutes says more."""
+
+    sample_minutes: Minutes | None = None
+    """Minutes after which a grid comes though sample_every is not reached; 0 = not by minutes; null
+    = 60, or 0 where sample_every is 0."""
 
     save_every: EveryUpdates = 50
-    """Updates between checkpoints, which are written at the end of a rollout; 0 = none, unless the
-    run is interrupted."""
+    """Updates between checkpoints, which are written at the end of a rollout; 0 = none, unless
+    save_minutes says so or the run is interrupted."""
+
+    save_minutes: Minutes | None = None
+    """Minutes after which a checkpoint comes though save_every is not reached, so that no more than
+    that is lost, or one rollout; 0 = not by minutes; null = 15, or 0 where save_every is 0."""
 
     keep_checkpoints: Count = 2
     """How many of the newest stay; the best by the learning curve, if there is one, stays too."""
+
+    def minutes(self, what: Literal["sample", "save"]) -> float:
+        """What ``sample_minutes`` or ``save_minutes`` says, or stands for where it is null."""
+        every, minutes = getattr(self, f"{what}_every"), getattr(self, f"{what}_minutes")
+        default = _SAMPLE_MINUTES if what == "sample" else _SAVE_MINUTES
+        return minutes if minutes is not None else default * (every > 0)
+
+    @property
+    def saves(self) -> bool:
+        """Whether there are checkpoints besides those of interrupts."""
+        return bool(self.save_every or self.minutes("save"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

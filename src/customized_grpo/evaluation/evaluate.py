@@ -19,6 +19,7 @@ from customized_grpo.evaluation.outcome import BASE, TUNED, Judgement, Outcome, 
 from customized_grpo.files import write_atomic
 from customized_grpo.generators.cache import CachedEncoder
 from customized_grpo.pictures import save_grid, save_strip
+from customized_grpo.runs.progress import heartbeat, working
 from customized_grpo.runs.run import Run
 from customized_grpo.training.build import build_world, load_trained
 from customized_grpo.training.sampling import FixedSampler
@@ -75,7 +76,7 @@ def evaluate_run(
     yardstick = evaluation.yardstick() if known is None else known
     strips = evaluation.truth() | {BASE: evaluation.pictures()}
     evaluation.load(weights)
-    own = evaluation.judge_generator()
+    own = evaluation.judge_generator(TUNED)
     outcome = Outcome(name=TUNED, own=own, yardstick=yardstick, weights=digest)
     strips[TUNED] = evaluation.pictures()
     place = Place(folder, split)
@@ -134,7 +135,7 @@ class Evaluation:
             items=tuple(_item(row, example) for row, example in enumerate(self.examples)),
             objectives={c.label: c.objective for c in self._config.evaluators},
             rewards={c.label: c.objective for c in self._config.rewards},
-            base=self.judge_generator(),
+            base=self.judge_generator(BASE),
             anchors=self._judge.anchors(),
         )
 
@@ -142,22 +143,32 @@ class Evaluation:
         """Puts trained weights into the generator."""
         load_trained(self._generator, weights, self._config.mixed_precision)
 
-    def judge_generator(self) -> Judgement:
-        """The generator as it is now."""
+    def judge_generator(self, name: str) -> Judgement:
+        """The generator as it is now, which is called so."""
         varied = self.examples[:_NUM_VARIED]
-        variants = [self._sample(varied, variant) for variant in range(1, _NUM_VARIANTS)]
-        return self._judge(self._sample(self.examples), variants)
+        images, *variants = (
+            self._sample(
+                examples, variant, what=f"{name}: pictures {variant + 1} of {_NUM_VARIANTS}"
+            )
+            for variant, examples in enumerate([self.examples, *[varied] * (_NUM_VARIANTS - 1)])
+        )
+        with heartbeat(lambda: f"{name}: judging"):
+            return self._judge(images, variants)
 
     def pictures(self) -> Tensor:
         """Pictures of the examples that are shown, by the generator as it is now."""
-        return self._sample(self.examples[:NUM_SHOWN])
+        return self._sample(self.examples[:NUM_SHOWN], what="pictures to be shown")
 
     def truth(self) -> dict[str, Tensor]:
         """References and, if known, targets of the examples that are shown."""
         return {name: images[:NUM_SHOWN] for name, images in self._judge.known.items()}
 
-    def _sample(self, examples: list[Example], variant: int = 0) -> Tensor:
-        return FixedSampler(self._generator, self._config, examples, variant, self._encode)()
+    def _sample(self, examples: list[Example], variant: int = 0, *, what: str) -> Tensor:
+        """``what``: is said of it while it goes on."""
+        with heartbeat(lambda: f"{what}: encoding"):
+            sampler = FixedSampler(self._generator, self._config, examples, variant, self._encode)
+        with working(what, sampler.num_calls) as on_step:
+            return sampler(on_step)
 
 
 def _item(row: int, example: Example) -> Item:

@@ -22,6 +22,7 @@ from customized_grpo.config import RunConfig, dump_config
 from customized_grpo.errors import CheckpointError, ConfigError
 from customized_grpo.files import sync, write_atomic
 from customized_grpo.runs.files import CONFIG, ENVIRONMENT, FINISHED, METRICS, STOPPED, holds_run
+from customized_grpo.runs.progress import LINE_SECONDS, heartbeat
 
 logger = logging.getLogger("customized_grpo")
 
@@ -93,19 +94,31 @@ class RunLog:
         write_atomic(folder / ENVIRONMENT, json.dumps(describe_environment(device)) + "\n")
         write_atomic(folder / CONFIG, dump_config(config))
         self.folder = folder
-        self._total = config.train.num_updates
+        self._total, self._update = config.train.num_updates, 0
         self._progress: Any = None
         self._rewards = ""
-        self._first, self._started = 0, time.monotonic()
+        self._first, self._started, self._said = 0, time.monotonic(), -math.inf
         self._seconds: dict[str, float] = {}
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Adds the wall time of the context to ``seconds/<stage>`` of the next row."""
+        """Adds the wall time of the context to ``seconds/<stage>`` of the next row.
+
+        Meanwhile the bar names the stage; without a bar a line does, each minute.
+        """
         started = time.monotonic()
-        yield
+        with self._told(stage):
+            yield
         elapsed = time.monotonic() - started
         self._seconds[stage] = self._seconds.get(stage, 0.0) + elapsed
+
+    def _told(self, stage: str) -> AbstractContextManager[None]:
+        if self._progress is None:
+            after = f"after update {self._update} of {self._total}"
+            return heartbeat(lambda: f"{stage}, {after}")
+        bar, task = self._progress
+        bar.update(task, stage=stage)
+        return nullcontext()
 
     def row(self, update: int, values: dict[str, float]) -> None:
         """Writes one line of metrics and moves the progress on."""
@@ -114,6 +127,7 @@ class RunLog:
         row = {"update": update, **values, **seconds}
         with (self.folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        self._update = update
         if update:
             self._show(update, values)
 
@@ -170,17 +184,26 @@ class RunLog:
         if self._progress is not None:
             bar, task = self._progress
             bar.update(task, completed=update, rewards=self._rewards)
-        elif update == 1 or update % 10 == 0 or update == self._total:
+        elif self._is_worth_a_line(update, time.monotonic()):
             pace = (time.monotonic() - self._started) / (update - self._first)
             logger.info(
                 "update %d/%d  %s  %.1f s/update, %.1f min left",
                 update, self._total, self._rewards, pace, pace * (self._total - update) / 60,
             )  # fmt: skip
 
+    def _is_worth_a_line(self, update: int, now: float) -> bool:
+        """Every tenth update, and any that comes a minute or more after the last line."""
+        is_late = now - self._said >= LINE_SECONDS
+        if is_late or update == 1 or update % 10 == 0 or update == self._total:
+            self._said = now
+            return True
+        return False
+
     @contextmanager
     def progress(self, update: int) -> Iterator[None]:
         """From ``update`` on; a rich bar while inside, if standard error is a terminal."""
         self._first, self._started = update, time.monotonic()
+        self._said, self._update = self._started, update
         if not sys.stderr.isatty():
             yield
             return
@@ -190,6 +213,7 @@ class RunLog:
             MofNCompleteColumn,
             Progress,
             TextColumn,
+            TimeElapsedColumn,
             TimeRemainingColumn,
         )
 
@@ -197,14 +221,16 @@ class RunLog:
             TextColumn("training"),
             BarColumn(),
             MofNCompleteColumn(),
+            TimeElapsedColumn(),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[stage]}"),
             TextColumn("{task.fields[rewards]}", markup=False),  # a reward's name may have brackets
             console=Console(stderr=True),
         )
         with bar:
             self._progress = (
                 bar,
-                bar.add_task("training", total=self._total, completed=update, rewards=""),
+                bar.add_task("training", total=self._total, completed=update, rewards="", stage=""),
             )
             yield
         self._progress = None
@@ -216,6 +242,9 @@ class SilentLog(RunLog):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._seconds: dict[str, float] = {}
+
+    def _told(self, stage: str) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def row(self, update: int, values: dict[str, float]) -> None:
         """Nothing."""

@@ -25,7 +25,8 @@ logger = logging.getLogger("customized_grpo")
 _FREE = (
     "name", "output_dir", "device", "deterministic", "compile", "fsdp", "cache",
     "generator.attention", "rollout.batch_size", "train.num_updates", "train.micro_batch_size",
-    "train.sample_every", "train.save_every", "train.keep_checkpoints", "faults", "sinks",
+    "train.sample_every", "train.sample_minutes", "train.save_every", "train.save_minutes",
+    "train.keep_checkpoints", "faults", "sinks",
 )  # fmt: skip
 # Fields without which a checkpoint means nothing.
 _FIXED = ("generator", "lora", "train.optimizer", "rollout.prompts_per_rollout")

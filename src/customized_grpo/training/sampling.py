@@ -104,6 +104,12 @@ class FixedSampler:
         encode = encode or generator.encode
         self._parts = [(p, encode([examples[i] for i in p])) for p in rows.values()]
 
+    @property
+    def num_calls(self) -> int:
+        """How often ``on_step`` is called."""
+        sizes = (len(rows) for rows, _ in self._parts)
+        return sum(-(-size // self._batch_size) for size in sizes) * self._policy.num_steps
+
     def __call__(self, on_step: Callable[[], None] | None = None) -> Tensor:
         """Images ``[len(examples), 3, H, W]`` of the generator as it is now; ``on_step``: see
         ``sample_images``."""

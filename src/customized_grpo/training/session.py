@@ -43,6 +43,7 @@ from customized_grpo.runs.ranks import ALONE, Ranks
 from customized_grpo.runs.sharding import gathered
 from customized_grpo.runs.sinks.feed import feeding
 from customized_grpo.training.advantages import Measured, objective_weights, one_sided
+from customized_grpo.training.clock import Clock
 from customized_grpo.training.hacking import end_with_best
 from customized_grpo.training.loop import Loop
 from customized_grpo.training.nonfinite import diagnose, dump_failure
@@ -74,6 +75,9 @@ class Session:
         self.state = TrainingState(generator.transformer, self.loop.optimizer, self.loop.ema)
         self.store = CheckpointStore(log.folder, config.train.keep_checkpoints)
         self.progress = Progress()
+        train = config.train
+        self._save_clock = Clock(train.save_every, train.minutes("save"), ranks)
+        self._sample_clock = Clock(train.sample_every, train.minutes("sample"), ranks)
         self._saved: int | None = None  # update of the newest checkpoint
         self._alarm = ""  # of this rollout's validation
 
@@ -102,6 +106,7 @@ class Session:
         if self.validation is not None:
             self.validation.evaluators.restore(checkpoint.record["evaluators"])
             self.validation.alarm.state = checkpoint.record.get("hacking", {})
+            self.validation.gains.base = checkpoint.record.get("base_scores", {})
         self._saved = self.progress.update
         self.log.rewind(update=self.progress.update, rollouts=self.progress.rollouts)
         before, now = checkpoint.record["environment"], describe_environment(self.generator.device)
@@ -178,16 +183,17 @@ class Session:
         self.progress.update += 1
         self.progress.validation = self._validate()
         self.log.row(self.progress.update, {**metrics, **self.progress.validation})
-        every, update = self.config.train.sample_every, self.progress.update
-        if every and update % every == 0 and update != self.config.train.num_updates:
+        update = self.progress.update
+        due = self._sample_clock.is_due(update - 1, update)
+        if due and update != self.config.train.num_updates:
             self._save_samples()
 
     def _after_rollout(self) -> None:
-        """A checkpoint is due: by the clock of updates, or because this is the best so far."""
-        every, update = self.config.train.save_every, self.progress.update
-        best = self.progress.note_best()
-        due = every and update // every != (update - self.config.train.inner_updates) // every
-        if every and (due or best) and update != self.config.train.num_updates:
+        """A checkpoint is due: by its clock, or because this is the best so far."""
+        train, update = self.config.train, self.progress.update
+        best = self.progress.note_best() and train.saves
+        due = self._save_clock.is_due(update - train.inner_updates, update)
+        if (due or best) and update != train.num_updates:
             self._save_checkpoint()
 
     def _is_ended_by_alarm(self) -> bool:
@@ -217,7 +223,7 @@ class Session:
             if self.ranks.is_first:
                 replace_folder(self.log.folder / WEIGHTS, self.generator.save_weights)
         self._save_samples()
-        if self._saved != self.progress.update and self.config.train.save_every:
+        if self._saved != self.progress.update and self.config.train.saves:
             self._save_checkpoint()
         self.store.wait()
         self.log.finish(self.progress.update)
@@ -230,15 +236,17 @@ class Session:
         with self.log.timed("validation"):
             with self._averaged():
                 images = self.validation.sample()
-            metrics, alarm = self.validation.metrics(images), self.validation.alarm
+            metrics = self.validation.metrics(images, is_base=update == 0)
+            alarm = self.validation.alarm
         metrics, alarm.state = self.ranks.broadcast([metrics, alarm.state])
         self._alarm = alarm.raised()
         return metrics
 
     def _save_samples(self) -> None:
+        self._sample_clock.restart()
         if not self._takes_part:
             return
-        with self._averaged():
+        with self.log.timed("samples"), self._averaged():
             now = self.samples.sample()
         if self.ranks.is_first:
             file = self.log.folder / SAMPLES / f"{self.progress.update:06d}.png"
@@ -252,6 +260,7 @@ class Session:
                 if first:
                     self._write_checkpoint(tensors)
         self._saved = self.progress.update
+        self._save_clock.restart()
 
     def _write_checkpoint(self, tensors: dict[str, Tensor]) -> None:
         self.log.sync()
@@ -263,6 +272,7 @@ class Session:
             "evaluators": self.validation.evaluators.metrics() if self.validation else {},
             "factors": self.loop.factors,
             "hacking": self.validation.alarm.state if self.validation else {},
+            "base_scores": self.validation.gains.base if self.validation else {},
             "environment": describe_environment(self.generator.device),
         }
         self.store.save(self.progress.update, tensors, record, self.generator.save_weights)

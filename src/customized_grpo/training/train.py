@@ -34,6 +34,7 @@ from customized_grpo.runs.log import (
     lock_folder,
     run_folder,
 )
+from customized_grpo.runs.progress import heartbeat
 from customized_grpo.runs.ranks import Ranks, connected
 from customized_grpo.runs.resume import check_changes, remove_leftovers
 from customized_grpo.runs.sharding import shard
@@ -112,10 +113,14 @@ def _train(config: RunConfig, folder: Path, ranks: Ranks, *, resume: bool) -> No
         is_cast = config.lora is None and config.mixed_precision == "bf16"
         dtype = torch.bfloat16 if is_cast else None
         shard(generator.transformer, device, ranks.world_size, dtype)
-    samples = SampleGrid(generator, config, data.held_out(NUM_SAMPLES))
+    logger.info("drawing sample pictures by the untrained model")
+    with heartbeat(lambda: "drawing sample pictures"):
+        samples = SampleGrid(generator, config, data.held_out(NUM_SAMPLES))
     validation = None
     if evaluators is not None:
-        validation = Validation(generator, config, data, rewards, evaluators, classifier, ranks)
+        logger.info("encoding %d validation examples", config.evaluation.num_validation)
+        with heartbeat(lambda: "encoding validation examples"):
+            validation = Validation(generator, config, data, rewards, evaluators, classifier, ranks)
     ranks.barrier()  # all have checked the folder before the first one makes it
     with lock_folder(folder) if ranks.is_first else nullcontext():
         if ranks.is_first:

@@ -22,6 +22,7 @@ from customized_grpo.rewards.truth import SHARES, Truth
 from customized_grpo.runs.ranks import ALONE, Ranks
 from customized_grpo.runs.sharding import is_sharded
 from customized_grpo.training.advantages import share_statistics
+from customized_grpo.training.gains import Gains
 from customized_grpo.training.hacking import HackingAlarm
 from customized_grpo.training.sampling import FixedSampler
 from customized_grpo.training.scoring import gather_scores
@@ -87,17 +88,17 @@ class Validation:
         self.evaluators = evaluators
         self._sets = {"validation": evaluators, "validation/reward": rewards}
         encoder, device = evaluators.embedder("identity"), generator.device
-        self.alarm = HackingAlarm(config)
+        self.alarm, self.gains = HackingAlarm(config), Gains(config)
         self._truth = Truth(self._examples, data, encoder, classifier, device)
         limits = ranks.all_gather_object(self._truth.copy_limit)
         self._truth.copy_limit = max((x for x in limits if x is not None), default=None)
 
-    def metrics(self, images: Tensor) -> dict[str, float]:
+    def metrics(self, images: Tensor, *, is_base: bool) -> dict[str, float]:
         """Means over all processes' examples, from this one's pictures: ``validation/<evaluator>``,
         ``validation/reward/<reward>`` and, where they are known, ``copy_gap/validation`` and the
         shares of right pictures ``validation/share/<name>``; and
         ``evaluator/<evaluator>/<number>`` where one has numbers of its own; ``hacking/<evaluator>``
-        as the alarm has it."""
+        as the alarm has it, and ``gain/<objective>`` since ``is_base``, before the first update."""
         means, columns = self._share_means(images), dict[str, Tensor]()
         for prefix, models in self._sets.items():
             own = models.score(images, self._examples)
@@ -112,7 +113,7 @@ class Validation:
             means = gap | means  # the evaluators' before the rewards'
         counts = self.evaluators.metrics()
         means |= {f"evaluator/{name}": value for name, value in counts.items()}
-        return means | self.alarm.look(columns)
+        return means | self.alarm.look(columns) | self.gains.look(columns, is_base=is_base)
 
     def _share_means(self, images: Tensor) -> dict[str, float]:
         known = {n: column for n, column in self._truth(images).items() if n in SHARES}

@@ -21,6 +21,7 @@ SMALL = [
     "--rollout.num_trained_steps", "1",
     "--train.num_updates", "1",
     "--train.inner_updates", "1",
+    "--evaluation.num_validation", "2",
 ]  # fmt: skip
 
 

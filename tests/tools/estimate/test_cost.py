@@ -34,7 +34,8 @@ def config() -> RunConfig:
     flags = (
         "--rollout.prompts_per_rollout=4 --rollout.group_size=5 --rollout.num_steps=6 "
         "--rollout.num_trained_steps=3 --rollout.batch_size=10 --train.inner_updates=2 "
-        "--train.num_updates=10 --train.micro_batch_size=6 --generator.dtype=bfloat16"
+        "--train.num_updates=10 --train.micro_batch_size=6 --generator.dtype=bfloat16 "
+        "--evaluation.validate_every=0"
     )
     return load_config(ROOT / "configs" / "emoji.yaml", flags.split())
 

@@ -30,11 +30,11 @@ def writer(url: str, **fields) -> Writer:
 def test_good_answers_become_prompts_of_every_kind() -> None:
     with scripted_server(good) as (url, requests):
         prompts = writer(url).write("dog", True, 40)
-    everything = [*prompts.training, *prompts.held_out]
+    everything = [*prompts.training, *prompts.validation, *prompts.held_out]
     assert len({p.text for p in everything}) == 40
     counts = [sum(p.kind == kind for p in everything) for kind in KINDS]
     assert counts == [14, 13, 13]
-    assert len(prompts.held_out) == 6
+    assert (len(prompts.validation), len(prompts.held_out)) == (3, 6)
     assert {request.path for request in requests} == {"/v1/chat/completions"}
     first, second = (json.loads(request.body) for request in requests[:2])
     assert first["model"] == "m"
@@ -52,7 +52,7 @@ def test_what_cannot_be_used_is_left_out_and_asked_for_again() -> None:
 
     with scripted_server(answer) as (url, _):
         prompts = writer(url).write("dog", True, 15)
-    everything = [p.text for p in (*prompts.training, *prompts.held_out)]
+    everything = [p.text for p in (*prompts.training, *prompts.validation, *prompts.held_out)]
     assert len(everything) == 15
     assert all("dog on" in text.lower() for text in everything)
 

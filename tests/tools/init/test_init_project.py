@@ -61,8 +61,12 @@ def test_the_config_is_the_one_that_ships_for_these_photos(
     assert (config.rewards == shipped.rewards) is (model != "uno")
     assert config.train.learning_rate == shipped.train.learning_rate
     counts = show_data(config, tmp_path / "data.png")
-    assert "training: 384 examples\nheld out: 24," in counts
+    assert "training: 336 examples\nheld out: 24," in counts
     assert config.evaluation.num_examples == 24
+    validation = config.evaluation.num_validation
+    assert 8 <= validation <= min(shipped.evaluation.num_validation, 48)
+    assert config.evaluation.validate_every == shipped.evaluation.validate_every > 0
+    assert len(config.data.build(0).validation(1000)) == 48
 
 
 @pytest.mark.parametrize("model", PRESETS)
@@ -100,14 +104,15 @@ def test_the_small_model_is_set_up_for_minutes_and_told_what_to_expect(photos: P
 
 def test_training_and_held_out_share_neither_prompts_nor_photos(photos: Path) -> None:
     assert main(init("--model", "flux2-klein-base")) == 0
-    parts = [rows("train.jsonl"), rows("held_out.jsonl")]
+    parts = [rows(f"{name}.jsonl") for name in ("train", "held_out", "validation")]
     prompts, pictures = (
         [{str(row[key]) for row in part} for part in parts] for key in ("prompt", "references")
     )
-    assert [len(some) for some in prompts] == [48, 12]
-    assert [len(some) for some in pictures] == [8, 2]
-    assert not prompts[0] & prompts[1]
+    assert [len(some) for some in prompts] == [42, 12, 6]
+    assert [len(some) for some in pictures] == [8, 2, 8]
+    assert len(set.union(*prompts)) == 60
     assert not pictures[0] & pictures[1]
+    assert pictures[0] == pictures[2]  # validation is of what is trained on, by other prompts
     ids = [row["id"] for part in parts for row in part]
     assert len(set(ids)) == len(ids)
     assert {row_id.split("-")[0] for row_id in ids} == {"context", "property", "accessory"}
@@ -157,8 +162,10 @@ def test_what_is_printed_leads_on(photos: Path, capsys: pytest.CaptureFixture[st
     assert "  notes.txt: not used: a text" in out
     assert "prompts say 'animal': it does not know 'dog'" in out
     commands = [shlex.split(line) for line in out.splitlines() if line.startswith("    cgrpo ")]
-    assert [words[1] for words in commands] == ["data", "train", "generate", "evaluate", "export"]
-    generate = commands[2]
+    assert [words[1] for words in commands] == [
+        "data", "doctor", "train", "generate", "evaluate", "export"
+    ]  # fmt: skip
+    generate = commands[3]
     reference = generate[generate.index("--reference") + 1]
     first = rows("held_out.jsonl")[0]
     assert generate[generate.index("--prompt") + 1] == first["prompt"]
@@ -178,6 +185,7 @@ def test_large_models_print_what_has_to_be_done_once(photos: Path, capsys) -> No
     for text in ("customized-grpo[bitsandbytes]", "FLUX.1-Kontext-dev", "hf auth login"):
         assert text in out
     assert "cgrpo estimate my-dog/config.yaml --device rtx4090" in out
+    assert "cgrpo train my-dog/config.yaml --rehearse\n" in out
     assert "measure what training changed, on 64 held-out examples" in out
     assert "prompts are those for a thing (for a person or an animal: --live)" in out
 
@@ -186,7 +194,8 @@ def test_own_prompts(photos: Path) -> None:
     lines = [f"a {{class}} and {n} pebbles" for n in range(11)]
     Path("prompts.txt").write_text("\n".join([*lines, "Rex at home"]))
     assert main(init("--prompts", "prompts.txt")) == 0
-    everything = {row["prompt"] for row in [*rows("train.jsonl"), *rows("held_out.jsonl")]}
+    parts = [rows(f"{name}.jsonl") for name in ("train", "validation", "held_out")]
+    everything = {row["prompt"] for part in parts for row in part}
     assert everything == {*(f"an animal and {n} pebbles" for n in range(11)), "Rex at home"}
 
 

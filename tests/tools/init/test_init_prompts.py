@@ -34,16 +34,21 @@ each = pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 
 
 def texts(prompts: Prompts) -> tuple[list[str], list[str]]:
-    return [p.text for p in prompts.training], [p.text for p in prompts.held_out]
+    """What is trained on or validated by, and what is held out."""
+    shown = [p.text for p in (*prompts.training, *prompts.validation)]
+    return shown, [p.text for p in prompts.held_out]
 
 
 @each
 def test_the_kinds_are_shared_equally_and_a_fifth_is_held_out(write: Write) -> None:
     prompts = draw_prompts(60, 0, write)
-    assert Counter(p.kind for p in prompts.training) == dict.fromkeys(KINDS, 16)
-    assert Counter(p.kind for p in prompts.held_out) == dict.fromkeys(KINDS, 4)
-    split = split_prompts([*prompts.training, *prompts.held_out], "here")
-    assert Counter(p.kind for p in split.held_out) == dict.fromkeys(KINDS, 4)
+    everything = [*prompts.training, *prompts.validation, *prompts.held_out]
+    for split in (prompts, split_prompts(everything, "here")):
+        assert Counter(p.kind for p in split.training) == dict.fromkeys(KINDS, 14)
+        assert Counter(p.kind for p in split.validation) == dict.fromkeys(KINDS, 2)
+        assert Counter(p.kind for p in split.held_out) == dict.fromkeys(KINDS, 4)
+        parts = split.training, split.validation, split.held_out
+        assert {p.text for part in parts for p in part} == {p.text for p in everything}
 
 
 @each
@@ -80,7 +85,7 @@ def test_what_held_out_prompts_ask_for_is_never_trained_on(writer: str, phrases)
 def test_what_is_alive_wears_and_a_thing_is_decorated() -> None:
     for writer, named, worn in (("live", "a dog", True), ("thing", "n orange mug", False)):
         prompts = draw_prompts(MOST, 0, WRITERS[writer])
-        everything = [*prompts.training, *prompts.held_out]
+        everything = [*prompts.training, *prompts.validation, *prompts.held_out]
         accessories = [p.text for p in everything if p.kind == "accessory"]
         assert all(("wearing" in t or "dressed" in t) is worn for t in accessories)
         assert all(named in p.text for p in everything if p.kind != "property")
@@ -131,7 +136,7 @@ def test_own_prompts_are_taken_and_split(tmp_path: Path) -> None:
     file.write_text("\n".join([*lines, "", lines[0].upper().replace("CLASS", "class"), ""]))
     prompts = read_prompts(file, "dog")
     training, held_out = texts(prompts)
-    assert len(held_out) == 2
+    assert (len(prompts.validation), len(held_out)) == (1, 2)
     assert sorted(training + held_out)[1:] == sorted(f"a dog beside {n} cups" for n in range(1, 10))
     assert {p.kind for p in prompts.training} == {"own"}
 

@@ -71,6 +71,18 @@ def test_the_same_is_there_on_40_columns(log: RunLog) -> None:
 
 
 @pytest.mark.parametrize("width", [40, 80])
+def test_whether_it_works_is_said(log: RunLog, width: int) -> None:
+    gains = {"identity": (0.25, 1.0), "prompt": (0.001, 0.0)}
+    row = {f"gain/{name}": gain for name, (gain, _) in gains.items()}
+    row |= {f"gain/{name}/error": 0.01 for name in gains}
+    row |= {f"gain/{name}/sign": sign for name, (_, sign) in gains.items()}
+    log.row(9, {"loss": 0.5, "validation/clip-text": 0.375, **row})
+    text = " ".join(" ".join(shown(Watcher(log.folder).look(), width)).split())
+    assert "works? half of it works: by the validation of update 9, identity is better" in text
+    assert "give prompt more weight (advantage.schedule)." in text
+
+
+@pytest.mark.parametrize("width", [40, 80])
 def test_a_stalled_run_says_so_and_what_to_do(width: int) -> None:
     facts = Facts(run="runs/x", state="stalled", update=3, num_updates=8, silent=750, patience=61)
     lines = shown(facts, width)

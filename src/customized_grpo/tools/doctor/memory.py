@@ -14,7 +14,7 @@ from customized_grpo.tools.doctor.machine import Machine
 from customized_grpo.tools.estimate.cost import Memory, predict_memory
 from customized_grpo.tools.estimate.workload import Workload, count_run
 
-_TIGHT = 0.9  # of the memory: the prediction leaves out fragmentation and kernels' workspaces
+TIGHT = 0.9  # of the memory: the prediction leaves out fragmentation and kernels' workspaces
 _REST = (
     "no field makes enough room: take a GPU with more memory, smaller generator.height and width, "
     "or serve the rewards elsewhere (docs/remote_rewards.md)"
@@ -37,14 +37,14 @@ def memory(check: str, work: Workload, machine: Machine) -> Finding:
     largest = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in sizes[:3])
     found = f"{gigabytes(used.total)} predicted ({largest}), {place.name} has "
     found += f"{gigabytes(place.total)}, {gigabytes(place.free)} free{_processes(work, machine)}"
-    room = _TIGHT * place.total
+    room = TIGHT * place.total
     if used.total <= min(room, place.free):
         return Finding(check=check, status="ok", found=found)
     if used.total > place.total:
-        fix = _advice(work, machine, room)
+        fix = what_to_lower(work, machine, room)
         return Finding(check=check, status="problem", found=found, fix=fix)
     others = "end what else uses it, or " if used.total > place.free else ""
-    fix = others + _advice(work, machine, min(room, place.free))
+    fix = others + what_to_lower(work, machine, min(room, place.free))
     return Finding(check=check, status="warning", found=f"{found}: tight", fix=fix)
 
 
@@ -75,7 +75,7 @@ def _processes(work: Workload, machine: Machine) -> str:
     return f", each of {count} by `torchrun --nproc_per_node {count}`" if count > 1 else ""
 
 
-def _advice(work: Workload, machine: Machine, limit: float) -> str:
+def what_to_lower(work: Workload, machine: Machine, limit: float) -> str:
     """Flags that bring the memory below a limit, none of them superfluous."""
 
     def fits(changes: Changes) -> bool:

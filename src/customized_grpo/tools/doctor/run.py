@@ -104,7 +104,7 @@ def _checkpoint_bytes(work: Workload) -> float:
     """Size of all that are kept and one more: float32 weights twice, AdamW's moments."""
     train = work.config.train
     copies = 4 if train.ema_decay is None else 5
-    kept = train.keep_checkpoints + 2 if train.save_every else 1  # the best one, and the next
+    kept = train.keep_checkpoints + 2 if train.saves else 1  # the best one, and the next
     return kept * copies * 4 * work.transformer.trained
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,15 @@ def find_device(name: str) -> Device:
         fix = nearest(name, DEVICES) or "take the one that is most alike"
         raise ConfigError(f"--device must be {one_of(DEVICES)}, got {name!r}; {fix}")
     return DEVICES[name]
+
+
+def device_called(name: str) -> Device | None:
+    """The one of the table that CUDA calls so, such as NVIDIA A100-SXM4-80GB; None: no such."""
+    letters = re.sub(r"[^a-z0-9]", "", name.lower())
+    for key, device in DEVICES.items():
+        if all(part in letters for part in key.split("-")) and key != "cpu":
+            return device
+    return None
 
 
 def matmul_peak(

@@ -40,8 +40,9 @@ def summary(project: Project) -> list[str]:
     lines = [
         f"model: {project.preset.name}",
         f"photos: {count}, {aside} of them kept aside to judge by",
-        f"prompts: {len(project.prompts.training)} to train on, {len(project.prompts.held_out)} "
-        f"others to judge by; examples: {len(project.training)} and {len(project.held_out)}",
+        f"prompts: {len(project.prompts.training)} to train on, {len(project.prompts.validation)} "
+        f"to watch by, {len(project.prompts.held_out)} to judge by; examples: "
+        f"{len(project.training)}, {len(project.validation)}, {len(project.held_out)}",
     ]
     if project.is_embedded:
         lines.append("photos are cropped to their central square, which is all the model knows")
@@ -78,12 +79,15 @@ def steps(project: Project, folder: Path) -> list[Step]:
     device = "rtx4090" if project.preset.memory <= 24 else "h100"  # of the config's memory
     estimate = ["estimate", config, "--device", device]
     data = ["data", config, "--out", folder / "data.png"]
+    rehearse = ["train", config, "--rehearse"]
     shown = flag("--prompt", row["prompt"])
     generate = ["generate", run, *shown, "--reference", reference, "--count", 4]
     export = ["export", run, "--to", "hub-folder", "--out", folder / "lora"]
     commands: list[tuple[str, Sequence[object]]] = [
         (f"look at what will be trained on, in {folder / 'data.png'}", data),
         *([] if project.is_embedded else [("how long it will take, computed", estimate)]),
+        ("is all there that the run needs", ["doctor", config]),
+        *([] if project.is_embedded else [("two rollouts here, measured", rehearse)]),
         ("train" + " (about two minutes of one CPU core)" * project.is_embedded, ["train", config]),
         ("pictures of a prompt that was not trained on, before and after", generate),
         (

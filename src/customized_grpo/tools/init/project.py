@@ -98,7 +98,19 @@ class Project:
     @cached_property
     def training(self) -> list[dict[str, Any]]:
         """Rows of train.jsonl: every training prompt with every training photo."""
-        return self._rows(self.prompts.training, [p for p in self.copies if p not in self.aside])
+        return self._rows(self.prompts.training, self._shown)
+
+    @cached_property
+    def validation(self) -> list[dict[str, Any]]:
+        """Rows of validation.jsonl: every validation prompt with every training photo."""
+        first = len(self.prompts.training) + len(self.prompts.held_out) + 1
+        rows = self._rows(self.prompts.validation, self._shown, first)
+        return scattered(rows, lambda row: row["id"])
+
+    @property
+    def _shown(self) -> list[Path]:
+        """Photos to train on."""
+        return [path for path in self.copies if path not in self.aside]
 
     @cached_property
     def held_out(self) -> list[dict[str, Any]]:
@@ -110,7 +122,7 @@ class Project:
     def _rows(
         self, prompts: Sequence[Prompt], photos: Sequence[Path], first: int = 1
     ) -> list[dict[str, Any]]:
-        """``first``: number of the first prompt, so that ids are unique across both files."""
+        """``first``: number of the first prompt, so that ids are unique across all files."""
         numbered = enumerate(prompts, start=first)
         return [
             {
@@ -139,8 +151,9 @@ class Project:
                 (folder / self.copies[photo.path]).write_bytes(png(pixels))
                 sheet.append(self._tile(photo, pixels))
             save_grid(folder / "photos.png", sheet, {}, ("photo", "what was found out about it"))
-            (folder / "train.jsonl").write_text(_lines(self.training), encoding="utf-8")
-            (folder / "held_out.jsonl").write_text(_lines(self.held_out), encoding="utf-8")
+            parts = {"train": self.training, "validation": self.validation}
+            for name, rows in (parts | {"held_out": self.held_out}).items():
+                (folder / f"{name}.jsonl").write_text(_lines(rows), encoding="utf-8")
             (folder / "config.yaml").write_text(config, encoding="utf-8")
 
         write_folder(absolute(self.folder), fill)
@@ -167,11 +180,13 @@ class Project:
         raw = _shipped(self.preset)
         evaluation = raw["evaluation"]
         evaluation["num_examples"] = self.num_judged
+        evaluation["num_validation"] = min(evaluation["num_validation"], len(self.validation))
         first = {"name": self.run.name, "seed": self.seed, "output_dir": str(folder / "runs")}
         data = {
             "type": "jsonl",
             "path": str(folder / "train.jsonl"),
             "held_out": str(folder / "held_out.jsonl"),
+            "validation": str(folder / "validation.jsonl"),
         }
         precision = raw["mixed_precision"]
         return {**first, "mixed_precision": precision, **(raw | first | {"data": data})}

@@ -1,4 +1,4 @@
-"""Prompts to train on, and others to judge by, none of whose phrases are trained on.
+"""Prompts to train on, others to watch by, and to judge by, none of whose phrases are trained on.
 
 Three kinds, as in subject-driven benchmarks: a new *context* (place, light, company), a changed
 *property* (colour, material, style) and an *accessory*. The embedded model gets prompts of its own
@@ -43,6 +43,7 @@ class Prompts:
     """Disjoint."""
 
     training: tuple[Prompt, ...]
+    validation: tuple[Prompt, ...]
     held_out: tuple[Prompt, ...]
 
 
@@ -71,7 +72,7 @@ def check_class(words: str) -> str:
 
 
 def draw_prompts(count: int, seed: int, write: Write) -> Prompts:
-    """Random prompts, as many of each kind; a fifth of them is held out.
+    """Random prompts, as many of each kind; a fifth of them is held out, a tenth for validation.
 
     Args:
         count: of all.
@@ -80,13 +81,21 @@ def draw_prompts(count: int, seed: int, write: Write) -> Prompts:
     """
     words = random.Random(seed)
     parts: dict[bool, dict[str, Prompt]] = {False: {}, True: {}}
-    for held_out, number in ((True, count // SHARE), (False, count - count // SHARE)):
+    fifth = count // SHARE
+    for held_out, number in ((True, fifth), (False, count - fifth)):
         found = parts[held_out]
         while len(found) < number:
             kind = KINDS[len(found) % len(KINDS)]
             text = write(kind, held_out, words)
             found.setdefault(text, Prompt(kind=kind, text=text))
-    return Prompts(training=tuple(parts[False].values()), held_out=tuple(parts[True].values()))
+    seen, tenth = tuple(parts[False].values()), _half(fifth)
+    held_out = tuple(parts[True].values())
+    return Prompts(training=seen[tenth:], validation=seen[:tenth], held_out=held_out)
+
+
+def _half(count: int) -> int:
+    """At least one of any."""
+    return -(-count // 2)
 
 
 def write_plain(words: str, live: bool, kind: str, held_out: bool, random: random.Random) -> str:
@@ -132,7 +141,7 @@ def _share(phrases: Sequence[str], held_out: bool) -> list[str]:
 
 
 def read_prompts(path: Path, words: str) -> Prompts:
-    """Your own prompts, one a line. A fifth is held out.
+    """Your own prompts, one a line. A fifth is held out, a tenth for validation.
 
     ``{class}`` stands for the class; the article before it becomes the right one.
 
@@ -163,7 +172,7 @@ def mistake_in(text: str) -> str | None:
 
 
 def split_prompts(prompts: Iterable[Prompt], where: str) -> Prompts:
-    """Holds out a fifth of each kind, chosen by the texts alone.
+    """Holds out a fifth of each kind, chosen by the texts alone, and half as many to validate.
 
     Raises:
         DataError: if there are fewer than five.
@@ -173,13 +182,18 @@ def split_prompts(prompts: Iterable[Prompt], where: str) -> Prompts:
     for prompt in unique.values():
         kinds.setdefault(prompt.kind, []).append(prompt)
     orders = [scattered(some, lambda prompt: prompt.text) for some in kinds.values()]
-    held = {prompt.text for order in orders for prompt in order[: len(order) // SHARE]}
+    fifths = [len(order) // SHARE for order in orders]
+    held = {p.text for n, order in zip(fifths, orders, strict=True) for p in order[:n]}
+    watched = {
+        p.text for n, order in zip(fifths, orders, strict=True) for p in order[n : n + _half(n)]
+    }
     if len(held) < 2:
         raise DataError(
             f"{where} must hold at least {2 * SHARE} different prompts, got {len(unique)}: a fifth "
             "is held out, to judge by; write more, one a line"
         )
     return Prompts(
-        training=tuple(p for p in unique.values() if p.text not in held),
+        training=tuple(p for p in unique.values() if p.text not in held | watched),
+        validation=tuple(p for p in unique.values() if p.text in watched),
         held_out=tuple(p for p in unique.values() if p.text in held),
     )

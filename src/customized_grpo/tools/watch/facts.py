@@ -22,11 +22,12 @@ from customized_grpo.runs.files import (
     finished_updates,
     why_stopped,
 )
+from customized_grpo.runs.works import does_it_work
 
 Row = Mapping[str, Any]
 
 _RECENT = 10  # rollouts that a moving average is of
-_RARE = ("validation", "checkpoint")  # stages that only some updates have
+_RARE = ("validation", "checkpoint", "samples")  # stages that only some updates have
 _SHARES = (
     "share/both_positive", "share/identity_only", "share/prompt_only", "share/both_negative"
 )  # fmt: skip
@@ -86,6 +87,9 @@ class Facts:
     validated: int | None = None
     """Update of the last validation scores."""
     validation: dict[str, ValidationScore] = field(default_factory=dict)
+    works: str = ""
+    """Whether the objectives have risen beyond their error, by that validation, and if not what to
+    change; '' = not known."""
     checkpoint: int | None = None
     """Update of the newest one."""
     checkpoint_age: float | None = None
@@ -173,6 +177,7 @@ class Watcher:
             policy=_means(updates[-plan.inner_updates :], _POLICY),
             validated=validated[-1]["update"] if validated else None,
             validation=_validation(validated),
+            works=does_it_work(validated[-1]) if validated else "",
             checkpoint=checkpoint,
             checkpoint_age=checkpoint_age,
             warnings=_hacking(validated, plan) + _warnings(recent, plan, self._folder),

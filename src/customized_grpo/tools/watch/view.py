@@ -68,6 +68,7 @@ def frame(facts: Facts, width: int) -> RenderableType:
             for n, v in facts.policy.items()
         ],
         "validation": _validation(facts),
+        "works?": [facts.works] if facts.works else [],
         "checkpoint": _checkpoint(facts),
     }
     grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
