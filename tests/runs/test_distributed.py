@@ -211,6 +211,8 @@ def test_an_invalid_sample_counts_for_nothing_where_it_must_be_computed() -> Non
         sigmas=torch.linspace(1, 0, 4),
         images=torch.zeros(3, 3, 1, 1),
         group_ids=torch.zeros(3, dtype=torch.int64),
+        final_latents=values[:, 0],
+        seeds=torch.arange(3),
     )
     valid = torch.tensor([True, False, True])
     per_step = torch.ones(3, 3) * valid[:, None]

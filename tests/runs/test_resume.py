@@ -671,13 +671,13 @@ def test_a_dump_shows_the_failure_again(
         return batch
 
     monkeypatch.setattr(Flux1Generator, "velocity", overflowing)
-    monkeypatch.setattr("customized_grpo.training.loop.policy_batch", spoiled)
+    monkeypatch.setattr("customized_grpo.training.algorithms.policy_batch", spoiled)
     config = small(tmp_path, "--evaluation.validate_every", "0", "--train.inner_updates", "1")
     config = changed(config, faults={"max_skipped_updates": 1})
-    with pytest.raises(CheckpointError, match="log-probabilities of sample 0 at step"):
+    with pytest.raises(CheckpointError, match="outputs for sample 0 at step"):
         train(config)
     assert main(["replay", str(tmp_path / "run" / "failures" / "000001")]) == 0
-    assert "log-probabilities of sample 0 at step" in capsys.readouterr().out
+    assert "outputs for sample 0 at step" in capsys.readouterr().out
 
 
 def test_samples_that_are_not_finite_are_left_out(

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from customized_grpo.config.algorithms import AlgorithmConfig, GrpoAlgorithm, NftAlgorithm
 from customized_grpo.config.benchmark import (
     BenchmarkConfig,
     DreamBenchSet,
@@ -62,6 +63,7 @@ from customized_grpo.registry import nearest, one_of
 
 __all__ = [
     "AdvantageConfig",
+    "AlgorithmConfig",
     "BalanceSettings",
     "BenchmarkConfig",
     "CacheConfig",
@@ -76,6 +78,7 @@ __all__ = [
     "FaultConfig",
     "FieldInfo",
     "GeneratorConfig",
+    "GrpoAlgorithm",
     "Host",
     "JsonlSet",
     "LinearSchedule",
@@ -83,6 +86,7 @@ __all__ = [
     "LossConfig",
     "MeasuredSchedule",
     "Method",
+    "NftAlgorithm",
     "Plug",
     "RewardConfig",
     "RolloutConfig",

@@ -46,9 +46,8 @@ from customized_grpo.training.advantages import Measured, objective_weights, one
 from customized_grpo.training.hacking import end_with_best
 from customized_grpo.training.loop import Loop
 from customized_grpo.training.nonfinite import diagnose, dump_failure
-from customized_grpo.training.rollout import noisy_steps
 from customized_grpo.training.validation import SampleGrid, Validation
-from customized_grpo.types import PolicyBatch
+from customized_grpo.types import Batch
 
 logger = logging.getLogger("customized_grpo")
 
@@ -71,7 +70,9 @@ class Session:
         self.rewards, self.samples, self.validation, self.log = rewards, samples, validation, log
         self.interrupts = Interrupts(ranks)
         self.loop = Loop(config, data, generator, rewards, log, self.interrupts, self._skip, ranks)
-        self.state = TrainingState(generator.transformer, self.loop.optimizer, self.loop.ema)
+        self.state = TrainingState(
+            generator.transformer, self.loop.optimizer, self.loop.ema, self.loop.algorithm.old
+        )
         self.store = CheckpointStore(log.folder, config.train.keep_checkpoints)
         self.progress = Progress()
         self._saved: int | None = None  # update of the newest checkpoint
@@ -83,7 +84,7 @@ class Session:
         Raises:
             CheckpointError: if the checkpoint does not fit.
         """
-        sigmas, steps = self.loop.policy.sigmas, noisy_steps(self.config.rollout)
+        sigmas, steps = self.loop.policy.sigmas, self.loop.algorithm.steps
         warning = one_sided(sigmas, steps, self.config.advantage)
         if self.ranks.is_first and warning:
             logger.warning("%s", warning)
@@ -288,7 +289,7 @@ class Session:
             return str(second)
         return f"{resume} after update {newest.update if newest else 0}"
 
-    def _skip(self, batch: PolicyBatch, conditioning: Conditioning, is_pinned: bool) -> None:
+    def _skip(self, batch: Batch, conditioning: Conditioning, is_pinned: bool) -> None:
         """Lets an update whose gradient is not finite pass without a step, and says why.
 
         Raises:
