@@ -112,11 +112,25 @@ def test_a_run_killed_between_updates_on_parts_of_groups_goes_on_bit_by_bit(
     assert content(train(config, resume=True)) == content(straight)
 
 
-def test_a_run_whose_objectives_are_balanced_goes_on_bit_by_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "flags",
+    [
+        # The average of their factors, from a measurement before the kill to one after it.
+        pytest.param(("--advantage.balance", "{every: 2}"), id="balance"),
+        # The policy that samples, which is between the first one and the trained one.
+        pytest.param(
+            (
+                *("--algorithm", "{type: nft, old_decay: 0.9, old_decay_rate: 0.4}"),
+                *("--rollout.dynamics", "ode", "--rollout.shared_noise", "false"),
+                *("--train.num_updates", "6"),
+            ),
+            id="nft",
+        ),
+    ],
+)
+def test_what_a_run_carries_from_rollout_to_rollout_is_kept_bit_by_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
 ) -> None:
-    """The average of their factors is kept, from a measurement before the kill to one after it."""
-    flags = ("--advantage.balance", "{every: 2}")
     straight = train(small(tmp_path / "straight", *flags))
     config = small(tmp_path, *flags)
     with monkeypatch.context() as patch:
