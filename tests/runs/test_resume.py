@@ -125,6 +125,7 @@ def test_a_run_killed_between_updates_on_parts_of_groups_goes_on_bit_by_bit(
                 *("--train.num_updates", "6"),
             ),
             id="nft",
+            marks=pytest.mark.slow,
         ),
     ],
 )
