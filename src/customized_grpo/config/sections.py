@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from customized_grpo import registry
-from customized_grpo.config.algorithms import AlgorithmConfig, GrpoAlgorithm
+from customized_grpo.config.algorithms import AlgorithmConfig, GrpoAlgorithm, NftAlgorithm
 from customized_grpo.config.limits import (
     Count,
     EveryUpdates,
@@ -402,6 +402,17 @@ class RunConfig:
 
     sinks: tuple[SinkPlug, ...] = ()
     """Where numbers and sample pictures go besides the run folder, while the run goes on."""
+
+    @property
+    def has_old_policy(self) -> bool:
+        """Whether older weights than those that are trained sample, or may have sampled.
+
+        With one update per rollout and no memory, nft trains what samples.
+        """
+        algorithm = self.algorithm
+        if not isinstance(algorithm, NftAlgorithm):
+            return False
+        return bool(algorithm.old_decay) or self.train.inner_updates > 1
 
     def evaluated(self) -> RunConfig:
         """The same for a generator that is not trained: guided as evaluation says."""

@@ -30,9 +30,8 @@ class Nft:
         self._policy, self._config, self._settings = policy, config, settings
         self.rollout = replace(config.rollout, num_trained_steps=0)  # keeps no transition
         self.steps = range(*config.rollout.window or (0, config.rollout.num_steps))
-        # With one update per rollout and no memory, what samples is what is trained.
-        needs_old = bool(settings.old_decay) or config.train.inner_updates > 1
-        self.old = Ema(policy.generator.transformer, settings.old_decay) if needs_old else None
+        transformer = policy.generator.transformer
+        self.old = Ema(transformer, settings.old_decay) if config.has_old_policy else None
 
     def sampling(self) -> AbstractContextManager[None]:
         """Inside, the model has the weights that sample."""
