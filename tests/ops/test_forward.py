@@ -91,11 +91,11 @@ class TestNftLoss:
 
     def test_half_precision_is_computed_in_float32(self) -> None:
         new, old, latents, noise, sigma, advantage = random_velocities(5)
-        low = (x.bfloat16() for x in (new, old, noise - latents))
-        rounded = (x.bfloat16().float() for x in (new, old, noise - latents))
-        found = nft_loss(*low, sigma, advantage)
+        new, old, target = (x.bfloat16() for x in (new, old, noise - latents))
+        found = nft_loss(new, old, target, sigma, advantage)
         assert found.dtype == torch.float32
-        assert torch.equal(found, nft_loss(*rounded, sigma, advantage))
+        full = nft_loss(new.float(), old.float(), target.float(), sigma, advantage)
+        assert torch.equal(found, full)
 
     def test_mistakes_are_named(self) -> None:
         unchecked = inspect.unwrap(nft_loss)  # as without jaxtyping's checks, which the tests have
