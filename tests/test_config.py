@@ -13,12 +13,14 @@ from tiny_plugs import YAML, TinyGenerator, TinyReward
 from customized_grpo import ops
 from customized_grpo.config import (
     AdvantageConfig,
+    AlgorithmConfig,
     ConstantSchedule,
     CosineSchedule,
     CustomSchedule,
     LinearSchedule,
     LoraSettings,
     MeasuredSchedule,
+    NftAlgorithm,
     RolloutConfig,
     RunConfig,
     ScheduleConfig,
@@ -33,6 +35,8 @@ from customized_grpo.config.yaml_text import Dumper, parse_yaml
 from customized_grpo.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+NFT = ("--algorithm", "{type: nft}")
+ODE = ("--rollout.dynamics", "ode", "--rollout.shared_noise", "false")
 
 
 @pytest.fixture
@@ -259,6 +263,8 @@ def test_a_custom_schedule_is_looked_up_when_the_config_is_read(load):
         (["--advantage.schedule.high", "0.8"], lambda c: c.advantage.schedule.high == 0.8),
         (["--advantage.schedule", "{type: linear}"],
          lambda c: c.advantage.schedule == LinearSchedule()),
+        ([*NFT, *ODE, "--algorithm.beta", "0.1"],
+         lambda c: c.algorithm == NftAlgorithm(beta=0.1)),
         (["--evaluators", '[{type: "tiny_plugs:TinyReward", objective: prompt}]'],
          lambda c: c.evaluators == (TinyReward(objective="prompt"),)),
         # Valid only together: what fields demand of each other is checked at the end.
@@ -323,6 +329,25 @@ def test_overrides(load, arguments, expected):
             ["--evaluation.validate_every", "5"],
             "evaluators must name a model when evaluation.validate_every is set, got none",
         ),
+        (["--rollout.dynamics", "ode"], "must be dance, flow or cps for algorithm grpo, got ode;"),
+        ([*NFT, "--rollout.dynamics", "ode"], "rollout.shared_noise must be false for rollout.dyn"),
+        (
+            [*NFT, *ODE, "--advantage.schedule", "{type: measured}"],
+            "advantage.schedule.type must be another than measured for rollout.dynamics ode, got",
+        ),
+        ([*NFT, "--loss.clip_range", "0.2"], "loss.clip_range must be left out for algorithm nft"),
+        (
+            [*NFT, "--loss.kl_mask", "1e-5", "--train.inner_updates", "2"],
+            "loss.kl_mask must be left out for algorithm nft, got 1e-05; it is about the",
+        ),
+        ([*NFT, "--loss.ratio_norm", "true"], "loss.ratio_norm must be left out for algorithm nft"),
+        ([*NFT, "--loss.step_weight", "equal"], 'left out for algorithm nft, got "equal"'),
+        ([*NFT, "--loss.pin_ratio", "false"], "loss.pin_ratio must be left out for algorithm nft"),
+        ([*NFT, "--advantage.balance", "{}"], "advantage.balance must be null for algorithm nft"),
+        (["--algorithm", "{type: ntf}"], "algorithm.type must be one of grpo, nft, got ntf; did"),
+        (["--algorithm.beta", "1"], "override must be a field"),
+        ([*NFT, "--algorithm.beta", "0"], "algorithm.beta must be greater than 0, got 0"),
+        ([*NFT, "--algorithm.old_decay", "1"], "algorithm.old_decay must be less than 1, got 1"),
         (["--rollout.window", "2", "8"], "rollout.window must hold num_trained_steps = 7 of the"),
         (["--rollout.window", "3", "12"], "steps 0 to 10, got [3, 12]; the end is exclusive"),
     ],
@@ -356,7 +381,7 @@ def test_names_and_defaults_are_those_of_ops():
     shapings = inspect.get_annotations(AdvantageConfig, eval_str=True)["shaping"]
     assert set(get_args(shapings)) == {*ops.SHAPINGS, "custom"}
     dynamics = inspect.get_annotations(RolloutConfig, eval_str=True)["dynamics"]
-    assert {*get_args(dynamics), "ode"} == set(get_args(ops.Dynamics))
+    assert set(get_args(dynamics)) == set(get_args(ops.Dynamics))
     for schedule in get_args(get_args(ScheduleConfig)[0]):
         options = {f.name: f.default for f in fields(schedule)}
         type_ = options.pop("type")
@@ -368,8 +393,9 @@ def test_names_and_defaults_are_those_of_ops():
 
 def test_every_field_is_documented_and_only_plugs_and_the_name_are_required(load):
     infos = [*list_fields(), *list_fields(load())]
-    for schedule in get_args(get_args(ScheduleConfig)[0]):
-        infos += list_fields(schedule)
+    for union in (ScheduleConfig, AlgorithmConfig):
+        for option in get_args(get_args(union)[0]):
+            infos += list_fields(option)
     undocumented = {info.path for info in infos if not info.doc} - {
         f"{plug}.type" for plug in ("data", "generator", "rewards.0", "rewards.1")
     }
@@ -392,5 +418,8 @@ def test_the_arithmetic_is_explained(load):
     assert "8 groups x 6 samples x 7 trained steps = 336 (sample, step) pairs" in parts
     assert "ratio: 1" in explain_batch(load())
     assert "measured" not in explain_batch(load())
+    nft = explain_batch(load("--algorithm", "{type: nft}"))
+    assert "ratio" not in nft
+    assert "noised anew" in nft
     measured = explain_batch(load("--advantage.schedule", "{type: measured, num_prompts: 3}"))
     assert "11 steps x 3 prompts x 4 samples = 132 images" in measured

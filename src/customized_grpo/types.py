@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -88,6 +88,10 @@ class Rollout:
     """``[B, 3, H, W]`` in [0, 1]."""
     group_ids: Tensor
     """``[B]`` int64."""
+    final_latents: Tensor
+    """``[B, *L]`` float32, what the images were decoded from."""
+    seeds: Tensor
+    """``[B]`` int64 on the CPU, from which each sample's own noise was drawn."""
     means: Tensor | None = None
     """``[B, K, *L]`` float32 of the transitions, where the loss needs them."""
 
@@ -145,6 +149,34 @@ class PolicyBatch:
     compute equally many, else 1."""
     old_mean: Tensor | None = None
     """``[M, *L]`` under the policy that sampled, where the loss needs it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ForwardBatch:
+    """Samples to train on at noise levels drawn for them; noise is made where it is needed."""
+
+    final_latents: Tensor
+    """``[b, *L]`` of the rollout's samples, not of the pairs; 0 for invalid ones."""
+    noise_seed: Tensor
+    """``[M]`` int64, on the CPU, where noise is drawn."""
+    step_index: Tensor
+    """``[M]`` int64, position of the noise level in the schedule."""
+    advantage: Tensor
+    """``[M]`` float32."""
+    sample_index: Tensor
+    """``[M]`` int64, row of ``final_latents`` (and of the conditioning) each pair belongs to."""
+    weight: Tensor
+    """``[M]`` float32, as in ``PolicyBatch``."""
+    beta: Tensor
+    """0-d float32 on the CPU, of ``ops.nft_loss``, so that a batch alone tells its loss."""
+    clip: Tensor
+    """0-d float32 on the CPU, likewise."""
+    old_velocity: Tensor | None = None
+    """``[M, *L]`` of the policy that sampled; None: it is the one that is trained."""
+
+
+Batch: TypeAlias = PolicyBatch | ForwardBatch
+"""What an update is computed from, by the algorithm."""
 
 
 def crop_and_resize(image: Tensor, height: int, width: int) -> Tensor:

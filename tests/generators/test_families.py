@@ -13,7 +13,7 @@ from helpers import assert_near, changed, perturb_lora
 from torch import Tensor
 from toy_world import blocks
 
-from customized_grpo.config import LoraSettings
+from customized_grpo.config import GrpoAlgorithm, LoraSettings, NftAlgorithm
 from customized_grpo.errors import ConfigError, DataError
 from customized_grpo.generators.base import Conditioning, Generator
 from customized_grpo.generators.flux2_klein import Flux2KleinGenerator
@@ -244,6 +244,7 @@ def test_bfloat16_weights_without_autocast(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("algorithm", [GrpoAlgorithm(), NftAlgorithm()], ids=lambda a: a.type)
 @pytest.mark.parametrize(
     "family",
     [
@@ -252,13 +253,22 @@ def test_bfloat16_weights_without_autocast(
     ],
     indirect=True,
 )
-def test_redness_goes_up(family: Family, checkpoint: str, tmp_path: Path) -> None:
+def test_redness_goes_up(
+    family: Family, checkpoint: str, tmp_path: Path, algorithm: GrpoAlgorithm | NftAlgorithm
+) -> None:
     """Deterministic pictures of the same four prompts, before and after training all weights."""
-    config = run_config(family, checkpoint, tmp_path, num_updates=20, learning_rate=3e-3)
-    evaluation = dataclasses.replace(config.evaluation, validate_every=20, num_validation=4)
+    updates = 20 if algorithm.type == "grpo" else 8
+    config = run_config(family, checkpoint, tmp_path, num_updates=updates, learning_rate=3e-3)
+    evaluation = dataclasses.replace(config.evaluation, validate_every=updates, num_validation=4)
     config = dataclasses.replace(
-        config, evaluation=evaluation, evaluators=config.rewards[:1], lora=None
+        config,
+        evaluation=evaluation,
+        evaluators=config.rewards[:1],
+        lora=None,
+        algorithm=algorithm,
     )
+    if algorithm.type == "nft":
+        config = changed(config, rollout={"dynamics": "ode", "shared_noise": False})
     run = train(config)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     before, after = (row["validation/reward/prompt"] for row in (rows[0], rows[-1]))

@@ -117,6 +117,19 @@ def load_base(config: RunConfig) -> dict[str, torch.Tensor]:
             "--advantage.shaping gate --advantage.center false --rollout.prompts_per_rollout 4 "
             "--train.num_updates 6 --train.learning_rate 1e-4 --fsdp true",
         ),
+        # Noise by the sample, and an old policy that samples: in each process, or in parts.
+        (
+            "nft",
+            '--algorithm {"type":"nft","old_decay":0.5,"old_decay_rate":0.1} '
+            "--rollout.group_size 3 --train.num_updates 4 --train.learning_rate 1e-4 "
+            "--rollout.dynamics ode --rollout.shared_noise false --loss.kl_weight 0.01",
+        ),
+        pytest.param(
+            "sharded-nft",
+            '--algorithm {"type":"nft","old_decay":0.5,"old_decay_rate":0.1} --fsdp true '
+            "--rollout.prompts_per_rollout 4 --train.num_updates 4 --train.learning_rate 1e-4",
+            marks=pytest.mark.long,
+        ),
         ("full", "--lora null --train.inner_updates 1 --train.learning_rate 1e-4 --fsdp true"),
     ],
 )
@@ -211,6 +224,8 @@ def test_an_invalid_sample_counts_for_nothing_where_it_must_be_computed() -> Non
         sigmas=torch.linspace(1, 0, 4),
         images=torch.zeros(3, 3, 1, 1),
         group_ids=torch.zeros(3, dtype=torch.int64),
+        final_latents=values[:, 0],
+        seeds=torch.arange(3),
     )
     valid = torch.tensor([True, False, True])
     per_step = torch.ones(3, 3) * valid[:, None]

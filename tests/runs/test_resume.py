@@ -114,11 +114,25 @@ def test_a_run_killed_between_updates_on_parts_of_groups_goes_on_bit_by_bit(
 
 
 @pytest.mark.slow
-def test_a_run_whose_objectives_are_balanced_goes_on_bit_by_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "flags",
+    [
+        # The average of their factors, from a measurement before the kill to one after it.
+        pytest.param(("--advantage.balance", "{every: 2}"), id="balance"),
+        # The policy that samples, which is between the first one and the trained one.
+        pytest.param(
+            (
+                *("--algorithm", "{type: nft, old_decay: 0.9, old_decay_rate: 0.4}"),
+                *("--rollout.dynamics", "ode", "--rollout.shared_noise", "false"),
+                *("--train.num_updates", "6"),
+            ),
+            id="nft",
+        ),
+    ],
+)
+def test_what_a_run_carries_from_rollout_to_rollout_is_kept_bit_by_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
 ) -> None:
-    """The average of their factors is kept, from a measurement before the kill to one after it."""
-    flags = ("--advantage.balance", "{every: 2}")
     straight = train(small(tmp_path / "straight", *flags))
     config = small(tmp_path, *flags)
     with monkeypatch.context() as patch:
@@ -674,13 +688,13 @@ def test_a_dump_shows_the_failure_again(
         return batch
 
     monkeypatch.setattr(Flux1Generator, "velocity", overflowing)
-    monkeypatch.setattr("customized_grpo.training.loop.policy_batch", spoiled)
+    monkeypatch.setattr("customized_grpo.training.algorithms.policy_batch", spoiled)
     config = small(tmp_path, "--evaluation.validate_every", "0", "--train.inner_updates", "1")
     config = changed(config, faults={"max_skipped_updates": 1})
-    with pytest.raises(CheckpointError, match="log-probabilities of sample 0 at step"):
+    with pytest.raises(CheckpointError, match="outputs for sample 0 at step"):
         train(config)
     assert main(["replay", str(tmp_path / "run" / "failures" / "000001")]) == 0
-    assert "log-probabilities of sample 0 at step" in capsys.readouterr().out
+    assert "outputs for sample 0 at step" in capsys.readouterr().out
 
 
 def test_samples_that_are_not_finite_are_left_out(

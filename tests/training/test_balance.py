@@ -63,7 +63,7 @@ def plain_gradient(loop: Loop, experience: Experience, per_step: Tensor) -> Tens
                 experience.conditioning.take(torch.tensor([row])),
             )
             log_prob = loop.policy.log_prob(rollout.next_latents[row, k][None], mean, std)
-            advantage = per_step[row, step] * loop.step_weights[step]
+            advantage = per_step[row, step] * loop.algorithm.step_weights[step]
             (-advantage * log_prob.sum() / rollout.step_index.numel()).backward()
     return torch.cat([p.grad.flatten() for p in loop.parameters if p.grad is not None])
 

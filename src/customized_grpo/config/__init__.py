@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from customized_grpo.config.algorithms import AlgorithmConfig, GrpoAlgorithm, NftAlgorithm
 from customized_grpo.config.benchmark import (
     BenchmarkConfig,
     DreamBenchSet,
@@ -64,6 +65,7 @@ from customized_grpo.registry import nearest, one_of
 
 __all__ = [
     "AdvantageConfig",
+    "AlgorithmConfig",
     "BalanceSettings",
     "BenchmarkConfig",
     "CacheConfig",
@@ -78,6 +80,7 @@ __all__ = [
     "FaultConfig",
     "FieldInfo",
     "GeneratorConfig",
+    "GrpoAlgorithm",
     "Host",
     "JsonlSet",
     "LinearSchedule",
@@ -85,6 +88,7 @@ __all__ = [
     "LossConfig",
     "MeasuredSchedule",
     "Method",
+    "NftAlgorithm",
     "Plug",
     "RewardConfig",
     "RolloutConfig",

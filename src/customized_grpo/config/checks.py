@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from customized_grpo import registry
+from customized_grpo.config.algorithms import NftAlgorithm
 from customized_grpo.config.decoding import show, to_raw
 from customized_grpo.config.limits import MOST_AT_ONCE
 from customized_grpo.config.schedules import (
@@ -12,7 +13,7 @@ from customized_grpo.config.schedules import (
     MeasuredSchedule,
     TdwSchedule,
 )
-from customized_grpo.config.sections import AdvantageConfig, RunConfig
+from customized_grpo.config.sections import AdvantageConfig, LossConfig, RunConfig
 from customized_grpo.errors import ConfigError
 
 
@@ -43,6 +44,7 @@ def conflicts(config: RunConfig) -> Iterator[str]:
             f"{MOST_AT_ONCE // rollout.prompts_per_rollout}, got {rollout.group_size}; all "
             f"{images:,} images of a rollout are in memory"
         )
+    yield from _algorithm_conflicts(config)
     yield from _attention_conflicts(config)
     quantization = getattr(config.generator, "quantization", None)
     for name, value in (
@@ -119,6 +121,40 @@ def conflicts(config: RunConfig) -> Iterator[str]:
         if type_ in types[:i]:
             yield f"sinks.{i}.type must be unique, got {type_!r} twice; remove one of them"
     yield from _advantage_conflicts(config.advantage, {r.objective for r in config.rewards})
+
+
+def _algorithm_conflicts(config: RunConfig) -> Iterator[str]:
+    """Deterministic pictures are for an algorithm that needs no log-probabilities, and what limits
+    or weighs those is for one that does."""
+    rollout, algorithm = config.rollout, config.algorithm
+    is_ode, is_nft = rollout.dynamics == "ode", isinstance(algorithm, NftAlgorithm)
+    if is_ode and not is_nft:
+        yield (
+            f"rollout.dynamics must be dance, flow or cps for algorithm {algorithm.type}, got ode; "
+            "a step without noise has no log-probability"
+        )
+    if is_ode and rollout.shared_noise:
+        yield (
+            "rollout.shared_noise must be false for rollout.dynamics ode, got true; all pictures "
+            "of a group would be the same"
+        )
+    if is_ode and isinstance(config.advantage.schedule, MeasuredSchedule):
+        yield (
+            "advantage.schedule.type must be another than measured for rollout.dynamics ode, got "
+            "measured; there is no noise whose effect could be measured"
+        )
+    for name in ("clip_range", "kl_mask", "ratio_norm", "step_weight", "pin_ratio") * is_nft:
+        if (value := getattr(config.loss, name)) != getattr(LossConfig(), name):
+            yield (
+                f"loss.{name} must be left out for algorithm nft, got {show(value)}; it is about "
+                "the log-probabilities of steps, and nft has none"
+            )
+    if is_nft and config.advantage.balance is not None:
+        yield (
+            f"advantage.balance must be null for algorithm nft, got "
+            f"{show(to_raw(config.advantage.balance))}; its loss is not linear in the advantage "
+            "beside an old policy: use grpo"
+        )
 
 
 def _lora_conflicts(config: RunConfig) -> Iterator[str]:
@@ -281,6 +317,8 @@ def explain_batch(config: RunConfig) -> str:
             f"measured first: {end - first} steps x {prompts} prompts x {samples} samples = "
             f"{(end - first) * prompts * samples} images, for the weights of the steps.",
         )
-    if train.inner_updates == 1 and config.loss.pin_ratio:
+    if isinstance(config.algorithm, NftAlgorithm):
+        lines.append("nft: pictures are noised anew at these steps' noise levels for the update.")
+    elif train.inner_updates == 1 and config.loss.pin_ratio:
         lines.append("ratio: 1 at every update (pinned, one update per rollout), as it should be.")
     return "\n".join(lines)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from customized_grpo import registry
+from customized_grpo.config.algorithms import AlgorithmConfig, GrpoAlgorithm, NftAlgorithm
 from customized_grpo.config.limits import (
     Count,
     EveryUpdates,
@@ -70,8 +71,9 @@ class RolloutConfig:
     """Steps with noise, first and end (exclusive); only they can be trained, the others are
     deterministic (MixGRPO, arXiv:2507.21802). null = all but the last."""
 
-    dynamics: Literal["dance", "flow", "cps"] = "dance"
-    """SDE of a step: DanceGRPO's (the paper's), Flow-GRPO's or Flow-CPS's."""
+    dynamics: Literal["dance", "flow", "cps", "ode"] = "dance"
+    """SDE of a step: DanceGRPO's (the paper's), Flow-GRPO's or Flow-CPS's; ode = without noise, for
+    algorithm nft."""
 
     noise_level: PositiveFloat = 0.4
     """Noise of the SDE: eta of dance (paper: 0.4), a of flow (0.7) and cps (at most 1)."""
@@ -182,7 +184,8 @@ class LossConfig:
     this, 1e-5 for example, and would grow (Flow-DPPO, arXiv:2606.11025); null = the clip."""
 
     kl_weight: NonNegativeFloat = 0.0
-    """Weight of the Gaussian KL to the untrained model, see kl_to (paper: 0)."""
+    """Weight of the Gaussian KL to the untrained model, see kl_to (paper: 0); for algorithm nft of
+    the mean squared difference of the velocities (its paper: 1e-4)."""
 
     kl_to: Literal["base", "start"] = "base"
     """The untrained model, of norm_weight too: base = without any LoRA; start = with the LoRA of
@@ -395,6 +398,9 @@ class RunConfig:
     lora: LoraSettings | None = field(default_factory=LoraSettings)
     """Low-rank adapters; null = train all weights of the transformer."""
 
+    algorithm: AlgorithmConfig = field(default_factory=GrpoAlgorithm)
+    """How samples and their advantages become a gradient: grpo, nft."""
+
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     """How images are sampled for training."""
 
@@ -418,6 +424,17 @@ class RunConfig:
 
     sinks: tuple[SinkPlug, ...] = ()
     """Where numbers and sample pictures go besides the run folder, while the run goes on."""
+
+    @property
+    def has_old_policy(self) -> bool:
+        """Whether older weights than those that are trained sample, or may have sampled.
+
+        With one update per rollout and no memory, nft trains what samples.
+        """
+        algorithm = self.algorithm
+        if not isinstance(algorithm, NftAlgorithm):
+            return False
+        return bool(algorithm.old_decay) or self.train.inner_updates > 1
 
     def evaluated(self) -> RunConfig:
         """The same for a generator that is not trained: guided as evaluation says."""

@@ -11,6 +11,7 @@ from customized_grpo.ops.advantages import (
     synergy_bonus,
 )
 from customized_grpo.ops.balance import BalanceMethod, balanced_factors
+from customized_grpo.ops.forward import nft_loss, noised
 from customized_grpo.ops.losses import (
     StepWeight,
     clipped_surrogate,
@@ -55,7 +56,9 @@ __all__ = [
     "linear_weights",
     "masked_surrogate",
     "measured_weights",
+    "nft_loss",
     "noise_variance",
+    "noised",
     "norm_excess",
     "normalize_ratio",
     "sde_moments",

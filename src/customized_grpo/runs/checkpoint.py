@@ -4,7 +4,8 @@ A checkpoint is a folder ``checkpoints/<update>`` of
 
 * ``weights/``: the trained weights (their average, if there is one) in the family's format, to be
   loaded like those of a finished run;
-* ``state.safetensors``: trained parameters, optimizer, moving average, random state;
+* ``state.safetensors``: trained parameters, optimizer, moving average, the older parameters that
+  sample where the algorithm has some, random state;
 * ``state.json``: counters, and the config by which the run got here;
 * ``manifest.json``: a SHA-256 of every file; written last.
 
@@ -81,10 +82,16 @@ class TrainingState:
     """What changes in the course of a run, as named tensors."""
 
     def __init__(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        ema: Ema | None,
+        old: Ema | None = None,
     ) -> None:
         self._parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
-        self._optimizer, self._ema = optimizer, ema
+        self._optimizer = optimizer
+        averages = {"ema": ema, "old": old}
+        self._averages = {kind: a for kind, a in averages.items() if a is not None}
 
     def tensors(self, *, keep: bool = True) -> dict[str, Tensor]:
         """Copies on the CPU; of the optimizer's plain numbers too.
@@ -96,9 +103,9 @@ class TrainingState:
         for name, parameter in self._parameters.items():
             for key, value in self._optimizer.state[parameter].items():
                 found[f"optimizer/{name}/{key}"] = torch.as_tensor(value)
-        if self._ema is not None:
-            average = zip(self._parameters, self._ema.average, strict=True)
-            found |= {f"ema/{name}": tensor for name, tensor in average}
+        for kind, average in self._averages.items():
+            tensors = zip(self._parameters, average.average, strict=True)
+            found |= {f"{kind}/{name}": tensor for name, tensor in tensors}
         found["random/cpu"] = torch.get_rng_state()
         for number, state in enumerate(_cuda_random_states()):
             found[f"random/cuda{number}"] = state
@@ -127,22 +134,24 @@ class TrainingState:
                 states[index] = {k: _plain(split_like(t, parameter)) for k, t in found.items()}
         groups = self._optimizer.state_dict()["param_groups"]  # as the config says now
         self._optimizer.load_state_dict({"state": states, "param_groups": groups})
-        if self._ema is not None:
-            for name, average in zip(self._parameters, self._ema.average, strict=True):
-                average.copy_(split_like(tensors[f"ema/{name}"], average))
+        for kind, average in self._averages.items():
+            for name, tensor in zip(self._parameters, average.average, strict=True):
+                tensor.copy_(split_like(tensors[f"{kind}/{name}"], tensor))
         torch.set_rng_state(tensors["random/cpu"])
         for number in range(len(_cuda_random_states())):
             if f"random/cuda{number}" in tensors:
                 torch.cuda.set_rng_state(tensors[f"random/cuda{number}"], number)
 
     def _check(self, tensors: dict[str, Tensor]) -> None:
-        kinds = ["policy"] if self._ema is None else ["policy", "ema"]
+        kinds = ["policy", *self._averages]
         wanted = {f"{kind}/{n}": p.shape for kind in kinds for n, p in self._parameters.items()}
-        found = {n: t.shape for n, t in tensors.items() if n.split("/")[0] in ("policy", "ema")}
+        known = ("policy", "ema", "old")
+        found = {n: t.shape for n, t in tensors.items() if n.split("/")[0] in known}
         for name in sorted(wanted.keys() ^ found.keys()):
             where = "the run" if name in wanted else "the checkpoint"
             raise CheckpointError(
-                f"{name} is in {where} only; the model, lora or train.ema_decay has changed"
+                f"{name} is in {where} only; the model, lora, algorithm or train.ema_decay has "
+                "changed"
             )
         for name, shape in wanted.items():
             if found[name] != shape:

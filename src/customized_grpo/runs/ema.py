@@ -18,10 +18,11 @@ class Ema:
         self.average = [p.detach().clone() for p in self._parameters]
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Moves the average towards the current parameters."""
+    def update(self, decay: float | None = None) -> None:
+        """Moves the average towards the current parameters, by ``1 - decay``; None: as always."""
+        weight = 1 - (self._decay if decay is None else decay)
         for average, parameter in zip(self.average, self._parameters, strict=True):
-            average.lerp_(parameter, 1 - self._decay)
+            average.lerp_(parameter, weight)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

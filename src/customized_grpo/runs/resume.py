@@ -29,8 +29,11 @@ _FREE = (
     "train.keep_checkpoints", "faults", "sinks",
 )  # fmt: skip
 # Fields without which a checkpoint means nothing.
-_FIXED = ("generator", "lora", "train.optimizer", "rollout.prompts_per_rollout")
+_FIXED = (
+    "generator", "lora", "algorithm.type", "train.optimizer", "rollout.prompts_per_rollout",
+)  # fmt: skip
 _WHY = {
+    "algorithm.type": "the policy that samples has to begin with the run",
     "rollout.prompts_per_rollout": "the data's order counts rollouts of that many prompts, so "
     "examples would be repeated or left out",
     "train.ema_decay": "an average has to begin with the run",

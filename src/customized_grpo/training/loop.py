@@ -46,15 +46,16 @@ from customized_grpo.training.advantages import (
     mean_levels,
     objective_weights,
 )
+from customized_grpo.training.algorithms import make_algorithm
 from customized_grpo.training.balance import Gradients, rebalance
 from customized_grpo.training.build import make_optimizer
-from customized_grpo.training.loss import accumulate_gradient, policy_batch
+from customized_grpo.training.loss import accumulate_gradient
 from customized_grpo.training.measure import measure_noise
 from customized_grpo.training.policy import make_policy
-from customized_grpo.training.rollout import collect_rollout, noisy_steps
+from customized_grpo.training.rollout import collect_rollout
 from customized_grpo.training.scoring import ScoringQueue, gather_scores, settle_scores
 from customized_grpo.training.validation import rollout_metrics
-from customized_grpo.types import Advantages, Example, PolicyBatch, RewardScores, Rollout
+from customized_grpo.types import Advantages, Batch, Example, RewardScores, Rollout
 
 logger = logging.getLogger("customized_grpo")
 
@@ -90,7 +91,7 @@ class Loop:
         rewards: RewardSet,
         log: RunLog,
         interrupts: Interrupts,
-        guard: Callable[[PolicyBatch, Conditioning, bool], None],
+        guard: Callable[[Batch, Conditioning, bool], None],
         ranks: Ranks = ALONE,
     ) -> None:
         self.config, self.data, self.rewards = config, data, rewards
@@ -99,9 +100,7 @@ class Loop:
         cached = CachedEncoder(generator, config.generator, config.cache)
         self.encode = cached if data.listed() else generator.encode
         self.policy = make_policy(generator, config)
-        self.step_weights = self.policy.step_weights(
-            config.loss.step_weight, noisy_steps(config.rollout), config.loss.ratio_norm
-        )
+        self.algorithm = make_algorithm(self.policy, config)
         self.parameters = [p for p in generator.transformer.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.parameters, config.train)
         decay = config.train.ema_decay
@@ -146,11 +145,12 @@ class Loop:
         experience = self.collect(number)
         metrics = experience.metrics
         for inner, rows in enumerate(self.inner_rows()):
-            batch = self._batch_of(experience, rows)
             with self.log.timed("update"):
+                batch = self._batch_of(experience, rows)
                 stats = self.update(batch, experience.conditioning, is_first=inner == 0)
             yield metrics | stats
             metrics = {}  # the rollout's numbers stand in the row of its first update
+        self.algorithm.after_rollout((number + 1) * self.config.train.inner_updates)
         self.factors = experience.factors
         self.mid_rollout = False  # not before the caller has taken in the last update
 
@@ -168,7 +168,9 @@ class Loop:
         with self.log.timed("data"):
             prompts = self.data.training(number, num_prompts)
             per_prompt = self.encode([prompts[group] for group in my_groups.tolist()])
-        rollout, scores = self._sample_and_score(prompts, per_prompt, rng, shares, config.rollout)
+        rollout, scores = self._sample_and_score(
+            prompts, per_prompt, rng, shares, self.algorithm.rollout
+        )
         device = rollout.images.device
         group_ids, conditioning = all_group_ids.to(device), per_prompt.take(place.to(device))
         for error in scores.errors:
@@ -223,9 +225,7 @@ class Loop:
 
         def gradient(per_step: Tensor) -> Gradients:
             part = replace(advantages, per_step=per_step)
-            batch = policy_batch(
-                rollout, part, rows, self.step_weights, keep_invalid=self.is_sharded
-            )
+            batch = self.algorithm.batch(rollout, part, conditioning, rows)
             self._gradient(batch, conditioning, loss, pinned=True)
             return [parameter.grad for parameter in self.parameters]
 
@@ -260,7 +260,7 @@ class Loop:
                 self.interrupts.check_alone()
                 queue.put(images, [prompts[group] for group in groups.tolist()])
 
-            with self.log.timed("rollout"):
+            with self.log.timed("rollout"), self.algorithm.sampling():
                 rollout = collect_rollout(
                     self.policy,
                     per_prompt,
@@ -292,20 +292,13 @@ class Loop:
         parts = rows.chunk(train.inner_updates, dim=0 if train.split == "groups" else 1)
         return [part.flatten() for part in parts]
 
-    def _batch_of(self, experience: Experience, rows: Tensor) -> PolicyBatch:
+    def _batch_of(self, experience: Experience, rows: Tensor) -> Batch:
         rollout = experience.rollout
         mine = torch.isin(experience.rows, rows).nonzero()[:, 0].to(rollout.group_ids.device)
-        # Sharded, a pass is a meeting of all processes: each keeps as many pairs as the others.
-        return policy_batch(
-            rollout,
-            experience.advantages,
-            mine,
-            self.step_weights,
-            keep_invalid=self.is_sharded,
-        )
+        return self.algorithm.batch(rollout, experience.advantages, experience.conditioning, mine)
 
     def _gradient(
-        self, batch: PolicyBatch, conditioning: Conditioning, loss: LossConfig, *, pinned: bool
+        self, batch: Batch, conditioning: Conditioning, loss: LossConfig, *, pinned: bool
     ) -> dict[str, float]:
         """Leaves the gradient at the parameters; remembers what fitted the memory."""
         stats = accumulate_gradient(
@@ -322,7 +315,7 @@ class Loop:
         return stats
 
     def update(
-        self, batch: PolicyBatch, conditioning: Conditioning, *, is_first: bool
+        self, batch: Batch, conditioning: Conditioning, *, is_first: bool
     ) -> dict[str, float]:
         """One optimizer step on the pairs of ``batch``, those of all processes together.
 

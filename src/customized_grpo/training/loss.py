@@ -1,4 +1,4 @@
-"""The gradient of one update: micro-batches, the clipped or masked loss, KL, GRPO-Guard."""
+"""The gradient of one update: micro-batches, the losses of the algorithms, KL, GRPO-Guard."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ from customized_grpo.ops import (
     clipped_surrogate,
     gaussian_kl,
     masked_surrogate,
+    nft_loss,
     norm_excess,
     normalize_ratio,
 )
 from customized_grpo.runs.ranks import ALONE, Ranks
 from customized_grpo.runs.sharding import is_sharded
+from customized_grpo.training.nft import forward_process
 from customized_grpo.training.policy import Policy
-from customized_grpo.types import Advantages, PolicyBatch, Rollout
+from customized_grpo.types import Advantages, Batch, ForwardBatch, PolicyBatch, Rollout
 
 logger = logging.getLogger("customized_grpo")
 
@@ -70,7 +72,7 @@ def policy_batch(
 
 def accumulate_gradient(
     policy: Policy,
-    batch: PolicyBatch,
+    batch: Batch,
     conditioning: Conditioning,
     config: LossConfig,
     *,
@@ -86,31 +88,39 @@ def accumulate_gradient(
 
     Args:
         policy: what is trained.
-        batch: M (sample, step) pairs. Without a pull to the untrained model those of
+        batch: M (sample, step) pairs. Without a pull to the untrained or an old model those of
             advantage 0 have no gradient: they count in the mean and are not computed, unless the
             model is sharded. A pass through a sharded one is a meeting of all ranks, and the pairs
             they hold are equally many.
         conditioning: of the rollout's samples ``[B, ...]``; pairs pick their rows.
         config: of the loss.
-        pinned: take the new log-probs, detached, as the old ones (ratio exactly 1).
+        pinned: take the new log-probs, detached, as the old ones (ratio exactly 1); of no meaning
+            for a ``ForwardBatch``.
         micro_batch_size: pairs per forward and backward; None = all.
         ranks: the processes that share the pairs; gradients and numbers are then of all pairs.
 
     Returns:
         Means over the computed pairs: ``ratio_mean``, ``ratio_abs_dev``, ``clip_fraction``,
-        ``mismatch`` (mean |ratio - 1| against the rollout's own log-probs) and, if used,
-        ``rollout_kl`` (to the policy that sampled), or ``kl`` and ``norm_excess`` (to the untrained
-        one); ``loss``, the mean over all; and, if it did not fit, the ``micro_batch_size`` that
-        did.
+        ``mismatch`` (mean |ratio - 1| against the rollout's own log-probs), or of a
+        ``ForwardBatch`` ``old_distance`` (mean square to the velocities of the policy that
+        sampled); and, if used, ``rollout_kl`` (to the policy that sampled), or ``kl`` and
+        ``norm_excess`` (to the untrained one); ``loss``, the mean over all; and, if it did not fit,
+        the ``micro_batch_size`` that did.
     """
     transformer = policy.generator.transformer
     sharded = is_sharded(transformer)
-    pairs = torch.arange(len(batch.advantage), device=batch.latents.device)
-    if not (sharded or config.needs_base) and ranks.any(bool(batch.advantage.any())):
+    pairs = torch.arange(len(batch.advantage), device=batch.advantage.device)
+    pulled = config.needs_base or (
+        isinstance(batch, ForwardBatch) and batch.old_velocity is not None
+    )
+    if not (sharded or pulled) and ranks.any(bool(batch.advantage.any())):
         pairs = batch.advantage.nonzero()[:, 0]
     num_pairs, num_computed = (ranks.sum(n) for n in (int(batch.weight.sum()), len(pairs)))
     num_pairs = max(num_pairs, 1)  # no sample of this update may be valid
-    pairs_loss = partial(_pairs_loss, policy, batch, conditioning, config, pinned, num_pairs)
+    if isinstance(batch, ForwardBatch):
+        pairs_loss = partial(_forward_loss, policy, batch, conditioning, config, num_pairs)
+    else:
+        pairs_loss = partial(_pairs_loss, policy, batch, conditioning, config, pinned, num_pairs)
     size = micro_batch_size or len(pairs)
     # FSDP leaves the mean of the ranks' gradients in each part; the loss is a sum over them.
     scale = ranks.world_size if sharded else 1
@@ -232,11 +242,62 @@ def _pairs_loss(
         "kl": (config.kl_weight, gaussian_kl(mean, reference_mean, std)),
         "norm_excess": (config.norm_weight, norm_excess(velocity, reference)),
     }
-    for name, (weight, penalty) in penalties.items():
+    return _penalised(loss, stats, penalties, batch.weight[rows], num_pairs)
+
+
+def _forward_loss(
+    policy: Policy,
+    batch: ForwardBatch,
+    conditioning: Conditioning,
+    config: LossConfig,
+    num_pairs: int,
+    rows: Tensor,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    step_index, weight = batch.step_index[rows], batch.weight[rows]
+    sigma, condition = policy.sigmas[step_index], conditioning.take(batch.sample_index[rows])
+    latents, target = forward_process(batch, rows, sigma)
+    velocity = policy.velocity(latents, step_index, condition)
+    old = velocity.detach() if batch.old_velocity is None else batch.old_velocity[rows]
+    beta, clip = batch.beta.item(), batch.clip.item()
+    losses = nft_loss(velocity, old, target, sigma, batch.advantage[rows], beta, clip)
+    loss = (losses * weight).sum() / num_pairs
+    stats = {"old_distance": (velocity.detach() - old).square().mean()}
+    if not config.needs_base:
+        return loss, stats
+    with torch.no_grad(), _reference(policy.generator, config):
+        reference = policy.velocity(latents, step_index, condition)
+    penalties = {
+        "kl": (config.kl_weight, (velocity - reference).square().flatten(1).mean(1)),
+        "norm_excess": (config.norm_weight, norm_excess(velocity, reference)),
+    }
+    return _penalised(loss, stats, penalties, weight, num_pairs)
+
+
+def _penalised(
+    loss: Tensor,
+    stats: dict[str, Tensor],
+    penalties: dict[str, tuple[float, Tensor]],
+    weight: Tensor,
+    num_pairs: int,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss and its statistics with penalties ``[m]``, each by its weight."""
+    for name, (factor, penalty) in penalties.items():
         stats[name] = penalty.detach().mean()
-        if weight:
-            loss = loss + weight * (penalty * batch.weight[rows]).sum() / num_pairs
+        if factor:
+            loss = loss + factor * (penalty * weight).sum() / num_pairs
     return loss, stats
+
+
+@torch.no_grad()
+def outputs(policy: Policy, batch: Batch, conditioning: Conditioning, rows: Tensor) -> Tensor:
+    """A number ``[m]`` for each of the pairs ``rows`` that is not finite where the model's output
+    is not: the log-probability, or the size of the velocity."""
+    step_index, condition = batch.step_index[rows], conditioning.take(batch.sample_index[rows])
+    if isinstance(batch, ForwardBatch):
+        latents, _ = forward_process(batch, rows, policy.sigmas[step_index])
+        return policy.velocity(latents, step_index, condition).abs().flatten(1).mean(1)
+    mean, std = policy.transition(batch.latents[rows], step_index, condition)
+    return policy.log_prob(batch.next_latents[rows], mean, std)
 
 
 def _surrogate(

@@ -22,10 +22,11 @@ from customized_grpo.generators.base import Conditioning
 from customized_grpo.runs.checkpoint import TrainingState
 from customized_grpo.runs.ema import Ema
 from customized_grpo.runs.sharding import whole
+from customized_grpo.training.algorithms import make_algorithm
 from customized_grpo.training.build import build_generator, make_optimizer, make_trainable
-from customized_grpo.training.loss import accumulate_gradient
+from customized_grpo.training.loss import accumulate_gradient, outputs
 from customized_grpo.training.policy import Policy, make_policy
-from customized_grpo.types import PolicyBatch
+from customized_grpo.types import Batch, ForwardBatch, PolicyBatch
 
 REPORT = "diagnosis.json"
 _STATE = "state.safetensors"
@@ -43,7 +44,7 @@ class Diagnosis:
     inputs: tuple[str, ...]
     """Fields of the batch that are not, such as ``advantage``."""
     pairs: tuple[tuple[int, int], ...]
-    """(sample, step) whose log-probability is not."""
+    """(sample, step) for which the model's output is not."""
 
     def __str__(self) -> str:
         pairs = [f"sample {sample} at step {step}" for sample, step in self.pairs]
@@ -51,7 +52,7 @@ class Diagnosis:
             "weights": self.parameters,
             "gradients of": self.gradients,
             "inputs": self.inputs,
-            "log-probabilities of": pairs,
+            "outputs for": pairs,
         }
         found = [f"{kind} {_some(names)}" for kind, names in parts.items() if names]
         return f"not finite: {'; '.join(found)}" if found else "everything is finite"
@@ -65,21 +66,19 @@ def _some(names: tuple[str, ...] | list[str]) -> str:
 @torch.no_grad()
 def diagnose(
     policy: Policy,
-    batch: PolicyBatch,
+    batch: Batch,
     conditioning: Conditioning,
     module: nn.Module,
     micro_batch_size: int | None,
 ) -> Diagnosis:
-    """Looks at weights, gradients (as they are now) and batch, and computes log-probs again."""
+    """Looks at weights, gradients (as they are now) and batch, and computes the pairs again."""
     trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
     broken = []
     count = len(batch.advantage)  # is 0 in a process whose samples are all invalid
     parts = torch.arange(count).split(micro_batch_size or count) if count else ()
     for rows in parts:
-        condition = conditioning.take(batch.sample_index[rows])
-        mean, std = policy.transition(batch.latents[rows], batch.step_index[rows], condition)
-        log_prob = policy.log_prob(batch.next_latents[rows], mean, std)
-        broken += rows[~log_prob.isfinite().cpu()].tolist()
+        found = outputs(policy, batch, conditioning, rows.to(batch.advantage.device))
+        broken += rows[~found.isfinite().cpu()].tolist()
     return Diagnosis(
         parameters=tuple(n for n, p in trained.items() if not _finite(p)),
         gradients=tuple(
@@ -94,7 +93,7 @@ def _finite(tensor: Tensor) -> bool:
     return bool(whole(tensor).isfinite().all())
 
 
-def _fields(batch: PolicyBatch) -> dict[str, Tensor]:
+def _fields(batch: Batch) -> dict[str, Tensor]:
     found = {field.name: getattr(batch, field.name) for field in fields(batch)}
     return {name: tensor.contiguous() for name, tensor in found.items() if tensor is not None}
 
@@ -103,7 +102,7 @@ def dump_failure(
     folder: Path,
     config: RunConfig,
     diagnosis: Diagnosis,
-    batch: PolicyBatch,
+    batch: Batch,
     conditioning: Conditioning,
     state: dict[str, Tensor],
     pinned: bool,
@@ -127,12 +126,13 @@ def dump_failure(
 
 def load_failure(
     folder: Path, device: torch.device
-) -> tuple[PolicyBatch, Conditioning, dict[str, Tensor], bool]:
+) -> tuple[Batch, Conditioning, dict[str, Tensor], bool]:
     """Batch, conditioning, training state of a dump, and whether the ratio was pinned."""
     batch = {n: t.to(device) for n, t in load_file(folder / "batch.safetensors").items()}
     conditioning = Conditioning.from_tensors(load_file(folder / "conditioning.safetensors"))
+    kind = ForwardBatch if "noise_seed" in batch else PolicyBatch
     return (
-        PolicyBatch(**batch),
+        kind(**batch),
         conditioning.to(device),
         load_file(_state_of(folder)),
         json.loads((folder / REPORT).read_text(encoding="utf-8"))["pinned"],
@@ -174,8 +174,9 @@ def replay(folder: Path) -> Diagnosis:
     parameters = [p for p in transformer.parameters() if p.requires_grad]
     decay = config.train.ema_decay
     ema = None if decay is None else Ema(transformer, decay)
-    TrainingState(transformer, make_optimizer(parameters, config.train), ema).load(state)
     policy, size = make_policy(generator, config), config.train.micro_batch_size
+    optimizer, old = make_optimizer(parameters, config.train), make_algorithm(policy, config).old
+    TrainingState(transformer, optimizer, ema, old).load(state)
     accumulate_gradient(
         policy,
         batch,

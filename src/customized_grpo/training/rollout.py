@@ -17,7 +17,10 @@ from customized_grpo.types import Rollout
 
 
 def noisy_steps(config: RolloutConfig) -> range:
-    """The window's steps; without one all but the last, whose noise is not worth training."""
+    """The window's steps; without one all but the last, whose noise is not worth training; none of
+    an ODE."""
+    if config.dynamics == "ode":
+        return range(0)
     first, end = config.window or (0, config.num_steps - 1)
     return range(first, end)
 
@@ -106,7 +109,7 @@ def collect_rollout(
             parts.append(part)
             if on_images is not None:
                 on_images(part[-1], group_ids[batch])
-    latents, next_latents, means, log_probs, images = (
+    latents, next_latents, means, log_probs, final_latents, images = (
         torch.cat(part) for part in zip(*parts, strict=True)
     )
     return Rollout(
@@ -118,6 +121,8 @@ def collect_rollout(
         sigmas=policy.sigmas,
         images=images,
         group_ids=group_ids.to(device),
+        final_latents=final_latents,
+        seeds=seeds,
     )
 
 
@@ -140,7 +145,7 @@ def _denoise(
     first: int,
     noisy: range,
     keep_means: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Trajectories ``[B]`` from step ``first`` on; keeps the trained transitions only.
 
     Everything from the host is moved to the device before the first step: none waits for it.
@@ -166,4 +171,4 @@ def _denoise(
             means[rows, columns] = mean[rows]
         log_probs[rows, columns] = policy.log_prob(sampled, mean, std)[rows]
         latents = sampled
-    return before, after, means, log_probs, policy.decode(latents)
+    return before, after, means, log_probs, latents, policy.decode(latents)

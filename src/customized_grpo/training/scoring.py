@@ -84,7 +84,8 @@ def settle_scores(
 ) -> RewardScores:
     """Scores with few enough gaps; lost ones are asked for again after longer and longer pauses.
 
-    A sample whose own log-probability is not finite gets NaN: it is no sample of the policy.
+    A sample whose own latents or log-probability are not finite gets NaN: it is no sample of the
+    policy.
 
     Raises:
         RewardError: if too much is still missing at the end.
@@ -95,8 +96,9 @@ def settle_scores(
         is_lost = scores.scores.isnan().any(1)
         lost_share = ranks.sum(int(is_lost.sum())) / ranks.sum(len(is_lost))
         if lost_share <= faults.max_lost_rewards:
-            is_finite = rollout.log_probs.isfinite().all(1, keepdim=True)
-            return replace(scores, scores=scores.scores.where(is_finite, torch.nan))
+            is_finite = rollout.log_probs.isfinite().all(1)
+            is_finite &= rollout.final_latents.flatten(1).isfinite().all(1)
+            return replace(scores, scores=scores.scores.where(is_finite[:, None], torch.nan))
         text = "; ".join(scores.errors) or "all scores of these images are NaN"
         what = f"{lost_share:.0%} of the rollout could not be scored: {text}"
         has_failed = ranks.any(bool(scores.errors))  # a NaN without a reason stays one

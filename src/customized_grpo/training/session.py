@@ -47,9 +47,8 @@ from customized_grpo.training.clock import Clock
 from customized_grpo.training.hacking import end_with_best
 from customized_grpo.training.loop import Loop
 from customized_grpo.training.nonfinite import diagnose, dump_failure
-from customized_grpo.training.rollout import noisy_steps
 from customized_grpo.training.validation import SampleGrid, Validation
-from customized_grpo.types import PolicyBatch
+from customized_grpo.types import Batch
 
 logger = logging.getLogger("customized_grpo")
 
@@ -72,7 +71,9 @@ class Session:
         self.rewards, self.samples, self.validation, self.log = rewards, samples, validation, log
         self.interrupts = Interrupts(ranks)
         self.loop = Loop(config, data, generator, rewards, log, self.interrupts, self._skip, ranks)
-        self.state = TrainingState(generator.transformer, self.loop.optimizer, self.loop.ema)
+        self.state = TrainingState(
+            generator.transformer, self.loop.optimizer, self.loop.ema, self.loop.algorithm.old
+        )
         self.store = CheckpointStore(log.folder, config.train.keep_checkpoints)
         self.progress = Progress()
         train = config.train
@@ -87,7 +88,7 @@ class Session:
         Raises:
             CheckpointError: if the checkpoint does not fit.
         """
-        sigmas, steps = self.loop.policy.sigmas, noisy_steps(self.config.rollout)
+        sigmas, steps = self.loop.policy.sigmas, self.loop.algorithm.steps
         warning = one_sided(sigmas, steps, self.config.advantage)
         if self.ranks.is_first and warning:
             logger.warning("%s", warning)
@@ -298,7 +299,7 @@ class Session:
             return str(second)
         return f"{resume} after update {newest.update if newest else 0}"
 
-    def _skip(self, batch: PolicyBatch, conditioning: Conditioning, is_pinned: bool) -> None:
+    def _skip(self, batch: Batch, conditioning: Conditioning, is_pinned: bool) -> None:
         """Lets an update whose gradient is not finite pass without a step, and says why.
 
         Raises:

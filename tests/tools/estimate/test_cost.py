@@ -9,9 +9,15 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, changed
 
-from customized_grpo.config import RunConfig, load_config
+from customized_grpo.config import NftAlgorithm, RunConfig, load_config
 from customized_grpo.errors import ConfigError
-from customized_grpo.tools.estimate.cost import Cluster, activations, estimate, read_mfu
+from customized_grpo.tools.estimate.cost import (
+    Cluster,
+    activations,
+    estimate,
+    predict_memory,
+    read_mfu,
+)
 from customized_grpo.tools.estimate.devices import Device
 from customized_grpo.tools.estimate.encoders import EncoderCount, RewardCount
 from customized_grpo.tools.estimate.transformer import Tokens, TransformerCount
@@ -105,12 +111,28 @@ def test_memory_by_hand(config: RunConfig) -> None:
     assert plain.transformer == 1000 * 2
     assert plain.trained == 20 * (4 + 4 + 8 + 4)  # weights, gradient, two moments, average
     assert plain.rewards == 40 + 40  # with the evaluators
-    assert plain.trajectories == 5 * (3 * 2 * 64 + PICTURE) * 4  # before and after, float32
+    kept = 3 * 2 * 64 + 64  # before and after three steps, and the last latents
+    assert plain.trajectories == 5 * (kept + PICTURE) * 4
     largest = max(activations(work(config), 4, fsdp=False, checkpointing=False).values())
     assert plain.activations == largest
     assert plain.total == 2000 + 400 + 80 + plain.trajectories + largest
     assert memory["fsdp"].transformer == 1000 * 2 / 4 + 2 * 100 * 2
     assert memory["fsdp"].trained == plain.trained / 4
+
+
+def test_nft_keeps_old_weights_and_their_velocities_in_place_of_trajectories(
+    config: RunConfig,
+) -> None:
+    layout = {"fsdp": False, "checkpointing": False}
+    old = work(replace(config, algorithm=NftAlgorithm()))
+    memory = predict_memory(old, 4, **layout)
+    assert memory.trained == 20 * (4 + 4 + 8 + 4 + 4)  # as above, and the old weights
+    assert memory.trajectories == 5 * (64 + PICTURE) * 4
+    update = [activations(run, 4, **layout)["update"] for run in (work(config), old)]
+    assert update[0] - update[1] == 3 * 3 * 64 * 4  # of three pairs of each of three samples
+    on_policy = replace(config, algorithm=NftAlgorithm(old_decay=0.0))
+    single = work(changed(on_policy, train={"inner_updates": 1}))
+    assert predict_memory(single, 4, **layout).trained == 20 * (4 + 4 + 8 + 4)
 
 
 def test_bytes_of_the_stages_by_hand(config: RunConfig) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import ROOT, changed
 
-from customized_grpo.config import BalanceSettings, LoraSettings, load_config
+from customized_grpo.config import BalanceSettings, LoraSettings, NftAlgorithm, load_config
 from customized_grpo.errors import ConfigError
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.lora import add_lora
@@ -119,6 +119,9 @@ def test_what_is_computed_twice_is_not_useful_and_the_kl_is(emoji: Workload) -> 
     assert (again.flops, plain.again, again.again) == (plain.flops, 0, passes)
     kl = with_fields(emoji, loss={"kl_weight": 1e-3}).stages()[-1]
     assert kl.flops - plain.flops == passes
+    config = dataclasses.replace(emoji.config, algorithm=NftAlgorithm())
+    old = dataclasses.replace(emoji, config=config).stages()[-1]  # an old policy's
+    assert (old.flops - plain.flops, old.passes) == (passes, 3 * emoji.pairs)
 
 
 def test_steps_before_the_window_are_shared_by_a_group(emoji: Workload) -> None:

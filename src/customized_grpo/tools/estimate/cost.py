@@ -170,13 +170,13 @@ def predict_memory(work: Workload, count: int, *, fsdp: bool, checkpointing: boo
     transformer = model.parameters * weight_bytes(config) * share
     if fsdp:  # the block at work and the next one, whole
         transformer += 2 * model.block * gathered_bytes(config)
-    # In float32: gradient, AdamW's two moments, the average, an adapter's own weights and those
-    # that the KL is relative to.
+    # In float32: gradient, AdamW's two moments, the average, an adapter's own weights, those that
+    # the KL is relative to and those that sample.
     per_trained = 4 + (8 if config.train.optimizer == "adamw" else 2)
     per_trained += 4 * (config.train.ema_decay is not None) + 4 * (config.lora is not None)
     if config.advantage.balance is not None:  # a gradient of each objective but the last
         per_trained += 4 * (len({reward.objective for reward in config.rewards}) - 1)
-    per_trained += 4 * (config.loss.kl_to == "start")
+    per_trained += 4 * (config.loss.kl_to == "start") + 4 * config.has_old_policy
     texts, vae = _encoder_bytes(work)
     stages = activations(work, count, fsdp=fsdp, checkpointing=checkpointing)
     return Memory(
@@ -197,13 +197,19 @@ def _encoder_bytes(work: Workload) -> tuple[float, float]:
 
 
 def _transition_bytes(work: Workload) -> float:
-    """Latents of one before and after a step in float32, and its mean if that is kept."""
-    return 4 * (2 + work.config.loss.needs_means) * work.transformer.latents
+    """Latents of one before and after a step in float32, and its mean if that is kept; of nft the
+    velocity by an old policy."""
+    config = work.config
+    is_nft = config.algorithm.type == "nft"
+    kept = config.has_old_policy if is_nft else 2 + config.loss.needs_means
+    return 4 * kept * work.transformer.latents
 
 
 def _sample_bytes(work: Workload) -> float:
-    """A sample's trained transitions and its picture."""
-    return work.config.rollout.num_trained_steps * _transition_bytes(work) + _picture_bytes(work)
+    """A sample's trained transitions, of which nft keeps none, its final latents and picture."""
+    rollout, is_nft = work.config.rollout, work.config.algorithm.type == "nft"
+    trajectory = 0 if is_nft else rollout.num_trained_steps * _transition_bytes(work)
+    return trajectory + 4 * work.transformer.latents + _picture_bytes(work)
 
 
 def _picture_bytes(work: Workload) -> float:

@@ -117,13 +117,13 @@ class Workload:
         """Of a rollout, of its updates and what it measures, and what these compute again."""
         config, model, prefix = self.config, self.transformer, self.transformer.prefix
         generator: Any = config.generator
-        untuned, again = config.loss.needs_base, generator.gradient_checkpointing
+        others, again = _others(config), generator.gradient_checkpointing
         sampled, trained, measured = prefixes
         pairs, derived = self.pairs * (1 + self.measurements), trained + measured
         rollout = self.velocities * model.forward_flops + sampled * prefix.forward_flops
         update = pairs * model.pair_flops + derived * prefix.pair_flops
-        # Nothing is measured of the untrained model.
-        update += untuned * (self.pairs * model.forward_flops + trained * prefix.forward_flops)
+        # Nothing is measured of other models.
+        update += others * (self.pairs * model.forward_flops + trained * prefix.forward_flops)
         repeated = pairs * model.forward_flops + derived * prefix.forward_flops
         passes = self.guidance_passes
         return passes * rollout, passes * update, passes * again * repeated
@@ -139,7 +139,7 @@ class Workload:
         weights = model.parameters * weight_bytes(config)
         passes = self.guidance_passes * self.velocities
         trained = self.guidance_passes * self.pairs
-        untuned = trained if config.loss.needs_base else 0
+        compared = trained * _others(config)
         trained = round(trained * (1 + self.measurements))
         rollout, update, again = self._flops(self.prefixes)
         return (
@@ -160,10 +160,15 @@ class Workload:
                 float32=by_autocast,
                 again=again,
                 weights=weights,
-                passes=2 * trained + untuned,  # what is computed again finds its weights there
+                passes=2 * trained + compared,  # what is computed again finds its weights there
                 batch=config.train.micro_batch_size or self.pairs,
             ),
         )
+
+
+def _others(config: RunConfig) -> int:
+    """Models, besides the trained one, that an update asks for each pair's velocity."""
+    return config.loss.needs_base + config.has_old_policy
 
 
 def weight_bytes(config: RunConfig) -> float:
