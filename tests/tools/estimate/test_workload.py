@@ -18,6 +18,7 @@ from customized_grpo.generators.lora_files import Pair
 from customized_grpo.rewards.endpoints.vlm_judge import VlmJudgeConfig
 from customized_grpo.tools.estimate.checkpoints import build, parameters, pipeline_components
 from customized_grpo.tools.estimate.cost import activations, predict_memory
+from customized_grpo.tools.estimate.encoders import count_rewards
 from customized_grpo.tools.estimate.transformer import PrefixCount, Tokens, count_transformer
 from customized_grpo.tools.estimate.workload import Workload, count_run
 
@@ -98,6 +99,15 @@ def test_evaluators_are_there_only_if_they_validate(every: int, counted: int) ->
     flags = [f"--evaluation.validate_every={every}"]
     work = count_run(load_config(CONFIGS / "emoji.yaml", flags))
     assert (work.evaluators.bytes > 0) == bool(counted)
+
+
+def test_a_segmenter_is_there_beside_the_reward_that_it_serves() -> None:
+    (reward,) = load_config(CONFIGS / "uno-paper.yaml").rewards[:1]
+    alone, both = (
+        count_rewards([dataclasses.replace(reward, region=region, segmenter=path)], 1).bytes
+        for region, path in (("image", None), ("subject", "CIDAS/clipseg-rd64-refined"))
+    )
+    assert (both - alone) / 4e6 == pytest.approx(150.7, abs=1)  # million weights, as published
 
 
 def test_the_numbers_of_an_iteration(emoji: Workload) -> None:
