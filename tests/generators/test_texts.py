@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,12 @@ def test_the_empty_prompt_of_a_base_model_is_kept_once(tmp_path: Path) -> None:
         return sum(t.numel() for t in generator.encode([SHORT]).tensors().values())
 
     assert size(base) == size(distilled)
+
+
+def test_a_base_model_that_trains_unguided_may_be_evaluated_guided(tmp_path: Path) -> None:
+    guided: Any = build("flux2-klein-base", tmp_path)
+    unguided: Any = replace(guided.config, guidance_scale=1.0).build(CPU)
+    batch = guided.encode([SHORT])
+    found = velocity(unguided.guided(guided.config.guidance_scale), batch, [0])
+    assert torch.equal(found, velocity(guided, batch, [0]))
+    assert not torch.equal(found, velocity(unguided, batch, [0]))

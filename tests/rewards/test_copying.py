@@ -174,11 +174,16 @@ class _OnTheCpu:
         numbers = torch.arange(len(images))
         return numbers, numbers.double()
 
+    def embed(self, images: Tensor) -> Tensor:
+        return torch.ones(len(images), 2, dtype=torch.float64)
+
 
 def test_a_plug_may_answer_from_the_cpu_in_any_type(world: list[Example]) -> None:
     rewards = RewardSet([DINO], CPU)
     rewards._rewards[0] = _OnTheCpu()
     found = rewards.score(targets(world[:3]).to("meta"), world[:3])
     assert found.errors == ()
-    for column in (found.scores, found.copy_gap):
+    encoder = rewards.embedder("identity")
+    assert encoder is not None
+    for column in (found.scores, found.copy_gap, encoder.embed(targets(world[:3]).to("meta"))):
         assert (column.device.type, column.dtype) == ("meta", torch.float32)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from chaos import small_run
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from customized_grpo.cli.main import _set_up_output
 from customized_grpo.config import dump_config
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.runs.sharding import shard
@@ -110,6 +112,18 @@ def test_gathered_in_bfloat16_it_is_the_model_under_autocast(
         assert parameter.dtype == parameter.grad.dtype == torch.float32
         apart = (parameter.grad.full_tensor() - gradient).norm() / gradient.norm()
         assert apart < 0.02  # bfloat16 has 8 bits
+
+
+def test_the_command_does_not_show_what_fsdp_says_of_views(
+    generator: Flux1Generator, examples: list[Example], alone: None
+) -> None:
+    """That gradients are right all the same is the test above."""
+    policy = policy_of(generator, None, sharded=True)
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        _set_up_output()
+        velocity(policy, examples)
+    assert not [warning for warning in shown if "view tensor" in str(warning.message)]
 
 
 @pytest.mark.slow

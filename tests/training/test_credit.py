@@ -119,6 +119,17 @@ def wrong_shape(sigmas: torch.Tensor) -> torch.Tensor:
     return sigmas
 
 
+def on_the_cpu(sigmas: torch.Tensor) -> torch.Tensor:
+    return torch.full((len(sigmas), 2), 0.5, dtype=torch.float64)
+
+
+def test_own_schedule_comes_to_the_noise_levels() -> None:
+    """As that of a function that makes CPU tensors, in a run on a GPU."""
+    config = AdvantageConfig(schedule=CustomSchedule(target=f"{__name__}:on_the_cpu"))
+    weights = objective_weights(SIGMAS[:-1].to("meta"), config, NAMES)
+    assert (weights.device.type, weights.dtype) == ("meta", torch.float32)
+
+
 def test_own_schedule_by_import_path() -> None:
     config = AdvantageConfig(schedule=CustomSchedule(target=f"{__name__}:prompt_only"))
     assert (objective_weights(SIGMAS[:-1], config, NAMES)[:, 1] == 1).all()

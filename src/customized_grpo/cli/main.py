@@ -121,6 +121,8 @@ def _set_up_output() -> None:
     warnings.filterwarnings("ignore", message=".*could be decompression bomb")
     # torch says once that bfloat16 autocast cannot fuse an RMSNorm with float32 weights.
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+    # FSDP warns on every rank of blocks that return a view, as FLUX's: nobody changes it in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
 
 def _one_line(error: Exception) -> str:

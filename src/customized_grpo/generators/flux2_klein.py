@@ -87,7 +87,7 @@ class Flux2KleinGenerator(PipelineGenerator):
         )
         self._text_layers = config.text_layers
         self._max_sequence_length = config.max_sequence_length or pipeline.tokenizer_max_length
-        if self._guidance is not None:
+        if not pipeline.config.is_distilled:  # evaluation may be guided where training is not
             with torch.no_grad(), self._at_work(*self.text_encoders):
                 self._empty_prompt = self._embed("")[0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -76,6 +77,17 @@ class PartialFailures(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _BesideImages:
+    """An encoder whose features come to the images, wherever it has computed them."""
+
+    encoder: ImageEmbedder
+
+    def embed(self, images: Tensor) -> Tensor:
+        """See ImageEmbedder."""
+        return self.encoder.embed(images).to(images.device, torch.float32)
+
+
 class RewardSet:
     """All rewards of a run (or all its evaluators), in the order of the config."""
 
@@ -101,7 +113,7 @@ class RewardSet:
         """The first model of an objective that has an image encoder."""
         for config, reward in zip(self.configs, self._rewards, strict=True):
             if config.objective == objective and isinstance(reward, ImageEmbedder):
-                return reward
+                return _BesideImages(reward)
         return None
 
     def metrics(self) -> dict[str, float]:

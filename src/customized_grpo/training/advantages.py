@@ -159,7 +159,7 @@ def _schedule(sigmas: Tensor, config: AdvantageConfig, measured: Measured) -> Te
                     f"advantage.schedule.target: {target} must return a tensor of shape "
                     f"({len(sigmas)}, 2), got {getattr(weights, 'shape', weights)!r}"
                 )
-            return weights
+            return weights.to(sigmas)  # wherever, and in whatever type, it was made
 
 
 def one_sided(sigmas: Tensor, steps: range, config: AdvantageConfig) -> str | None:

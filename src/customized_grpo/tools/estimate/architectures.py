@@ -127,6 +127,10 @@ _DINO = {"patch_size": 14, "image_size": 224}  # 518 in its config, 224 in its p
 REWARDS: dict[str, Component] = {
     "facebook/dino-vits16": ("ViTModel", _tower(384, 1536, 12, 6, patch_size=16, image_size=224)),
     "facebook/dinov2-base": ("Dinov2Model", _DINO),
+    "CIDAS/clipseg-rd64-refined": (
+        "CLIPSegForImageSegmentation",
+        {"vision_config": {"patch_size": 16}, "use_complex_transposed_convolution": True},
+    ),
     "openai/clip-vit-large-patch14": _CLIP_L,
     "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": _CLIP_H,
     "yuvalkirstain/PickScore_v1": _CLIP_H,

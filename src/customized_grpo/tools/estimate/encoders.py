@@ -116,6 +116,9 @@ def count_rewards(rewards: Sequence[RewardConfig], references: int) -> RewardCou
         is_half = getattr(config, "dtype", "float32") == "bfloat16"
         half += per_image.flops * is_half
         weights.setdefault(path, per_image.parameters * (2 if is_half else 4))
+        if segmenter := getattr(config, "segmenter", None):
+            model = skeleton(reward_component(segmenter), torch.float32)
+            weights.setdefault(segmenter, 4.0 * parameters(model))
         image, example = image + per_image.flops, example + per_example
         peak = max(peak, per_image.peak)
     return RewardCount(
