@@ -59,7 +59,7 @@ _WEIGHTS: dict[Variant, _Weights] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EfficientNetLiteConfig(IdentityConfig):
-    """Cosine similarity of mean features of an EfficientNet-Lite, in [0, 1] without copy penalty."""
+    """Cosine similarity of mean features, in [0, 1] without copy penalty."""
 
     type: Literal["efficientnet-lite"] = "efficientnet-lite"  # pyright: ignore
 
@@ -104,7 +104,7 @@ def preprocessing(variant: Variant) -> Preprocessing:
     )
 
 
-def is_installed(variant: Variant = "lite0") -> bool:
+def is_installed(variant: Variant) -> bool:
     """Whether the packages of the extra are there."""
     return all(find_spec(name) is not None for name in (_CODE, _WEIGHTS[variant].package))
 

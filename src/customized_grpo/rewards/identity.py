@@ -1,7 +1,8 @@
 """Identity: is it the same subject, and is it more than a copy of the picture?
 
 One implementation for every image encoder; ``dino``, ``dinov2``, ``dinov3``, ``clip-image`` and
-``efficientnet-lite`` differ in theirs only. Axes: B images, U different examples, R references, D features.
+``efficientnet-lite`` differ in theirs only. Axes: B images, U different examples, R references,
+D features.
 """
 
 from __future__ import annotations
