@@ -37,8 +37,8 @@ def test_the_mix_is_a_valid_config(tmp_path: Path) -> None:
 
 def test_every_local_reward_is_in_the_table() -> None:
     local = {
-        "clip-image", "clip-text", "dino", "dinov2", "dinov3", "efficientnet-lite", "hpsv2", "hpsv3",
-        "pickscore", "siglip2",
+        "clip-image", "clip-text", "dino", "dinov2", "dinov3", "efficientnet-lite", "hpsv2",
+        "hpsv3", "pickscore", "siglip2",
     }  # fmt: skip
     assert local <= set(DECLARED[registry.REWARDS])
     assert local <= set(re.findall(r"^\| `([\w-]+)` \|", TEXT, re.M))

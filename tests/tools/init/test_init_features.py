@@ -30,7 +30,7 @@ def test_odd_ones_are_the_formula() -> None:
     assert 4 in expected
     assert 0 < len(expected) < 9
     assert odd_ones(features[:4]) == []
-    assert odd_ones(features) == [i for i in expected]
+    assert odd_ones(features) == expected
 
 
 @on_the_dataset
