@@ -97,7 +97,7 @@ class EfficientNetLiteConfig(IdentityConfig):
 
 def preprocessing(variant: Variant) -> Preprocessing:
     """``(255 p - 127) / 128`` at the network's size, bicubic, as it was trained; of the whole
-    picture, where its own evaluation cuts off an eighth of each side with what stands there."""
+    picture, of which its own evaluation keeps the central seven eighths."""
     side = _WEIGHTS[variant].side
     return Preprocessing(
         fit="exact", size=(side, side), scale=255.0, mean=(127.0,) * 3, std=(128.0,) * 3
