@@ -49,5 +49,5 @@ $(VENV)/.stamp-demo: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.stamp-dev: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) -e '.[bitsandbytes,datasets,dev,docs,emoji,heic,playground,report,serve,tensorboard,torchao,trackio,wandb]'
+	$(PIP) -e '.[bitsandbytes,datasets,dev,docs,emoji,heic,photo,playground,report,serve,tensorboard,torchao,trackio,wandb]'
 	@touch $@

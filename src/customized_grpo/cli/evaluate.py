@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -48,6 +49,9 @@ def add(commands: Any) -> None:
     )
     write = "of a benchmark: write the manifest of the folder `images`, to be filled, and end"
     parser.add_argument("--write-manifest", action="store_true", help=write)
+    photos = "of a benchmark: say how well its identity metrics tell its subjects apart, by the "
+    photos += "photos alone, and end"
+    parser.add_argument("--photos", action="store_true", help=photos)
     parser.add_argument("--json", action="store_true", help="print JSON, no tables")
     parser.set_defaults(run=_evaluate)
 
@@ -56,8 +60,10 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     if _is_benchmark(options.target):
         _evaluate_benchmark(options, overrides)
         return
-    if options.write_manifest:
-        raise ConfigError("--write-manifest has no effect on a run; give a benchmark's YAML file")
+    for flag in ("write_manifest", "photos"):
+        if getattr(options, flag):
+            name = flag.replace("_", "-")
+            raise ConfigError(f"--{name} has no effect on a run; give a benchmark's YAML file")
     if overrides:
         raise ConfigError(
             f"{overrides[0]} has no effect on a run, which is evaluated as its config says; see "
@@ -99,6 +105,9 @@ def _evaluate_benchmark(options: argparse.Namespace, overrides: Sequence[str]) -
     if options.write_manifest:
         _write_manifest(config)
         return
+    if options.photos:
+        _measure_photos(config, options.json)
+        return
 
     from customized_grpo.evaluation.benchmark import GALLERY, evaluate_benchmark
     from customized_grpo.evaluation.tables import benchmark_markdown, verdict
@@ -128,6 +137,15 @@ def _write_manifest(config: BenchmarkConfig) -> None:
     wanted = build_set(config.benchmark, config.num_images)
     file, count = write_wanted(Path(config.images), wanted)
     print(f"manifest: {file} ({count} of {len(wanted.items)} pictures are there)")
+
+
+def _measure_photos(config: BenchmarkConfig, as_json: bool) -> None:
+    from customized_grpo.evaluation.photos import measure_photos, photo_table
+
+    alone("--photos")
+    hide_loading_bars()
+    numbers = measure_photos(config)
+    print(json.dumps(numbers) if as_json else photo_table(numbers))
 
 
 def judge(

@@ -53,6 +53,34 @@ def _pooled(values: Tensor, pool: str) -> Tensor:
     return known.max() if len(known) else values.new_tensor(torch.nan)
 
 
+def photo_numbers(
+    features: Tensor, subjects: Sequence[str], classes: Sequence[str]
+) -> dict[str, float]:
+    """How far features ``[P, D]`` tell apart the subjects of real photos.
+
+    - ``copy``: similarity of a photo to itself;
+    - ``same subject``, ``other of its class``, ``other class``: mean over all pairs of two photos,
+      each pair counted alike; left out where there is no such pair;
+    - ``nearest``: share of photos whose most similar other photo is of the same subject.
+    """
+    unit = F.normalize(features.double(), dim=-1)
+    similarity = unit @ unit.T
+    itself = torch.eye(len(unit), dtype=torch.bool)
+    one, kin = (
+        torch.tensor([[a == b for b in names] for a in names]) for names in (subjects, classes)
+    )
+    pairs = {
+        "copy": itself,
+        "same subject": one & ~itself,
+        "other of its class": kin & ~one,
+        "other class": ~kin & ~one,
+    }
+    nearest = similarity.masked_fill(itself, -torch.inf).argmax(1)
+    right = one[torch.arange(len(unit)), nearest].double().mean().item()
+    known = {name: similarity[some].mean().item() for name, some in pairs.items() if some.any()}
+    return known | {"nearest": right}
+
+
 def diversity_column(features: Tensor, groups: Sequence[Hashable]) -> Tensor:
     """Mean ``1 - cosine`` of a picture to the others of its group; features are ``[N, D]``.
 

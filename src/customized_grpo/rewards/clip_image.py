@@ -7,11 +7,11 @@ from typing import Literal
 
 import torch
 
-from customized_grpo.rewards.identity import IdentityConfig, IdentityReward
+from customized_grpo.rewards.identity import EncoderConfig, IdentityReward
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ClipImageConfig(IdentityConfig):
+class ClipImageConfig(EncoderConfig):
     """Cosine similarity of a CLIPModel's image embeddings, in [-1, 1] without copy penalty."""
 
     type: Literal["clip-image"] = "clip-image"  # pyright: ignore[reportIncompatibleVariableOverride]

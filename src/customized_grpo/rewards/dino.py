@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from customized_grpo.rewards.identity import IdentityConfig, IdentityReward
+from customized_grpo.rewards.identity import EncoderConfig, IdentityReward
 from customized_grpo.rewards.preprocess import Preprocessing
 
 # Of DINO's own evaluation (facebookresearch/dino, eval_knn.py) and of the subject-driven field
@@ -24,7 +24,7 @@ PUBLISHED = Preprocessing(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DinoConfig(IdentityConfig):
+class DinoConfig(EncoderConfig):
     """Cosine similarity of CLS features of a ViTModel, in [-1, 1] without copy penalty."""
 
     type: Literal["dino"] = "dino"  # pyright: ignore[reportIncompatibleVariableOverride]

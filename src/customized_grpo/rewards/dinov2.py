@@ -7,11 +7,11 @@ from typing import Literal
 
 import torch
 
-from customized_grpo.rewards.identity import IdentityConfig, IdentityReward
+from customized_grpo.rewards.identity import EncoderConfig, IdentityReward
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Dinov2Config(IdentityConfig):
+class Dinov2Config(EncoderConfig):
     """Cosine similarity of CLS features of a Dinov2Model, in [-1, 1] without copy penalty."""
 
     type: Literal["dinov2"] = "dinov2"  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -7,11 +7,11 @@ from typing import Literal
 
 import torch
 
-from customized_grpo.rewards.identity import IdentityConfig, IdentityReward
+from customized_grpo.rewards.identity import EncoderConfig, IdentityReward
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Dinov3Config(IdentityConfig):
+class Dinov3Config(EncoderConfig):
     """Cosine similarity of CLS features of a DINOv3ViTModel, in [-1, 1] without copy penalty."""
 
     type: Literal["dinov3"] = "dinov3"  # pyright: ignore[reportIncompatibleVariableOverride]

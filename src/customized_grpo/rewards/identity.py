@@ -1,7 +1,8 @@
 """Identity: is it the same subject, and is it more than a copy of the picture?
 
-One implementation for every image encoder; ``dino``, ``dinov2``, ``dinov3`` and ``clip-image``
-differ in theirs only. Axes: B images, U different examples, R references, D features.
+One implementation for every image encoder; ``dino``, ``dinov2``, ``dinov3``, ``clip-image`` and
+``efficientnet-lite`` differ in theirs only. Axes: B images, U different examples, R references,
+D features.
 """
 
 from __future__ import annotations
@@ -36,9 +37,6 @@ _CACHED = 4096  # references whose features are kept: 32 MB at 2 x 1024 numbers
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IdentityConfig(RewardConfig):
     """What the identity rewards have in common; the type says which encoder looks."""
-
-    path: str
-    """Folder, hub id, or 'embedded:reward-dino' for dinov2."""
 
     references: Literal["max", "mean"] = "max"
     """How several references count: by the most similar one, or by their mean."""
@@ -80,6 +78,14 @@ class IdentityConfig(RewardConfig):
                 "region or output_region to subject"
             )
 
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderConfig(IdentityConfig):
+    """Those whose encoder is a checkpoint of transformers."""
+
+    path: str
+    """Folder, hub id, or 'embedded:reward-dino' for dinov2."""
+
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         """See Plug."""
         return find_checkpoints(self, {"path": "model", "segmenter": "model"})
@@ -117,7 +123,7 @@ class IdentityReward:
     @classmethod
     def load(
         cls,
-        config: IdentityConfig,
+        config: EncoderConfig,
         model_class: Any,
         features: Callable[[Any, Tensor], Tensor],
         device: torch.device,

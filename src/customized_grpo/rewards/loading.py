@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from customized_grpo.assets import check_finite, one_line, resolve_checkpoint
 from customized_grpo.errors import ConfigError
 
-_shared: WeakValueDictionary[tuple[type, str, torch.device], Any] = WeakValueDictionary()
+_shared: WeakValueDictionary[tuple[Any, str, torch.device], Any] = WeakValueDictionary()
 
 
 def load_model(
@@ -34,9 +34,8 @@ def load_model(
         ConfigError: if there is no such checkpoint, or it is of another kind.
     """
     folder = find_checkpoint(path, field)
-    key = (cls, folder, torch.device(device))
-    model = _shared.get(key)
-    if model is None:
+
+    def load() -> Any:
         with one_line(f"{field}: {path!r} is not a {cls.__name__} checkpoint"):
             model, info = cls.from_pretrained(
                 folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
@@ -48,7 +47,16 @@ def load_model(
                 f"{missing[0]!r} ({len(missing)} missing); give a checkpoint of that class"
             )
         check_finite(model.state_dict(), f"{field}: {path!r}")
-        _shared[key] = model = freeze(model, device)
+        return freeze(model, device)
+
+    return once((cls, folder, torch.device(device)), load)
+
+
+def once(key: tuple[Any, str, torch.device], load: Callable[[], Any]) -> Any:
+    """What ``load`` gives; the same for a key as long as anyone uses it."""
+    model = _shared.get(key)
+    if model is None:
+        _shared[key] = model = load()
     return model
 
 

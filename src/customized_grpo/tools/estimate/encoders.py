@@ -131,9 +131,14 @@ def count_rewards(rewards: Sequence[RewardConfig], references: int) -> RewardCou
 def _checkpoint(config: RewardConfig) -> str | None:
     """Where the shape of a reward's model stands; None for those that run elsewhere.
 
-    A file of bare weights has no shape: it is that of the model from which it was tuned.
+    A file of bare weights has no shape: it is that of the model from which it was tuned. What finds
+    the subject is no reward.
     """
-    shapes = (c.path for c in config.checkpoints() if c.kind in ("model", "texts") and not c.file)
+    shapes = (
+        c.path
+        for c in config.checkpoints()
+        if c.kind in ("model", "texts") and not c.file and c.field != "segmenter"
+    )
     return next(shapes, None)
 
 

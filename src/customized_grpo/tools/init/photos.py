@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from customized_grpo.buckets import RATIOS, nearest_ratio
 from customized_grpo.config.decoding import is_clean
@@ -18,14 +20,14 @@ from customized_grpo.data.photos import left_out, photos_in
 from customized_grpo.data.sidecars import is_sidecar
 from customized_grpo.errors import ConfigError, DataError
 from customized_grpo.pictures import to_pil
-from customized_grpo.tools.init import measures
+from customized_grpo.tools.init import features, measures
 
 TOO_FEW, TOO_MANY, MOST = 5, 40, 200
 _WIDEST = max(RATIOS)
 _SPREAD = 2.0  # between the widest and the tallest photo: two different croppings
 
 Kind = Literal[
-    "count", "unreadable", "unused", "small", "blurred", "duplicate", "shape", "transparent"
+    "count", "unreadable", "unused", "small", "blurred", "duplicate", "odd", "shape", "transparent"
 ]
 
 
@@ -52,6 +54,13 @@ class CheckedPhoto:
     sharpness: float
     fingerprint: np.ndarray
     transparent: bool
+    features: Tensor | None = None
+    """Unit features ``[D]``; None: without the extra ``photo``."""
+
+    def repeats(self, other: CheckedPhoto) -> bool:
+        """Whether it shows nothing that the other does not: nearly the same picture."""
+        same = measures.alike(self.fingerprint, other.fingerprint)
+        return same or features.are_twins(self.features, other.features)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,9 +93,10 @@ def read_album(folder: Path, side: int, *, squares: bool = False) -> Album:
         )
     photos: list[CheckedPhoto] = []
     remarks = list(_unused(folder, set(paths)))
+    encode = features.photo_encoder()
     for path in paths:
         try:
-            photos.append(_inspect(path))
+            photos.append(_inspect(path, encode))
         except DataError as error:
             name = printable(path)
             reason = str(error).replace(f": {path}", " it", 1).replace(str(path), name)
@@ -98,7 +108,12 @@ def read_album(folder: Path, side: int, *, squares: bool = False) -> Album:
             f"read, got none{found}; put 5 to 20 photos of one subject there"
         )
     remarks += [remark for photo in photos for remark in _remarks(photo, side)]
-    remarks += [*_duplicates(photos), *_count(len(photos)), *([] if squares else _shapes(photos))]
+    remarks += [
+        *_duplicates(photos),
+        *_odd(photos),
+        *_count(len(photos)),
+        *([] if squares else _shapes(photos)),
+    ]
     return Album(photos=tuple(photos), remarks=tuple(remarks))
 
 
@@ -107,14 +122,15 @@ def printable(path: Path) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in path.name)
 
 
-def _inspect(path: Path) -> CheckedPhoto:
+def _inspect(path: Path, encode: features.Encode | None) -> CheckedPhoto:
     """Raises a DataError if the photo cannot be used."""
     where = "left out, as"
     if not is_clean(str(path)):
         raise DataError(f"{where} its name is not UTF-8; rename it")
     file = (path, "RGB")
     picture = check_pictures({file: where})[file]
-    image = to_pil(picture.load())
+    pixels = picture.load()
+    image = to_pil(pixels)
     return CheckedPhoto(
         path=path,
         height=picture.height,
@@ -122,6 +138,7 @@ def _inspect(path: Path) -> CheckedPhoto:
         sharpness=measures.sharpness(image),
         fingerprint=measures.fingerprint(image),
         transparent=_is_transparent(path),
+        features=None if encode is None else encode(pixels),
     )
 
 
@@ -166,13 +183,21 @@ def _duplicates(photos: Sequence[CheckedPhoto]) -> Iterator[Remark]:
     """Names a photo once, with the first one that it repeats."""
     named: set[Path] = set()
     for one, other in combinations(photos, 2):
-        if other.path not in named and measures.alike(one.fingerprint, other.fingerprint):
+        if other.path not in named and one.repeats(other):
             named.add(other.path)
             text = (
                 f"nearly the same picture as {printable(one.path)}: it counts double and shows "
                 "nothing new; keep one of the two"
             )
             yield Remark(printable(other.path), "duplicate", text)
+
+
+def _odd(photos: Sequence[CheckedPhoto]) -> Iterator[Remark]:
+    """Photos that seem to show something else; none without features."""
+    known = [photo.features for photo in photos if photo.features is not None]
+    for row in features.odd_ones(torch.stack(known)) if known else ():
+        text = "looks unlike the others: if it does not show your subject clearly, leave it out"
+        yield Remark(printable(photos[row].path), "odd", text)
 
 
 def _count(number: int) -> Iterator[Remark]:

@@ -28,9 +28,10 @@ from customized_grpo.data.splits import scattered
 from customized_grpo.errors import ConfigError
 from customized_grpo.files import write_folder
 from customized_grpo.pictures import png, save_grid
+from customized_grpo.rewards.efficientnet_lite import Variant
 from customized_grpo.tools.init import guide
 from customized_grpo.tools.init.config_text import write_config
-from customized_grpo.tools.init.measures import alike
+from customized_grpo.tools.init.features import knows_photos
 from customized_grpo.tools.init.models import EMBEDDED, Preset
 from customized_grpo.tools.init.photos import TOO_FEW, Album, CheckedPhoto, printable
 from customized_grpo.tools.init.prompts import Prompt, Prompts
@@ -78,7 +79,7 @@ class Project:
         single = [
             photo.path
             for photo in photos
-            if sum(alike(photo.fingerprint, other.fingerprint) for other in photos) == 1
+            if not any(photo.repeats(other) for other in photos if other is not photo)
         ]
         count = len(photos) // SHARE if len(photos) >= TOO_FEW else 0
         return frozenset(scattered(single, lambda path: path.name)[:count])
@@ -198,11 +199,19 @@ def _shipped(preset: Preset) -> dict[str, Any]:
     if preset.name == EMBEDDED:  # nobody has labelled the user's prompts for the classifier
         del raw["evaluation"]["classifier"]
         raw["train"]["num_updates"] = _UPDATES
+        if knows_photos():  # its own judges of identity have seen drawn emoji only
+            raw["rewards"] = _by_photo_features(raw["rewards"], "lite0")
+            raw["evaluators"] = _by_photo_features(raw["evaluators"], "lite2")
     if preset.name == "uno":  # the paper's HPSv3 wants a file of instructions and 17 GB
         kontext = read_mapping(str(shipped_config("flux-kontext.yaml")), "CONFIG")
         raw["rewards"] = kontext["rewards"]
         raw["train"]["num_updates"] = 300  # the paper's data are thousands of subjects
     return raw
+
+
+def _by_photo_features(models: Sequence[dict[str, Any]], variant: Variant) -> list[dict[str, Any]]:
+    others = [model for model in models if model["objective"] != "identity"]
+    return [*others, {"type": "efficientnet-lite", "objective": "identity", "variant": variant}]
 
 
 def check_new(folder: Path) -> Path:
