@@ -68,7 +68,7 @@ class EfficientNetLiteConfig(IdentityConfig):
 
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         """See Plug; the file of the weights, too, where the extra is installed."""
-        own = [self.variant] if is_installed(self.variant) else []
+        own: list[Variant] = [self.variant] if is_installed(self.variant) else []
         return (
             *(Checkpoint(field="variant", path=str(_file(variant))) for variant in own),
             *find_checkpoints(self, {"segmenter": "model"}),
