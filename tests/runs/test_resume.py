@@ -48,7 +48,7 @@ from customized_grpo.runs.log import RunLog, run_folder
 from customized_grpo.runs.resume import check_changes, remove_leftovers
 from customized_grpo.runs.run import Run
 from customized_grpo.tools.watch.facts import Watcher
-from customized_grpo.training import loop
+from customized_grpo.training import loop, samples
 from customized_grpo.training.loop import Loop
 from customized_grpo.training.loss import policy_batch
 from customized_grpo.training.session import Session
@@ -504,7 +504,7 @@ def test_what_runs_out_stops_the_run_resumably(
     shutil.copytree(straight, run)
     config = Run.open(run, ["--train.num_updates", "10"]).config
     writes = isinstance(error, OSError | SafetensorError)
-    owner, name = (checkpoint, "save_file") if writes else (loop, "collect_rollout")
+    owner, name = (checkpoint, "save_file") if writes else (samples, "collect_rollout")
 
     def failing(*args: object, **kwargs: object) -> None:
         raise error
@@ -701,14 +701,14 @@ def test_samples_that_are_not_finite_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small(tmp_path, "--train.num_updates", "2", "--evaluation.validate_every", "0")
-    collect = loop.collect_rollout
+    collect = samples.collect_rollout
 
     def spoiled(*args, **kwargs):
         rollout = collect(*args, **kwargs)
         rollout.log_probs[1, 0] = torch.nan
         return rollout
 
-    monkeypatch.setattr(loop, "collect_rollout", spoiled)
+    monkeypatch.setattr(samples, "collect_rollout", spoiled)
     run = train(config)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["invalid_samples"] == 1

@@ -37,6 +37,7 @@ from customized_grpo.config.plugs import (
     revisions,
 )
 from customized_grpo.config.schedules import (
+    BalanceSettings,
     ConstantSchedule,
     CosineSchedule,
     CustomSchedule,
@@ -47,7 +48,6 @@ from customized_grpo.config.schedules import (
 )
 from customized_grpo.config.sections import (
     AdvantageConfig,
-    BalanceSettings,
     CacheConfig,
     EvaluationConfig,
     FaultConfig,

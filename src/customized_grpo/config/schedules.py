@@ -1,4 +1,5 @@
-"""How identity and prompt share the weight of every denoising step: `advantage.schedule`."""
+"""How identity and prompt share the weight of every denoising step: `advantage.schedule`, and
+`advantage.balance`, which corrects it."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from customized_grpo.config.limits import Count, GroupSize
 
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 ImportPath = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
 
 
@@ -124,3 +126,18 @@ ScheduleConfig = Annotated[
     | CustomSchedule,
     Field(discriminator="type"),
 ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BalanceSettings:
+    """Weights of the objectives corrected by their gradients."""
+
+    method: Literal["mgda", "marble"] = "marble"
+    """marble = as if all gradients were equally long (MARBLE, arXiv:2605.06507), mgda = as they
+    are, the shorter one counting more (MGDA, arXiv:1810.04650)."""
+
+    every: Count = 10
+    """Rollouts between measurements, each of which costs an update's passes per objective."""
+
+    decay: Decay = 0.7
+    """Of the average of the factors over measurements; 0 = the last one alone."""

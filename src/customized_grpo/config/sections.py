@@ -27,11 +27,17 @@ from customized_grpo.config.plugs import (
     RewardPlug,
     SinkPlug,
 )
-from customized_grpo.config.schedules import ImportPath, ScheduleConfig, TdwSchedule, UnitInterval
+from customized_grpo.config.schedules import (
+    BalanceSettings,
+    Decay,
+    ImportPath,
+    ScheduleConfig,
+    TdwSchedule,
+    UnitInterval,
+)
 from customized_grpo.errors import ConfigError
 
 OpenUnitInterval = Annotated[float, Field(gt=0, lt=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
 _GAMMA, _GATE_GAMMA = 0.4, 5.0  # the released recipes, arXiv:2510.18263 and arXiv:2606.23950
 _SAMPLE_MINUTES, _SAVE_MINUTES = 60.0, 15.0  # a grid costs more than a checkpoint
 
@@ -92,21 +98,6 @@ class RolloutConfig:
 
     batch_size: Count | None = None
     """Samples denoised together; null = the whole rollout."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BalanceSettings:
-    """Weights of the objectives corrected by their gradients."""
-
-    method: Literal["mgda", "marble"] = "marble"
-    """marble = as if all gradients were equally long (MARBLE, arXiv:2605.06507), mgda = as they
-    are, the shorter one counting more (MGDA, arXiv:1810.04650)."""
-
-    every: Count = 10
-    """Rollouts between measurements, each of which costs an update's passes per objective."""
-
-    decay: Decay = 0.7
-    """Of the average of the factors over measurements; 0 = the last one alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

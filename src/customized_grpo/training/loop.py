@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -26,7 +26,6 @@ from customized_grpo.config import (
     BalanceSettings,
     LossConfig,
     MeasuredSchedule,
-    RolloutConfig,
     RunConfig,
 )
 from customized_grpo.data.base import DataSource
@@ -52,10 +51,9 @@ from customized_grpo.training.build import make_optimizer
 from customized_grpo.training.loss import accumulate_gradient
 from customized_grpo.training.measure import measure_noise
 from customized_grpo.training.policy import make_policy
-from customized_grpo.training.rollout import collect_rollout
-from customized_grpo.training.scoring import ScoringQueue, gather_scores, settle_scores
+from customized_grpo.training.samples import ScoredSampler
 from customized_grpo.training.validation import rollout_metrics
-from customized_grpo.types import Advantages, Batch, Example, RewardScores, Rollout
+from customized_grpo.types import Advantages, Batch, Rollout
 
 logger = logging.getLogger("customized_grpo")
 
@@ -95,12 +93,15 @@ class Loop:
         ranks: Ranks = ALONE,
     ) -> None:
         self.config, self.data, self.rewards = config, data, rewards
-        self.log, self.interrupts, self.guard, self.ranks = log, interrupts, guard, ranks
+        self.log, self.guard, self.ranks = log, guard, ranks
         # Examples that are listed come again; an endless source's do not.
         cached = CachedEncoder(generator, config.generator, config.cache)
         self.encode = cached if data.listed() else generator.encode
         self.policy = make_policy(generator, config)
         self.algorithm = make_algorithm(self.policy, config)
+        self.sample = ScoredSampler(
+            config, self.policy, self.algorithm, rewards, log, interrupts, ranks
+        )
         self.parameters = [p for p in generator.transformer.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.parameters, config.train)
         decay = config.train.ema_decay
@@ -135,7 +136,7 @@ class Loop:
             config.seed * _SEED_STRIDE + _SEED_STRIDE - 1,
             self.data.training(0, schedule.num_prompts),
             self.encode,
-            self._sample_and_score,
+            self.sample,
             self.ranks,
         )
         self.measured = replace(self.measured, noise_shares=shares)
@@ -168,9 +169,7 @@ class Loop:
         with self.log.timed("data"):
             prompts = self.data.training(number, num_prompts)
             per_prompt = self.encode([prompts[group] for group in my_groups.tolist()])
-        rollout, scores = self._sample_and_score(
-            prompts, per_prompt, rng, shares, self.algorithm.rollout
-        )
+        rollout, scores = self.sample(prompts, per_prompt, rng, shares, self.algorithm.rollout)
         device = rollout.images.device
         group_ids, conditioning = all_group_ids.to(device), per_prompt.take(place.to(device))
         for error in scores.errors:
@@ -240,48 +239,6 @@ class Loop:
         if self.micro_batch_size is not None and self.micro_batch_size != size:
             numbers["micro_batch_size"] = float(self.micro_batch_size)
         return factors, numbers
-
-    def _sample_and_score(
-        self,
-        prompts: Sequence[Example],
-        per_prompt: Conditioning,
-        rng: torch.Generator,
-        shares: Sequence[Tensor],
-        config: RolloutConfig,
-    ) -> tuple[Rollout, RewardScores]:
-        """This process's samples, and the scores of all processes' ``[B, R]``.
-
-        Scoring goes on beside sampling; ``seconds/reward`` is what it takes beyond it.
-        """
-
-        with ScoringQueue(self.rewards.score) as queue:
-
-            def hand_over(images: Tensor, groups: Tensor) -> None:
-                self.interrupts.check_alone()
-                queue.put(images, [prompts[group] for group in groups.tolist()])
-
-            with self.log.timed("rollout"), self.algorithm.sampling():
-                rollout = collect_rollout(
-                    self.policy,
-                    per_prompt,
-                    config,
-                    rng,
-                    keep_means=self.config.loss.needs_means,
-                    on_images=hand_over,
-                    rows=shares[self.ranks.rank],
-                    num_groups=len(prompts),
-                )
-            with self.log.timed("reward"):
-                scores = settle_scores(
-                    queue.result(),
-                    rollout,
-                    prompts,
-                    self.rewards,
-                    self.config.faults,
-                    self.interrupts,
-                    self.ranks,
-                )
-        return rollout, gather_scores(scores, self.ranks, shares)
 
     def inner_rows(self) -> list[Tensor]:
         """Rows ``[B / inner_updates]`` int64 of every update of a rollout: of its own groups, or of
