@@ -19,7 +19,7 @@ from customized_grpo.config.decoding import members, show, to_raw, type_tag
 from customized_grpo.config.overrides import FieldInfo, list_fields
 from customized_grpo.data.base import DataSource
 from customized_grpo.generators.base import Conditioning, Generator
-from customized_grpo.ops import advantages, balance, losses, schedules, sde
+from customized_grpo.ops import advantages, balance, forward, losses, schedules, sde
 from customized_grpo.rewards import base as rewards
 from customized_grpo.runs.sinks import base as sinks
 from customized_grpo.tools.serve.config import ServeConfig
@@ -165,7 +165,7 @@ def _requirement(schema: dict[str, Any]) -> str:
 def api() -> str:
     """Docstrings of what others import."""
     parts = ["## `customized_grpo.ops`", inspect.getdoc(ops) or ""]
-    for module in (sde, advantages, schedules, balance, losses):
+    for module in (sde, advantages, schedules, balance, losses, forward):
         title, _, rest = (inspect.getdoc(module) or "").partition(":")
         parts += [f"### {title}", _sentence(rest.strip())]
         parts += _operations(module)

@@ -27,6 +27,7 @@ from customized_grpo.cli.shared import alone
 from customized_grpo.config import (
     DreamBenchSet,
     JsonlSet,
+    added_method,
     load_benchmark,
     load_config,
     load_study,
@@ -87,6 +88,10 @@ def study(folder: Path, word: str) -> str:
     methods = [{"name": "one", "label": word}]
     raw = {"name": "s", "config": "emoji.yaml", "main": "one", "methods": methods}
     return yaml.safe_dump(raw, allow_unicode=True)
+
+
+def method(folder: Path, word: str) -> str:
+    return yaml.safe_dump({"data.path": word}, allow_unicode=True)
 
 
 def serve_config(folder: Path, word: str) -> str:
@@ -190,6 +195,10 @@ def read_watched(file: Path) -> Any:
     return facts._Plan.read(file).objectives
 
 
+def read_method(file: Path) -> Any:
+    return added_method(f"mine={file}").overrides
+
+
 def read_study(file: Path) -> Any:
     return load_study(file)[0].methods[0].label
 
@@ -200,6 +209,7 @@ INPUTS = (
         "config:load_benchmark", "a.yaml", benchmark_config, lambda f: load_benchmark(f).output_dir
     ),
     TextInput("config:load_study", "a.yaml", study, read_study),
+    TextInput("config:added_method", "a.yaml", method, read_method),
     TextInput(
         "cli.serve_reward:read_config",
         "a.yaml",
@@ -571,6 +581,7 @@ ALLOWED = {
     "evaluation.results": "what a study has written",
     "evaluation.outcome": "what an evaluation has written",
     "evaluation.sets:digest_of_files": "bytes of pictures",
+    "rewards.efficientnet_lite:_load": "a part of a package",
     "data.images:_kind": "bytes of pictures",
     "data.hub:_bytes": "bytes of pictures",
     "tools.doctor.machine": "the machine's own files",

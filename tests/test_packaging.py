@@ -24,10 +24,11 @@ def numbers(text: str) -> list[int]:
 
 @pytest.mark.parametrize("requirement", REQUIREMENTS)
 def test_every_requirement_is_pinned_within_its_bound(requirement):
-    match = re.fullmatch(r"([\w.-]+)(?:\[\w+\])?>=([\d.]+)", requirement)
+    match = re.fullmatch(r"([\w.-]+)(?:\[\w+\])?(>=|==)([\d.]+)", requirement)
     assert match, requirement
-    name, bound = match.groups()
-    assert numbers(PINS[name]) >= numbers(bound)
+    name, sign, bound = match.groups()
+    pin = numbers(PINS[name])
+    assert pin == numbers(bound) if sign == "==" else pin >= numbers(bound)
 
 
 @pytest.mark.parametrize("name", ["accelerate", "diffusers", "peft", "torch", "transformers"])
