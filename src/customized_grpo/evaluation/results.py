@@ -161,7 +161,8 @@ def read_cell(folder: Path, method: str, seed: int, judgement: Judgement) -> Cel
     names = dict.fromkeys(name for row in rows for name in row)
     scores = [name for name in names if name.startswith("validation/")]
     alarms = [name for name in names if name.startswith("hacking/")]
-    timed = [name for name in names if name.startswith("seconds/") and "validation" not in name]
+    looking = ("seconds/validation", "seconds/samples")  # is no training
+    timed = [name for name in names if name.startswith("seconds/") and name not in looking]
     per_row = (sum(row.get(name, 0.0) for name in timed) for row in rows)
     spent = list(accumulate(per_row, initial=0.0))
     clocked = [row | {"seconds": now} for row, now in zip(rows, spent[1:], strict=True)]
