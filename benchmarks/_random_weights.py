@@ -60,6 +60,7 @@ def with_random_weights(config: RunConfig) -> RunConfig:
             RandomClipText(name="clip-text", objective="prompt", path=text_path),
         ),
         evaluators=(),
+        evaluation=replace(config.evaluation, validate_every=0),
     )
 
 

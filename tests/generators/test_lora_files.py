@@ -26,7 +26,7 @@ from customized_grpo.generators.flux2_klein import Flux2KleinGenerator
 from customized_grpo.generators.lora import TRAINED, attach_lora
 from customized_grpo.generators.lora_files import read_lora
 from customized_grpo.pictures import save_grid
-from customized_grpo.training import loop, validation
+from customized_grpo.training import samples, validation
 from customized_grpo.training.policy import make_policy
 from customized_grpo.training.rollout import collect_rollout
 from customized_grpo.training.train import train
@@ -108,7 +108,7 @@ def test_a_run_goes_on_from_every_layout(
         shown.append(list(columns))
         save_grid(path, examples, columns)
 
-    monkeypatch.setattr(loop, "collect_rollout", spy)
+    monkeypatch.setattr(samples, "collect_rollout", spy)
     monkeypatch.setattr(validation, "save_grid", shown_by)
     plain = run_config(family, path, tmp_path, num_updates=2, learning_rate=1e-3)
     lora = LoraSettings(path=str(file))

@@ -86,36 +86,42 @@ def load_base(config: RunConfig) -> dict[str, torch.Tensor]:
         # A part of each group an update: split over the processes, or sharded with the model. The
         # rate is low where few samples leave some gradients near 0: Adam makes whole steps of their
         # rounding (29 of 3.5 million weights differed by up to 1 % of a step).
-        (
+        pytest.param(
             "parts",
             "--rollout.prompts_per_rollout 1 --rollout.group_size 9 --train.num_updates 6 "
             "--train.inner_updates 3 --train.split samples --train.learning_rate 1e-4",
+            marks=pytest.mark.long,
         ),
-        (
+        pytest.param(
             "sharded-parts",
             "--rollout.group_size 4 --train.num_updates 6 --train.split samples --fsdp true "
             "--train.learning_rate 1e-4",
+            marks=pytest.mark.long,
         ),
         # Gradients of the objectives, of all processes' pairs: whole, or in parts.
-        (
+        pytest.param(
             "balanced",
             "--rollout.group_size 3 --train.num_updates 6 --train.learning_rate 1e-4 "
             '--advantage.balance {"every":2} --loss.kl_mask 1e-5',
+            marks=pytest.mark.long,
         ),
-        (
+        pytest.param(
             "sharded-balanced",
-            "--rollout.prompts_per_rollout 4 --train.num_updates 4 --train.learning_rate 1e-4 "
+            "--rollout.prompts_per_rollout 4 --train.num_updates 6 --train.learning_rate 1e-4 "
             '--fsdp true --advantage.balance {"every":2} --loss.norm_weight 0.1',
+            marks=pytest.mark.long,
         ),
-        (
+        pytest.param(
             "measured",
             '--advantage.schedule {"type":"measured","num_prompts":2,"num_samples":3} '
             "--train.num_updates 6 --train.learning_rate 1e-4",
+            marks=pytest.mark.long,
         ),
-        (
+        pytest.param(
             "sharded-gate",
             "--advantage.shaping gate --advantage.center false --rollout.prompts_per_rollout 4 "
             "--train.num_updates 6 --train.learning_rate 1e-4 --fsdp true",
+            marks=pytest.mark.long,
         ),
         # Noise by the sample, and an old policy that samples: in each process, or in parts.
         (
