@@ -7,6 +7,7 @@ advantages are those of whole groups, however a group is split; gradients are su
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -148,4 +149,6 @@ def connected(device: str) -> Iterator[Ranks]:
     try:
         yield Ranks(rank=dist.get_rank(), world_size=dist.get_world_size())
     finally:
+        # Parts of a sharded model that outlived their group have aborted the process at its end.
+        gc.collect()
         dist.destroy_process_group()
