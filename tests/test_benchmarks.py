@@ -82,6 +82,7 @@ def test_points_of_the_curves_are_configs(benchmark) -> None:
         load_config(predicted.CONFIGS / "flux-kontext.yaml", overrides)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_mfu_ends_with_its_numbers(
     benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
@@ -104,6 +105,7 @@ def test_mfu_ends_with_its_numbers(
     assert result["peak_memory_bytes"] > 1e8
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_evaluation_ends_with_its_numbers(
     benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -165,6 +165,7 @@ def test_an_interrupted_cell_is_run_again_and_comes_out_the_same(
     assert results.of("naive")[1].judgement == finished[1].of("naive")[1].judgement
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_failing_cell_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
     file = write_study(tmp_path, num_seeds=2)

@@ -108,6 +108,7 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path, config: dict) -> None:
     assert all(file.stat().st_mtime_ns == when for file, when in done.items())
 
 
+@pytest.mark.long
 def test_sampling_too(tmp_path: Path, config: dict) -> None:
     """Killed while it samples, then by two processes: the pictures are those of one."""
     generator = {"type": "flux-kontext", "path": "embedded:generator"}

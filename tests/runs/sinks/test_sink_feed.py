@@ -337,6 +337,7 @@ def in_two_processes(config: RunConfig, folder: Path, monkeypatch: pytest.Monkey
         return torchrun(config, folder)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_of_two_processes_the_first_one_sends(
     tiny_config: RunConfig, tmp_path: Path, got: Path, monkeypatch: pytest.MonkeyPatch
@@ -347,6 +348,7 @@ def test_of_two_processes_the_first_one_sends(
     assert len({line["pid"] for line in lines(got, "open", "metrics", "close")}) == 1
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_of_two_processes_that_stop_the_other_one_waits_for_the_sinks(
     tiny_config: RunConfig, tmp_path: Path, got: Path, monkeypatch: pytest.MonkeyPatch
