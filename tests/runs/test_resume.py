@@ -100,23 +100,11 @@ def test_a_killed_run_goes_on_bit_by_bit(
 
 
 @pytest.mark.slow
-def test_a_run_killed_between_updates_on_parts_of_groups_goes_on_bit_by_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flags = ("--train.split", "samples", "--train.num_updates", "6")
-    straight = train(small(tmp_path / "straight", *flags))
-    config = small(tmp_path, *flags)
-    with monkeypatch.context() as patch:
-        kill_at(patch, "inner update")
-        with pytest.raises(Killed):
-            train(config)
-    assert content(train(config, resume=True)) == content(straight)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [
+        # Which parts of the groups have been used.
+        pytest.param(("--train.split", "samples", "--train.num_updates", "6"), id="parts"),
         # The average of their factors, from a measurement before the kill to one after it.
         pytest.param(("--advantage.balance", "{every: 2}"), id="balance"),
         # The policy that samples, which is between the first one and the trained one.

@@ -11,16 +11,10 @@ import torch
 from customized_grpo.config import MeasuredSchedule, RunConfig, explain_batch, load_config
 from customized_grpo.data.overview import remark_lines
 from customized_grpo.devices import memory_named, pick_device, repeatable
-from customized_grpo.errors import (
-    CheckpointError,
-    ConfigError,
-)
+from customized_grpo.errors import CheckpointError, ConfigError
 from customized_grpo.rewards.attributes import AttributeClassifier
 from customized_grpo.rewards.base import RewardSet
-from customized_grpo.runs.checkpoint import (
-    Checkpoint,
-    newest_checkpoint,
-)
+from customized_grpo.runs.checkpoint import Checkpoint, newest_checkpoint
 from customized_grpo.runs.files import (
     CONFIG,
     checkpoint_folders,
@@ -28,12 +22,7 @@ from customized_grpo.runs.files import (
     holds_run,
     why_stopped,
 )
-from customized_grpo.runs.log import (
-    RunLog,
-    SilentLog,
-    lock_folder,
-    run_folder,
-)
+from customized_grpo.runs.log import RunLog, SilentLog, lock_folder, run_folder
 from customized_grpo.runs.progress import heartbeat
 from customized_grpo.runs.ranks import Ranks, connected
 from customized_grpo.runs.resume import check_changes, remove_leftovers
