@@ -52,3 +52,15 @@ def test_without_the_base_or_with_other_examples_nothing_is_said(
     assert look(Gains(tiny_config), np.ones(32)) == {}  # resumed from an earlier version
     gains.base = {name: column[:5] for name, column in gains.base.items()}
     assert look(gains, np.ones(32)) == {}
+
+
+def test_where_it_is_known_what_is_right_counts_and_not_similarity(gains: Gains) -> None:
+    """A run that unlearns to copy has less similarity to the reference, and more right subjects."""
+    right = torch.tensor([0.0, 1.0] * 16)
+    shares = {"validation/share/subject_right": right}
+    scores = {IDENTITY: torch.tensor(BASE), PROMPT: torch.full((32,), math.nan)}
+    gains.look(scores | shares, is_base=True)
+    less = scores | {IDENTITY: torch.tensor(BASE - 1)}
+    shares["validation/share/subject_right"] = torch.ones(32)
+    found = gains.look(less | shares, is_base=False)
+    assert (found["gain/identity"], found["gain/identity/sign"]) == (0.5, 1)

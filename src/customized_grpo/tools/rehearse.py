@@ -145,7 +145,7 @@ def _report(config: RunConfig, measured: Measured, price: float | None) -> list[
     work, predicted = _predicted(config, place.name if place.is_gpu else "cpu")
     table = _table(measured, work, predicted)
     lines = [
-        f"on {place.name}, in the second of {_ROLLOUTS} rollouts:",
+        f"on {place.name if place.is_gpu else 'the CPU'}, in the second of {_ROLLOUTS} rollouts:",
         *table.aligned().splitlines(),
         _whole_run(config, measured, price),
     ]

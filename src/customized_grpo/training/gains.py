@@ -1,4 +1,4 @@
-"""What training has changed so far, by the validation examples' own evaluators."""
+"""What training has changed so far, by the validation examples."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ from torch import Tensor
 from customized_grpo.config import RunConfig
 from customized_grpo.significance import is_clear, is_slight, standard_error
 
+_RIGHT = {
+    "prompt": "validation/share/prompt_right",
+    "identity": "validation/share/subject_right",
+}
+
 
 class Gains:
-    """Remembers the scores before the first update; of each objective by its first evaluator."""
+    """Remembers the scores before the first update; of each objective whether it is right, where
+    that is known, else its first evaluator: fewer copies have less similarity to the reference.
+    """
 
     def __init__(self, config: RunConfig) -> None:
         leading = {e.objective: f"validation/{e.label}" for e in reversed(config.evaluators)}
@@ -21,13 +28,16 @@ class Gains:
         """Objective -> score of every example; NaN: not scored. Empty: not known."""
 
     def look(self, scores: Mapping[str, Tensor], *, is_base: bool) -> dict[str, float]:
-        """Takes in a validation, ``validation/EVALUATOR`` -> ``[B]``.
+        """Takes in a validation, ``validation/EVALUATOR`` or ``validation/share/NAME`` -> ``[B]``.
 
         Returns ``gain/OBJECTIVE``, the mean paired difference to the base, its standard error
         ``gain/OBJECTIVE/error``, and ``gain/OBJECTIVE/sign``: 1 and -1 if it is more than noise and
         large enough to speak of, else 0. Nothing of the base itself, or where it is not known.
         """
-        now = {objective: scores[name].double() for objective, name in self._columns.items()}
+        now = {
+            objective: scores.get(_RIGHT.get(objective, ""), scores[name]).double()
+            for objective, name in self._columns.items()
+        }
         if is_base:
             self.base = {objective: column.tolist() for objective, column in now.items()}
             return {}

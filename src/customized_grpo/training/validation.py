@@ -99,7 +99,8 @@ class Validation:
         shares of right pictures ``validation/share/<name>``; and
         ``evaluator/<evaluator>/<number>`` where one has numbers of its own; ``hacking/<evaluator>``
         as the alarm has it, and ``gain/<objective>`` since ``is_base``, before the first update."""
-        means, columns = self._share_means(images), dict[str, Tensor]()
+        shares, columns = self._share_columns(images), dict[str, Tensor]()
+        means = {name: column.mean().item() for name, column in shares.items()}
         for prefix, models in self._sets.items():
             own = models.score(images, self._examples)
             for error in own.errors:
@@ -113,15 +114,15 @@ class Validation:
             means = gap | means  # the evaluators' before the rewards'
         counts = self.evaluators.metrics()
         means |= {f"evaluator/{name}": value for name, value in counts.items()}
-        return means | self.alarm.look(columns) | self.gains.look(columns, is_base=is_base)
+        return means | self.alarm.look(columns) | self.gains.look(columns | shares, is_base=is_base)
 
-    def _share_means(self, images: Tensor) -> dict[str, float]:
+    def _share_columns(self, images: Tensor) -> dict[str, Tensor]:
         known = {n: column for n, column in self._truth(images).items() if n in SHARES}
         if not known:
             return {}
         own = torch.stack(list(known.values()), 1)
-        means = self._ranks.all_gather(own, self._shares)[: self._num_examples].mean(0).tolist()
-        return {f"validation/share/{name}": mean for name, mean in zip(known, means, strict=True)}
+        columns = self._ranks.all_gather(own, self._shares)[: self._num_examples].unbind(1)
+        return {f"validation/share/{name}": c for name, c in zip(known, columns, strict=True)}
 
 
 def _shares(examples: Sequence[Example], world_size: int, evenly: bool) -> list[Tensor]:
