@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import tempfile
 import warnings
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from customized_grpo.config import RunConfig
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "emoji.yaml"
@@ -81,6 +84,15 @@ def medians(rows: list[dict[str, float]], per_iteration: int) -> dict[str, float
     }
     seconds["iteration"] = [sum(stages) for stages in zip(*seconds.values(), strict=True)]
     return {stage: statistics.median(values) for stage, values in seconds.items()}
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU's tensors, on a CPU of the whole process."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def plan(work: Any) -> dict[str, float]:

@@ -13,10 +13,9 @@ one image at a time; same config, same trained pairs.
 from __future__ import annotations
 
 import json
-import resource
 from dataclasses import replace
 
-from _iterations import STAGES, measure, parse, plan
+from _iterations import STAGES, measure, parse, peak_memory, plan
 
 
 def main() -> None:
@@ -41,7 +40,7 @@ def main() -> None:
     flops = plan(work)
     before = matmul_peak(torch.bfloat16, device)
     seconds = measure(config, options.repeats)
-    memory = _peak_memory(device)
+    memory = peak_memory(device)
     naive = None if options.skip_naive else measure(_naive(config), options.repeats)
     peak = max(before, matmul_peak(torch.bfloat16, device))
     result = {
@@ -101,15 +100,6 @@ def _naive(config):
         rollout=replace(config.rollout, batch_size=1),
         train=replace(config.train, micro_batch_size=1),
     )
-
-
-def _peak_memory(device) -> int:
-    """Bytes: of the GPU's tensors, on a CPU of the whole process."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _show(result) -> None:
