@@ -158,3 +158,24 @@ def test_flags_that_make_no_sense_are_refused(
     err = capsys.readouterr().err
     assert says in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("identity", "prompt", "says"),
+    [
+        (0.58, -0.14, "from a prompt weight of about 0.81 on, and the highest is 0.70; raise"),
+        (0.4, 0.1, "of about 1.00 on"),  # both reward copies
+        (0.3, -0.3, None),  # .70 punishes them
+        (0.05, -0.01, None),  # of 192 samples that is nothing
+        (None, None, None),  # no masks
+    ],
+)
+def test_whether_copies_are_rewarded(
+    identity: float | None, prompt: float | None, says: str | None
+) -> None:
+    config = load_config(ROOT / "configs" / "emoji.yaml")
+    row = {"copying_pays/identity": identity, "copying_pays/prompt": prompt}
+    rows = [{name: value for name, value in row.items() if value is not None}, {"loss": 0.0}]
+    schedule = {"objectives": ["prompt", "identity"], "weights": [[0.7, 0.3], [0.3, 0.7]]}
+    found = module._copying(config, rows, schedule)
+    assert says in found[0] if says else not found

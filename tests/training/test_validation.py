@@ -13,10 +13,11 @@ from customized_grpo.config import RunConfig
 from customized_grpo.data.emoji.source import EmojiSource
 from customized_grpo.errors import ConfigError
 from customized_grpo.generators.flux1 import Flux1Generator
+from customized_grpo.ops import group_normalize
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.runs.ranks import Ranks
-from customized_grpo.training.validation import Validation, _shares
-from customized_grpo.types import Example
+from customized_grpo.training.validation import Validation, _shares, what_copying_pays
+from customized_grpo.types import Advantages, Example
 
 CPU = torch.device("cpu")
 
@@ -74,3 +75,20 @@ def test_sharded_processes_pass_equally_often(examples: list[Example]) -> None:
         assert len({len(share) for share in even}) == 1
         assert [sum(row == 1 for row in share.tolist()) for share in even] == [1] * count
     assert sorted(torch.cat(_shares(mixed, 4, evenly=False)).tolist()) == list(range(6))
+
+
+def test_what_copying_pays_is_the_mean_correlation_within_groups() -> None:
+    rng = torch.Generator().manual_seed(3)
+    gap, scores = torch.randn(12, generator=rng), torch.randn(12, 2, generator=rng)
+    gap[6:] += 100.0  # another group's level says nothing
+    gap[11] = torch.nan  # could not be scored
+    groups = torch.arange(12) // 6
+    own = group_normalize(scores, groups)
+    advantages = Advantages(per_objective=own, per_step=own, valid=torch.ones(12, dtype=torch.bool))
+    found = what_copying_pays(gap, advantages, groups, ["identity", "prompt"])
+    for column, name in enumerate(("identity", "prompt")):
+        parts = [gap[:6], gap[6:11]]
+        z = torch.cat([(part - part.mean()) / part.std() for part in parts])
+        expected = (z * own[:11, column]).mean().item()
+        assert found[f"copying_pays/{name}"] == pytest.approx(expected, abs=1e-6)
+    assert what_copying_pays(gap * torch.nan, advantages, groups, ["identity", "prompt"]) == {}

@@ -7,6 +7,8 @@ measured is the second rollout, as the first one compiles and fills caches.
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import resource
 import shutil
 import sys
@@ -14,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -72,6 +75,7 @@ def rehearse(config: RunConfig, price: float | None, picture: Path) -> list[str]
         reader = MetricsReader(folder)
         if is_first:
             reader.read()
+            schedule = json.loads((folder / "schedule.json").read_text(encoding="utf-8"))
             shutil.copyfile(sorted((folder / SAMPLES).iterdir())[-1], picture)
     except CustomizedGRPOError as error:
         error.args = (_explained(error, config),)
@@ -85,7 +89,8 @@ def rehearse(config: RunConfig, price: float | None, picture: Path) -> list[str]
     if not is_first:
         return []
     measured = _measured(reader.rows, config.train.inner_updates, pick_device(config.device))
-    return [*_report(config, measured, price), f"picture: {picture}"]
+    copying = _copying(config, reader.rows, schedule)
+    return [*_report(config, measured, price), *copying, f"picture: {picture}"]
 
 
 def _shortened(config: RunConfig) -> RunConfig:
@@ -162,6 +167,35 @@ def _report(config: RunConfig, measured: Measured, price: float | None) -> list[
         limit = TIGHT * place.total * own / measured.peak
         lines.append(f"lower first: {what_to_lower(work, machine, limit)}")
     return lines
+
+
+def _copying(config: RunConfig, rows: Sequence[Row], schedule: dict[str, Any]) -> list[str]:
+    """Whether the rewards pay for copies, where the copy gap is known and the samples can tell.
+
+    The correlations of few samples are rough, their quotient rougher: it is a warning.
+    """
+    pays = [
+        [row[key] for row in rows if (key := f"copying_pays/{name}") in row]
+        for name in ("identity", "prompt")
+    ]
+    if not all(pays):
+        return []
+    identity, prompt = map(fmean, pays)
+    rollout = config.rollout
+    samples = _ROLLOUTS * rollout.prompts_per_rollout * rollout.group_size
+    if identity < 2 / math.sqrt(samples):
+        return []
+    weights = (dict(zip(schedule["objectives"], row, strict=True)) for row in schedule["weights"])
+    highest = max(row["prompt"] / (row["prompt"] + row["identity"]) for row in weights)
+    neutral = identity / (identity - prompt) if prompt < 0 else 1.0
+    if highest >= neutral:
+        return []
+    return [
+        f"copies are rewarded: with the copy gap identity rises (correlation {identity:+.2f}) and "
+        f"the prompt hardly falls ({prompt:+.2f}), so that a weighted sum punishes copies from a "
+        f"prompt weight of about {neutral:.2f} on, and the highest is {highest:.2f}; raise "
+        "advantage.schedule.high, or reward the subject's region alone, with copy_penalty"
+    ]
 
 
 def _predicted(config: RunConfig, name: str) -> tuple[Workload | None, Estimate | None]:

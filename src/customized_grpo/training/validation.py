@@ -15,6 +15,7 @@ from customized_grpo.config import RunConfig
 from customized_grpo.data.base import DataSource
 from customized_grpo.errors import ConfigError, within
 from customized_grpo.generators.base import Generator
+from customized_grpo.ops import group_normalize
 from customized_grpo.pictures import save_grid
 from customized_grpo.rewards.attributes import AttributeClassifier
 from customized_grpo.rewards.base import RewardSet
@@ -157,8 +158,23 @@ def rollout_metrics(
             metrics[f"reward/{name}/mean"] = values.mean().item()
             metrics[f"reward/{name}/std"] = values.std(correction=0).item()
     metrics |= known_mean("copy_gap", scores.copy_gap) | share_statistics(advantages, objectives)
+    metrics |= what_copying_pays(scores.copy_gap, advantages, group_ids, objectives)
     silent = (advantages.per_objective.nan_to_num() == 0).all(1)
     groups = [silent[group_ids == group].all().item() for group in group_ids.unique()]
     metrics["zero_variance_groups"] = float(sum(groups))
     metrics["invalid_samples"] = float((~advantages.valid).sum().item())
     return metrics
+
+
+def what_copying_pays(
+    gap: Tensor, advantages: Advantages, group_ids: Tensor, objectives: Sequence[str]
+) -> dict[str, float]:
+    """Correlation of the copy gap ``[B]`` with each objective's advantage within the groups.
+
+    Above 0, a sample that copies more than others of its group is pushed up by this objective.
+    """
+    more = group_normalize(gap[:, None], group_ids)
+    pays = more * advantages.per_objective
+    names = (f"copying_pays/{name}" for name in objectives)
+    columns = zip(names, pays.unbind(1), strict=True)
+    return {key: value for name, pay in columns for key, value in known_mean(name, pay).items()}
