@@ -6,6 +6,7 @@ import importlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -17,7 +18,7 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from customized_grpo.assets import resolve_checkpoint
-from customized_grpo.config import dump_config
+from customized_grpo.config import dump_config, load_config
 from customized_grpo.data.emoji.source import EmojiSource
 from customized_grpo.data.emoji.world import EmojiWorld, all_words
 from customized_grpo.generators.flux_kontext import FluxKontextConfig
@@ -283,3 +284,36 @@ def test_investigations_print_a_row_per_noisy_step(
     steps = [row for row in rows if row and row[0] in ("0", "1")]
     assert len(steps) == 2  # of three, the last has no noise
     assert all(float(value) >= 0 for row in steps for value in row)
+
+
+@pytest.mark.slow
+def test_what_pays_says_it_of_every_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "small.yaml"
+    emoji, small = load_config(ROOT / "configs" / "emoji.yaml"), small_run(tmp_path, "small", 4)
+    judged = replace(small, evaluators=emoji.evaluators, evaluation=emoji.evaluation)
+    config.write_text(dump_config(judged))
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.setattr(sys, "argv", ["what_pays", str(config), "--num_examples", "16"])
+    script = importlib.import_module("what_pays")
+    script.main()
+    out = capsys.readouterr().out
+    shares = {
+        row[:16].strip(): float(row[16:].split()[0])
+        for row in out.splitlines()
+        if row.startswith(("copy", "right", "another", "prompt", "neither"))
+    }
+    assert len(shares) == 5
+    assert sum(shares.values()) == pytest.approx(1, abs=0.003)  # every sample is of one kind
+
+
+def test_the_weights_mix_what_the_objectives_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    script = importlib.import_module("what_pays")
+    config = load_config(ROOT / "configs" / "emoji.yaml")
+    linear = replace(config, advantage=replace(config.advantage, shaping="linear", center=False))
+    columns = script.advantages(linear, torch.randn(3, 4, 2))
+    for weight in (0.5, 0.9):
+        mixed = weight * columns["prompt"] + (1 - weight) * columns["identity"]
+        assert_near(columns[f"{weight}"], mixed, scale=1)
