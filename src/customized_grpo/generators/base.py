@@ -152,6 +152,20 @@ class Guidable(Protocol):
 
 
 @runtime_checkable
+class Sizable(Protocol):
+    """A Generator whose pictures may have other sizes than it was built for."""
+
+    def sized(self, height: int | None, width: int | None) -> Generator:
+        """The same model with pictures of other pixels; None: as they are. What trains it, trains
+        both.
+
+        Raises:
+            ConfigError: naming ``height`` or ``width``, if the checkpoint has no such pictures.
+        """
+        ...
+
+
+@runtime_checkable
 class Keeping(Protocol):
     """A Generator that computes some of what it needs for all steps of a prompt at once."""
 
