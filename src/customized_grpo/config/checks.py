@@ -90,6 +90,11 @@ def conflicts(config: RunConfig) -> Iterator[str]:
                 "model with its adapters switched off, so keep lora"
             )
     yield from _lora_conflicts(config)
+    if rollout.aspect_ratios and not hasattr(config.generator, "height"):
+        yield (
+            f"rollout.aspect_ratios must be empty for generator {config.generator.type}, got "
+            f"{show(to_raw(rollout.aspect_ratios))}; it has no height"
+        )
     for name, value in config.evaluation.of_generator().items():
         if not hasattr(config.generator, name):
             yield (

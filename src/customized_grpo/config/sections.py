@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from customized_grpo import registry
+from customized_grpo.buckets import Ratio
 from customized_grpo.config.algorithms import AlgorithmConfig, GrpoAlgorithm, NftAlgorithm
 from customized_grpo.config.limits import (
     Count,
@@ -96,6 +97,10 @@ class RolloutConfig:
 
     shared_noise: bool = True
     """Start all samples of a group from the same noise (paper: true)."""
+
+    aspect_ratios: tuple[Ratio | Literal["reference"], ...] = ()
+    """Shapes of the pictures, width:height, at the generator's area: each rollout has one of them,
+    in random turns; reference = its first reference's. None = the generator's height and width."""
 
     batch_size: Count | None = None
     """Samples denoised together; null = the whole rollout."""

@@ -152,10 +152,22 @@ class Guidable(Protocol):
 
 
 @runtime_checkable
-class Sizable(Protocol):
+class Sizable(Generator, Protocol):
     """A Generator whose pictures may have other sizes than it was built for."""
 
-    def sized(self, height: int | None, width: int | None) -> Generator:
+    height: int
+    width: int
+
+    def shaped(self, height: int, width: int) -> Sizable:
+        """The same model with about as many pixels in the nearest of ``buckets.RATIOS``; of
+        ``height`` and ``width`` their ratio alone counts.
+
+        Raises:
+            ConfigError: as ``sized``.
+        """
+        ...
+
+    def sized(self, height: int | None, width: int | None) -> Sizable:
         """The same model with pictures of other pixels; None: as they are. What trains it, trains
         both.
 

@@ -222,6 +222,11 @@ class PipelineGenerator(ABC):
         other.config = replace(self.config, height=other.height, width=other.width)
         return other
 
+    def shaped(self, height: int, width: int) -> Self:
+        """See Sizable."""
+        area = self.height * self.width
+        return self.sized(*bucket_for(height, width, area, self.multiple))
+
     def _set_size(self, height: int | None, width: int | None) -> None:
         native, step = self.height, self.multiple
         for name, value in (("height", height), ("width", width)):
