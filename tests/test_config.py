@@ -318,7 +318,7 @@ def test_overrides(load, arguments, expected):
         ),
         (
             ["--rollout.aspect_ratios", "1:1", "reference"],
-            'rollout.aspect_ratios must be empty for generator tiny, got ["1:1", "reference"]; it has',
+            'rollout.aspect_ratios must be empty for generator tiny, got ["1:1", "reference"]; it',
         ),
         (["--rollout.aspect_ratios", "2:1"], "rollout.aspect_ratios"),
         (
