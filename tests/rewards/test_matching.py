@@ -57,14 +57,14 @@ class Coarse:
 
 
 def mean_colour(pixels: Tensor) -> Tensor:
-    return (pixels - 0.5).mean((2, 3))
+    return (pixels - 0.5).mean((2, 3)).mul(1e4).round()  # grey is 0, whatever its rounding
 
 
-def reward(segmenter: object, **options: Any) -> IdentityReward:
+def reward(finder: object, **options: Any) -> IdentityReward:
     fields = {"region": "subject", "output_region": "subject", "segmenter": "x"} | options
     config = Dinov2Config(path="x", objective="identity", **cast(Any, fields))
     plain = Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3, fit="exact", size=(32, 32))
-    return IdentityReward(mean_colour, plain, config, cast(Any, segmenter))
+    return IdentityReward(mean_colour, plain, config, cast(Any, finder))
 
 
 def example(*subjects: str, **fields: Any) -> Example:
