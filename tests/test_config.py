@@ -313,6 +313,15 @@ def test_overrides(load, arguments, expected):
             "evaluation.guidance_scale must be null for generator tiny, got 4.0; it has no",
         ),
         (
+            ["--evaluation.height", "512"],
+            "evaluation.height must be null for generator tiny, got 512; it has no height",
+        ),
+        (
+            ["--rollout.aspect_ratios", "1:1", "reference"],
+            'rollout.aspect_ratios must be empty for generator tiny, got ["1:1", "reference"]; it',
+        ),
+        (["--rollout.aspect_ratios", "2:1"], "rollout.aspect_ratios"),
+        (
             ["--loss.ratio_norm", "true", "--rollout.dynamics", "cps"],
             "loss.ratio_norm must be false for rollout.dynamics cps, got true",
         ),

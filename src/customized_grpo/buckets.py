@@ -9,10 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Literal, get_args
+
+Ratio = Literal["7:3", "16:9", "3:2", "4:3", "1:1", "3:4", "2:3", "9:16", "3:7"]
+"""Width:height, as a photographer writes it."""
+NAMES: tuple[Ratio, ...] = get_args(Ratio)
+
+
+def sides(ratio: str) -> tuple[int, int]:
+    """Height and width of a ratio's name."""
+    width, height = ratio.split(":")
+    return int(height), int(width)
+
 
 # Height / width of common photo and film formats, flat to tall. Neighbours differ by at most 4/3:
 # at most 13.4 % of a picture between 3:7 and 7:3 is cropped away.
-RATIOS = (3 / 7, 9 / 16, 2 / 3, 3 / 4, 1.0, 4 / 3, 3 / 2, 16 / 9, 7 / 3)
+RATIOS = tuple(height / width for height, width in map(sides, NAMES))
 
 
 def nearest_ratio(height: int, width: int) -> int:

@@ -26,6 +26,9 @@ class Example:
     """Pictures of the subject, each ``[3, H, W]`` in [0, 1]."""
     subject: str
     """Words for the subject, such as 'dog'; '' where the data do not say: see ``named_subject``."""
+    reference_subjects: tuple[str, ...] = ()
+    """Words for the subject of each reference, where several are to be in one picture; () = all
+    show ``subject``."""
     reference_masks: tuple[Tensor, ...] | None = None
     """Where the subject is in each reference, ``[1, H, W]`` in [0, 1]."""
     target: Tensor | None = None
@@ -34,6 +37,15 @@ class Example:
     """Where the subject is in the target, ``[1, H, W]`` in [0, 1]."""
     attributes: Mapping[str, str] = field(default_factory=dict)
     """What the prompt asks for, attribute -> value, where the data know; 'none' = nothing."""
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """Words for each of several subjects; () where there is one."""
+        return tuple(dict.fromkeys(self.reference_subjects))
+
+    def words_of(self, number: int) -> str:
+        """Words for the subject of a reference; '' where the data do not say."""
+        return self.reference_subjects[number] if self.reference_subjects else self.subject
 
     @property
     def named_subject(self) -> str:

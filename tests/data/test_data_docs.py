@@ -9,11 +9,10 @@ import yaml
 from helpers import ROOT
 from pictures import DREAMBENCH, on_the_dataset, paint
 
-from customized_grpo.buckets import RATIOS
+from customized_grpo.buckets import NAMES, RATIOS
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.data.images import KEPT_PIXELS, MAX_PIXELS, MIN_SIDE
 from customized_grpo.data.listed import ListedSource
-from customized_grpo.data.overview import ratio_name
 from customized_grpo.data.photos import SHARE
 from customized_grpo.data.streamed import BLOCK
 
@@ -112,6 +111,5 @@ def test_numbers_are_those_of_the_code() -> None:
     assert KEPT_PIXELS == 1024 * 1024
     assert SHARE == 5
     assert "nearest of nine" in text
-    flat = [ratio_name(i) for i in range(5)]
-    assert f"{flat[0]}, {flat[1]}, {flat[2]}, {flat[3]}, {flat[4]} and upright" in text
+    assert f"{', '.join(NAMES[:5])} and upright" in text
     assert len(RATIOS) == 9

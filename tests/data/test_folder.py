@@ -98,6 +98,31 @@ def test_several_references_are_the_next_photos(pets: Path) -> None:
         build(pets, templates=TEN, num_references=4)
 
 
+def test_subjects_may_be_shown_in_one_picture(pets: Path) -> None:
+    source = build(pets, templates=TEN, together=(("rex", "tom_cat"),), num_references=2)
+    training, held_out, validation = parts(source)
+    both = [e for e in (*training, *validation) if e.reference_subjects]
+    assert len({e.id for e in both}) == len(both) == 3 * 10
+    assert {e.prompt for e in both} == {f"a corgi and tom cat in place {i}" for i in range(10)}
+    for entry in both:
+        assert entry.subject == "a corgi and tom cat"
+        assert entry.reference_subjects == ("a corgi", "a corgi", "tom cat", "tom cat")
+        folders = [p.path.parent.name for p in entry.references]  # pyright: ignore
+        assert folders == ["rex", "rex", "tom_cat", "tom_cat"]
+    assert {e.id.split("/")[0] for e in held_out} < {"mug", "hat", "owl"}
+    assert any(line.startswith("rex+tom_cat ('a corgi and tom cat'): ") for line in source.remarks)
+
+
+def test_where_all_are_together_prompts_are_held_out(pets: Path) -> None:
+    names = ("rex", "tom_cat", "mug", "hat", "owl")
+    prompts = []
+    for part in parts(build(pets, templates=TEN, together=(names,))):
+        prompts.append({e.prompt.split(" in place ")[1] for e in part})
+        assert any(len(e.references) == 5 for e in part)
+    assert [len(some) for some in prompts] == [6, 2, 2]
+    assert len(set.union(*prompts)) == 10
+
+
 def test_templates_from_a_file(pets: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.txt"
     file.write_text("\n".join((*TEN, "", TEN[0])))
@@ -128,6 +153,8 @@ def test_built_in_templates_are_our_own_25(name: str) -> None:
         ({"path": "nowhere"}, ConfigError, "path: must be a folder"),
         ({"live": ("rexx",)}, ConfigError, "live: must name.*'rexx'; did you mean 'rex'"),
         ({"held_out": ("rexx",)}, ConfigError, "held_out: must name.*did you mean 'rex'"),
+        ({"together": (("rex", "rexx"),)}, ConfigError, "together: must name.*did you mean 'rex'"),
+        ({"together": (("rex", "rex"),)}, ConfigError, "must be subjects of different words, got"),
         ({"held_out": ()}, DataError, "held_out: must leave something to train on"),
         (
             {"held_out": ("rex", "tom_cat", "mug", "hat", "owl")},

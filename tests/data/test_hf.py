@@ -109,6 +109,23 @@ def test_lists_of_references_and_captions_and_words_for_the_subject(tmp_path: Pa
     assert len(splits.training) == 2 * 2 * 2
 
 
+def test_a_column_says_which_reference_shows_which_subject(tmp_path: Path) -> None:
+    rows = [
+        {"shown": [picture(n), picture(n)], "text": f"both {n}", "names": ["a dog", f"a cat {n}"]}
+        for n in range(4)
+    ]
+    texts, pictures = datasets.List(datasets.Value("string")), datasets.List(datasets.Image())
+    path = write(tmp_path / "set", rows, shown=pictures, names=texts)
+    columns = {"references": ("shown",), "caption": "text"}
+    entries = listed(path=path, reference_subjects=("names",), **columns).splits.training
+    for entry in entries:
+        n = number(entry.prompt)
+        assert entry.reference_subjects == ("a dog", f"a cat {n}")
+        assert entry.subject == f"a dog and a cat {n}"
+    with pytest.raises(DataError, match=r"row 0: subjects: must name .* got 1 for 2 references"):
+        listed(path=path, reference_subjects=("text",), **columns)
+
+
 def test_a_folder_of_pictures_and_their_metadata(tmp_path: Path) -> None:
     for n in range(4):
         paint(tmp_path / "set" / f"{n}.png")

@@ -55,6 +55,8 @@ def test_reads_examples_with_masks(folder: Path) -> None:
         ({"references": ["broken.png"]}, "references: .*broken.png is not a readable picture"),
         ({"masks": ["mask.png", "mask.png"]}, "masks: must match the references"),
         ({"promt": "x"}, "unknown key 'promt'"),
+        ({"subjects": ["a dog", "a cat"]}, "subjects: must name the subject of each .* 2 for 1"),
+        ({"subjects": [" "]}, "subjects: must be a non-empty string"),
     ],
 )
 def test_mistakes_are_named(folder: Path, row: dict, message: str) -> None:
@@ -72,6 +74,20 @@ def test_subject_is_optional_and_missed_by_those_who_need_it(folder: Path) -> No
     assert unnamed.subject == ""
     with pytest.raises(DataError, match=r"train\.jsonl:2.*subject: must say what"):
         _ = unnamed.named_subject
+
+
+def test_references_may_show_several_subjects(folder: Path) -> None:
+    row = {"prompt": "both on the beach", "references": ["0.png", "1.png", "1.png"]}
+    both, same = read_examples(
+        write_rows(
+            folder,
+            row | {"subjects": ["a dog", "a cat", "a cat"]},
+            row | {"subjects": ["a cat"] * 3},
+        )
+    )
+    assert (both.subject, both.subjects) == ("a dog and a cat", ("a dog", "a cat"))
+    assert both.reference_subjects == ("a dog", "a cat", "a cat")
+    assert (same.subject, same.reference_subjects) == ("a cat", ())
 
 
 def test_one_picture_may_be_reference_and_mask(folder: Path) -> None:

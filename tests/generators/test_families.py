@@ -10,14 +10,17 @@ import pytest
 import torch
 from families import FAMILIES, STEPS, Family, denoise, run_config
 from helpers import assert_near, changed, perturb_lora
+from PIL import Image
 from torch import Tensor
 from toy_world import blocks
 
+from customized_grpo.cli.main import main
 from customized_grpo.config import GrpoAlgorithm, LoraSettings, NftAlgorithm
 from customized_grpo.errors import ConfigError, DataError
 from customized_grpo.generators.base import Conditioning, Generator
 from customized_grpo.generators.flux2_klein import Flux2KleinGenerator
 from customized_grpo.generators.lora import attach_lora, detach_lora
+from customized_grpo.pictures import to_pil
 from customized_grpo.runs.run import Run
 from customized_grpo.tools.export.snippet import snippet
 from customized_grpo.tools.generate import open_target
@@ -155,6 +158,27 @@ def test_evaluation_may_have_a_guidance_of_its_own(
     assert torch.equal(denoise(generator, generator.encode([blocks()]), noise), trained)
 
 
+def test_evaluation_may_have_a_size_of_its_own(
+    family: Family, checkpoint: str, generator: Generator, tmp_path: Path
+) -> None:
+    """Of the model that is trained, and nothing of it stays where the training goes on."""
+    plain = run_config(family, checkpoint, tmp_path)
+    config = changed(plain, evaluation={"height": 96, "width": 64})
+    sampler = FixedSampler(generator, config, [blocks()])
+    noise = generator.noise(1, torch.Generator().manual_seed(6))
+    conditioning = generator.encode([blocks()])
+    trained = denoise(generator, conditioning, noise)
+    other = dataclasses.replace(family.config(checkpoint), height=96, width=64).build(CPU)
+    drawn = sampler()
+    assert drawn.shape == (1, 3, 96, 64)
+    assert torch.equal(drawn, FixedSampler(other, plain, [blocks()])())
+    assert torch.equal(denoise(generator, conditioning, noise), trained)
+    config = changed(plain, evaluation={"width": 100})
+    line = r"evaluation\.width: must be a multiple of (16|32), .*, got 100; write 96 or (112|128)"
+    with pytest.raises(ConfigError, match=f"^{line}$"):
+        FixedSampler(generator, config, [blocks()])
+
+
 def test_full_weights_round_trip(family: Family, checkpoint: str, tmp_path: Path) -> None:
     first, second = (family.config(checkpoint).build(CPU) for _ in range(2))
     parameter = next(first.transformer.parameters())
@@ -275,13 +299,30 @@ def test_redness_goes_up(
     assert after > before + 2 * rows[1]["reward/prompt/std"]
 
 
-def test_a_run_is_drawn_and_exported_with_the_guidance_of_its_evaluation(tmp_path: Path) -> None:
+def test_a_run_is_drawn_and_exported_as_it_is_evaluated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the guidance and the size of its evaluation; drawn in any size."""
+    monkeypatch.chdir(tmp_path)
     (kontext,) = (f for f in FAMILIES if f.name == "flux-kontext")
     kontext.build(tmp_path / "checkpoint")
     config = run_config(kontext, str(tmp_path / "checkpoint"), tmp_path, num_updates=1)
-    run = train(changed(config, evaluation={"guidance_scale": 7.0, "num_examples": 2}))
+    own = {"guidance_scale": 7.0, "height": 96, "num_examples": 2}
+    run = train(changed(config, evaluation=own))
     target = open_target(run)
+    assert (target.config.generator.height, target.config.generator.width) == (96, 144)  # pyright: ignore
     assert target.config.generator.guidance_scale == 7  # pyright: ignore
     assert open_target(run / "config.yaml").config == target.config
     assert Run.open(run).config.generator.guidance_scale == 2.5  # pyright: ignore
-    assert "guidance_scale=7.0," in snippet(Run.open(run), "weights")
+    for line in ("guidance_scale=7.0,", "height=96,", "width=144,"):
+        assert line in snippet(Run.open(run), "weights")
+    to_pil(blocks().references[0]).save("a.png")
+    words = ["generate", str(run), "--prompt", "a dog", "--reference", "a.png", "--no-base"]
+    for number, (more, size) in enumerate([([], (144, 96)), (["--size", "80x112"], (80, 112))]):
+        assert main([*words, *more, "--out", f"out-{number}"]) == 0
+        with Image.open(f"out-{number}/0001-a-dog-seed0-tuned.png") as image:
+            assert image.size == size
+    assert main([*words, "--size", "100x64"]) == 2
+    error = capsys.readouterr().err
+    assert "--size: width: must be a multiple of 16, " in error
+    assert error.endswith("got 100; write 96 or 112\n")

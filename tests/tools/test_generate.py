@@ -164,6 +164,12 @@ def test_all_weights_have_no_strength(
         (["--prompt", FOX, "--reference", "a.png", "--out", "."], "--out must be a new or empty"),
         (["--prompt", FOX, "--reference", "a.png", "--lora", "x"], "--lora must be left out"),
         (
+            ["--prompt", FOX, "--reference", "a.png", "--size", "64x128"],
+            "--size: height: must be 64 for embedded:generator, which has seen no other pictures, "
+            "got 128; leave it out",
+        ),
+        (["--prompt", FOX, "--reference", "a.png", "--size", "64"], "must be WIDTHxHEIGHT in"),
+        (
             ["--prompt", FOX, "--reference", "a.png", "--strength", "nan"],
             "--strength must be a finite number, got nan",
         ),

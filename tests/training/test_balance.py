@@ -52,7 +52,8 @@ def config(tiny_config: RunConfig) -> RunConfig:
 
 def plain_gradient(loop: Loop, experience: Experience, per_step: Tensor) -> Tensor:
     """Of the mean of -A log p over all pairs, one pair at a time."""
-    rollout = experience.rollout
+    rollout, loss = experience.rollout, loop.config.loss
+    weights = loop.policy.step_weights(loss.step_weight, loop.algorithm.steps, loss.ratio_norm)
     for parameter in loop.parameters:
         parameter.grad = None
     for row in range(len(rollout.images)):
@@ -63,7 +64,7 @@ def plain_gradient(loop: Loop, experience: Experience, per_step: Tensor) -> Tens
                 experience.conditioning.take(torch.tensor([row])),
             )
             log_prob = loop.policy.log_prob(rollout.next_latents[row, k][None], mean, std)
-            advantage = per_step[row, step] * loop.algorithm.step_weights[step]
+            advantage = per_step[row, step] * weights[step]
             (-advantage * log_prob.sum() / rollout.step_index.numel()).backward()
     return torch.cat([p.grad.flatten() for p in loop.parameters if p.grad is not None])
 

@@ -53,6 +53,11 @@ def resolve_checkpoint(path: str) -> str:
     )
 
 
+def is_embedded(path: str) -> bool:
+    """Whether a text names a checkpoint of the package."""
+    return path.startswith(_EMBEDDED)
+
+
 def embedded_file(name: str) -> Path:
     """A file of the package that is no checkpoint."""
     return _ROOT / name

@@ -12,6 +12,7 @@ from customized_grpo.cli.shared import (
     free_path,
     hide_loading_bars,
     next_step,
+    pixels,
     positive,
     seed,
 )
@@ -45,6 +46,10 @@ def add(commands: Any) -> None:
     parser.add_argument("--seeds", type=seed, nargs="+", default=[0], metavar="N", help=seeds)
     count = "so many seeds, counted up from the one given"
     parser.add_argument("--count", type=positive, metavar="N", help=count)
+    text = "pixels of the pictures, such as 1024x768 (default: evaluation.width and height of the "
+    parser.add_argument(
+        "--size", type=pixels, metavar="WxH", help=f"{text}config, or as they are trained)"
+    )
     lora = "folder of trained weights or anyone's LoRA file, where TARGET is a config"
     parser.add_argument("--lora", type=Path, metavar="PATH", help=lora)
     strength = "of the LoRA: 0 = the base, 1 = as it was trained (default)"
@@ -85,6 +90,7 @@ def _generate(options: argparse.Namespace) -> None:
         base=options.base,
         strength=options.strength,
         batch_size=options.batch_size,
+        size=options.size,
         metadata=options.metadata,
     )
     print(f"pictures: {out}")

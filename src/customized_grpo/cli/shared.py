@@ -56,6 +56,16 @@ def seed(text: str) -> int:
     return int(text)
 
 
+def pixels(text: str) -> tuple[int, int]:
+    """A type of an argument: height and width of WIDTHxHEIGHT."""
+    width, _, height = text.lower().partition("x")
+    if not all(side.isdecimal() and 0 < int(side) <= 16_384 for side in (width, height)):
+        raise argparse.ArgumentTypeError(
+            f"must be WIDTHxHEIGHT in pixels, such as 1024x768, got {text!r}"
+        )
+    return int(height), int(width)
+
+
 def number(lowest: float, highest: float, words: str) -> Callable[[str], float]:
     """A type of an argument, above 0."""
 

@@ -90,12 +90,17 @@ def conflicts(config: RunConfig) -> Iterator[str]:
                 "model with its adapters switched off, so keep lora"
             )
     yield from _lora_conflicts(config)
-    scale = config.evaluation.guidance_scale
-    if scale is not None and not hasattr(config.generator, "guidance_scale"):
+    if rollout.aspect_ratios and not hasattr(config.generator, "height"):
         yield (
-            f"evaluation.guidance_scale must be null for generator {config.generator.type}, got "
-            f"{scale}; it has no guidance_scale"
+            f"rollout.aspect_ratios must be empty for generator {config.generator.type}, got "
+            f"{show(to_raw(rollout.aspect_ratios))}; it has no height"
         )
+    for name, value in config.evaluation.of_generator().items():
+        if not hasattr(config.generator, name):
+            yield (
+                f"evaluation.{name} must be null for generator {config.generator.type}, got "
+                f"{value}; it has no {name}"
+            )
     if config.evaluation.validate_every and not config.evaluators:
         yield (
             "evaluators must name a model when evaluation.validate_every is set, got none; add the "

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from customized_grpo import registry
+from customized_grpo.buckets import Ratio
 from customized_grpo.config.algorithms import AlgorithmConfig, GrpoAlgorithm, NftAlgorithm
 from customized_grpo.config.limits import (
     Count,
@@ -19,6 +20,7 @@ from customized_grpo.config.limits import (
     Rank,
     Seconds,
     Seed,
+    Side,
 )
 from customized_grpo.config.plugs import (
     DataPlug,
@@ -95,6 +97,10 @@ class RolloutConfig:
 
     shared_noise: bool = True
     """Start all samples of a group from the same noise (paper: true)."""
+
+    aspect_ratios: tuple[Ratio | Literal["reference"], ...] = ()
+    """Shapes of the pictures, width:height, at the generator's area: each rollout has one of them,
+    in random turns; reference = its first reference's. None = the generator's height and width."""
 
     batch_size: Count | None = None
     """Samples denoised together; null = the whole rollout."""
@@ -324,6 +330,12 @@ class EvaluationConfig:
     guidance_scale: NonNegativeFloat | None = None
     """Guidance of all pictures that are not trained on; null = the generator's, as in training."""
 
+    height: Side | None = None
+    """Pixels of all pictures that are not trained on; null = the generator's, as in training."""
+
+    width: Side | None = None
+    """See height."""
+
     validate_every: EveryUpdates = 0
     """Updates between scores of validation examples in the log, the learning curve; 0 = none."""
 
@@ -339,6 +351,11 @@ class EvaluationConfig:
     classifier: str | None = None
     """A ResNetForImageClassification with labels 'attribute/value': tells whether what the prompt
     asks for is there, in data that say what that is; 'embedded:evaluator-attributes'."""
+
+    def of_generator(self) -> dict[str, Any]:
+        """Fields that the generator has too, and that differ here."""
+        names = ("guidance_scale", "height", "width")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -428,14 +445,11 @@ class RunConfig:
         return bool(algorithm.old_decay) or self.train.inner_updates > 1
 
     def evaluated(self) -> RunConfig:
-        """The same for a generator that is not trained: guided as evaluation says."""
-        scale = self.evaluation.guidance_scale
-        if scale is None:
-            return self
+        """The same for a generator that is not trained: guided and sized as evaluation says."""
+        own = self.evaluation.of_generator()
         plug: Any = self.generator
-        generator = replace(plug, guidance_scale=scale)
-        evaluation = replace(self.evaluation, guidance_scale=None)
-        return replace(self, generator=generator, evaluation=evaluation)
+        evaluation = replace(self.evaluation, **dict.fromkeys(own))
+        return replace(self, generator=replace(plug, **own), evaluation=evaluation)
 
     def plugs(self) -> dict[str, Plug]:
         """All plugs of the run by the section where they stand, such as ``rewards.0``."""

@@ -6,7 +6,9 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from customized_grpo.config import DataConfig
 from customized_grpo.config.limits import Count
@@ -60,10 +62,12 @@ class FolderConfig(DataConfig):
     live: tuple[str, ...] = ()
     """Names of the folders that show a person or an animal: built-in prompts for them differ."""
     held_out: tuple[str, ...] | None = None
-    """Names of the folders to evaluate on; null = a fifth of them, or a fifth of the prompts where
-    there is one subject."""
+    """Names of the folders to evaluate on; null = a fifth of those that are not in `together`, or a
+    fifth of the prompts where there are less than two."""
     num_references: Count = 1
-    """Photos per example, for generators that take several."""
+    """Photos per example, for generators that take several; of each subject in it."""
+    together: tuple[Annotated[tuple[str, ...], Field(min_length=2)], ...] = ()
+    """Groups of names of folders: subjects that are also shown in one picture, by the templates."""
 
     def build(self, seed: int) -> ListedSource:
         """Finds the subjects and checks every photo."""
@@ -71,11 +75,35 @@ class FolderConfig(DataConfig):
         names = [subject.name for subject in subjects]
         for given in ("live", "held_out", "triggers"):
             check_names(given, tuple(getattr(self, given) or ()), names)
-        held_out = some_subjects(names) if self.held_out is None else self.held_out
-        splits = split_photos(subjects, held_out, self.num_references, alpha=self.alpha_mask)
+        grouped = {name for group in self.together for name in group}
+        alone = [name for name in names if name not in grouped]
+        held_out = some_subjects(alone) if self.held_out is None else self.held_out
+        groups = [self._group(given, subjects) for given in self.together]
+        shown = [*subjects, *groups]
+        splits = split_photos(
+            shown,
+            held_out,
+            self.num_references,
+            alpha=self.alpha_mask,
+            by_prompt=self.held_out is None and not held_out,
+        )
         how = "give at least 5 captions or templates: a fifth of them is for it"
         remarks = remarks_on(subjects, self.num_references, alpha=self.alpha_mask)
+        remarks += [f"{group.name} ({group.words!r}): in one picture" for group in groups]
         return ListedSource(splits, seed, how, remarks)
+
+    def _group(self, given: tuple[str, ...], subjects: list[Subject]) -> Subject:
+        check_names("together", given, [subject.name for subject in subjects])
+        members = [subject for name in given for subject in subjects if subject.name == name]
+        words = [member.words for member in members]
+        if twice := [text for text in words if words.count(text) > 1]:
+            raise ConfigError(
+                f"together: must be subjects of different words, got {twice[0]!r} twice in "
+                f"{list(given)}; name each once, and tell them apart in their {SUBJECT}"
+            )
+        is_alive = all(name in self.live for name in given)
+        own = None if self.templates is None else read_templates(self.templates)
+        return Subject.group(members, own or (LIVE if is_alive else INANIMATE))
 
     def _subjects(self) -> list[Subject]:
         root = _folder("path", self.path)

@@ -14,6 +14,7 @@ from customized_grpo.config import DataConfig, Host
 from customized_grpo.data.hub import load_rows, stored_pictures
 from customized_grpo.data.jsonl import count_pictures
 from customized_grpo.data.listed import Entry, ListedSource
+from customized_grpo.data.rows import named_subjects
 from customized_grpo.data.splits import split_by_subject
 from customized_grpo.data.streamed import StreamedSource
 from customized_grpo.data.syncd import Share
@@ -44,6 +45,9 @@ class HfConfig(DataConfig):
     """Whether a caption of several lines begins with a heading, which is no prompt."""
     subject: str | None = None
     """Column of words for the subject; rows of the same are held out together. null = not known."""
+    reference_subjects: tuple[str, ...] = ()
+    """Columns of words for the subject of each reference, of one or a list of them, in the same
+    order; none = all references of a row show one subject."""
     held_out: Share = 0.05
     """Share of the subjects, or of the rows, to evaluate on; as many more are for validation."""
     streaming: bool = False
@@ -57,7 +61,7 @@ class HfConfig(DataConfig):
         """Opens the dataset, and checks all its pictures unless it is streamed."""
         rows = load_rows(
             self.path,
-            [self.caption, *([self.subject] if self.subject else [])],
+            [self.caption, *([self.subject] if self.subject else []), *self.reference_subjects],
             [*self.references, *self.masks],
             who="type: hf",
             subset=self.subset,
@@ -108,11 +112,15 @@ class HfConfig(DataConfig):
                 f"{where}: {', '.join(self.masks)}: must match the references in number and size, "
                 f"got {sizes[1]} for {sizes[0]} (height, width); leave masks out or redraw them"
             )
+        each = [words for name in self.reference_subjects for words in _texts(row[name])]
+        subject = (row[self.subject] or "").strip() if self.subject else ""
+        subject, subjects = named_subjects(where, subject, each, references)
         return [
             Entry(
                 id=f"{self.path}/{index}/{number}",
                 prompt=prompt,
-                subject=(row[self.subject] or "").strip() if self.subject else "",
+                subject=subject,
+                reference_subjects=subjects,
                 references=references,
                 masks=masks or None,
             )
@@ -121,7 +129,11 @@ class HfConfig(DataConfig):
 
     def _prompts(self, caption: str | Sequence[str] | None) -> list[str]:
         prompts = []
-        for text in [caption] if isinstance(caption, str) else caption or ():
+        for text in _texts(caption):
             lines = [line.strip() for line in (text or "").splitlines() if line.strip()]
             prompts += lines[1:] if self.heading and len(lines) > 1 else lines
         return list(dict.fromkeys(prompts))
+
+
+def _texts(value: str | Sequence[str] | None) -> Sequence[str]:
+    return [value] if isinstance(value, str) else value or ()

@@ -50,7 +50,7 @@ def load_rows(
             f"path: must be a hub id or a folder of parquet files, got {path!r}: "
             + " ".join(str(error).split())
         ) from error
-    wanted = [*texts, *pictures]
+    wanted = list(dict.fromkeys([*texts, *pictures]))
     if missing := [name for name in wanted if name not in names]:
         raise DataError(f"{path}: must have the columns {wanted}, misses {missing} of {names}")
     rows = rows.select_columns(wanted)

@@ -26,7 +26,8 @@ class JsonlConfig(DataConfig):
     """A JSONL file, one example a line: {"prompt": ..., "references": ["a.jpg"]}.
 
     Optional keys: "subject" (words for it, such as "dog"), "masks" (one picture per reference,
-    white where the subject is) and "id".
+    white where the subject is), "id", and, where the references show several subjects, "subjects"
+    (words for that of each reference).
     """
 
     type: Literal["jsonl"] = "jsonl"  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -61,7 +62,7 @@ def count_pictures(entries: Sequence[Entry]) -> str:
     return f"{len(entries)} examples, {len(pictures)} pictures, {len(masks)} masks"
 
 
-_KEYS = {"id", "prompt", "references", "subject", "masks"}
+_KEYS = {"id", "prompt", "references", "subject", "subjects", "masks"}
 
 
 def read_entries(path: Path, root: Path | None = None) -> Sequence[Entry]:
@@ -86,6 +87,7 @@ def _row(where: str, row: dict[str, Any], root: Path, names: Names) -> Row:
         id=str(row.get("id", where)),
         prompt=row["prompt"].strip(),
         subject=row.get("subject", "").strip(),
+        reference_subjects=tuple(words.strip() for words in row.get("subjects", ())),
         references=references,
         masks=masks,
     )
@@ -101,6 +103,8 @@ def _check_row(where: str, row: dict[str, Any]) -> None:
     for key in ("prompt", "subject"):
         if key in row or key == "prompt":
             check_text(where, row, key)
-    for key in ("references", "masks"):
+    for key, of in (("references", "path"), ("masks", "path"), ("subjects", "text")):
         if key in row or key == "references":
-            check_list(where, row, key, "path")
+            check_list(where, row, key, of)
+    for words in row.get("subjects", ()):
+        check_text(where, {"subjects": words}, "subjects")

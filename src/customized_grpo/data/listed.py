@@ -46,6 +46,8 @@ class Entry:
     subject: str = ""
     """Words for the subject; '' = not known."""
     masks: tuple[Loadable, ...] | None = None
+    reference_subjects: tuple[str, ...] = ()
+    """See Example."""
 
     @property
     def layout(self) -> tuple[int, ...]:
@@ -176,6 +178,7 @@ def outline(entry: Entry) -> Example:
         id=entry.id,
         prompt=entry.prompt,
         subject=entry.subject,
+        reference_subjects=entry.reference_subjects,
         references=tuple(_empty(3, p.height, p.width) for p in entry.references),
         reference_masks=masks,
     )

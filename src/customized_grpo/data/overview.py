@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 
-from customized_grpo.buckets import RATIOS, nearest_ratio
+from customized_grpo.buckets import NAMES, RATIOS, nearest_ratio
 from customized_grpo.config import Plug, RunConfig
 from customized_grpo.data.base import DataSource
 from customized_grpo.data.images import Picture
@@ -57,7 +56,7 @@ def count_lines(source: DataSource) -> list[str]:
     ]
     counts = {key: len(entries) for key, entries in source.layouts.items()}
     for key, count in Counter(counts).most_common():
-        lines.append(f"  {' + '.join(ratio_name(index) for index in key)}: {count} examples")
+        lines.append(f"  {' + '.join(NAMES[index] for index in key)}: {count} examples")
     return lines
 
 
@@ -113,9 +112,3 @@ def _cropped_lines(entries: Sequence[Entry]) -> list[str]:
         f"cropped: {len(lost)} pictures lose more than {_MUCH:.0%} of a side, {name} the most, "
         f"{lost[worst]:.0%}; crop them around the subject yourself"
     ]
-
-
-def ratio_name(index: int) -> str:
-    """Ratio of RATIOS as a photographer writes it, width first: 3:2."""
-    ratio = Fraction(1 / RATIOS[index]).limit_denominator(20)
-    return f"{ratio.numerator}:{ratio.denominator}"

@@ -47,12 +47,30 @@ class Subject:
     sidecars: Sidecars = field(default_factory=Sidecars)
     repeats: int = 1
     """How often its photos count in training."""
+    members: tuple[Subject, ...] = ()
+    """Of a group, which has no photos of its own: subjects that are to be in one picture."""
+
+    @classmethod
+    def group(cls, members: Sequence[Subject], templates: tuple[str, ...]) -> Subject:
+        """Several as one."""
+        return cls(
+            name="+".join(member.name for member in members),
+            words=" and ".join(member.words for member in members),
+            photos=(),
+            templates=templates,
+            members=tuple(members),
+        )
 
     def references(self, prompt: str, count: int) -> list[tuple[Path, ...]]:
         """Every photo that goes with a prompt, with the next ones; the first follows the last.
 
-        A photo that the prompt describes does not: to copy it would be the best answer.
+        A photo that the prompt describes does not: to copy it would be the best answer. Of a group:
+        those of each member, one member after the other.
         """
+        if self.members:
+            each = [member.references(prompt, count) for member in self.members]
+            turns = range(max(map(len, each)) if all(each) else 0)
+            return [tuple(p for some in each for p in some[i % len(some)]) for i in turns]
         own = self.captions.get(prompt, ())
         photos = tuple(photo for photo in self.photos if photo not in own)
         if len(photos) < count:
@@ -172,6 +190,7 @@ def split_photos(
     num_references: int,
     *,
     alpha: bool = False,
+    by_prompt: bool = False,
 ) -> Splits:
     """Every photo (with the next ones, if there are several references) with every prompt.
 
@@ -179,10 +198,11 @@ def split_photos(
     prompts is for validation, on the subjects that are trained.
 
     Args:
-        subjects: all of them.
-        held_out: names of some.
-        num_references: photos of an example.
+        subjects: all of them; groups may be among them.
+        held_out: names of some, and so of the groups that they are in.
+        num_references: photos of an example, of a group of each of its members.
         alpha: masks are the alpha channels of the photos.
+        by_prompt: hold prompts out though there are several subjects.
 
     Raises:
         DataError: naming the first file that cannot be used.
@@ -191,20 +211,26 @@ def split_photos(
     if alpha:
         _check_alpha([photo for subject in subjects for photo in subject.photos], masks)
     rows, parts, counts = [], [], []
+    single = by_prompt or len(subjects) == 1
     for subject in subjects:
-        for prompt, part in _parts(subject, num_references, single=len(subjects) == 1).items():
+        for prompt, part in _parts(subject, num_references, single=single).items():
             for references in subject.references(prompt, num_references):
+                shown = references if subject.members else references[:1]
                 row = Row(
                     where=str(references[0].parent),
-                    id=f"{subject.name}/{references[0].name}/{prompt}",
+                    id=f"{subject.name}/{'+'.join(photo.name for photo in shown)}/{prompt}",
                     prompt=fill(prompt, subject.words),
                     subject=subject.words,
+                    reference_subjects=tuple(
+                        member.words for member in subject.members for _ in range(num_references)
+                    ),
                     references=references,
                     masks=tuple(masks[photo] for photo in references) if masks else (),
                     cut_outs=references if alpha else (),
                 )
                 rows.append(row)
-                parts.append("held_out" if subject.name in held_out else part)
+                names = (subject.name, *(member.name for member in subject.members))
+                parts.append("held_out" if any(n in held_out for n in names) else part)
                 counts.append(subject.repeats)
     splits = sort_into_splits(read_rows(rows, "photos"), parts)
     if not splits.training or not splits.held_out:

@@ -21,6 +21,8 @@ class Row:
     prompt: str
     subject: str = ""
     """Words for the subject; '' = not known."""
+    reference_subjects: tuple[str, ...] = ()
+    """Words for the subject of each reference; () = not known, or all show ``subject``."""
     references: tuple[Path, ...]
     masks: tuple[Path, ...] = ()
     """One per reference, or none."""
@@ -58,10 +60,30 @@ def _entry(row: Row, pictures: dict[File, Picture]) -> Entry:
             f"{row.where}: masks: must match the references in number and size, got others for "
             f"{row.references[0].name}; redraw them"
         )
+    subject, subjects = named_subjects(row.where, row.subject, row.reference_subjects, references)
     return Entry(
         id=row.id,
         prompt=row.prompt,
-        subject=row.subject,
+        subject=subject,
+        reference_subjects=subjects,
         references=references,
         masks=masks or None,
     )
+
+
+def named_subjects(
+    where: str, subject: str, each: Sequence[str], references: Sequence[object]
+) -> tuple[str, tuple[str, ...]]:
+    """Words for all subjects together, and for that of each reference; () if they are one.
+
+    Raises:
+        DataError: if ``each`` does not name one for every reference.
+    """
+    if each and len(each) != len(references):
+        raise DataError(
+            f"{where}: subjects: must name the subject of each reference, got {len(each)} for "
+            f"{len(references)} references; name as many"
+        )
+    different = tuple(dict.fromkeys(each))
+    together = subject or " and ".join(different)
+    return together, tuple(each) if len(different) > 1 else ()

@@ -152,6 +152,32 @@ class Guidable(Protocol):
 
 
 @runtime_checkable
+class Sizable(Generator, Protocol):
+    """A Generator whose pictures may have other sizes than it was built for."""
+
+    height: int
+    width: int
+
+    def shaped(self, height: int, width: int) -> Sizable:
+        """The same model with about as many pixels in the nearest of ``buckets.RATIOS``; of
+        ``height`` and ``width`` their ratio alone counts.
+
+        Raises:
+            ConfigError: as ``sized``.
+        """
+        ...
+
+    def sized(self, height: int | None, width: int | None) -> Sizable:
+        """The same model with pictures of other pixels; None: as they are. What trains it, trains
+        both.
+
+        Raises:
+            ConfigError: naming ``height`` or ``width``, if the checkpoint has no such pictures.
+        """
+        ...
+
+
+@runtime_checkable
 class Keeping(Protocol):
     """A Generator that computes some of what it needs for all steps of a prompt at once."""
 

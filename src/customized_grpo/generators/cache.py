@@ -35,13 +35,19 @@ class CachedEncoder:
     def __init__(
         self, generator: Generator, identity: GeneratorConfig, config: CacheConfig
     ) -> None:
-        self._generator, self._capacity = generator, config.num_examples
+        self._generator, self._config = generator, config
         self._folder = None if config.folder is None else Path(config.folder)
         known = {"format": _FORMAT, **asdict(identity)}
         if self._folder is not None:  # files outlive the weights; reading those takes a while
             known |= {"checkpoints": revisions(identity)}
         self._identity = json.dumps(known, sort_keys=True)
         self._kept: OrderedDict[str, Conditioning] = OrderedDict()
+
+    def of(self, generator: Generator, identity: GeneratorConfig) -> CachedEncoder:
+        """The same for another generator; both together keep as many examples."""
+        other = CachedEncoder(generator, identity, self._config)
+        other._kept = self._kept
+        return other
 
     def __call__(self, examples: Sequence[Example]) -> Conditioning:
         """Conditioning ``[len(examples), ...]`` of examples of one layout, on the device."""
@@ -60,7 +66,7 @@ class CachedEncoder:
         for key, conditioning in found.items():
             self._kept[key] = conditioning
             self._kept.move_to_end(key)
-        while len(self._kept) > self._capacity:
+        while len(self._kept) > self._config.num_examples:
             self._kept.popitem(last=False)
         return Conditioning.stack([found[key] for key in keys]).to(self._generator.device)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from customized_grpo.errors import ConfigError
 from customized_grpo.generators.base import Conditioning
-from customized_grpo.generators.cpu import use_cpu_blocks
+from customized_grpo.generators.cpu import cut_to_targets, use_cpu_blocks
 from customized_grpo.generators.pipeline import PipelineConfig, PipelineGenerator, Size
 from customized_grpo.types import Example
 
@@ -108,6 +108,8 @@ class Flux1Generator(PipelineGenerator):
         del inputs["reference_latents"]
         if self._guidance is not None:
             inputs["guidance"] = torch.full_like(sigma, self._guidance)
+        # Pictures of several sizes share the transformer.
+        cut_to_targets(self.transformer, self.grid[0] * self.grid[1])
         return self.transformer(
             hidden_states=hidden,
             timestep=sigma,

@@ -14,7 +14,7 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
-from customized_grpo.assets import check_finite, one_line, resolve_checkpoint
+from customized_grpo.assets import check_finite, is_embedded, one_line, resolve_checkpoint
 from customized_grpo.buckets import bucket_for
 from customized_grpo.config import Checkpoint, GeneratorConfig, find_checkpoints
 from customized_grpo.config.limits import Count, Side
@@ -196,10 +196,8 @@ class PipelineGenerator(ABC):
             pipeline.vae.enable_tiling()
         self.patch: int = self.latents_per_token * pipeline.vae_scale_factor
         self.multiple: int = self.tokens_per_step * self.patch
-        self.height, self.width = config.height or native_size, config.width or native_size
-        for name, value in (("height", self.height), ("width", self.width)):
-            if value % self.multiple:
-                raise ConfigError(f"{name}: must be a multiple of {self.multiple}, got {value}")
+        self.height, self.width = native_size, native_size
+        self._set_size(config.height, config.width)
         pipeline.transformer.to(device)
         self._offloaded: dict[tuple[str, ...], Offloaded] = {}
         for names in (self.text_encoders, ("vae",)):
@@ -216,6 +214,36 @@ class PipelineGenerator(ABC):
         other.config = replace(self.config, guidance_scale=scale)
         other._guidance = other._check_guidance(scale)
         return other
+
+    def sized(self, height: int | None, width: int | None) -> Self:
+        """See Sizable."""
+        other = copy(self)
+        other._set_size(height, width)
+        other.config = replace(self.config, height=other.height, width=other.width)
+        return other
+
+    def shaped(self, height: int, width: int) -> Self:
+        """See Sizable."""
+        area = self.height * self.width
+        return self.sized(*bucket_for(height, width, area, self.multiple))
+
+    def _set_size(self, height: int | None, width: int | None) -> None:
+        native, step = self.height, self.multiple
+        for name, value in (("height", height), ("width", width)):
+            if value is None:
+                continue
+            if is_embedded(self.config.path) and value != native:
+                raise ConfigError(
+                    f"{name}: must be {native} for {self.config.path}, which has seen no other "
+                    f"pictures, got {value}; leave it out"
+                )
+            if value % step:
+                near = " or ".join(str(n * step) for n in (value // step, -(-value // step)) if n)
+                raise ConfigError(
+                    f"{name}: must be a multiple of {step}, which VAE and transformer divide a "
+                    f"picture into, got {value}; write {near}"
+                )
+            setattr(self, name, value)
 
     def _check_guidance(self, scale: float | None) -> float | None:
         """The guidance as ``_predict`` takes it, if the checkpoint does; None is without."""

@@ -25,6 +25,7 @@ from customized_grpo.errors import DataError
 from customized_grpo.rewards.base import distinct
 from customized_grpo.rewards.dual_encoder import batched
 from customized_grpo.rewards.loading import load_model
+from customized_grpo.rewards.matching import matched, regions
 from customized_grpo.rewards.preprocess import Preprocessing, blank
 from customized_grpo.rewards.regions import Segmenter, cut_out
 from customized_grpo.types import Example
@@ -103,6 +104,9 @@ class IdentityReward:
     idea of the copy-paste score of WithAnyone (arXiv:2510.14975), with the reference's own subject
     in place of a ground truth, which training prompts do not have.
 
+    Where the references show several subjects, each has to be in the output: the first term is the
+    mean over subjects of the similarity to the region that ``matching`` gives each.
+
     ``copy_gap = max_r cos(O, W_r) - cos(O, B_r)``, with B the reference on grey in place of its
     background: what an output has of the reference beyond the subject. About 0 for the subject in
     another scene, ``1 - cos(B, W)`` for a copy. Of what can be said without ground truth it is
@@ -163,25 +167,73 @@ class IdentityReward:
             DataError: as ``score``.
         """
         config = self._config
+        several = torch.tensor([bool(example.subjects) for example in examples])
+        if len(several.unique()) == 2:
+            return self._in_two(images, examples, several)
         unique, place = distinct(examples)
         references = self._references(unique, images.device)[place.to(images.device)]
         subjects, wholes, bare = references.unbind(2)
         targets = wholes if config.region == "image" else subjects
-        if config.output_region == "image":
-            output = self.embed(images)
+        if several.any():
+            output, identity = None, self._matched(images, examples, targets)
         else:
-            words = [example.named_subject for example in examples]
-            output = self.embed_outputs(list(images), words)
-        identity = _pool(torch.einsum("bd,brd->br", output, targets), config.references)
+            output = self._outputs(images, examples)
+            identity = _pool(torch.einsum("bd,brd->br", output, targets), config.references)
         if self._segmenter is None and all(e.reference_masks is None for e in examples):
             return identity, torch.full_like(identity, torch.nan)
-        whole = output if config.output_region == "image" else self.embed(images)
-        gap = _pool(torch.einsum("bd,brd->br", whole, wholes - bare), "max")
+        if output is None or config.output_region == "subject":
+            output = self.embed(images)
+        gap = _pool(torch.einsum("bd,brd->br", output, wholes - bare), "max")
         if not config.copy_penalty:
             return identity, gap
         explained = (subjects * wholes).sum(2)
-        excess = (torch.einsum("bd,brd->br", whole, wholes) - explained).clamp(min=0)
+        excess = (torch.einsum("bd,brd->br", output, wholes) - explained).clamp(min=0)
         return identity - config.copy_penalty * _pool(excess, "max"), gap
+
+    def _in_two(
+        self, images: Tensor, examples: Sequence[Example], several: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Those with one subject and those with several, each by themselves."""
+        found = torch.empty(2, len(images), device=images.device)
+        for kind in (False, True):
+            rows = (several == kind).nonzero()[:, 0]
+            some = [examples[row] for row in rows.tolist()]
+            rows = rows.to(images.device)
+            found[:, rows] = torch.stack(self.score_and_gap(images[rows], some))
+        return found[0], found[1]
+
+    def _outputs(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
+        if self._config.output_region == "image":
+            return self.embed(images)
+        return self.embed_outputs(list(images), [example.named_subject for example in examples])
+
+    def _matched(self, images: Tensor, examples: Sequence[Example], targets: Tensor) -> Tensor:
+        """Identity ``[B]`` of several subjects, each in a region of its own; targets
+        ``[B, R, D]``. A subject that no reference shows is left out.
+
+        Raises:
+            DataError: if there is no segmenter that finds them in outputs.
+        """
+        found = []
+        for image, example, shown in zip(images, examples, targets, strict=True):
+            if self._segmenter is None or self._config.output_region == "image":
+                raise DataError(
+                    f"example {example.id!r}: subjects: must be one for output_region 'image', got "
+                    f"{len(example.subjects)}; set output_region: subject and a segmenter in the "
+                    "reward, which then finds each in outputs"
+                )
+            names = example.subjects
+            places = regions(self._segmenter.masks([image] * len(names), names))
+            parts = [cut_out(image, place) for place in places] or [image]
+            features = batched(self._features, self._preprocess.stack(parts))
+            similar = features @ shown[: len(example.references)].T
+            numbered = list(enumerate(example.reference_subjects))
+            shows = [[number for number, n in numbered if n == name] for name in names]
+            of_each = [_pool(similar[:, which], self._config.references) for which in shows]
+            known = [row for row in of_each if not row.isnan().any()]
+            nothing = images.new_tensor(torch.nan)
+            found.append(matched(torch.stack(known), len(names)) if known else nothing)
+        return torch.stack(found)
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
@@ -275,7 +327,9 @@ class IdentityReward:
         if example.reference_masks is not None:
             mask = example.reference_masks[number].to(picture.device)
         elif self._segmenter is not None or is_needed:
-            words = example.named_subject if self._segmenter else ""
+            words = ""
+            if self._segmenter is not None:
+                words = example.words_of(number) or example.named_subject
             mask = self._find(picture, words, f"example {example.id!r}").to(picture.device)
         else:
             return None
@@ -298,7 +352,7 @@ def _pool(similarities: Tensor, how: str) -> Tensor:
 
 def _digest(example: Example, number: int) -> bytes:
     """Digest of what a reference's features depend on: examples of one subject share them."""
-    digest = hashlib.blake2b(example.subject.encode(), digest_size=16)
+    digest = hashlib.blake2b(example.words_of(number).encode(), digest_size=16)
     masks = example.reference_masks or ()
     for tensor in (example.references[number], *masks[number : number + 1]):
         digest.update(str(tuple(tensor.shape)).encode())

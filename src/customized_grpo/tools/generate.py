@@ -29,7 +29,7 @@ from customized_grpo.devices import memory_named, pick_device
 from customized_grpo.errors import CheckpointError, ConfigError
 from customized_grpo.evaluation.outcome import BASE
 from customized_grpo.files import write_atomic
-from customized_grpo.generators.base import Generator
+from customized_grpo.generators.base import Generator, Sizable
 from customized_grpo.generators.cache import CachedEncoder
 from customized_grpo.generators.lora import set_strength
 from customized_grpo.generators.lora_files import holds_lora, lora_file
@@ -131,6 +131,7 @@ def generate(
     base: bool = True,
     strength: float | None = None,
     batch_size: int | None = None,
+    size: tuple[int, int] | None = None,
     metadata: bool = True,
 ) -> list[Path]:
     """Writes a PNG of every shot by every model into ``out``; returns the contact sheets.
@@ -142,6 +143,7 @@ def generate(
         base: whether the base makes them too, beside the trained weights.
         strength: of the LoRA; None: 1.
         batch_size: pictures made together; None: the config's ``evaluation.batch_size``.
+        size: height and width of the pictures; None: as the config says.
         metadata: whether a PNG says how it was made.
 
     Raises:
@@ -150,13 +152,12 @@ def generate(
     """
     columns = [*([BASE] if base else []), *([TUNED] if target.weights else [])]
     _check(target, columns, strength, out)
-    config = target.config
-    generator = build_generator(config, pick_device(config.device))
+    config, generator = _build(target.config, size)
     for shot in shots:
         generator.check(outline(shot.entry))
     out.mkdir(parents=True, exist_ok=True)
-    size = batch_size or config.evaluation.batch_size
-    config = replace(config, evaluation=replace(config.evaluation, batch_size=size))
+    together = batch_size or config.evaluation.batch_size
+    config = replace(config, evaluation=replace(config.evaluation, batch_size=together))
     encode, pictures = CachedEncoder(generator, config.generator, config.cache), PictureCache()
 
     def draw(batch: Sequence[Shot]) -> Tensor:
@@ -175,8 +176,8 @@ def generate(
                 if target.is_lora:
                     set_strength(generator.transformer, strength)
             story = _story(target, column, strength)
-            for first in range(0, len(shots), size):
-                batch = shots[first : first + size]
+            for first in range(0, len(shots), together):
+                batch = shots[first : first + together]
                 for number, (shot, image) in enumerate(zip(batch, draw(batch), strict=True), 1):
                     texts = story | _story_of(shot) if metadata else None
                     write_atomic(out / shot.file_name(first + number, column), png(image, texts))
@@ -199,6 +200,24 @@ def seeded_sampler(
 def num_steps(config: RunConfig) -> int:
     """Denoising steps of a picture."""
     return config.evaluation.num_steps or config.rollout.num_steps
+
+
+def _build(config: RunConfig, size: tuple[int, int] | None) -> tuple[RunConfig, Generator]:
+    """The generator, and the config of it as it is."""
+    generator = build_generator(config, pick_device(config.device))
+    if size is None:
+        return config, generator
+    if not isinstance(generator, Sizable):
+        raise ConfigError(
+            f"--size must be left out for generator {config.generator.type}, whose pictures have "
+            f"one size, got {size[1]}x{size[0]}"
+        )
+    try:
+        generator = generator.sized(*size)
+    except ConfigError as error:
+        raise ConfigError(f"--size: {error}") from error
+    plug: Any = config.generator
+    return replace(config, generator=replace(plug, height=size[0], width=size[1])), generator
 
 
 def _check(target: Target, columns: Sequence[str], strength: float | None, out: Path) -> None:

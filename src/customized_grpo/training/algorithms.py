@@ -33,9 +33,15 @@ class Algorithm(Protocol):
         ...
 
     def batch(
-        self, rollout: Rollout, advantages: Advantages, conditioning: Conditioning, rows: Tensor
+        self,
+        policy: Policy,
+        rollout: Rollout,
+        advantages: Advantages,
+        conditioning: Conditioning,
+        rows: Tensor,
     ) -> Batch:
-        """What an update of the samples ``rows`` (int64) of the rollout is computed from.
+        """What an update of the samples ``rows`` (int64) of the rollout by ``policy`` is computed
+        from.
 
         Invalid samples are left out; or, where the model is sharded and a pass is a meeting of all
         processes, kept with weight 0.
@@ -54,9 +60,7 @@ class Grpo:
 
     def __init__(self, policy: Policy, config: RunConfig) -> None:
         self.rollout, self.steps = config.rollout, noisy_steps(config.rollout)
-        self.step_weights = policy.step_weights(
-            config.loss.step_weight, self.steps, config.loss.ratio_norm
-        )
+        self._loss = config.loss
         self._is_sharded = is_sharded(policy.generator.transformer)
 
     def sampling(self) -> AbstractContextManager[None]:
@@ -64,10 +68,17 @@ class Grpo:
         return nullcontext()
 
     def batch(
-        self, rollout: Rollout, advantages: Advantages, conditioning: Conditioning, rows: Tensor
+        self,
+        policy: Policy,
+        rollout: Rollout,
+        advantages: Advantages,
+        conditioning: Conditioning,
+        rows: Tensor,
     ) -> PolicyBatch:
         """The transitions of samples ``rows``."""
-        return policy_batch(rollout, advantages, rows, self.step_weights, self._is_sharded)
+        loss = self._loss
+        weights = policy.step_weights(loss.step_weight, self.steps, loss.ratio_norm)
+        return policy_batch(rollout, advantages, rows, weights, self._is_sharded)
 
     def after_rollout(self, num_updates: int) -> None:
         """Nothing is kept."""

@@ -31,7 +31,6 @@ from customized_grpo.config import (
 from customized_grpo.data.base import DataSource
 from customized_grpo.errors import RewardError, everywhere
 from customized_grpo.generators.base import Conditioning, Generator
-from customized_grpo.generators.cache import CachedEncoder
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.runs.ema import Ema
 from customized_grpo.runs.interrupts import Interrupts
@@ -50,8 +49,8 @@ from customized_grpo.training.balance import Gradients, rebalance
 from customized_grpo.training.build import make_optimizer
 from customized_grpo.training.loss import accumulate_gradient
 from customized_grpo.training.measure import measure_noise
-from customized_grpo.training.policy import make_policy
 from customized_grpo.training.samples import ScoredSampler
+from customized_grpo.training.sizes import Sizes
 from customized_grpo.training.validation import rollout_metrics
 from customized_grpo.types import Advantages, Batch, Rollout
 
@@ -94,14 +93,11 @@ class Loop:
     ) -> None:
         self.config, self.data, self.rewards = config, data, rewards
         self.log, self.guard, self.ranks = log, guard, ranks
-        # Examples that are listed come again; an endless source's do not.
-        cached = CachedEncoder(generator, config.generator, config.cache)
-        self.encode = cached if data.listed() else generator.encode
-        self.policy = make_policy(generator, config)
+        self.sizes = Sizes(generator, config, come_again=bool(data.listed()))
+        self.policy = self.sizes.own.policy
+        """Of the size of the rollout under way."""
         self.algorithm = make_algorithm(self.policy, config)
-        self.sample = ScoredSampler(
-            config, self.policy, self.algorithm, rewards, log, interrupts, ranks
-        )
+        self.sample = ScoredSampler(config, self.algorithm, rewards, log, interrupts, ranks)
         self.parameters = [p for p in generator.transformer.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.parameters, config.train)
         decay = config.train.ema_decay
@@ -135,8 +131,8 @@ class Loop:
             schedule,
             config.seed * _SEED_STRIDE + _SEED_STRIDE - 1,
             self.data.training(0, schedule.num_prompts),
-            self.encode,
-            self.sample,
+            self.sizes.own.encode,
+            partial(self.sample, self.policy),
             self.ranks,
         )
         self.measured = replace(self.measured, noise_shares=shares)
@@ -168,8 +164,12 @@ class Loop:
         my_groups, place = all_group_ids[mine].unique(return_inverse=True)
         with self.log.timed("data"):
             prompts = self.data.training(number, num_prompts)
-            per_prompt = self.encode([prompts[group] for group in my_groups.tolist()])
-        rollout, scores = self.sample(prompts, per_prompt, rng, shares, self.algorithm.rollout)
+            sized = self.sizes.of(number, prompts)
+            self.policy = sized.policy
+            per_prompt = sized.encode([prompts[group] for group in my_groups.tolist()])
+        rollout, scores = self.sample(
+            self.policy, prompts, per_prompt, rng, shares, self.algorithm.rollout
+        )
         device = rollout.images.device
         group_ids, conditioning = all_group_ids.to(device), per_prompt.take(place.to(device))
         for error in scores.errors:
@@ -224,7 +224,7 @@ class Loop:
 
         def gradient(per_step: Tensor) -> Gradients:
             part = replace(advantages, per_step=per_step)
-            batch = self.algorithm.batch(rollout, part, conditioning, rows)
+            batch = self.algorithm.batch(self.policy, rollout, part, conditioning, rows)
             self._gradient(batch, conditioning, loss, pinned=True)
             return [parameter.grad for parameter in self.parameters]
 
@@ -252,7 +252,8 @@ class Loop:
     def _batch_of(self, experience: Experience, rows: Tensor) -> Batch:
         rollout = experience.rollout
         mine = torch.isin(experience.rows, rows).nonzero()[:, 0].to(rollout.group_ids.device)
-        return self.algorithm.batch(rollout, experience.advantages, experience.conditioning, mine)
+        advantages, conditioning = experience.advantages, experience.conditioning
+        return self.algorithm.batch(self.policy, rollout, advantages, conditioning, mine)
 
     def _gradient(
         self, batch: Batch, conditioning: Conditioning, loss: LossConfig, *, pinned: bool

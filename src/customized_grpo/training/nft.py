@@ -27,7 +27,7 @@ class Nft:
     """See ``algorithms.Algorithm``."""
 
     def __init__(self, policy: Policy, config: RunConfig, settings: NftAlgorithm) -> None:
-        self._policy, self._config, self._settings = policy, config, settings
+        self._config, self._settings = config, settings
         self.rollout = replace(config.rollout, num_trained_steps=0)  # keeps no transition
         self.steps = range(*config.rollout.window or (0, config.rollout.num_steps))
         transformer = policy.generator.transformer
@@ -38,7 +38,12 @@ class Nft:
         return nullcontext() if self.old is None else self.old.applied()
 
     def batch(
-        self, rollout: Rollout, advantages: Advantages, conditioning: Conditioning, rows: Tensor
+        self,
+        policy: Policy,
+        rollout: Rollout,
+        advantages: Advantages,
+        conditioning: Conditioning,
+        rows: Tensor,
     ) -> ForwardBatch:
         """Samples ``rows`` at their noise levels, and what the old policy says there."""
         batch = forward_batch(
@@ -49,13 +54,13 @@ class Nft:
             self._config.rollout.num_trained_steps,
             beta=self._settings.beta,
             clip=self._config.advantage.clip,
-            keep_invalid=is_sharded(self._policy.generator.transformer),
+            keep_invalid=is_sharded(policy.generator.transformer),
         )
         if self.old is None:
             return batch
         size = self.rollout.batch_size or len(rollout.images)  # has had room in the rollout
         with self.old.applied():
-            return replace(batch, old_velocity=_velocities(self._policy, batch, conditioning, size))
+            return replace(batch, old_velocity=_velocities(policy, batch, conditioning, size))
 
     def after_rollout(self, num_updates: int) -> None:
         """Moves the weights that sample towards those that are trained."""

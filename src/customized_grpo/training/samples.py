@@ -29,18 +29,18 @@ class ScoredSampler:
     def __init__(
         self,
         config: RunConfig,
-        policy: Policy,
         algorithm: Algorithm,
         rewards: RewardSet,
         log: RunLog,
         interrupts: Interrupts,
         ranks: Ranks,
     ) -> None:
-        self.config, self.policy, self.algorithm, self.rewards = config, policy, algorithm, rewards
+        self.config, self.algorithm, self.rewards = config, algorithm, rewards
         self.log, self.interrupts, self.ranks = log, interrupts, ranks
 
     def __call__(
         self,
+        policy: Policy,
         prompts: Sequence[Example],
         per_prompt: Conditioning,
         rng: torch.Generator,
@@ -50,6 +50,7 @@ class ScoredSampler:
         """This process's samples, and the scores of all processes' ``[B, R]``.
 
         Args:
+            policy: samples.
             prompts: an example for every group, of all processes.
             per_prompt: the conditioning of the groups that this process has samples of.
             rng: of the noise.
@@ -68,7 +69,7 @@ class ScoredSampler:
 
             with self.log.timed("rollout"), self.algorithm.sampling():
                 rollout = collect_rollout(
-                    self.policy,
+                    policy,
                     per_prompt,
                     config,
                     rng,

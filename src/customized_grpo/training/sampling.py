@@ -12,7 +12,7 @@ from torch import Tensor
 from customized_grpo.buckets import layout
 from customized_grpo.config import RunConfig
 from customized_grpo.errors import ConfigError, within
-from customized_grpo.generators.base import Conditioning, Generator, Guidable, keeping
+from customized_grpo.generators.base import Conditioning, Generator, Guidable, Sizable, keeping
 from customized_grpo.generators.cpu import lora_merged
 from customized_grpo.training.policy import Policy, make_policy
 from customized_grpo.types import Example
@@ -59,17 +59,30 @@ def sample_images(
     return torch.cat([policy.decode(part) for part in latents.split(batch_size)])
 
 
-def _as_evaluated(generator: Generator, config: RunConfig) -> Generator:
-    scale = config.evaluation.guidance_scale
-    if scale is None:
-        return generator
-    if not isinstance(generator, Guidable):
-        raise ConfigError(
-            f"evaluation.guidance_scale must be null for generator {config.generator.type}, got "
-            f"{scale}; it has no method guided"
-        )
+def as_evaluated(generator: Generator, config: RunConfig) -> Generator:
+    """The generator with the guidance and the size of pictures that are not trained on.
+
+    Raises:
+        ConfigError: naming the field of ``evaluation``, if it cannot have them.
+    """
+    own = config.evaluation
     with within("evaluation"):
-        return generator.guided(scale)
+        if own.guidance_scale is not None:
+            if not isinstance(generator, Guidable):
+                raise _lacking("guidance_scale", own.guidance_scale, "guided", config)
+            generator = generator.guided(own.guidance_scale)
+        if own.height is not None or own.width is not None:
+            if not isinstance(generator, Sizable):
+                raise _lacking("height", own.height, "sized", config)
+            generator = generator.sized(own.height, own.width)
+    return generator
+
+
+def _lacking(field: str, value: object, method: str, config: RunConfig) -> ConfigError:
+    return ConfigError(
+        f"{field} must be null for generator {config.generator.type}, got {value}; it has no "
+        f"method {method}"
+    )
 
 
 class FixedSampler:
@@ -90,7 +103,7 @@ class FixedSampler:
         noise: Tensor | None = None,
     ) -> None:
         self.examples = tuple(examples)
-        generator = _as_evaluated(generator, config)
+        generator = as_evaluated(generator, config)
         self._policy = make_policy(generator, config, config.evaluation.num_steps)
         if noise is None:
             seed = config.evaluation.seed + _VARIANT_STRIDE * variant

@@ -315,7 +315,8 @@ class Session:
         folder = self.log.folder / FAILURES / f"{update:06d}{rank}"
         # All have the same weights, or parts of them: one copy does for the dumps of all.
         state = self.state.tensors(keep=self.ranks.is_first) if self._takes_part else {}
-        dump_failure(folder, self.config, report, batch, conditioning, state, is_pinned)
+        config = self.loop.sizes.config_of(self.loop.policy)
+        dump_failure(folder, config, report, batch, conditioning, state, is_pinned)
         raise everywhere(
             CheckpointError(
                 f"{self.progress.skipped} updates in a row had no finite gradient: {report}; "

@@ -30,6 +30,7 @@ from customized_grpo.runs.sharding import shard
 from customized_grpo.runs.sinks.base import check_sinks
 from customized_grpo.training.build import build_world, make_trainable
 from customized_grpo.training.session import Session
+from customized_grpo.training.sizes import check_sizes
 from customized_grpo.training.validation import NUM_SAMPLES, SampleGrid, Validation
 
 logger = logging.getLogger("customized_grpo")
@@ -90,6 +91,7 @@ def _train(config: RunConfig, folder: Path, ranks: Ranks, *, resume: bool) -> No
     _check_even(config, ranks)
     device = pick_device(config.device)
     data, generator = build_world(config, device)
+    check_sizes(generator, config)
     rewards = RewardSet(config.rewards, device)
     evaluators: RewardSet | None = RewardSet(config.evaluators, device, "evaluators")
     path = config.evaluation.classifier

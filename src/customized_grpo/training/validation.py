@@ -25,7 +25,7 @@ from customized_grpo.runs.sharding import is_sharded
 from customized_grpo.training.advantages import share_statistics
 from customized_grpo.training.gains import Gains
 from customized_grpo.training.hacking import HackingAlarm
-from customized_grpo.training.sampling import FixedSampler
+from customized_grpo.training.sampling import FixedSampler, as_evaluated
 from customized_grpo.training.scoring import gather_scores
 from customized_grpo.types import Advantages, Example, RewardScores
 
@@ -82,7 +82,8 @@ class Validation:
         self._shares = _shares(examples, ranks.world_size, is_sharded(generator.transformer))
         mine = self._shares[ranks.rank]
         rng = torch.Generator().manual_seed(config.evaluation.seed)
-        noise = generator.noise(len(examples), rng)[mine.to(generator.device)]
+        noise = as_evaluated(generator, config).noise(len(examples), rng)
+        noise = noise[mine.to(generator.device)]
         self._examples = [examples[row] for row in mine.tolist()]
         self.sample = FixedSampler(generator, config, self._examples, noise=noise)
         """Pictures ``[b, 3, H, W]`` of this process's share by the generator as it is now."""

@@ -21,7 +21,7 @@ from customized_grpo.tools.estimate.cost import (
 from customized_grpo.tools.estimate.devices import Device
 from customized_grpo.tools.estimate.encoders import EncoderCount, RewardCount
 from customized_grpo.tools.estimate.transformer import Tokens, TransformerCount
-from customized_grpo.tools.estimate.workload import Workload
+from customized_grpo.tools.estimate.workload import Workload, count_run
 
 DEVICE = Device(
     name="round", bf16=100.0, float32=10.0, memory=1e6, bandwidth=1e6, link=50.0, network=5.0
@@ -70,6 +70,21 @@ def test_seconds_are_flops_over_peak_and_mfu(config: RunConfig) -> None:
     assert result.seconds_per_update == pytest.approx(seconds / 2)
     assert result.images_per_second == pytest.approx(20 / seconds)
     assert result.hours == pytest.approx(seconds * 5 / 3600)
+
+
+def test_pictures_that_are_not_trained_on_take_the_memory_of_their_size(config: RunConfig) -> None:
+    larger = Tokens(target=(8, 8), references=(), text=4)
+    other = work(config, tokens=larger, transformer=replace(MODEL, forward_peak=3000))
+    plain, sized, alone = (
+        activations(w, 1, fsdp=False, checkpointing=False)
+        for w in (work(config), work(config, shown=other), other)
+    )
+    assert sized["pictures"] == alone["pictures"] > plain["pictures"]
+    assert sized | {"pictures": 0} == plain | {"pictures": 0}
+    counted = count_run(changed(config, evaluation={"height": 128}))
+    assert counted.size == (64, 64)
+    assert counted.shown is not None
+    assert counted.shown.size == (128, 64)
 
 
 def test_reading_the_weights_bounds_a_pass(config: RunConfig) -> None:

@@ -31,10 +31,16 @@ def use_cpu_blocks(transformer: Any, num_targets: int) -> None:
         block.forward = partial(_double_block, block)
         for feed_forward in (block.ff, block.ff_context):
             feed_forward.net[0].gelu = gelu
-    *earlier, last = transformer.single_transformer_blocks
-    for block in earlier:
+    for block in transformer.single_transformer_blocks:
         block.forward = partial(_single_block, block, None)
-    last.forward = partial(_single_block, last, num_targets)
+    cut_to_targets(transformer, num_targets)
+
+
+def cut_to_targets(transformer: Any, num_targets: int) -> None:
+    """Cuts the output to another number of target's tokens, if the blocks are those below."""
+    last = transformer.single_transformer_blocks[-1]
+    if isinstance(last.__dict__.get("forward"), partial):
+        last.forward = partial(_single_block, last, num_targets)
 
 
 def use_stock_blocks(transformer: nn.Module) -> None:

@@ -49,6 +49,8 @@ class WireExample:
     subject: str
     num_references: Annotated[int, Field(ge=1)]
     has_masks: bool
+    reference_subjects: list[str] | None = None
+    """Words for the subject of each reference; left out where all show ``subject``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +92,7 @@ def encode_request(
                 "subject": example.subject,
                 "num_references": len(example.references),
                 "has_masks": example.reference_masks is not None,
+                **_subjects(example),
             }
             for example in unique
         ],
@@ -97,6 +100,11 @@ def encode_request(
     }
     packed = {name: _pack(picture, pixels) for name, picture in tensors.items()}
     return safetensors.torch.save(packed, {"request": json.dumps(header)})
+
+
+def _subjects(example: Example) -> dict[str, list[str]]:
+    several = list(example.reference_subjects)
+    return {"reference_subjects": several} if several else {}
 
 
 def _pack(picture: Tensor, pixels: Pixels) -> Tensor:
@@ -183,7 +191,13 @@ def _example(
         for i in places:
             if masks[i].shape[1:] != references[i].shape[1:]:
                 raise BadRequest(f"mask.{number}.{i}: must have the size of its reference")
-    digest = hashlib.sha256(json.dumps([listed.prompt, listed.subject]).encode())
+    several = listed.reference_subjects or []
+    if len(several) not in (0, len(references)):
+        raise BadRequest(
+            f"examples.{number}.reference_subjects: must have one entry per reference, "
+            f"{len(references)}, got {len(several)}"
+        )
+    digest = hashlib.sha256(json.dumps([listed.prompt, listed.subject, *several]).encode())
     for picture in (*references, *(masks or ())):
         digest.update(f"{tuple(picture.shape)}".encode())
         digest.update(picture.numpy().tobytes())
@@ -191,6 +205,7 @@ def _example(
         id=f"{listed.id}@{digest.hexdigest()[:16]}",
         prompt=listed.prompt,
         subject=listed.subject,
+        reference_subjects=tuple(several),
         references=tuple(references),
         reference_masks=None if masks is None else tuple(masks),
     )

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from customized_grpo.assets import resolve_checkpoint
+from customized_grpo.assets import is_embedded, resolve_checkpoint
 from customized_grpo.config import Checkpoint, RunConfig
 from customized_grpo.errors import ConfigError
 from customized_grpo.tools.doctor import folders, hub
@@ -51,7 +51,7 @@ def _look(checkpoint: Checkpoint) -> Finding:
 def _local(checkpoint: Checkpoint, folder: Path, file: str | None) -> Finding:
     fix = "restore it, or download it again: hf download OWNER/NAME --local-dir "
     fix += shlex.quote(str(folder))
-    if checkpoint.path.startswith("embedded:"):
+    if is_embedded(checkpoint.path):
         fix = "reinstall it: pip install --force-reinstall --no-deps customized-grpo"
     if gaps := folders.gaps(folder, checkpoint.kind, file):
         return problem(checkpoint.field, f"{folder}: {'; '.join(gaps)}", fix)

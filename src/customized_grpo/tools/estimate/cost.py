@@ -241,13 +241,19 @@ def activations(work: Workload, count: int, *, fsdp: bool, checkpointing: bool) 
     kept = work.guidance_passes * prefix.kept
     sampling = batch * model.forward_peak + math.ceil(batch / group) * kept + prefix.forward_peak
     decoding = vae + decoded_at_once(work.size) * work.decode.peak
+    other = work.shown or work  # as pictures that are not trained on
+    drawing = other.transformer.forward_peak + other.guidance_passes * other.transformer.prefix.kept
     scoring = min(batch, _REWARD_BATCH) * work.rewards.peak
     validating = min(validated, _REWARD_BATCH) * max(work.rewards.peak, work.evaluators.peak)
     return {
         "encode": max(texts, vae) + work.encode.peak,
         "rollout": max(sampling + merged, decoding) + scoring,
-        "pictures": max(shown * (model.forward_peak + kept) + merged, decoding, validating)
-        + max(shown, validated) * _picture_bytes(work),
+        "pictures": max(
+            shown * drawing + merged,
+            vae + decoded_at_once(other.size) * other.decode.peak,
+            validating,
+        )
+        + max(shown, validated) * _picture_bytes(other),
         # The sums of weights and adapters have gradients; the pairs are copies of the rollout's.
         "update": (micro * pair + seen * shared) * work.guidance_passes
         + 2 * merged

@@ -50,6 +50,8 @@ class Workload:
     rewards: RewardCount
     evaluators: RewardCount  # those that are there while it trains
     guidance_passes: int  # passes of the transformer per velocity
+    shown: Workload | None = None
+    """Of pictures that are not trained on, where they have another size."""
 
     @property
     def samples(self) -> int:
@@ -232,6 +234,7 @@ def count_run(config: RunConfig, references: int = 1, text: int | None = None) -
             if name.startswith("text_encoder")
         ]
     passes = generator.passes()
+    is_sized = not {"height", "width"}.isdisjoint(config.evaluation.of_generator())
     return Workload(
         config=config,
         tokens=tokens,
@@ -245,6 +248,7 @@ def count_run(config: RunConfig, references: int = 1, text: int | None = None) -
         rewards=count_rewards(config.rewards, references),
         evaluators=count_rewards(_evaluators(config), references),
         guidance_passes=passes,
+        shown=count_run(config.evaluated(), references, text) if is_sized else None,
     )
 
 

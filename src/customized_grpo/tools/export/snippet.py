@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from customized_grpo.assets import resolve_checkpoint
+from customized_grpo.assets import is_embedded, resolve_checkpoint
 from customized_grpo.runs.run import Run
 
 _NATIVE_SIZE = 1024
-_EMBEDDED = "embedded:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ def snippet(run: Run, folder: str) -> str:
     config = run.config.evaluated()
     generator = cast(Any, config.generator)
     family = _FAMILIES[generator.type]
-    height, width = _size(run)
+    height, width = _size(generator)
     dtype = f"dtype=torch.{generator.dtype}"
     lines = [
         "import torch",
@@ -96,7 +95,7 @@ def snippet(run: Run, folder: str) -> str:
 
 
 def _base_lines(path: str) -> list[str]:
-    if not path.startswith(_EMBEDDED):
+    if not is_embedded(path):
         return [f"base = {path!r}"]
     return [
         "from customized_grpo.assets import resolve_checkpoint  # the base is in this package",
@@ -153,9 +152,9 @@ def _special(generator: Any, family: _Family, area: int) -> dict[str, Any]:
     return found
 
 
-def _size(run: Run) -> tuple[int, int]:
+def _size(generator: Any) -> tuple[int, int]:
     """Height and width of the pictures; of a small FLUX.1 checkpoint, its VAE says so."""
-    generator, native = cast(Any, run.config.generator), _NATIVE_SIZE
+    native = _NATIVE_SIZE
     file = Path(resolve_checkpoint(generator.path), "vae", "config.json")
     if generator.type == "flux-kontext" and file.exists():
         native = json.loads(file.read_text(encoding="utf-8")).get("sample_size", native)
