@@ -36,7 +36,7 @@ def regions(masks: Sequence[Tensor]) -> list[Tensor]:
 def _parts(mask: Tensor) -> list[Tensor]:
     with needs_extra("report", "several subjects in one picture"):
         from scipy import ndimage
-    labels, count = ndimage.label(mask[0].cpu().numpy() > 0.5, [[1, 1, 1]] * 3)
+    labels, count = ndimage.label(mask[0].cpu().numpy() > 0.5, torch.ones(3, 3).numpy())
     numbers = torch.from_numpy(labels).to(mask.device)
     parts = [(numbers == number).float()[None] for number in range(1, count + 1)]
     least = _NOISE * max((part.sum().item() for part in parts), default=0.0)
