@@ -174,7 +174,8 @@ def test_demo_trains_the_shipped_config_and_evaluates(capsys, calls, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["train"], "CONFIG must come first, got nothing"),
+        (["train"], "required: CONFIG; see `cgrpo train --help`"),
+        (["resume", "--seed", "3", "runs/x"], "RUN must come first, got --seed"),
         (["train", "--seed", "3", "run.yaml"], "CONFIG must come first, got --seed"),
         (["train", "nothing.yaml"], "nothing.yaml': No such file"),
         (["train", "."], "it is a folder"),
