@@ -9,13 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from customized_grpo.cli.fields import FieldsHelp
-from customized_grpo.cli.shared import (
-    alone,
-    export_words,
-    hide_loading_bars,
-    next_step,
-    refuse,
-)
+from customized_grpo.cli.shared import alone, export_words, hide_loading_bars, next_step, refuse
 from customized_grpo.errors import ConfigError
 
 if TYPE_CHECKING:

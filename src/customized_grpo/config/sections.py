@@ -20,13 +20,7 @@ from customized_grpo.config.limits import (
     Seconds,
     Seed,
 )
-from customized_grpo.config.plugs import (
-    DataPlug,
-    GeneratorPlug,
-    Plug,
-    RewardPlug,
-    SinkPlug,
-)
+from customized_grpo.config.plugs import DataPlug, GeneratorPlug, Plug, RewardPlug, SinkPlug
 from customized_grpo.config.schedules import (
     BalanceSettings,
     Decay,
