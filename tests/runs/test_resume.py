@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
-import itertools
 import json
 import logging
 import math
@@ -14,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +19,7 @@ import pytest
 import torch
 from chaos import content, small_run
 from filelock import FileLock
-from helpers import ROOT, changed
+from helpers import ROOT, changed, metrics
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -78,11 +75,9 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "when",
     [
-        pytest.param("rollout", marks=pytest.mark.slow),
         "inner update",
         pytest.param("checkpoint", marks=pytest.mark.slow),
         "rename",
-        pytest.param("finish", marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_run_goes_on_bit_by_bit(
@@ -464,26 +459,10 @@ def test_one_process_at_a_time(straight: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x"), "x: No space left on device"),
         (SafetensorError("I/O error: No space left"), "Input/output error|I/O error"),
-        (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), "the system: Too many open files"),
-        (OSError(errno.EROFS, os.strerror(errno.EROFS), "x"), "x: Read-only file system"),
-        (MemoryError(), "this machine is out of memory; lower train.micro"),
-        (
-            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
-            "this machine is out of memory; lower train.micro",
-        ),
         (torch.OutOfMemoryError("CUDA out of memory."), "GPU is out of memory; lower train.micro"),
     ],
-    ids=[
-        "disk",
-        "disk by safetensors",
-        "handles",
-        "read-only",
-        "memory",
-        "memory by torch",
-        "GPU memory",
-    ],
+    ids=["disk by safetensors", "GPU memory"],
 )
 def test_what_runs_out_stops_the_run_resumably(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error, message: str
@@ -502,26 +481,6 @@ def test_what_runs_out_stops_the_run_resumably(
         with pytest.raises(ResourceError, match=f"{message}.*cgrpo resume .*after update 8$"):
             train(config, resume=True)
     assert [folder.name for folder in checkpoint_folders(run)][-1] == "000008"
-
-
-@pytest.mark.slow
-def test_a_run_that_ran_out_of_disk_goes_on(tmp_path: Path, monkeypatch) -> None:
-    config = small(tmp_path, "--train.num_updates", "4")
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", lambda *_: os.stat("/nowhere/at/all"))
-        with pytest.raises(ResourceError, match=r"/nowhere/at/all: No such file"):
-            train(config)
-    assert checkpoint_folders(tmp_path / "run") == []
-    assert (train(config, resume=True) / "finished.json").exists()
-
-
-def test_a_clock_that_jumps_changes_nothing(straight: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(time, "time", itertools.count(2e9, -1e6).__next__)
-    config = small(tmp_path, "--train.num_updates", "2", "--evaluation.validate_every", "0")
-    rows = (train(config) / "metrics.jsonl").read_text().splitlines()
-    seconds = {k: v for k, v in json.loads(rows[0]).items() if k.startswith("seconds/")}
-    assert len(seconds) >= 4
-    assert all(0 <= value < 100 for value in seconds.values())
 
 
 @pytest.mark.slow
@@ -598,7 +557,7 @@ def test_an_update_without_finite_gradient_is_skipped_and_diagnosed(
     config = small(tmp_path, "--train.num_updates", "6", "--evaluation.validate_every", "0")
     poison_gradients(monkeypatch, updates={2, 3})
     run = train(config)
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = metrics(run)
     assert [row["skipped_updates"] for row in rows] == [0, 1, 1, 0, 0, 0]
     assert "update 2 is skipped: not finite: gradients of" in caplog.text
     assert rows[3]["grad_norm"] > 0
@@ -626,7 +585,7 @@ def test_a_later_update_without_valid_samples_changes_nothing(
     monkeypatch.setattr(RewardSet, "score", lossy)
     monkeypatch.setattr(EmojiSource, "training", remembering)
     config = small(tmp_path, "--train.num_updates", "2", "--evaluation.validate_every", "0")
-    rows = [json.loads(line) for line in (train(config) / "metrics.jsonl").open()]
+    rows = metrics(train(config))
     assert rows[0]["invalid_samples"] == 2
     assert rows[0]["grad_norm"] > 0
     assert rows[1]["grad_norm"] == 0
@@ -698,7 +657,7 @@ def test_samples_that_are_not_finite_are_left_out(
 
     monkeypatch.setattr(samples, "collect_rollout", spoiled)
     run = train(config)
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = metrics(run)
     assert rows[0]["invalid_samples"] == 1
     assert all(row["skipped_updates"] == 0 for row in rows)
 
