@@ -315,6 +315,9 @@ def test_an_added_method_runs_and_stays_without_the_flag(
     added = [*command, "--add", f"mine={json.dumps(ADDED)}"]
     assert main([*added, "--methods", "mine", "--seeds", "1"]) == 0
     results = Results.read(kept / RESULTS)
+    assert results.yardstick == finished[1].yardstick  # taken from them, not judged again
+    report = Outcome.read(Study.load(finished[0]).config.folder / "mine/seed0/evaluation.json")
+    assert report.yardstick == finished[1].yardstick
     config = read_config(results.of("mine")[0].config, "mine")
     assert (config.advantage.gamma, config.advantage.schedule.type) == (0.2, "constant")
     assert list(results.labels) == ["naive", "both", "mine"]
@@ -353,22 +356,6 @@ def test_a_cell_that_another_process_runs_is_left_alone(finished: tuple[Path, Re
     with FileLock(f"{folder}.lock"), pytest.raises(CheckpointError, match="another process"):
         run_task(study, study.task("naive/seed0"))
     assert (folder / "evaluation.json").exists()
-
-
-@pytest.mark.slow
-def test_one_more_seed_goes_with_results_from_elsewhere(
-    finished: tuple[Path, Results], tmp_path: Path
-) -> None:
-    """The base is taken from the results, not judged again by every cell."""
-    kept = tmp_path / "kept"
-    kept.mkdir()
-    shutil.copy(Study.load(finished[0]).results / RESULTS, kept)
-    study = Study.load(write_study(tmp_path, num_seeds=3), kept)
-    results = compare(study, jobs=2)
-    assert len(results.cells) == 6
-    assert results.yardstick == finished[1].yardstick
-    report = Outcome.read(study.config.folder / "naive" / "seed2" / "evaluation.json")
-    assert report.yardstick == finished[1].yardstick
 
 
 @pytest.mark.slow
