@@ -241,11 +241,7 @@ def read_outcome(reply: Any, count: int) -> Outcome:
         raise ValueError("the answer's scores must be numbers or null")
     if not all(text is None or isinstance(text, str) for text in errors):
         raise ValueError("the answer's errors must be texts or null")
-    return Outcome(scores=[None if v is None else _float(v) for v in scores], errors=errors)
-
-
-def _float(value: float) -> float:
     try:
-        return float(value)
+        return Outcome(scores=[None if v is None else float(v) for v in scores], errors=errors)
     except OverflowError as error:  # JSON knows integers of any size
         raise ValueError("the answer's scores must fit a float") from error
