@@ -40,7 +40,7 @@ def single(value: float | None) -> float | None:
     return None if value is None else struct.unpack("f", struct.pack("f", value))[0]
 
 
-def test_numbers_and_pictures_are_those_of_the_log(tiny_config: RunConfig) -> None:
+def test_the_numbers_are_those_of_the_log(tiny_config: RunConfig) -> None:
     log = open_log(tiny_config, TensorBoardConfig())
     with log.feeding():
         for update in range(4):
@@ -50,6 +50,13 @@ def test_numbers_and_pictures_are_those_of_the_log(tiny_config: RunConfig) -> No
     assert found.keys() == wanted.keys()
     for name, steps in wanted.items():
         assert found[name] == [(step, single(value)) for step, value in steps.items()]
+
+
+def test_pictures_are_there(tiny_config: RunConfig) -> None:
+    log = open_log(tiny_config, TensorBoardConfig())
+    with log.feeding():
+        for update in range(3):
+            add(log, update)
     images = accumulated(log.folder).Images("samples")
     assert [event.step for event in images] == [0, 2]
     shown = Image.open(io.BytesIO(images[1].encoded_image_string)).convert("RGB")
