@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import redirect_stdout, suppress
 from dataclasses import MISSING, is_dataclass
 from typing import Any, get_type_hints
 
@@ -51,19 +49,16 @@ def command_line() -> str:
     rows = [(f"[`{c.dest}`](#cgrpo-{c.dest})", c.help) for c in commands._choices_actions]
     parts = [_table(("command", "purpose"), rows)]
     for name, parser in commands.choices.items():
-        parts += [f"## `cgrpo {name}`", *(_command(parser) or [_block(_own_help(name))])]
+        parts += [f"## `cgrpo {name}`", *_command(parser)]
     return _page(parts)
 
 
 def _command(parser: argparse.ArgumentParser) -> list[str]:
-    """Nothing for a command whose flags are fields of a config: it writes its own help."""
     rows = [
         (f"`{_spelling(action)}`", action.help % vars(action) if action.help else "")
         for action in parser._actions
         if not isinstance(action, argparse._HelpAction)
     ]
-    if not (rows or parser.description):
-        return []
     usage = parser.format_usage().removeprefix("usage: ")
     epilog = _block(parser.epilog) if parser.epilog else ""
     return [parser.description or "", _block(usage), _table(("argument", "effect"), rows), epilog]
@@ -74,13 +69,6 @@ def _spelling(action: argparse.Action) -> str:
     value = str(values or action.dest.upper()) if action.nargs != 0 else ""
     repeated = f"{value} ..." if action.nargs in ("+", "*") else value
     return f"{', '.join(action.option_strings)} {repeated}".strip()
-
-
-def _own_help(name: str) -> str:
-    printed = io.StringIO()
-    with redirect_stdout(printed), suppress(SystemExit):  # argparse ends after its help
-        cli.main([name, "--help"])
-    return printed.getvalue().partition("\nfields, ")[0]
 
 
 def configuration() -> str:

@@ -13,9 +13,9 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from helpers import ROOT
+from helpers import tiny
 
-from customized_grpo.config import RunConfig, load_config
+from customized_grpo.config import RunConfig
 from customized_grpo.data import images
 from customized_grpo.data.emoji.source import EmojiSource
 from customized_grpo.generators.flux1 import Flux1Generator
@@ -41,21 +41,8 @@ def without_heic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def tiny_config(tmp_path: Path) -> RunConfig:
-    """configs/emoji.yaml, cut down to seconds; float32 so that numbers can be compared tightly."""
-    overrides = {
-        "output_dir": str(tmp_path / "runs"),
-        "mixed_precision": "no",
-        "rollout.num_steps": 4,
-        "rollout.num_trained_steps": 2,
-        "rollout.group_size": 3,
-        "rollout.prompts_per_rollout": 2,
-        "train.num_updates": 2,
-        "train.inner_updates": 1,
-        "evaluation.num_examples": 4,
-        "evaluation.validate_every": 0,
-    }
-    flags = [text for name, value in overrides.items() for text in (f"--{name}", str(value))]
-    return load_config(ROOT / "configs" / "emoji.yaml", flags)
+    """See ``tiny``."""
+    return tiny(tmp_path)
 
 
 @pytest.fixture

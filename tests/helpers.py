@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import sys
 import time
@@ -13,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from customized_grpo.config import RunConfig
+from customized_grpo.cli.main import main
+from customized_grpo.config import RunConfig, load_config
 from customized_grpo.types import Example
 
 ROOT = Path(__file__).parents[1]
@@ -26,6 +28,38 @@ def changed(config: RunConfig, **sections: dict[str, object]) -> RunConfig:
         for name, fields in sections.items()
     }
     return dataclasses.replace(config, **replaced)
+
+
+def tiny(folder: Path) -> RunConfig:
+    """configs/emoji.yaml, cut down to seconds; float32 so that numbers can be compared tightly."""
+    overrides = {
+        "output_dir": str(folder / "runs"),
+        "mixed_precision": "no",
+        "rollout.num_steps": 4,
+        "rollout.num_trained_steps": 2,
+        "rollout.group_size": 3,
+        "rollout.prompts_per_rollout": 2,
+        "train.num_updates": 2,
+        "train.inner_updates": 1,
+        "evaluation.num_examples": 4,
+        "evaluation.validate_every": 0,
+    }
+    flags = [text for name, value in overrides.items() for text in (f"--{name}", str(value))]
+    return load_config(ROOT / "configs" / "emoji.yaml", flags)
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    """Rows of a run's log."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def error_line(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """What a command says that fails: one line."""
+    assert main([str(word) for word in words]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("cgrpo: error: ")
+    return err
 
 
 def import_from(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 
 import customized_grpo.training.train as starting
 from customized_grpo.config import RunConfig
-from customized_grpo.devices import pick_device
+from customized_grpo.devices import machine_error, pick_device
 from customized_grpo.training.train import train
 
 
@@ -56,3 +57,18 @@ def test_a_gpu_does_without_cudnns_attention(
         assert not torch.backends.cuda.cudnn_sdp_enabled()
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x"), "x: No space left on device"),
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), "the system: Too many open files"),
+        (OSError(errno.EROFS, os.strerror(errno.EROFS), "x"), "x: Read-only file system"),
+        (MemoryError(), "this machine is out of memory; lower this"),
+        (RuntimeError("can't allocate memory: you"), "this machine is out of memory; lower this"),
+        (RuntimeError("a bug"), None),
+    ],
+)
+def test_what_runs_out_is_one_line(error: Exception, line: str | None) -> None:
+    assert machine_error(error, "this") == line

@@ -25,6 +25,12 @@ def standard_error(differences: Tensor) -> float:
     return (values.std() / len(values) ** 0.5).item() if len(values) > 1 else math.nan
 
 
+def change(now: Tensor, then: Tensor) -> tuple[float, float]:
+    """Mean paired difference of ``[B]`` and its standard error; NaN where nothing is known."""
+    difference = now - then
+    return difference.nanmean().item(), standard_error(difference)
+
+
 def is_clear(mean: float, error: float) -> bool:
     """Whether a mean change is more than noise."""
     return abs(mean) > 2 * error > 0

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers import ROOT, import_from
+from helpers import ROOT, import_from, metrics
 from PIL import Image
 from snippets import snippets
 
@@ -62,10 +62,6 @@ def config_file(folder: Path, *parts: str, **sections: Any) -> Path:
     return path
 
 
-def rows_of(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def code_lines(source: str) -> int:
     body = source[source.index("\n\n\n") :]  # below the imports
     return sum(bool(line.strip()) for line in body.splitlines())
@@ -79,7 +75,7 @@ def test_examples_are_short(name: str) -> None:
 def test_reward_shaping_schedule_and_data_train_the_embedded_model(written: Path) -> None:
     parts = ("reward", "shaping", "schedule", "data")
     run = train(load_config(config_file(written, *parts, name="own")))
-    (row,) = rows_of(run)
+    (row,) = metrics(run)
     assert row["reward/warmth/std"] > 0
     assert row["grad_norm"] > 0
     assert row["invalid_samples"] == 0
@@ -103,7 +99,7 @@ def test_the_reward_is_what_the_policy_follows(written: Path) -> None:
     flags = ["--train.num_updates", "40", "--train.learning_rate", "1e-2", "--advantage.shaping",
              "linear", "--rollout.group_size", "8", "--evaluation.classifier", "null"]  # fmt: skip
     torch.manual_seed(0)
-    rows = rows_of(train(load_config(path, flags)))
+    rows = metrics(train(load_config(path, flags)))
     means = [row["reward/prompt/mean"] for row in rows]
     assert sum(means[-5:]) / 5 > sum(means[:5]) / 5 + 0.05
 
@@ -118,7 +114,7 @@ def test_the_reward_reads_picture_and_prompt(written: Path) -> None:
 
 def test_the_generator_trains_and_its_weights_come_back(written: Path) -> None:
     run = train(load_config(config_file(written, "generator", "data", name="pixels")))
-    (row,) = rows_of(run)
+    (row,) = metrics(run)
     assert row["grad_norm"] > 0
     assert 0 <= row["mismatch"] < 5e-6
     generator = load_config(run / "config.yaml").generator.build(torch.device("cpu"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from filelock import FileLock
-from helpers import ROOT
+from helpers import ROOT, error_line
 
 from customized_grpo.cli.main import main
 from customized_grpo.config import ConstantSchedule, dump_config, read_config
@@ -315,6 +315,9 @@ def test_an_added_method_runs_and_stays_without_the_flag(
     added = [*command, "--add", f"mine={json.dumps(ADDED)}"]
     assert main([*added, "--methods", "mine", "--seeds", "1"]) == 0
     results = Results.read(kept / RESULTS)
+    assert results.yardstick == finished[1].yardstick  # taken from them, not judged again
+    report = Outcome.read(Study.load(finished[0]).config.folder / "mine/seed0/evaluation.json")
+    assert report.yardstick == finished[1].yardstick
     config = read_config(results.of("mine")[0].config, "mine")
     assert (config.advantage.gamma, config.advantage.schedule.type) == (0.2, "constant")
     assert list(results.labels) == ["naive", "both", "mine"]
@@ -356,22 +359,6 @@ def test_a_cell_that_another_process_runs_is_left_alone(finished: tuple[Path, Re
 
 
 @pytest.mark.slow
-def test_one_more_seed_goes_with_results_from_elsewhere(
-    finished: tuple[Path, Results], tmp_path: Path
-) -> None:
-    """The base is taken from the results, not judged again by every cell."""
-    kept = tmp_path / "kept"
-    kept.mkdir()
-    shutil.copy(Study.load(finished[0]).results / RESULTS, kept)
-    study = Study.load(write_study(tmp_path, num_seeds=3), kept)
-    results = compare(study, jobs=2)
-    assert len(results.cells) == 6
-    assert results.yardstick == finished[1].yardstick
-    report = Outcome.read(study.config.folder / "naive" / "seed2" / "evaluation.json")
-    assert report.yardstick == finished[1].yardstick
-
-
-@pytest.mark.slow
 def test_a_cell_judged_on_other_examples_is_refused(finished: tuple[Path, Results]) -> None:
     study = Study.load(finished[0])
     run = study.config.folder / "naive" / "seed0"
@@ -401,16 +388,12 @@ def test_a_cell_judged_before_its_weights_changed_is_refused(
     (study.results / RESULTS).write_bytes(text)
 
 
-@pytest.mark.parametrize(
-    "flag",
-    [("--jobs", "2"), ("--seeds", "1"), ("--methods", "both"), ("--leaderboard", "x.md")],
-)
 def test_flags_without_effect_on_a_cell_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: tuple[str, str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = str(write_study(tmp_path))
-    assert main(["compare", file, "--cell", "naive/seed0", *flag]) == 2
-    assert f"{flag[0]} has no effect on a single --cell" in capsys.readouterr().err
+    words = ("compare", write_study(tmp_path), "--cell", "naive/seed0")
+    for flag in (("--jobs", 2), ("--seeds", 1), ("--methods", "both"), ("--leaderboard", "x")):
+        assert f"{flag[0]} has no effect on a single" in error_line(capsys, *words, *flag)
 
 
 def test_the_command_runs_the_part_that_is_asked_for(

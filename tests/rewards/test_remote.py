@@ -17,7 +17,6 @@ pytest.importorskip("fastapi", reason="needs the extra [serve]")
 
 from servers import Brightness, Reply, Request, reward_server, scripted_server
 
-from customized_grpo.config import RunConfig
 from customized_grpo.data.emoji.source import EmojiSource
 from customized_grpo.errors import ConfigError, RewardError
 from customized_grpo.rewards.base import RewardSet
@@ -27,7 +26,6 @@ from customized_grpo.rewards.endpoints import http_client
 from customized_grpo.rewards.endpoints.http_client import Backoff
 from customized_grpo.rewards.endpoints.remote import RemoteReward, RemoteRewardConfig
 from customized_grpo.rewards.endpoints.wire import Limits, decode_request
-from customized_grpo.training.train import train
 from customized_grpo.types import Example
 
 CPU = torch.device("cpu")
@@ -85,28 +83,6 @@ def test_scores_equal_those_of_the_local_reward(world: tuple[torch.Tensor, list[
             small = client(config(url, reward=name, pixels="uint8")).score(images, examples)
             torch.testing.assert_close(small, expected, atol=0.01, rtol=0)
             assert not torch.equal(small, expected)
-
-
-def test_a_training_run_takes_remote_rewards_as_it_takes_local_ones(tiny_config: RunConfig) -> None:
-    local = {plug.label: plug.build(CPU) for plug in tiny_config.rewards}
-    with reward_server(local) as url:
-        remotes = tuple(
-            RemoteRewardConfig(
-                urls=(url,), reward=plug.label, name=plug.label, objective=plug.objective
-            )
-            for plug in tiny_config.rewards
-        )
-        run = train(dataclasses.replace(tiny_config, rewards=remotes, name="remote"))
-    plain = train(tiny_config)
-    rows = [
-        json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
-        for folder in (run, plain)
-    ]
-    for name in ("reward/preference/mean", "reward/dinov2/mean", "reward/dinov2/std"):
-        assert_near(rows[0][name], rows[1][name], scale=1)
-    assert rows[0]["reward/dinov2/requests"] == 1
-    assert rows[0]["reward/dinov2/failed_images"] == 0
-    assert "reward/dinov2/requests" not in rows[1]
 
 
 def test_order_is_kept_under_random_delays() -> None:

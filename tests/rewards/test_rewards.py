@@ -130,13 +130,6 @@ def test_subject_region_ignores_the_background_of_the_reference(many: list[Examp
     assert (whole.score(images, [other]) - whole.score(images, [example])).abs() > 0.03
 
 
-def test_subject_region_needs_masks(many: list[Example]) -> None:
-    bare = Example(id="bare", prompt="x", references=many[0].references, subject="x")
-    region = Dinov2Config(path=DINO.path, objective="identity", region="subject").build(CPU)
-    with pytest.raises(DataError, match=r"'bare'.*needs a mask"):
-        region.score(targets(many[:1]), [bare])
-
-
 def test_cut_out_is_the_masked_square() -> None:
     image, mask = torch.rand(3, 20, 30), torch.zeros(1, 20, 30)
     mask[:, 4:10, 5:17] = 1

@@ -21,7 +21,7 @@ import torch
 pytest.importorskip("uvicorn", reason="tests/servers.py needs the extra [serve]")
 
 import numpy as np
-from helpers import changed
+from helpers import changed, metrics
 from PIL import Image
 from servers import Reply, Request, scripted_server
 
@@ -509,8 +509,7 @@ def test_a_run_logs_the_judges_counts_and_goes_on_without_what_failed(
         rewards=(identity, settings(url, name="taste", concurrency=1)),
         evaluators=(settings(url, name="eyes", model="eye"),),
     )
-    log = (train(config) / "metrics.jsonl").read_text().splitlines()
-    start, first, second = map(json.loads, log)
+    start, first, second = metrics(train(config))
     assert start["evaluator/eyes/requests"] == 3
     assert 0 <= start["validation/eyes"] <= 4
     assert (first["reward/taste/requests"], second["reward/taste/requests"]) == (9, 15)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
-import itertools
 import json
 import logging
 import math
@@ -14,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +19,7 @@ import pytest
 import torch
 from chaos import content, small_run
 from filelock import FileLock
-from helpers import ROOT, changed
+from helpers import ROOT, changed, metrics
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -30,7 +27,6 @@ from torch import Tensor
 
 from customized_grpo.cli.main import main
 from customized_grpo.config import RunConfig, dump_config
-from customized_grpo.data.emoji.source import EmojiSource
 from customized_grpo.data.jsonl import JsonlConfig
 from customized_grpo.errors import (
     CheckpointError,
@@ -76,14 +72,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "when",
-    [
-        pytest.param("rollout", marks=pytest.mark.slow),
-        "inner update",
-        pytest.param("checkpoint", marks=pytest.mark.slow),
-        "rename",
-        pytest.param("finish", marks=pytest.mark.slow),
-    ],
+    "when", ["inner update", pytest.param("checkpoint", marks=pytest.mark.slow), "rename"]
 )
 def test_a_killed_run_goes_on_bit_by_bit(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
@@ -379,7 +368,7 @@ def test_train_begins_or_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture) 
     for _ in range(2):
         assert main(["train", config, "--resume", "auto"]) == 0
     assert main(["train", config, "--resume=yes"]) == 2
-    assert "--resume must be auto, got 'yes'" in capsys.readouterr().err
+    assert "argument --resume: invalid choice: 'yes'" in capsys.readouterr().err
     assert main(["train", config]) == 2
     assert "already holds a run" in capsys.readouterr().err
     assert main(["resume", str(tmp_path / "nothing")]) == 2
@@ -462,37 +451,18 @@ def test_one_process_at_a_time(straight: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("owner", "name", "error", "message"),
     [
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x"), "x: No space left on device"),
-        (SafetensorError("I/O error: No space left"), "Input/output error|I/O error"),
-        (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), "the system: Too many open files"),
-        (OSError(errno.EROFS, os.strerror(errno.EROFS), "x"), "x: Read-only file system"),
-        (MemoryError(), "this machine is out of memory; lower train.micro"),
-        (
-            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
-            "this machine is out of memory; lower train.micro",
-        ),
-        (torch.OutOfMemoryError("CUDA out of memory."), "GPU is out of memory; lower train.micro"),
-    ],
-    ids=[
-        "disk",
-        "disk by safetensors",
-        "handles",
-        "read-only",
-        "memory",
-        "memory by torch",
-        "GPU memory",
+        (checkpoint, "save_file", SafetensorError("I/O error: No space left"), "I/O error"),
+        (samples, "collect_rollout", torch.OutOfMemoryError("CUDA"), "out of memory; lower train"),
     ],
 )
 def test_what_runs_out_stops_the_run_resumably(
-    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error, message: str
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner, name, error, message
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(straight, run)
     config = Run.open(run, ["--train.num_updates", "10"]).config
-    writes = isinstance(error, OSError | SafetensorError)
-    owner, name = (checkpoint, "save_file") if writes else (samples, "collect_rollout")
 
     def failing(*args: object, **kwargs: object) -> None:
         raise error
@@ -502,26 +472,6 @@ def test_what_runs_out_stops_the_run_resumably(
         with pytest.raises(ResourceError, match=f"{message}.*cgrpo resume .*after update 8$"):
             train(config, resume=True)
     assert [folder.name for folder in checkpoint_folders(run)][-1] == "000008"
-
-
-@pytest.mark.slow
-def test_a_run_that_ran_out_of_disk_goes_on(tmp_path: Path, monkeypatch) -> None:
-    config = small(tmp_path, "--train.num_updates", "4")
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", lambda *_: os.stat("/nowhere/at/all"))
-        with pytest.raises(ResourceError, match=r"/nowhere/at/all: No such file"):
-            train(config)
-    assert checkpoint_folders(tmp_path / "run") == []
-    assert (train(config, resume=True) / "finished.json").exists()
-
-
-def test_a_clock_that_jumps_changes_nothing(straight: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(time, "time", itertools.count(2e9, -1e6).__next__)
-    config = small(tmp_path, "--train.num_updates", "2", "--evaluation.validate_every", "0")
-    rows = (train(config) / "metrics.jsonl").read_text().splitlines()
-    seconds = {k: v for k, v in json.loads(rows[0]).items() if k.startswith("seconds/")}
-    assert len(seconds) >= 4
-    assert all(0 <= value < 100 for value in seconds.values())
 
 
 @pytest.mark.slow
@@ -598,38 +548,10 @@ def test_an_update_without_finite_gradient_is_skipped_and_diagnosed(
     config = small(tmp_path, "--train.num_updates", "6", "--evaluation.validate_every", "0")
     poison_gradients(monkeypatch, updates={2, 3})
     run = train(config)
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = metrics(run)
     assert [row["skipped_updates"] for row in rows] == [0, 1, 1, 0, 0, 0]
     assert "update 2 is skipped: not finite: gradients of" in caplog.text
     assert rows[3]["grad_norm"] > 0
-
-
-def test_a_later_update_without_valid_samples_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    score = RewardSet.score
-
-    def lossy(self: RewardSet, images: Tensor, examples: Sequence[Example]) -> RewardScores:
-        found, second = score(self, images, examples), examples[0] == examples[-1] == self.last
-        return dataclasses.replace(
-            found, scores=torch.full_like(found.scores, torch.nan) if second else found.scores
-        )
-
-    training = EmojiSource.training
-
-    def remembering(self: EmojiSource, number: int, count: int) -> list[Example]:
-        found = training(self, number, count)
-        RewardSet.last = found[-1]  # pyright: ignore
-        return found
-
-    monkeypatch.setattr(RewardSet, "last", None, raising=False)
-    monkeypatch.setattr(RewardSet, "score", lossy)
-    monkeypatch.setattr(EmojiSource, "training", remembering)
-    config = small(tmp_path, "--train.num_updates", "2", "--evaluation.validate_every", "0")
-    rows = [json.loads(line) for line in (train(config) / "metrics.jsonl").open()]
-    assert rows[0]["invalid_samples"] == 2
-    assert rows[0]["grad_norm"] > 0
-    assert rows[1]["grad_norm"] == 0
 
 
 @pytest.mark.slow
@@ -685,7 +607,7 @@ def test_a_dump_shows_the_failure_again(
     assert "outputs for sample 0 at step" in capsys.readouterr().out
 
 
-def test_samples_that_are_not_finite_are_left_out(
+def test_samples_that_are_not_finite_are_left_out_and_an_update_of_them_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small(tmp_path, "--train.num_updates", "2", "--evaluation.validate_every", "0")
@@ -693,13 +615,15 @@ def test_samples_that_are_not_finite_are_left_out(
 
     def spoiled(*args, **kwargs):
         rollout = collect(*args, **kwargs)
-        rollout.log_probs[1, 0] = torch.nan
+        rollout.log_probs[2:, 0] = torch.nan  # all of the second update
         return rollout
 
     monkeypatch.setattr(samples, "collect_rollout", spoiled)
     run = train(config)
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert rows[0]["invalid_samples"] == 1
+    rows = metrics(run)
+    assert rows[0]["invalid_samples"] == 2
+    assert rows[0]["grad_norm"] > 0
+    assert rows[1]["grad_norm"] == 0
     assert all(row["skipped_updates"] == 0 for row in rows)
 
 

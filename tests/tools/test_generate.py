@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import changed
+from helpers import changed, error_line
 from made_runs import make_run
 from PIL import Image
 
@@ -43,13 +43,6 @@ def texts(path: Path) -> dict:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-def error_line(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
-    assert main([str(word) for word in words]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1
-    return captured.err
 
 
 def test_base_and_tuned_of_a_run_say_how_they_were_made(

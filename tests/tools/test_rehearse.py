@@ -145,10 +145,11 @@ def test_a_device_is_known_by_what_cuda_calls_it(name: str, device: str | None) 
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--rehearse", "--resume", "auto"], "--rehearse must be left out with --resume auto"),
-        (["--rehearse", "--price", "cheap"], "--price must be of one device for one hour, a numb"),
-        (["--rehearse", "--price"], "--price must be of one device for one hour, a number above 0"),
-        (["--price", "2"], "price"),
+        (["--rehearse", "--resume", "auto"], "--resume has no effect with --rehearse"),
+        (["--rehearse", "--price", "cheap"], "--price: must be of one device for one hour, a numb"),
+        (["--rehearse", "--price"], "argument --price: expected one argument"),
+        (["--price", "2"], "--price has no effect without --rehearse"),
+        (["--allow-changed"], "--allow-changed has no effect without --resume auto"),
     ],
 )
 def test_flags_that_make_no_sense_are_refused(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from chaos import content, small_run
-from helpers import assert_near, changed
+from helpers import assert_near, changed, metrics
 from loops import make_loop
 from torch import Tensor
 
@@ -137,7 +136,7 @@ def test_measuring_changes_nothing_but_the_factors(
 def test_a_rollout_in_between_keeps_the_factors(config: RunConfig) -> None:
     settings = BalanceSettings(method="mgda", every=2)
     run = train(changed(config, advantage={"balance": settings}, train={"num_updates": 3}))
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = metrics(run)
     assert ["balance/factor/prompt" in row for row in rows] == [True, False, True]
     assert rows[0]["balance/factor/prompt"] != rows[2]["balance/factor/prompt"]
     assert sum(rows[2][f"balance/factor/{name}"] for name in NAMES) == pytest.approx(2)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from chaos import content, small_run
-from helpers import changed
+from helpers import changed, metrics
 
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.errors import ConfigError, RewardError
@@ -170,10 +170,6 @@ def small(folder: Path, hacking: str, *flags: str) -> RunConfig:
     return small_run(folder, "run", 7, *every, "--faults.hacking", hacking, *flags)
 
 
-def rows(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("_hacked")
 def test_a_hacked_run_warns_stops_or_ends_with_its_best(
@@ -181,7 +177,7 @@ def test_a_hacked_run_warns_stops_or_ends_with_its_best(
 ) -> None:
     caplog.set_level(logging.INFO, logger="customized_grpo")
     straight = train(small(tmp_path / "warn", "warn"))
-    counts = [row["hacking/dinov2"] for row in rows(straight)]
+    counts = [row["hacking/dinov2"] for row in metrics(straight)]
     assert counts == [0, 0, 0, 1, 2, 3, 4, 5]
     said = [r.getMessage() for r in caplog.records if "reward hacking" in r.getMessage()]
     assert [text.split(":")[0] for text in said] == ["update 5", "update 6", "update 7"]
@@ -229,9 +225,9 @@ def test_the_alarm_of_a_resumed_run_remembers(tmp_path: Path) -> None:
     """Two of three validations before the break, the third after it."""
     shorter = small(tmp_path, "best", "--train.num_updates", "4")
     run = train(shorter)
-    assert rows(run)[-1]["hacking/dinov2"] == 2
+    assert metrics(run)[-1]["hacking/dinov2"] == 2
     train(changed(shorter, train={"num_updates": 7}), resume=True)
-    assert rows(run)[-1]["update"] == 5
-    assert [row["hacking/dinov2"] for row in rows(run)] == [0, 0, 0, 1, 2, 3]
+    assert metrics(run)[-1]["update"] == 5
+    assert [row["hacking/dinov2"] for row in metrics(run)] == [0, 0, 0, 1, 2, 3]
     assert Run.open(run).updates == 2
     assert 5 in [int(folder.name) for folder in checkpoint_folders(run)]

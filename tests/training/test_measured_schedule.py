@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from chaos import content
-from helpers import changed
+from helpers import changed, metrics
 
 from customized_grpo.config import AdvantageConfig, CustomSchedule, MeasuredSchedule, RunConfig
 from customized_grpo.errors import RewardError
@@ -30,10 +30,6 @@ MEASURED = AdvantageConfig(schedule=MeasuredSchedule(num_prompts=3, num_samples=
 
 def schedule_of(run: Path) -> dict[str, list]:
     return json.loads((run / "schedule.json").read_text())
-
-
-def rows_of(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_groups_share_everything_but_the_noise_of_their_step(
@@ -112,7 +108,7 @@ def test_measuring_changes_nothing_but_the_weights(
     own = AdvantageConfig(schedule=CustomSchedule(target=f"{__name__}:kept"))
     given = train(dataclasses.replace(tiny_config, name="given", advantage=own))
     assert content(given) == content(measured)
-    assert len(rows_of(given)) == 2
+    assert len(metrics(given)) == 2
 
 
 @pytest.mark.slow
@@ -122,7 +118,7 @@ def test_a_run_that_goes_on_with_other_steps_measures_them(tiny_config: RunConfi
     other = changed(config, rollout={"num_steps": 3}, train={"num_updates": 2})
     run = train(other, resume=True, allow_changed=True)
     assert len(schedule_of(run)["weights"]) == 3
-    assert len(rows_of(run)) == 2
+    assert len(metrics(run)) == 2
 
 
 def test_a_reward_that_never_answers_ends_the_measuring(
@@ -138,12 +134,12 @@ def test_a_reward_that_never_answers_ends_the_measuring(
 
 def test_the_gates_floor_is_the_mean_of_the_first_rollout(tiny_config: RunConfig) -> None:
     gate = AdvantageConfig(shaping="gate", gamma=30.0)
-    rows = rows_of(train(dataclasses.replace(tiny_config, advantage=gate)))
+    rows = metrics(train(dataclasses.replace(tiny_config, advantage=gate)))
     assert rows[0]["gate/floor"] == rows[1]["gate/floor"]
     assert rows[0]["gate/floor"] == pytest.approx(rows[0]["reward/dinov2/mean"], rel=1e-5)
     assert rows[1]["gate/floor"] != pytest.approx(rows[1]["reward/dinov2/mean"], rel=1e-5)
     assert 0 < rows[0]["gate/below"] < 1
     number = dataclasses.replace(gate, gate_floor=-1.0)
-    rows = rows_of(train(dataclasses.replace(tiny_config, name="open", advantage=number)))
+    rows = metrics(train(dataclasses.replace(tiny_config, name="open", advantage=number)))
     assert [row["gate/floor"] for row in rows] == [-1, -1]
     assert [row["gate/below"] for row in rows] == [0, 0]

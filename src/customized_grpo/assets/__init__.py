@@ -28,8 +28,10 @@ _MAX_LAYERS = 1000  # a damaged number of them would be built for hours
 _MAX_SIZE = 10**8  # of anything else that a config counts
 
 
-def resolve_checkpoint(path: str) -> str:
+def resolve_checkpoint(path: str, field: str = "path") -> str:
     """Folder of ``embedded:NAME`` or of an existing folder; a hub id ``owner/name`` as it is.
+
+    ``field`` names it in messages.
 
     Raises:
         ConfigError: if it is none of these, or a config file in it cannot be meant.
@@ -38,9 +40,9 @@ def resolve_checkpoint(path: str) -> str:
         known = sorted(_EMBEDDED + p.name for p in _ROOT.glob("*") if p.is_dir())
         if path not in known:
             there = ", ".join(known) or "none"
-            raise ConfigError(f"path: no embedded checkpoint {path!r}; there are {there}")
+            raise ConfigError(f"{field}: no embedded checkpoint {path!r}; there are {there}")
         return str(_ROOT / path.removeprefix(_EMBEDDED))
-    with one_line(f"path: checkpoint {path!r} cannot be opened"):
+    with one_line(f"{field}: checkpoint {path!r} cannot be opened"):
         folder = Path(path).expanduser()
         if folder.is_dir():
             _check_configs(folder)
@@ -48,7 +50,7 @@ def resolve_checkpoint(path: str) -> str:
         if _HUB_ID.fullmatch(path) and not Path(path).parent.exists():
             return path
     raise ConfigError(
-        f"path: checkpoint {path!r} not found; give an existing folder, a hub id 'owner/name' "
+        f"{field}: checkpoint {path!r} not found; give an existing folder, a hub id 'owner/name' "
         "or 'embedded:NAME'"
     )
 

@@ -8,8 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from customized_grpo.cli.shared import alone, hide_loading_bars, positive
-from customized_grpo.errors import ConfigError
+from customized_grpo.cli.shared import alone, hide_loading_bars, positive, refuse
 from customized_grpo.files import write_atomic
 
 
@@ -26,13 +25,11 @@ def add(commands: Any) -> None:
         "customized\n"
         "  cgrpo compare configs/studies/proof.yaml --results docs/results   from what is kept\n"
         "  cgrpo compare configs/studies/leaderboard.yaml --add mine='{advantage.gamma: 0.2}'",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("study", metavar="STUDY", type=Path, help="YAML file of a study")
     parser.add_argument(
         "--jobs",
         type=positive,
-        default=None,
         metavar="N",
         help="runs at a time, each with its share of the cores (default: one per core, on a GPU 1)",
     )
@@ -43,7 +40,7 @@ def add(commands: Any) -> None:
         help="folder of results.json, tables, figures and report (default: the study's folder)",
     )
     parser.add_argument(
-        "--methods", nargs="+", default=(), metavar="METHOD", help="run these only (default: all)"
+        "--methods", nargs="+", metavar="METHOD", help="run these only (default: all)"
     )
     parser.add_argument(
         "--seeds", type=positive, metavar="N", help="run the first N seeds only (default: all)"
@@ -77,9 +74,8 @@ def _compare(options: argparse.Namespace) -> None:
     study = Study.load(options.study, options.results, options.add)
     hide_loading_bars()
     if options.cell is not None:
-        for flag in ("jobs", "methods", "seeds", "leaderboard"):
-            if getattr(options, flag):
-                raise ConfigError(f"--{flag} has no effect on a single --cell; leave it out")
+        names = ("jobs", "methods", "seeds", "leaderboard")
+        refuse(options, names, "on a single --cell; leave it out")
         run_task(study, study.task(options.cell))
         return
 
@@ -91,7 +87,7 @@ def _compare(options: argparse.Namespace) -> None:
 
     check_extra()
     jobs = options.jobs or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
-    results = compare(study, jobs, options.methods, options.seeds)
+    results = compare(study, jobs, options.methods or (), options.seeds)
     flags = ["--results", str(options.results)] if options.results else []
     flags += [word for text in options.add for word in ("--add", text)]
     if options.leaderboard:

@@ -23,20 +23,15 @@ def add(commands: Any, whole: argparse.ArgumentParser) -> None:
 
 
 def script(parser: argparse.ArgumentParser, shell: str) -> str:
-    """The script, for a parser of which `train` and `resume` have no arguments yet: theirs are the
-    fields of the config, which argparse does not parse."""
+    """The script; with the fields of `train` and `resume`, which argparse leaves to the config."""
     import shtab
 
     from customized_grpo.config import RunConfig, list_fields
 
     (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     for name in ("train", "resume"):
-        command = commands.choices[name]
-        command.add_argument("target", type=Path)
-        command.add_argument("--allow-changed", action="store_true")
         for field in list_fields(RunConfig):
-            command.add_argument(f"--{field.path}")
-    commands.choices["train"].add_argument("--resume", choices=("auto",))
+            commands.choices[name].add_argument(f"--{field.path}")
     for command in commands.choices.values():
         for action in command._actions:
             if action.type is Path:

@@ -19,7 +19,6 @@ def add(commands: Any) -> None:
         "held-out subjects everything that was asked for is there, and the subject is right.",
         epilog="example:\n  cgrpo demo --updates 20 --seed 1\n"
         "for any other field of the config: cgrpo train configs/emoji.yaml --section.field value",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--updates", type=int, help="optimizer steps, an even number (default: 80)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the run (default: 0)")

@@ -28,7 +28,6 @@ def add(commands: Any) -> None:
         "  cgrpo doctor configs/flux-kontext.yaml --generator.offload true --json\n"
         "  cgrpo doctor runs/emoji && cgrpo resume runs/emoji\n"
         "exit code: 0 = no problem (warnings may be there), 1 = a problem, 2 = wrong usage",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     target = "YAML file of a run, or folder of one to go on with"
     parser.add_argument("target", metavar="CONFIG|RUN", type=Path, nargs="?", help=target)

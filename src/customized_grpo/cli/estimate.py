@@ -23,7 +23,6 @@ def add(commands: Any) -> None:
         "  cgrpo estimate configs/flux-kontext.yaml --rollout.group_size 24 --lora.rank 256\n"
         "  cgrpo estimate configs/emoji.yaml --device cpu --benchmark mfu.json\n"
         "the model and what it leaves out: docs/performance.md",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("target", metavar="CONFIG", type=Path, help="YAML file of a run")
     device = "a100-80gb, h100 (default), h200, b200, l40s, rtx4090, or cpu (one core)"

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from customized_grpo.cli.fields import field_lines
-from customized_grpo.cli.shared import alone, export_words, hide_loading_bars, next_step
+from customized_grpo.cli.fields import FieldsHelp
+from customized_grpo.cli.shared import alone, export_words, hide_loading_bars, next_step, refuse
 from customized_grpo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ def add(commands: Any) -> None:
     """Adds the parser."""
     parser = commands.add_parser(
         "evaluate",
+        add_help=False,
         help="compare base and tuned of a run, or any model on a benchmark",
         description="Compare base and tuned of a run on held-out subjects, by its evaluators; or "
         "evaluate a model, or anyone's pictures, on a benchmark (YAML file; any of its fields can "
@@ -32,8 +33,8 @@ def add(commands: Any) -> None:
         "  torchrun --nproc_per_node 8 -m customized_grpo evaluate "
         "configs/benchmarks/dreambench.yaml\n"
         "metrics, rules and the form of the manifest: docs/evaluation.md",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("-h", "--help", action=FieldsHelp, config_of=_fields_of)
     target = "folder of a run, or YAML file of a benchmark"
     parser.add_argument("target", metavar="TARGET", type=Path, help=target)
     parser.add_argument(
@@ -60,10 +61,7 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     if _is_benchmark(options.target):
         _evaluate_benchmark(options, overrides)
         return
-    for flag in ("write_manifest", "photos"):
-        if getattr(options, flag):
-            name = flag.replace("_", "-")
-            raise ConfigError(f"--{name} has no effect on a run; give a benchmark's YAML file")
+    refuse(options, ("write_manifest", "photos"), "on a run; give a benchmark's YAML file")
     if overrides:
         raise ConfigError(
             f"{overrides[0]} has no effect on a run, which is evaluated as its config says; see "
@@ -74,33 +72,22 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     judge(options.target, split, options.num_examples, as_json=options.json)
 
 
-def _is_benchmark(target: str | Path) -> bool:
-    return Path(target).suffix in (".yaml", ".yml")
+def _is_benchmark(target: Path) -> bool:
+    return target.suffix in (".yaml", ".yml")
 
 
-def asks_for_fields(arguments: Sequence[str]) -> str | None:
-    """The file of `cgrpo evaluate FILE.yaml --help`, which argparse would not look at."""
-    if arguments[:1] != ["evaluate"] or not {"-h", "--help"} & set(arguments):
+def _fields_of(target: Path | None) -> BenchmarkConfig | None:
+    if target is None or not _is_benchmark(target):
         return None
-    return next((word for word in arguments[1:] if _is_benchmark(word)), None)
-
-
-def print_fields(path: str) -> None:
-    """`cgrpo evaluate FILE.yaml --help`."""
     from customized_grpo.config import load_benchmark
 
-    print("usage: cgrpo evaluate TARGET [--section.field value ...] [--json]\n")
-    print(f"fields, with the values of {path}:")
-    print("\n".join(field_lines(load_benchmark(path))))
+    return load_benchmark(target)
 
 
 def _evaluate_benchmark(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from customized_grpo.config import load_benchmark
 
-    for flag in ("split", "num_examples"):
-        if getattr(options, flag) is not None:
-            name = flag.replace("_", "-")
-            raise ConfigError(f"--{name} has no effect on a benchmark; leave it out")
+    refuse(options, ("split", "num_examples"), "on a benchmark; leave it out")
     config = load_benchmark(options.target, overrides)
     if options.write_manifest:
         _write_manifest(config)

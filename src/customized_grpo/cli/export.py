@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from customized_grpo.cli.shared import hide_loading_bars, hint
-from customized_grpo.errors import ConfigError
+from customized_grpo.cli.shared import hide_loading_bars, hint, refuse
 
 _NEXT = {
     "hub-folder": "{}/README.md shows how to load it; `hf upload` publishes the folder",
@@ -44,9 +43,7 @@ def _export(options: argparse.Namespace) -> None:
     from customized_grpo.tools.export.folders import export_run
 
     if options.to != "hub-folder":
-        for flag, value in (("license", options.license), ("no-picture", options.no_picture)):
-            if value:
-                raise ConfigError(f"--{flag} has no effect with --to {options.to}; leave it out")
+        refuse(options, ("license", "no_picture"), f"with --to {options.to}; leave it out")
     hide_loading_bars()
     license = options.license or "other"
     export_run(options.run_folder, options.to, options.out, license, not options.no_picture)

@@ -2,8 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
 import textwrap
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+
+class FieldsHelp(argparse._HelpAction):
+    """Shows a command's help and, below it, the fields of the config that its target names."""
+
+    def __init__(self, option_strings: list[str], config_of: Callable, **options: Any) -> None:
+        super().__init__(option_strings, help="show this and the fields, and end", **options)
+        self._config_of = config_of
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, *_: object) -> None:
+        """``config_of`` gets the target, None without one; what it gives is shown, if any."""
+        target: Path | None = getattr(namespace, "target", None)
+        config = self._config_of(target)
+        lines = [] if config is None else field_lines(config)
+        parser.print_help()
+        if lines:
+            print(f"\nfields, with {f'the values of {target}' if target else 'their defaults'}:")
+            print("\n".join(lines))
+        parser.exit()
 
 
 def field_lines(config: Any) -> list[str]:

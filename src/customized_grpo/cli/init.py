@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from customized_grpo.cli.shared import number, positive, seed
+from customized_grpo.cli.shared import number, positive, refuse, seed
 from customized_grpo.errors import ConfigError
 from customized_grpo.tools.init.models import PRESETS
 
@@ -90,10 +90,7 @@ def _init(options: argparse.Namespace) -> None:
 
 def _writer(options: argparse.Namespace) -> Writer | None:
     if options.llm is None:
-        for flag in ("llm_model", "llm_key_env"):
-            if getattr(options, flag) is not None:
-                name = flag.replace("_", "-")
-                raise ConfigError(f"--{name} has no effect without --llm; give the URL")
+        refuse(options, ("llm_model", "llm_key_env"), "without --llm; give the URL")
         return None
     if options.llm_model is None:
         raise ConfigError("--llm-model must be given with --llm, got none; name the model there")

@@ -11,7 +11,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -74,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(arguments)
         finally:
             sys.stdout.flush()  # here, where a reader that is gone can be told from a defect
+    except SystemExit as stop:  # after help or version
+        return int(stop.code or 0)
     except Interrupted as interrupted:
         print(f"cgrpo: {_one_line(interrupted)}", file=sys.stderr)
         return 128 + interrupted.received
@@ -91,19 +92,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    if arguments[:1] in (["train"], ["resume"]):  # flags are fields of the config
-        run = train.run_train if arguments[0] == "train" else train.run_resume
-        command = partial(run, arguments[1:])
-    elif path := evaluate.asks_for_fields(arguments):
-        command = partial(evaluate.print_fields, path)
-    else:
-        options, overrides = _parse(arguments)
-        command = partial(options.run, options, *overrides)
     _set_up_output()
     # Plugs by import path may lie beside the config, as modules do for `python -m`.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    return command() or 0
+    options, overrides = _parse(arguments)
+    return options.run(options, *overrides) or 0
 
 
 def _set_up_output() -> None:
@@ -170,16 +164,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[list[str]]]:
     """Options, and what is left of the arguments for commands that override a config's fields."""
-    parser = _parser()
-    if arguments[:1] not in (["doctor"], ["estimate"], ["evaluate"]):
+    parser, command = _parser(), arguments[0] if arguments else ""
+    if command not in ("train", "resume", "doctor", "estimate", "evaluate"):
         return parser.parse_args(arguments), []
     options, overrides = parser.parse_known_args(arguments)
     flag = next((word for word in overrides if word.startswith("-")), None)
     # The value of an unknown flag before it would be taken for the config.
     if flag and options.target not in map(Path, arguments[1 : arguments.index(flag)]):
+        target = "RUN" if command == "resume" else "CONFIG"
         raise ConfigError(
-            f"CONFIG must come first, got {flag}; write `cgrpo {arguments[0]} CONFIG "
-            f"[--section.field value ...]`, see `cgrpo {arguments[0]} --help`"
+            f"{target} must come first, got {flag}; write `cgrpo {command} {target} "
+            f"[--section.field value ...]`, see `cgrpo {command} --help`"
         )
     return options, [overrides]
 

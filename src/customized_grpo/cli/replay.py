@@ -17,7 +17,6 @@ def add(commands: Any) -> None:
         description="Compute an update once more from what a run has dumped, and say which "
         "weights, gradients, inputs and (sample, step) pairs are not finite.",
         epilog="example:\n  cgrpo replay runs/emoji/failures/000012",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("dump", metavar="DUMP", type=Path, help="folder under RUN/failures")
     parser.set_defaults(run=_replay)

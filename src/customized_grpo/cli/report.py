@@ -18,7 +18,6 @@ def add(commands: Any) -> None:
         "seed only count as one method.",
         epilog="examples:\n  cgrpo report runs/emoji\n"
         "  cgrpo report runs/mine runs/other --out both",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "runs", metavar="RUN", type=Path, nargs="+", help="folder of a run, or one of a study"

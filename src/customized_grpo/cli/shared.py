@@ -6,7 +6,7 @@ import argparse
 import itertools
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,14 @@ def alone(command: str) -> None:
             f"WORLD_SIZE must be 1 for {command}, which one process does, got {count}; call it "
             "without torchrun, or with WORLD_SIZE=1 before it"
         )
+
+
+def refuse(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """Raises a ConfigError for the first of some options that is given and has no effect."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value is not False:
+            raise ConfigError(f"--{name.replace('_', '-')} has no effect {why}")
 
 
 def positive(text: str) -> int:

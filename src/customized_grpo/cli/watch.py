@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from customized_grpo.cli.shared import number
-from customized_grpo.errors import ConfigError
+from customized_grpo.cli.shared import number, refuse
 from customized_grpo.runs.interrupts import Interrupts
 
 if TYPE_CHECKING:
@@ -47,9 +46,9 @@ def _watch(options: argparse.Namespace) -> None:
     from customized_grpo.tools.watch.facts import Watcher
     from customized_grpo.tools.watch.view import frame
 
-    if options.interval is not None and (options.once or options.json):
+    if options.once or options.json:
         flag = "once" if options.once else "json"
-        raise ConfigError(f"--interval has no effect with --{flag}; leave it out")
+        refuse(options, ("interval",), f"with --{flag}; leave it out")
     watcher, console = Watcher(options.run_folder), Console(highlight=False)
     if options.json:
         from pydantic_core import to_json

@@ -122,10 +122,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Reads a run's YAML file, applies overrides and checks everything.
 
     An override is `--section.field value` (also `--section.field=value`, hyphens for underscores,
-    several values for a list), typed by tyro from the field. A whole section (`lora`, `rewards`,
-    `advantage.schedule`, ...) is replaced by YAML: `--lora null`, `--advantage.schedule '{type:
-    constant, prompt: 0.6}'`. They apply in order; what fields demand of each other is checked
-    once, at the end.
+    several values for a list), written as in the file, text without quotes. A whole section
+    (`lora`, `rewards`, `advantage.schedule`, ...) is replaced by YAML: `--lora null`,
+    `--advantage.schedule '{type: constant, prompt: 0.6}'`. They apply in order; what fields demand
+    of each other is checked once, at the end.
 
     Raises:
         ConfigError: naming the file or flag, the field, what it must be, what it is and the fix.

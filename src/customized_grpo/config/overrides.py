@@ -2,15 +2,12 @@
 
 import ast
 import inspect
-import json
 import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, fields, is_dataclass, make_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
-from io import StringIO
 from itertools import pairwise
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from customized_grpo import registry
 from customized_grpo.config.decoding import decode, default_of, members, show, to_raw
@@ -104,8 +101,7 @@ def apply_overrides(config: T, overrides: Sequence[str]) -> T:
             command = "train" if isinstance(config, RunConfig) else "evaluate"
             fix = fix or f"see `cgrpo {command} CONFIG --help`"
             raise ConfigError(f"override must be a field of the config, got {_line([flag])}; {fix}")
-        change = _replace_section if info.is_section else _replace_field
-        config = change(config, info, values)
+        config = _replaced(config, info, _read(info, values))
     return config
 
 
@@ -132,8 +128,40 @@ def _split_flags(overrides: Sequence[str]) -> list[tuple[str, list[str]]]:
     return flags
 
 
-def _replace_section(config: T, info: FieldInfo, values: list[str]) -> T:
-    return _replaced(config, info, parse_yaml(" ".join(values), f"--{info.path}"))
+def _read(info: FieldInfo, words: list[str]) -> Any:
+    """The value that the words of a flag stand for: YAML, but text and names are as they are."""
+    if info.is_section:
+        return parse_yaml(" ".join(words), f"--{info.path}")
+    if info.path.endswith(".type"):
+        section = info.path.removesuffix(".type")
+        raise ConfigError(
+            f"--{info.path} must not change alone, got {_line(words)}; the fields beside it "
+            f"belong to the old type, replace them all: --{section} '{{type: ...}}'"
+        )
+    kinds = members(info.hint)
+
+    def read(word: str) -> Any:
+        is_text = str in kinds and not (word == "null" and type(None) in kinds)
+        return word if is_text else parse_yaml(word, f"--{info.path}")
+
+    items, is_list = [read(word) for word in words], _is_list(info.hint)
+    if not any(isinstance(item, list) for item in items):
+        if is_list and items != [None]:
+            return items
+        if len(items) == 1:
+            return items[0]
+    present = to_raw(info.value)
+    fix = f"its present value is {show(present)}"
+    if isinstance(present, list):
+        example = _line(list(map(str, present)))
+        fix = f"write its items with spaces between: --{info.path} {example}"
+    raise ConfigError(
+        f"--{info.path} must be one {info.type}, got {_line(words) or 'nothing'}; {fix}"
+    )
+
+
+def _is_list(hint: Any) -> bool:
+    return get_origin(hint) is tuple or any(map(_is_list, get_args(hint)))
 
 
 def _replaced(config: T, info: FieldInfo, value: Any) -> T:
@@ -143,58 +171,3 @@ def _replaced(config: T, info: FieldInfo, value: Any) -> T:
         node = node[int(part)] if isinstance(node, list) else node[part]
     node[name] = value
     return decode(raw, "command line", type(config))
-
-
-def _replace_field(config: T, info: FieldInfo, values: list[str]) -> T:
-    import tyro
-
-    if info.path.endswith(".type"):
-        section = info.path.removesuffix(".type")
-        raise ConfigError(
-            f"--{info.path} must not change alone, got {_line(values)}; the fields beside it "
-            f"belong to the old type, replace them all: --{section} '{{type: ...}}'"
-        )
-    # A parser of this field alone: that of a whole config takes a tenth of a second to build.
-    alone = make_dataclass("Alone", [("value", info.hint)])
-    try:
-        # tyro frames its messages; an error here is one line.
-        with redirect_stderr(StringIO()), redirect_stdout(StringIO()):
-            changed = tyro.cli(
-                alone,
-                args=["--value", *values],
-                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-                registry=_yaml_spelling(),
-            )
-    except SystemExit:
-        _replace_section(config, info, values)  # says what is wrong, if it is the value
-        present = to_raw(info.value)
-        fix = f"its present value is {show(present)}"
-        if isinstance(present, list):
-            items = _line(list(map(str, present)))
-            fix = f"write its items with spaces between: --{info.path} {items}"
-        raise ConfigError(
-            f"--{info.path} must be one {info.type}, got {_line(values) or 'nothing'}; {fix}"
-        ) from None
-    return _replaced(config, info, to_raw(changed.value))
-
-
-@cache
-def _yaml_spelling() -> Any:
-    """Makes tyro read true, false and null as the config files spell them."""
-    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
-
-    constructors = ConstructorRegistry()
-
-    @constructors.primitive_rule
-    def rule(info: Any) -> PrimitiveConstructorSpec[Any] | None:
-        words = {bool: {"true": True, "false": False}, type(None): {"null": None}}.get(info.type)
-        return words and PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="|".join(words),
-            instance_from_str=lambda args: words[args[0]],
-            is_instance=lambda value: value in words.values(),
-            str_from_instance=lambda value: [json.dumps(value)],
-            choices=tuple(words),
-        )
-
-    return constructors

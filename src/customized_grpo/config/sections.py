@@ -22,13 +22,7 @@ from customized_grpo.config.limits import (
     Seed,
     Side,
 )
-from customized_grpo.config.plugs import (
-    DataPlug,
-    GeneratorPlug,
-    Plug,
-    RewardPlug,
-    SinkPlug,
-)
+from customized_grpo.config.plugs import DataPlug, GeneratorPlug, Plug, RewardPlug, SinkPlug
 from customized_grpo.config.schedules import (
     BalanceSettings,
     Decay,

@@ -132,7 +132,10 @@ class Evaluation:
         """Judges the anchors, and the generator as it is now as the base."""
         return Yardstick(
             set=self._split,
-            items=tuple(_item(row, example) for row, example in enumerate(self.examples)),
+            items=tuple(
+                Item(subject=example.subject, prompt=example.prompt, prompt_index=row)
+                for row, example in enumerate(self.examples)
+            ),
             objectives={c.label: c.objective for c in self._config.evaluators},
             rewards={c.label: c.objective for c in self._config.rewards},
             base=self.judge_generator(BASE),
@@ -169,7 +172,3 @@ class Evaluation:
             sampler = FixedSampler(self._generator, self._config, examples, variant, self._encode)
         with working(what, sampler.num_calls) as on_step:
             return sampler(on_step)
-
-
-def _item(row: int, example: Example) -> Item:
-    return Item(subject=example.subject, prompt=example.prompt, prompt_index=row)

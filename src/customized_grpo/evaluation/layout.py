@@ -7,7 +7,7 @@ pictures in the order of their numbers are those of the prompt.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,8 @@ def find_pictures(folder: Path, items: Sequence[Item]) -> dict[tuple[Any, ...], 
                     raise DataError(f"{path}: must be of one prompt, got two; write a manifest")
                 taken.add(path)
                 pictures = sorted(photos_in(path), key=_number)
-                files |= {i.key: p for i, p in zip(_by_index(group), pictures, strict=False)}
+                ordered = sorted(group, key=lambda item: item.index)
+                files |= {i.key: p for i, p in zip(ordered, pictures, strict=False)}
     return files
 
 
@@ -74,10 +75,6 @@ def _check_references(folder: Path, group: Sequence[Item]) -> None:
             f"{folder}: must have a manifest where a prompt has several references, of which its "
             f"pictures have to name theirs, got none ({group[0].subject}); see --write-manifest"
         )
-
-
-def _by_index(group: Iterable[Item]) -> list[Item]:
-    return sorted(group, key=lambda item: item.index)
 
 
 def _pictures(folder: Path) -> Iterator[Path]:

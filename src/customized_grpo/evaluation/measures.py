@@ -6,6 +6,7 @@ not apply; means and their intervals are taken in ``statistics``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 
 import torch
@@ -134,17 +135,12 @@ def other_prompts(prompts: Sequence[tuple[str, str]]) -> list[str]:
     return other
 
 
-def hypervolume(points: Sequence[Sequence[float]], reference: Sequence[float]) -> float:
-    """Area that points of two objectives dominate above a reference point (Zitzler, 1999).
+def hypervolume(point: Sequence[float], reference: Sequence[float]) -> float:
+    """Area that a point of objectives dominates above a reference point (Zitzler, 1999).
 
-    Higher is better in both; points that are not above the reference in both add nothing.
+    Higher is better in all; 0 if the point is not above the reference in all.
     """
-    area, best = 0.0, reference[1]
-    for x, y in sorted(((p[0], p[1]) for p in points), reverse=True):
-        if x > reference[0] and y > best:
-            area += (x - reference[0]) * (y - best)
-            best = y
-    return area
+    return math.prod(max(x - zero, 0.0) for x, zero in zip(point, reference, strict=True))
 
 
 def frechet_distance(features: Tensor, reference: Tensor) -> float:

@@ -149,7 +149,7 @@ class Yardstick:
             zero.append(next((mean for mean in found if mean is not None), None))
         if None in point or None in zero:
             return None
-        return hypervolume([point], zero)
+        return hypervolume(point, zero)
 
     def values(self, judged: Judgement) -> dict[str, float]:
         """Every measure of a model as one number."""
@@ -163,12 +163,12 @@ class Yardstick:
         if self.base is None or judged in self.models.values():
             return {}
         gaps: dict[str, float] = {}
-        for label, objective in reversed(self.rewards.items()):  # so that the first one counts
+        for label, objective in self.rewards.items():
             names = f"reward/{label}", self.leading.get(objective, "")
             if all(name in judged.columns for name in names):
                 gains = [judged.means[name] - self.base.means[name] for name in names]
-                gaps[f"hacking_gap/{objective}"] = gains[0] - gains[1]
-        return {name: gaps[name] for name in reversed(gaps)}
+                gaps.setdefault(f"hacking_gap/{objective}", gains[0] - gains[1])
+        return gaps
 
     def summary(self, judged: Judgement) -> dict[str, Estimate]:
         """The mean of every column with its interval."""

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -90,10 +89,7 @@ class FeatureStore:
 
 def _read(file: Path) -> Tensor:
     with one_line(f"{file}: must hold numbers of pictures (delete it)", CheckpointError):
-        try:
-            return load_file(file)["values"]
-        except SafetensorError as error:
-            raise ValueError(str(error)) from error
+        return load_file(file)["values"]
 
 
 def _loaded(

@@ -10,12 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from customized_grpo.assets import one_line
+from customized_grpo.assets import one_line, resolve_checkpoint
 from customized_grpo.config import Checkpoint, RewardConfig, find_checkpoints
 from customized_grpo.config.text_limits import TextLimit
 from customized_grpo.rewards.dual_encoder import DualEncoder, PromptReward, text_limit
 from customized_grpo.rewards.loading import (
-    find_checkpoint,
     freeze,
     load_layout,
     load_tokenizer,
@@ -49,7 +48,7 @@ class Hpsv2Config(RewardConfig):
         from transformers import CLIPConfig, CLIPModel
 
         with one_line(f"clip: {self.clip!r} is not a CLIPModel checkpoint"):
-            config = CLIPConfig.from_pretrained(find_checkpoint(self.clip, "clip"))
+            config = CLIPConfig.from_pretrained(resolve_checkpoint(self.clip, "clip"))
         what = f"path: {self.file} of {self.path!r} does not fit {self.clip!r}"
         with one_line(what):
             state = convert_open_clip(read_tensors(self.path, self.file))

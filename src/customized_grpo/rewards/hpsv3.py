@@ -16,13 +16,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from customized_grpo.assets import one_line
+from customized_grpo.assets import one_line, resolve_checkpoint
 from customized_grpo.config import Checkpoint, RewardConfig, find_checkpoints
 from customized_grpo.config.limits import Count
 from customized_grpo.errors import ConfigError, DataError
 from customized_grpo.inputs import load_text
 from customized_grpo.rewards.loading import (
-    find_checkpoint,
     freeze,
     load_layout,
     load_tokenizer,
@@ -80,7 +79,7 @@ class Hpsv3Config(RewardConfig):
         from transformers import Qwen2VLConfig
 
         with one_line(f"base: {self.base!r} is not a Qwen2-VL checkpoint"):
-            config = Qwen2VLConfig.from_pretrained(find_checkpoint(self.base, "base"))
+            config = Qwen2VLConfig.from_pretrained(resolve_checkpoint(self.base, "base"))
         tokenizer = load_tokenizer(self.base, "base")
         tokenizer.add_special_tokens({"extra_special_tokens": [_REWARD]})
         tokenizer.padding_side = "right"

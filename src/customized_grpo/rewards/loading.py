@@ -33,7 +33,7 @@ def load_model(
     Raises:
         ConfigError: if there is no such checkpoint, or it is of another kind.
     """
-    folder = find_checkpoint(path, field)
+    folder = resolve_checkpoint(path, field)
 
     def load() -> Any:
         with one_line(f"{field}: {path!r} is not a {cls.__name__} checkpoint"):
@@ -69,7 +69,9 @@ def load_tokenizer(path: str, field: str = "path") -> Any:
     from transformers import AutoTokenizer
 
     with one_line(f"{field}: {path!r} has no tokenizer"):
-        return AutoTokenizer.from_pretrained(find_checkpoint(path, field), trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(
+            resolve_checkpoint(path, field), trust_remote_code=False
+        )
 
 
 def load_layout(build: Callable[[], nn.Module], state: dict[str, Tensor], what: str) -> nn.Module:
@@ -111,7 +113,7 @@ def read_tensors(path: str, name: str) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     with one_line(f"path: {path!r} has no readable {name}"):
-        file = find_file(find_checkpoint(path), name)
+        file = find_file(resolve_checkpoint(path), name)
         safe = file.suffix == ".safetensors"
         loaded: Any = load_file(file) if safe else torch.load(file, "cpu", weights_only=True)
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
@@ -133,15 +135,3 @@ def find_file(path: str, name: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     return Path(path) / name if Path(path).is_dir() else Path(hf_hub_download(path, name))
-
-
-def find_checkpoint(path: str, field: str = "path") -> str:
-    """``resolve_checkpoint`` for a field of another name.
-
-    Raises:
-        ConfigError: if there is no such checkpoint.
-    """
-    try:
-        return resolve_checkpoint(path)
-    except ConfigError as error:
-        raise ConfigError(f"{field}: {str(error).removeprefix('path: ')}") from error

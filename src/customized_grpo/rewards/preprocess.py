@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from customized_grpo.assets import one_line
+from customized_grpo.assets import one_line, resolve_checkpoint
 from customized_grpo.errors import ConfigError
-from customized_grpo.rewards.loading import find_checkpoint, find_file
+from customized_grpo.rewards.loading import find_file
 
 Fit = Literal["shortest", "longest", "exact", "none"]
 Mode = Literal["bilinear", "bicubic"]
@@ -123,7 +123,7 @@ def read_processor_config(path: str, field: str = "path") -> dict[str, Any]:
     """
     name = "preprocessor_config.json"
     with one_line(f"{field}: {path!r} has no readable {name}"):
-        file = find_file(find_checkpoint(path, field), name)
+        file = find_file(resolve_checkpoint(path, field), name)
         return json.loads(file.read_text(encoding="utf-8"))
 
 

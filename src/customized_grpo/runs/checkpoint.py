@@ -239,14 +239,12 @@ class CheckpointStore:
             (folder / _MANIFEST).write_text(json.dumps(digests) + "\n", encoding="utf-8")
 
         replace_folder(self._folder / _name(update), fill)
-        for folder in self._outdated():
-            shutil.rmtree(folder)
-
-    def _outdated(self) -> list[Path]:
         folders = checkpoint_folders(self._folder.parent)
         scores = {folder: _score(folder) for folder in folders}
-        best = max(folders, key=lambda folder: scores[folder])
-        return [f for f in folders[: -self._keep] if f != best or scores[f] == -math.inf]
+        best = max(folders, key=scores.__getitem__)
+        for folder in folders[: -self._keep]:
+            if folder != best or scores[folder] == -math.inf:
+                shutil.rmtree(folder)
 
 
 def _score(folder: Path) -> float:

@@ -44,16 +44,17 @@ def hint_at_run(folder: Path) -> str:
 
 def finished_updates(folder: Path) -> int | None:
     """Updates of the finished run in a folder; None: it is not finished."""
-    try:
-        return json.loads((folder / FINISHED).read_text(encoding="utf-8"))["updates"]
-    except FileNotFoundError:
-        return None
+    return _said(folder / FINISHED, "updates")
 
 
 def why_stopped(folder: Path) -> str | None:
     """What has ended the run in a folder, and how it goes on; None: it has not said anything."""
+    return _said(folder / STOPPED, "why")
+
+
+def _said(file: Path, name: str) -> Any:
     try:
-        return json.loads((folder / STOPPED).read_text(encoding="utf-8"))["why"]
+        return json.loads(file.read_text(encoding="utf-8"))[name]
     except FileNotFoundError:
         return None
 

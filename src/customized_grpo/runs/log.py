@@ -208,21 +208,11 @@ class RunLog:
             yield
             return
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
         bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
+            *Progress.get_default_columns(),  # name, bar, share and time that is left
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
             TextColumn("{task.fields[stage]}"),
             TextColumn("{task.fields[rewards]}", markup=False),  # a reward's name may have brackets
             console=Console(stderr=True),
@@ -246,26 +236,10 @@ class SilentLog(RunLog):
     def _told(self, stage: str) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def row(self, update: int, values: dict[str, float]) -> None:
-        """Nothing."""
+    def _nothing(self, *_: Any, **__: Any) -> None:
+        """What the other one writes."""
 
-    def schedule(self, sigmas: Tensor, weights: Tensor, objectives: Sequence[str]) -> None:
-        """Nothing."""
-
-    def advantages(self, rollout: int, advantages: Tensor, objectives: Sequence[str]) -> None:
-        """Nothing."""
-
-    def rewind(self, *, update: int, rollouts: int) -> None:
-        """Nothing."""
-
-    def sync(self) -> None:
-        """Nothing."""
-
-    def finish(self, updates: int) -> None:
-        """Nothing."""
-
-    def stop(self, why: str) -> None:
-        """Nothing."""
+    row = schedule = advantages = rewind = sync = finish = stop = _nothing
 
     def progress(self, update: int) -> AbstractContextManager[None]:
         """Nothing."""

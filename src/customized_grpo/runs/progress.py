@@ -50,5 +50,5 @@ def working(what: str, total: int) -> Iterator[Callable[[], None]]:
         done += 1
 
     logger.info("%s", what)
-    with heartbeat(lambda: f"{what}: {done} of {total} steps"):
+    with heartbeat(lambda: f"{what}: {done} of {total}"):
         yield advance

@@ -12,12 +12,7 @@ from customized_grpo.config import RunConfig
 from customized_grpo.config.decoding import show, to_raw
 from customized_grpo.errors import ConfigError
 from customized_grpo.runs.checkpoint import WEIGHTS
-from customized_grpo.runs.files import (
-    CHECKPOINTS,
-    FAILURES,
-    SAMPLES,
-    checkpoint_folders,
-)
+from customized_grpo.runs.files import CHECKPOINTS, FAILURES, SAMPLES, checkpoint_folders
 
 logger = logging.getLogger("customized_grpo")
 

@@ -15,9 +15,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from PIL import Image
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from customized_grpo.config import RunConfig, load_config
@@ -33,8 +30,9 @@ from customized_grpo.generators.base import Generator, Sizable
 from customized_grpo.generators.cache import CachedEncoder
 from customized_grpo.generators.lora import set_strength
 from customized_grpo.generators.lora_files import holds_lora, lora_file
-from customized_grpo.pictures import png, save_grid
+from customized_grpo.pictures import png, read_strip, save_grid
 from customized_grpo.runs.files import CONFIG
+from customized_grpo.runs.progress import working
 from customized_grpo.runs.run import Run
 from customized_grpo.training.build import build_generator, load_trained
 from customized_grpo.training.sampling import FixedSampler
@@ -165,10 +163,8 @@ def generate(
         return seeded_sampler(generator, config, examples, [shot.seed for shot in batch], encode)()
 
     strength = 1.0 if strength is None else strength
-    console = Console(stderr=True)
-    bar = Progress(console=console, disable=not console.is_terminal)
-    job = bar.add_task("pictures", total=len(shots) * len(columns))
-    with bar, memory_named(f"--batch-size, or {LESS_MEMORY}"):
+    memory = memory_named(f"--batch-size, or {LESS_MEMORY}")
+    with working("pictures", len(shots) * len(columns)) as advance, memory:
         for column in columns:
             if column == TUNED:
                 assert target.weights is not None  # or there is no such column
@@ -181,7 +177,7 @@ def generate(
                 for number, (shot, image) in enumerate(zip(batch, draw(batch), strict=True), 1):
                     texts = story | _story_of(shot) if metadata else None
                     write_atomic(out / shot.file_name(first + number, column), png(image, texts))
-                bar.advance(job, len(batch))
+                    advance()
     return _write_sheets(shots, columns, out)
 
 
@@ -262,7 +258,7 @@ def _write_sheets(shots: Sequence[Shot], columns: Sequence[str], out: Path) -> l
         ]
         pictures = {
             column: [
-                _read_png(out / shot.file_name(number, column))
+                read_strip(out / shot.file_name(number, column), 1)[0]
                 for number, shot in enumerate(rows, first + 1)
             ]
             for column in columns
@@ -271,8 +267,3 @@ def _write_sheets(shots: Sequence[Shot], columns: Sequence[str], out: Path) -> l
         sheets.append(out / f"sheet{number}.png")
         save_grid(sheets[-1], examples, pictures)
     return sheets
-
-
-def _read_png(path: Path) -> Tensor:
-    with Image.open(path) as image:
-        return Picture(path, "RGB", image.height, image.width).load()

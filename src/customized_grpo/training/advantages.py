@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -11,24 +11,18 @@ from torch import Tensor
 from customized_grpo.config import (
     AdvantageConfig,
     ConstantSchedule,
-    CosineSchedule,
     CustomSchedule,
-    LinearSchedule,
     MeasuredSchedule,
     RewardConfig,
-    TdwSchedule,
 )
 from customized_grpo.errors import ConfigError
 from customized_grpo.ops import (
+    SCHEDULES,
     SHAPINGS,
     Shaping,
-    constant_weights,
-    cosine_weights,
     group_normalize,
-    linear_weights,
     measured_weights,
     shape_advantages,
-    tdw_weights,
 )
 from customized_grpo.registry import import_object
 from customized_grpo.types import Advantages
@@ -134,32 +128,26 @@ def objective_weights(
 
 
 def _schedule(sigmas: Tensor, config: AdvantageConfig, measured: Measured) -> Tensor:
-    match config.schedule:
-        case TdwSchedule(high=high, low=low, start=start, center=center, slope=slope, end=end,
-                         final=final):  # fmt: skip
-            return tdw_weights(sigmas, high, low, start, center, slope, end, final)
-        case ConstantSchedule(prompt=prompt):
-            return constant_weights(sigmas, prompt)
-        case LinearSchedule(high=high, low=low):
-            return linear_weights(sigmas, high, low)
-        case CosineSchedule(high=high, low=low):
-            return cosine_weights(sigmas, high, low)
-        case MeasuredSchedule():
-            if len(measured.noise_shares) != len(sigmas):
-                raise ConfigError(
-                    "advantage.schedule.type must be another than measured where no run has "
-                    f"measured these {len(sigmas)} steps; write the weights of its schedule.json "
-                    "as a custom one"
-                )
-            return measured_weights(torch.tensor(measured.noise_shares, device=sigmas.device))
-        case CustomSchedule(target=target):
-            weights = import_object(target, "advantage.schedule.target")(sigmas)
-            if not isinstance(weights, Tensor) or weights.shape != (len(sigmas), 2):
-                raise ConfigError(
-                    f"advantage.schedule.target: {target} must return a tensor of shape "
-                    f"({len(sigmas)}, 2), got {getattr(weights, 'shape', weights)!r}"
-                )
-            return weights.to(sigmas)  # wherever, and in whatever type, it was made
+    """Weights of identity and prompt ``[len(sigmas), 2]``."""
+    schedule = config.schedule
+    if isinstance(schedule, MeasuredSchedule):
+        if len(measured.noise_shares) != len(sigmas):
+            raise ConfigError(
+                "advantage.schedule.type must be another than measured where no run has measured "
+                f"these {len(sigmas)} steps; write the weights of its schedule.json as a custom one"
+            )
+        return measured_weights(torch.tensor(measured.noise_shares, device=sigmas.device))
+    if isinstance(schedule, CustomSchedule):
+        target = schedule.target
+        weights = import_object(target, "advantage.schedule.target")(sigmas)
+        if not isinstance(weights, Tensor) or weights.shape != (len(sigmas), 2):
+            raise ConfigError(
+                f"advantage.schedule.target: {target} must return a tensor of shape "
+                f"({len(sigmas)}, 2), got {getattr(weights, 'shape', weights)!r}"
+            )
+        return weights.to(sigmas)  # wherever, and in whatever type, it was made
+    options = asdict(schedule)  # of the function's own names
+    return SCHEDULES[options.pop("type")](sigmas, **options)
 
 
 def one_sided(sigmas: Tensor, steps: range, config: AdvantageConfig) -> str | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from customized_grpo.config import RunConfig
-from customized_grpo.significance import is_clear, is_slight, standard_error
+from customized_grpo.significance import change, is_clear, is_slight
 
 _RIGHT = {
     "prompt": "validation/share/prompt_right",
@@ -50,10 +51,9 @@ class Gains:
 
 
 def _gain(name: str, now: Tensor, base: Tensor) -> dict[str, float]:
-    difference = now - base
-    if difference.isnan().all():
+    mean, error = change(now, base)
+    if math.isnan(mean):
         return {}
-    mean, error = difference.nanmean().item(), standard_error(difference)
     sign = 0.0
     if is_clear(mean, error) and not is_slight(mean, base):
         sign = 1.0 if mean > 0 else -1.0

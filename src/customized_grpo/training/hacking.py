@@ -8,7 +8,6 @@ was best, picture by picture, and both changes have to be more than noise, sever
 from __future__ import annotations
 
 import logging
-import math
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from customized_grpo.config import RunConfig
 from customized_grpo.files import replace_folder
 from customized_grpo.runs.checkpoint import WEIGHTS, best_checkpoint
 from customized_grpo.runs.log import RunLog
-from customized_grpo.significance import is_clear, standard_error
+from customized_grpo.significance import change, is_clear
 
 logger = logging.getLogger("customized_grpo")
 
@@ -71,7 +70,8 @@ class HackingAlarm:
         peak = self._peaks.setdefault(evaluator, Peak(scores=columns))
         if _sizes(peak.scores) != _sizes(columns):  # resumed with other examples or rewards
             peak = self._peaks[evaluator] = Peak(scores=columns)
-        changes = [_change(column, peak.scores[name]) for name, column in columns.items()]
+        then = {n: torch.tensor(scores, dtype=torch.float64) for n, scores in peak.scores.items()}
+        changes = [change(column.double().cpu(), then[name]) for name, column in now.items()]
         if changes[0][0] >= 0:
             self._peaks[evaluator] = Peak(scores=columns)
             return
@@ -124,10 +124,3 @@ def end_with_best(log: RunLog, update: int, why: str) -> None:
 
 def _sizes(scores: Mapping[str, Sequence[float]]) -> dict[str, int]:
     return {name: len(column) for name, column in scores.items()}
-
-
-def _change(now: Sequence[float], then: Sequence[float]) -> tuple[float, float]:
-    """Mean paired difference and its standard error; (NaN, NaN) if no example has both."""
-    differences = torch.tensor(now, dtype=torch.float64) - torch.tensor(then, dtype=torch.float64)
-    known = differences[~differences.isnan()]
-    return (known.mean().item(), standard_error(known)) if len(known) else (math.nan, math.nan)

@@ -22,12 +22,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from customized_grpo.config import (
-    BalanceSettings,
-    LossConfig,
-    MeasuredSchedule,
-    RunConfig,
-)
+from customized_grpo.config import BalanceSettings, LossConfig, MeasuredSchedule, RunConfig
 from customized_grpo.data.base import DataSource
 from customized_grpo.errors import RewardError, everywhere
 from customized_grpo.generators.base import Conditioning, Generator

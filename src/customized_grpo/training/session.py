@@ -30,15 +30,9 @@ from customized_grpo.runs.checkpoint import (
     TrainingState,
     newest_checkpoint,
 )
-from customized_grpo.runs.files import (
-    FAILURES,
-    SAMPLES,
-)
+from customized_grpo.runs.files import FAILURES, SAMPLES
 from customized_grpo.runs.interrupts import Interrupts
-from customized_grpo.runs.log import (
-    RunLog,
-    describe_environment,
-)
+from customized_grpo.runs.log import RunLog, describe_environment
 from customized_grpo.runs.ranks import ALONE, Ranks
 from customized_grpo.runs.sharding import gathered
 from customized_grpo.runs.sinks.feed import feeding

@@ -59,16 +59,12 @@ class Recorder:
 @dataclass(frozen=True, kw_only=True)
 class FailingConfig(SinkConfig):
     type: Literal["failing"] = "failing"  # pyright: ignore
-    opens: bool
-    """Whether it fails as soon as it is opened, or in every call later."""
     api_key: str = "k3y-in-the-config"
 
     def check(self) -> None:
         pass
 
     def build(self, run: RunInfo) -> Failing:
-        if not self.opens:
-            raise OSError(f"no route to {os.environ.get('SINK_TOKEN')}")
         return Failing()
 
 

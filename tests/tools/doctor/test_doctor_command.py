@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import ROOT
-from made_runs import make_run
 
 from customized_grpo.cli.main import main
 from customized_grpo.config import RunConfig, dump_config
@@ -58,15 +57,6 @@ def test_lines_and_exit_codes(config: Path, capsys: pytest.CaptureFixture[str]) 
     assert bad.startswith(f"problem generator.path: path: checkpoint '{LONG}' not found -> ")
     assert any(text.startswith("warning memory: generator.path: ") for text in lines)
     assert lines[-1].startswith("1 problem, ")
-
-
-def test_a_run_to_go_on_with(
-    tiny_config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = make_run(tiny_config)
-    found = findings(capsys, str(run))
-    assert found["run"]["status"] == "warning"
-    assert "name" not in found
 
 
 def test_mistakes_in_the_config(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

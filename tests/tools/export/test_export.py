@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from diffusers import DiffusionPipeline
-from helpers import assert_near, changed
+from helpers import assert_near, changed, error_line
 from made_runs import make_run
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -53,13 +53,6 @@ def run(config: RunConfig) -> Path:
 def pixels(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image).astype(int)
-
-
-def error_line(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
-    assert main([str(word) for word in words]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1
-    return captured.err
 
 
 def run_the_card(folder: Path) -> dict:

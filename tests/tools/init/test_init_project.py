@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers import ROOT
+from helpers import ROOT, error_line
 from made_photos import photo, take
 from PIL import Image
 
@@ -36,13 +36,6 @@ def init(*words: str) -> list[str]:
 
 def rows(name: str) -> list[dict]:
     return [json.loads(line) for line in Path("my-dog", name).read_text().splitlines()]
-
-
-def error_line(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
-    assert main(words) == 2
-    out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
-    return err
 
 
 @pytest.mark.parametrize("model", PRESETS)
@@ -254,14 +247,14 @@ def test_the_sheet_says_what_becomes_of_a_photo(
     ],
 )
 def test_a_mistake_gets_one_line_and_writes_nothing(photos: Path, capsys, words, says) -> None:
-    assert says in error_line(capsys, init(*words))
+    assert says in error_line(capsys, *init(*words))
     assert [path.name for path in photos.parent.iterdir()] == ["photos"]
 
 
 def test_nothing_is_overwritten(photos: Path, capsys, monkeypatch) -> None:
     Path("my-dog").mkdir()
     Path("my-dog/mine.txt").write_text("mine")
-    assert "which holds something; name another" in error_line(capsys, init())
+    assert "which holds something; name another" in error_line(capsys, *init())
     assert [path.name for path in Path("my-dog").iterdir()] == ["mine.txt"]
     Path("my-dog/mine.txt").unlink()
     assert main(init()) == 0
@@ -270,7 +263,7 @@ def test_nothing_is_overwritten(photos: Path, capsys, monkeypatch) -> None:
     Path("my-dog").mkdir()
     monkeypatch.chdir("my-dog")
     words = ["init", ".", "--photos", "../photos", "--class", "dog"]
-    assert "must not be the folder you are in" in error_line(capsys, words)
+    assert "must not be the folder you are in" in error_line(capsys, *words)
 
 
 def test_what_lies_beside_the_project_stays(photos: Path) -> None:

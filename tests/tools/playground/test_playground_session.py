@@ -106,14 +106,6 @@ def test_pictures_are_those_of_generate(session: Session, run: Path) -> None:
     assert_same(first, generated(run, "--seeds", 8))
 
 
-@pytest.mark.slow
-def test_under_autocast_too(tmp_path: Path) -> None:
-    run = make_run(quick_config(tmp_path, mixed_precision="bf16"))
-    session = Session(run)
-    outcomes = [draw(session, ask(session, seed)) for seed in (8, 3)]
-    assert_same(outcomes[1], generated(run, "--seeds", 3))
-
-
 def test_checkpoints_along_training_take_turns(session: Session, copied: Path) -> None:
     weak, strong = add_checkpoint(copied, 1, 0.3), add_checkpoint(copied, 20, 2.0)
     (copied / "checkpoints" / "000030.tmp").mkdir()  # left over of an interrupted write

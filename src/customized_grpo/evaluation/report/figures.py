@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from io import BytesIO, StringIO
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 _PALETTE = ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C00", "#7F3C8D",
             "#666666", "#11A579")  # fmt: skip
 _MARKERS = "osD^vP*Xph"
-_CLOSE = 5  # times the methods' median distance from the base; who is farther off is not drawn
 
 
 def house_style() -> AbstractContextManager[None]:
@@ -76,23 +75,57 @@ def to_png(figure: Figure) -> bytes:
 
 def right_plane(results: Results) -> Figure | None:
     """The (subject right, prompt right) plane: where every method ends, and what it came from."""
-    names = ("subject_right", "prompt_right")
-    known = _anchor_points(results, *names)
-    known.pop(UNRELATED, None)
+    drawn = _plane(results, "subject_right", "prompt_right")
+    if drawn is None:
+        return None
+    figure, axes, _ = drawn
+    axes.set(xlabel="subject right", ylabel="prompt right")
+    axes.set(xlim=(-0.03, 1.06), ylim=(-0.03, 1.06), aspect="equal")
+    return figure
+
+
+def plane(results: Results) -> Figure | None:
+    """The (prompt, identity) plane, from the base and the truth to the methods."""
+    leading = results.yardstick.leading
+    drawn = _plane(results, leading.get("prompt", ""), leading.get("identity", ""))
+    if drawn is None:
+        return None
+    figure, axes, points = drawn
+    axes.set(xlabel="prompt", ylabel="identity")
+    xs, ys = zip(*points, strict=True)
+    for values, limit in ((xs, axes.set_xlim), (ys, axes.set_ylim)):
+        margin = 0.18 * (max(values) - min(values)) + 1e-4
+        limit(min(values) - margin, max(values) + margin)
+    return figure
+
+
+def _plane(
+    results: Results, x_name: str, y_name: str
+) -> tuple[Figure, Axes, list[tuple[float, float]]] | None:
+    """Methods and anchors by two measures, and where base, truth and methods are; None where no
+    anchor has both."""
+    known = {
+        name: (judged.means[x_name], judged.means[y_name])
+        for name, judged in results.yardstick.models.items()
+        if x_name in judged.means and y_name in judged.means
+    }
     if not known:
         return None
     figure, (axes,) = _subplots(1, 1, (6, 5.2))
+    points = [known[name] for name in (BASE, TRUTH) if name in known]
     for method, style in _styles(results).items():
-        x, y = (results.over_seeds(method, name) for name in names)
+        x, y = (results.over_seeds(method, name) for name in (x_name, y_name))
         if x is not None and y is not None:
-            axes.errorbar(
-                x.mean, y.mean, xerr=_bar(x), yerr=_bar(y), ms=7, capsize=2, lw=1, **style
-            )
-    _anchors(axes, known)
-    axes.set(xlim=(-0.03, 1.06), ylim=(-0.03, 1.06), aspect="equal")
-    axes.set(xlabel="subject right", ylabel="prompt right")
+            bars = {"xerr": _bar(x), "yerr": _bar(y)}
+            axes.errorbar(x.mean, y.mean, ms=7, capsize=2, lw=1, **bars, **style)
+            points.append((x.mean, y.mean))
+    grey = "#444444"
+    for name, marker in ((COPY, "s"), (TRUTH, "*"), (UNRELATED, "x"), (BASE, "o")):
+        if name in known:
+            axes.scatter(*known[name], marker=marker, s=70, color=grey, zorder=3)
+            axes.annotate(name, known[name], textcoords="offset points", xytext=(7, 5), color=grey)
     _legend_below(figure, axes)
-    return figure
+    return figure, axes, points
 
 
 def right_over_training(results: Results) -> Figure | None:
@@ -116,59 +149,6 @@ def right_over_training(results: Results) -> Figure | None:
     return figure
 
 
-def plane(results: Results) -> Figure | None:
-    """The (prompt, identity) plane: anchors at large, base and methods at close range."""
-    prompt, identity = (results.yardstick.leading.get(o, "") for o in ("prompt", "identity"))
-    known = _anchor_points(results, prompt, identity)
-    if not known:
-        return None
-    figure, (far, near) = _subplots(1, 2, (6.6, 4))
-    for axes in (far, near):
-        _anchors(axes, known)
-        axes.set(xlabel="prompt", ylabel="identity")
-    shown: dict[str, tuple[float, float]] = {}
-    for method, style in _styles(results).items():
-        x, y = (results.over_seeds(method, name) for name in (prompt, identity))
-        if x is None or y is None:
-            continue
-        far.scatter(x.mean, y.mean, s=16, color=style["color"], marker=style["marker"], zorder=2)
-        near.errorbar(x.mean, y.mean, xerr=_bar(x), yerr=_bar(y), ms=7, capsize=2, lw=1, **style)
-        shown[method] = (x.mean, y.mean)
-    centre = known.get(BASE, next(iter(known.values())))
-    outside: set[str] = set()
-    for axis in (0, 1):
-        outside |= _far_off({m: abs(point[axis] - centre[axis]) for m, point in shown.items()})
-    inside = [known[name] for name in (BASE, TRUTH) if name in known]
-    inside += [point for method, point in shown.items() if method not in outside]
-    for values, limit in zip(
-        zip(*inside, strict=True), (near.set_xlim, near.set_ylim), strict=True
-    ):
-        margin = 0.18 * (max(values) - min(values)) + 1e-4
-        limit(min(values) - margin, max(values) + margin)
-    far.set_title("with all anchors")
-    near.set_title("close up")
-    _note_outside(near, results, outside)
-    _legend_below(figure, near)
-    return figure
-
-
-def _anchor_points(results: Results, x: str, y: str) -> dict[str, tuple[float, float]]:
-    """Where anchors and base are, of those that have both measures."""
-    return {
-        name: (judged.means[x], judged.means[y])
-        for name, judged in results.yardstick.models.items()
-        if x in judged.means and y in judged.means
-    }
-
-
-def _anchors(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
-    grey = "#444444"
-    for name, marker in ((COPY, "s"), (TRUTH, "*"), (UNRELATED, "x"), (BASE, "o")):
-        if name in points:
-            axes.scatter(*points[name], marker=marker, s=70, color=grey, zorder=3)
-            axes.annotate(name, points[name], textcoords="offset points", xytext=(7, 5), color=grey)
-
-
 def learning_curves(results: Results) -> Figure | None:
     """Gains on validation examples over the updates: by the evaluators, dashed by the rewards."""
     yardstick = results.yardstick
@@ -179,17 +159,10 @@ def learning_curves(results: Results) -> Figure | None:
         return None
     figure, panels = _subplots(1, len(drawn), (6, 3.8))
     for axes, (objective, name) in zip(panels, drawn.items(), strict=True):
-        gains: dict[str, Tensor] = {}
         for method, style in _styles(results).items():
             curves = [c.curve for c in results.of(method).values() if name in c.curve]
             if curves:
-                gains[method] = _curve(axes, curves, name, rewards.get(objective, ""), style)
-        outside = _far_off({method: mean.abs().max().item() for method, mean in gains.items()})
-        if outside:
-            inside = torch.cat([mean for method, mean in gains.items() if method not in outside])
-            low, high = inside.min().item(), inside.max().item()
-            axes.set_ylim(low - 0.3 * (high - low), high + 0.3 * (high - low))
-            _note_outside(axes, results, outside)
+                _curve(axes, curves, name, rewards.get(objective, ""), style)
         axes.axhline(0, color="#444444", lw=0.8)
         axes.set(title=objective, xlabel="update")
     panels[0].set_ylabel("gain on validation examples")
@@ -199,30 +172,12 @@ def learning_curves(results: Results) -> Figure | None:
 
 def _curve(
     axes: Axes, curves: Sequence[dict[str, list[float]]], name: str, reward: str, style: dict
-) -> Tensor:
-    """Draws a method's curves; returns all that was drawn, without the band."""
+) -> None:
     updates = curves[0]["update"]
-    mean = _band(axes, updates, [_gains(curve[name]) for curve in curves], style)
+    _band(axes, updates, [_gains(curve[name]) for curve in curves], style)
     dashed = _means([_gains(curve[reward]) for curve in curves if reward in curve])
     if dashed:
         axes.plot(updates[: len(dashed)], dashed, lw=0.9, ls="--", color=style["color"])
-    return torch.tensor(mean + dashed)
-
-
-def _far_off(distances: Mapping[str, float]) -> set[str]:
-    """Methods so far from the base that the others could not be told apart beside them."""
-    if not distances:
-        return set()
-    limit = _CLOSE * statistics.median(distances.values())
-    return {method for method, distance in distances.items() if distance > limit}
-
-
-def _note_outside(axes: Axes, results: Results, methods: Collection[str]) -> None:
-    names = ", ".join(results.labels[method] for method in results.methods if method in methods)
-    if names:
-        axes.text(
-            0.02, 0.02, f"goes beyond this picture: {names}", transform=axes.transAxes, fontsize=8
-        )
 
 
 def _gains(values: Sequence[float]) -> list[float]:

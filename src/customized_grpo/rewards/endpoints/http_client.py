@@ -68,29 +68,20 @@ class Backoff:
 
         Raises:
             TemporaryFailure: of the last try.
-            PermanentFailure: at once.
+            PermanentFailure: at once; also if the server asks for a longer wait than ``cap``.
         """
         for number in range(self.retries):
             try:
                 return attempt()
             except TemporaryFailure as failure:
-                wait = self.seconds(number, failure)
-            self.sleep(wait)
+                asked = failure.retry_after or 0.0
+                if asked > self.cap:
+                    raise PermanentFailure(
+                        f"{failure}; asks to wait {asked:.0f} s, at most {self.cap:.0f} are waited"
+                    ) from failure
+            backoff = min(self.cap, self.base * 2**number)
+            self.sleep(max(asked, backoff / 2) + self.jitter() * backoff)  # never all in step
         return attempt()
-
-    def seconds(self, number: int, failure: TemporaryFailure) -> float:
-        """Wait after try ``number`` (from 0).
-
-        Raises:
-            PermanentFailure: if the server asks for more than ``cap``.
-        """
-        asked = failure.retry_after or 0.0
-        if asked > self.cap:
-            raise PermanentFailure(
-                f"{failure}; asks to wait {asked:.0f} s, at most {self.cap:.0f} are waited"
-            )
-        backoff = min(self.cap, self.base * 2**number)
-        return max(asked, backoff / 2) + self.jitter() * backoff  # in step, all would come back
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,11 +185,12 @@ def open_client(urls: Sequence[str]) -> httpx2.Client:
             verify=httpx2.create_ssl_context(),  # with the environment's certificates, always
         )
     except (ValueError, ImportError) as error:  # socks://; socks5:// without its package
+        said = re.sub(r"//[^/@\s]*@", "//***@", str(error))  # without a password
         given = [name for name in PROXY_VARIABLES if read_variable(name)]
         raise ConfigError(
             f"{' and '.join(given)}: must be a proxy such as http://host:3128, which can be used "
             f"to ask {', '.join(sorted(hosts - here))}, got another kind "
-            f"({_without_password(str(error))}); correct the environment variable, or unset it"
+            f"({said}); correct the environment variable, or unset it"
         ) from error
 
 
@@ -208,10 +200,6 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
-
-
-def _without_password(text: str) -> str:
-    return re.sub(r"//[^/@\s]*@", "//***@", text)
 
 
 def _proxy_for(client: httpx2.Client, url: str) -> str | None:

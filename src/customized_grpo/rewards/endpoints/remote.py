@@ -108,14 +108,9 @@ class _Replica:
 class RemoteReward:
     """See RemoteRewardConfig."""
 
-    def __init__(
-        self,
-        config: RemoteRewardConfig,
-        endpoint: Endpoint,
-        backoff: Backoff,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._config, self._endpoint, self._backoff, self._clock = config, endpoint, backoff, clock
+    def __init__(self, config: RemoteRewardConfig, endpoint: Endpoint, backoff: Backoff) -> None:
+        self._config, self._endpoint, self._backoff = config, endpoint, backoff
+        self._clock: Callable[[], float] = time.monotonic
         self._probe_endpoint = replace(endpoint, timeout=min(endpoint.timeout, _PROBE_SECONDS))
         self._replicas = [_Replica(url) for url in config.urls]
         self._lock = Lock()

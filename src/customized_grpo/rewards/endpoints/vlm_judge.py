@@ -25,6 +25,7 @@ from torch import Tensor
 from customized_grpo.config import Checkpoint, Host, RewardConfig, find_checkpoints, revisions
 from customized_grpo.config.limits import Concurrency, Count, Retries, Seconds, Side, VariableName
 from customized_grpo.errors import ConfigError, RewardError
+from customized_grpo.pictures import to_pil
 from customized_grpo.registry import nearest, one_of
 from customized_grpo.rewards.base import distinct
 from customized_grpo.rewards.endpoints.answer_cache import AnswerCache, content_key
@@ -295,8 +296,7 @@ def data_url(image: Tensor, max_side: int) -> str:
     """Picture ``[3, H, W]`` in [0, 1] as the data URL of a PNG, at most ``max_side`` px long."""
     from PIL import Image
 
-    pixels = (image.detach().cpu() * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-    picture = Image.fromarray(pixels)
+    picture = to_pil(image.detach())
     picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     picture.save(file, "PNG", compress_level=1)  # lossless at any level; this one is fast

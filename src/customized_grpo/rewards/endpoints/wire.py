@@ -10,15 +10,15 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import GenericAlias
 from typing import Annotated, Any, Literal
 
 import safetensors.torch
 import torch
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
+from customized_grpo.config.plugs import adapter
 from customized_grpo.rewards.base import distinct
 from customized_grpo.types import Example
 
@@ -150,10 +150,6 @@ def decode_request(body: bytes, limits: Limits) -> tuple[str, Tensor, list[Examp
     return header.reward, images, [examples[place] for place in header.example_of]
 
 
-_in_tuple: Any = GenericAlias(tuple, (Header,))  # pydantic takes no config for a bare dataclass
-_HEADER = TypeAdapter(_in_tuple, config=ConfigDict(strict=True, extra="forbid"))
-
-
 def read_header(body: bytes) -> Header:
     """The JSON in a safetensors file's metadata, checked.
 
@@ -173,7 +169,7 @@ def read_header(body: bytes) -> Header:
     if version != VERSION:
         raise BadRequest(f"version: this server speaks {VERSION}, got {version!r}", 400)
     try:
-        return _HEADER.validate_json(json.dumps([raw]))[0]
+        return adapter(Header).validate_json(json.dumps([raw]))[0]
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:])
@@ -260,11 +256,7 @@ def read_outcome(reply: Any, count: int) -> Outcome:
         raise ValueError("the answer's scores must be numbers or null")
     if not all(text is None or isinstance(text, str) for text in errors):
         raise ValueError("the answer's errors must be texts or null")
-    return Outcome(scores=[None if v is None else _float(v) for v in scores], errors=errors)
-
-
-def _float(value: float) -> float:
     try:
-        return float(value)
+        return Outcome(scores=[None if v is None else float(v) for v in scores], errors=errors)
     except OverflowError as error:  # JSON knows integers of any size
         raise ValueError("the answer's scores must fit a float") from error

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from logging.handlers import BufferingHandler
 from pathlib import Path
 
 import torch
@@ -63,17 +64,15 @@ def plugs(config: RunConfig) -> Iterator[Finding]:
 def _logged(texts: list[str]) -> Iterator[None]:
     """Collects this package's warnings instead of printing them."""
 
-    class Collector(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            texts.append(record.getMessage())
-
-    logger = logging.getLogger("customized_grpo")
-    before, collector = (logger.handlers, logger.propagate), Collector(logging.WARNING)
+    logger, collector = logging.getLogger("customized_grpo"), BufferingHandler(1000)
+    before = logger.handlers, logger.propagate
+    collector.setLevel(logging.WARNING)
     logger.handlers, logger.propagate = [collector], False
     try:
         yield
     finally:
         logger.handlers, logger.propagate = before
+        texts += [record.getMessage() for record in collector.buffer]
 
 
 def folders(config: RunConfig, work: Workload | None) -> Iterator[Finding]:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from customized_grpo.assets import one_line, resolve_checkpoint
 from customized_grpo.errors import ConfigError
-from customized_grpo.rewards.loading import find_checkpoint, find_file, one_line
+from customized_grpo.rewards.loading import find_file
 from customized_grpo.tools.estimate.architectures import PIPELINES, REWARDS, Component
 from customized_grpo.tools.estimate.counting import make_fake, on_meta
 
@@ -53,7 +54,7 @@ def text_tokens(path: str) -> int:
 def _read(path: str, name: str) -> dict[str, Any]:
     known = ", ".join(PIPELINES)
     with one_line(f"path: {path!r} has no readable {name}, and is not one of {known}"):
-        found: dict[str, Any] = json.loads(find_file(find_checkpoint(path), name).read_text())
+        found: dict[str, Any] = json.loads(find_file(resolve_checkpoint(path), name).read_text())
     return found
 
 

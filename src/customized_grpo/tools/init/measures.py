@@ -53,11 +53,7 @@ def alike(one: Array, other: Array) -> bool:
     differ. Plain backgrounds leave it little to compare, so that the colours must agree too.
     """
     bits = [np.diff(picture.mean(2), axis=1) > 0 for picture in (one, other)]
-    return int((bits[0] != bits[1]).sum()) <= SAME_BITS and _correlation(one, other) >= SAME_COLORS
-
-
-def _correlation(one: Array, other: Array) -> float:
-    """Pearson's correlation of all values; 0 where a picture has one colour only."""
-    a, b = one - one.mean(), other - other.mean()
-    norm = float(np.sqrt((a**2).sum() * (b**2).sum()))
-    return float((a * b).sum()) / norm if norm else 0.0
+    if int((bits[0] != bits[1]).sum()) > SAME_BITS:
+        return False
+    with np.errstate(invalid="ignore"):  # of a picture of one colour there is no correlation
+        return bool(np.corrcoef(one.ravel(), other.ravel())[0, 1] >= SAME_COLORS)
