@@ -6,6 +6,7 @@ The idea is UMO's (arXiv:2509.06818): the best assignment counts, wherever the s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,10 @@ def regions(masks: Sequence[Tensor]) -> list[Tensor]:
 def _parts(mask: Tensor) -> list[Tensor]:
     with needs_extra("report", "several subjects in one picture"):
         from scipy import ndimage
-    labels, count = ndimage.label(mask[0].cpu().numpy() > 0.5, torch.ones(3, 3).numpy())
+    found: Any = ndimage.label(  # typed as what it returns with `output` too
+        mask[0].cpu().numpy() > 0.5, torch.ones(3, 3).numpy()
+    )
+    labels, count = found
     numbers = torch.from_numpy(labels).to(mask.device)
     parts = [(numbers == number).float()[None] for number in range(1, count + 1)]
     least = _NOISE * max((part.sum().item() for part in parts), default=0.0)
