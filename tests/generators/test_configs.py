@@ -127,7 +127,7 @@ def test_the_config_trains_a_tiny_model(path: Path, photos: Path, tmp_path: Path
     if config.generator.quantization == "int8":
         pytest.importorskip("torchao", reason="needs the extra torchao")
     flags = [text for name, value in changes.items() for text in (f"--{name}", str(value))]
-    if config.generator.type == "flux2-klein":
+    if config.generator.type in ("flux2-klein", "flux3-klein"):
         flags += ["--generator.text_layers", "1", "2", "3"]
     run = train(load_config(path, flags))
     weights = load_file(run / "weights" / "pytorch_lora_weights.safetensors")

@@ -27,6 +27,7 @@ from diffusers import (
 )
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
+    AutoTokenizer,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
@@ -267,6 +268,18 @@ def build_qwen_21(folder: Path) -> None:
     index = json.loads((folder / "model_index.json").read_text())
     index["processor"] = ["transformers", "Qwen3VLProcessor"]  # as a published checkpoint has it
     (folder / "model_index.json").write_text(json.dumps(index))
+
+
+class TextProcessor:
+    """What Qwen3VLProcessor does with one prompt without pictures."""
+
+    def __init__(self, folder: str) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, subfolder="tokenizer")
+
+    def apply_chat_template(self, messages: list[dict], **_: Any) -> str:
+        (message,) = messages
+        said = message["content"]
+        return f"<|im_start|>{message['role']}\n{said}<|im_end|>\n<|im_start|>assistant\n"
 
 
 class PictureAndTextProcessor:

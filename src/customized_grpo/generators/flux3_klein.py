@@ -12,21 +12,15 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from customized_grpo.assets import is_there, resolve_checkpoint
 from customized_grpo.config.text_limits import TextLimit, tokenizer_limit
 from customized_grpo.errors import ConfigError
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.flux2 import Flux2LatentsGenerator
-from customized_grpo.generators.pipeline import (
-    PipelineConfig,
-    Size,
-    check_components,
-    load_text_encoder,
-    loading,
-    quantization_config,
-)
+from customized_grpo.generators.modular import load_modular
+from customized_grpo.generators.pipeline import PipelineConfig, Size, loading
 from customized_grpo.generators.qwen import chat_tokenizer
 from customized_grpo.generators.rows import Known, rows_together
 from customized_grpo.types import Example
@@ -77,9 +71,13 @@ class Flux3KleinConfig(PipelineConfig):
 
     def build(self, device: torch.device) -> Flux3KleinGenerator:
         """Loads the pipeline onto the device."""
+        from diffusers import Flux3AutoBlocks
+
         self.refuse_distilled()
+        blocks: Any = Flux3AutoBlocks()
+        blocks.sub_blocks.pop("prompt_upsampler")
         with loading(self):
-            return Flux3KleinGenerator(_load(self), self, device)
+            return Flux3KleinGenerator(load_modular(self, blocks), self, device)
 
 
 class Flux3KleinGenerator(Flux2LatentsGenerator):
@@ -175,30 +173,3 @@ class Flux3KleinGenerator(Flux2LatentsGenerator):
             txt_ids=Flux3TextRoPEInputsStep._prepare_text_ids(embeds).to(hidden.device),
             return_dict=False,
         )[0]
-
-
-def _load(config: PipelineConfig) -> Any:
-    """The stock pipeline without its prompt upsampler and tokenizer, safetensors only.
-
-    Its own loader would only log what cannot be loaded.
-    """
-    from diffusers import Flux3AutoBlocks
-
-    blocks: Any = Flux3AutoBlocks()
-    blocks.sub_blocks.pop("prompt_upsampler")
-    pipeline = blocks.init_pipeline(resolve_checkpoint(config.path))
-    dtype, components = getattr(torch, config.dtype), dict[str, Any]()
-    for name in set(pipeline.null_component_names) - {"tokenizer"}:
-        spec = pipeline.get_component_spec(name)
-        if name == "text_encoder":
-            source = spec.pretrained_model_name_or_path
-            components[name] = load_text_encoder(spec.type_hint, source, spec.subfolder, dtype)
-            continue
-        how: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
-        if name == "transformer" and config.quantization is not None:
-            quantized = quantization_config(config.quantization)
-            how["quantization_config"] = quantized.quant_mapping[name]
-        components[name] = spec.load(**how if issubclass(spec.type_hint, nn.Module) else {})
-    pipeline.update_components(**components)
-    check_components(pipeline, config)
-    return pipeline
