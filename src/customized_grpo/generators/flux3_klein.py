@@ -57,7 +57,7 @@ class Flux3KleinConfig(PipelineConfig):
             settings = Flux3Transformer2DModel.load_config(
                 resolve_checkpoint(self.path), subfolder="transformer"
             )
-            if settings["flow_map"]:
+            if settings.get("flow_map"):
                 raise ConfigError(
                     f"path: must be a base model, got the distilled {self.path!r}: its velocity "
                     "is that of a whole step, not of a noise level as RL needs it; give "

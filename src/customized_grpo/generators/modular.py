@@ -44,7 +44,7 @@ def load_modular(config: PipelineConfig, blocks: Any) -> Any:
     """
     pipeline = blocks.init_pipeline(resolve_checkpoint(config.path))
     dtype, components = getattr(torch, config.dtype), dict[str, Any]()
-    for name in set(pipeline.null_component_names) - {"tokenizer"}:
+    for name in sorted(set(pipeline.null_component_names) - {"tokenizer"}):
         spec = pipeline.get_component_spec(name)
         if name == "text_encoder":
             source = spec.pretrained_model_name_or_path
