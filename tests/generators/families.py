@@ -17,6 +17,7 @@ from diffusers import (
     Flux3AutoBlocks,
     FluxKontextPipeline,
     FluxPipeline,
+    ModularPipeline,
     QwenImage21Pipeline,
 )
 from diffusers import QwenImageEditPlusPipeline as QwenPipeline
@@ -152,7 +153,7 @@ def _load_flux3(path: str) -> Any:
 def load_flux3_parts(pipeline: Any, path: str, **how: Any) -> None:
     """What load_components does, without torchvision."""
     parts = [name for name in pipeline.null_component_names if name != "tokenizer"]
-    pipeline.load_components(parts, **how)
+    ModularPipeline.load_components(pipeline, parts, **how)  # whatever its own has become
     pipeline.tokenizer = TextProcessor(path)
 
 

@@ -22,7 +22,7 @@ from customized_grpo.generators.flux2 import Flux2LatentsGenerator
 from customized_grpo.generators.modular import load_modular
 from customized_grpo.generators.pipeline import PipelineConfig, Size, loading
 from customized_grpo.generators.qwen import chat_tokenizer
-from customized_grpo.generators.rows import Known, rows_together
+from customized_grpo.generators.rows import Known, in_passes
 from customized_grpo.types import Example
 
 _NATIVE_SIZE = 1024
@@ -145,13 +145,14 @@ class Flux3KleinGenerator(Flux2LatentsGenerator):
 
     def _predict(self, hidden: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         given, ids = conditioning.per_sample, conditioning.shared["img_ids"]
-        lengths, parts, order = self._known.on_host(given, "text_length"), list[Tensor](), []
-        for rows in rows_together(self.transformer, lengths):
+        lengths = self._known.on_host(given, "text_length")
+
+        def run(rows: list[int]) -> Tensor:
             index = torch.tensor(rows, device=hidden.device)
             embeds = given["encoder_hidden_states"][index, : lengths[rows[0]]]
-            parts.append(self._run(hidden[index], sigma[index], embeds, ids))
-            order += rows
-        positive = torch.cat(parts)[torch.tensor(order, device=hidden.device).argsort()]
+            return self._run(hidden[index], sigma[index], embeds, ids)
+
+        positive = in_passes(self.transformer, lengths, run)
         if self._guidance is None:
             return positive
         empty = self._empty_prompt.to(given["encoder_hidden_states"].dtype)

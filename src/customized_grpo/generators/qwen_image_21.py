@@ -39,7 +39,7 @@ from customized_grpo.generators.qwen import (
     image_processor,
     shift,
 )
-from customized_grpo.generators.rows import Known, rows_together
+from customized_grpo.generators.rows import Known, in_passes
 from customized_grpo.pictures import to_pil
 from customized_grpo.types import Example
 
@@ -178,16 +178,17 @@ class QwenImage21Generator(PipelineGenerator):
         self, name: str, hidden: Tensor, sigma: Tensor, conditioning: Conditioning
     ) -> Tensor:
         """Velocities ``[B, S, C]``: a pass for the samples of each example."""
-        given, parts, order = conditioning.per_sample, list[Tensor](), list[int]()
+        given = conditioning.per_sample
         examples = self._known.on_host(given, "example")
         lengths = self._known.on_host(given, f"{name}_length")
-        for rows in rows_together(self.transformer, examples):
+
+        def run(rows: list[int]) -> Tensor:
             index, first = torch.tensor(rows, device=hidden.device), rows[0]
             text = given[name][index, : lengths[first]]
             key = examples[first], (name, self._is_base)
-            parts.append(self._one(key, hidden[index], sigma[index], text, conditioning.shared))
-            order += rows
-        return torch.cat(parts)[torch.tensor(order, device=hidden.device).argsort()]
+            return self._one(key, hidden[index], sigma[index], text, conditioning.shared)
+
+        return in_passes(self.transformer, examples, run)
 
     def _one(
         self,

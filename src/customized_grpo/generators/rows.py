@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -25,11 +26,18 @@ class Known:
         return numbers
 
 
-def rows_together(transformer: nn.Module, keys: Sequence[int]) -> list[list[int]]:
-    """Rows of equal keys, whose pass is one.
+def in_passes(
+    transformer: nn.Module, keys: Sequence[int], run: Callable[[list[int]], Tensor]
+) -> Tensor:
+    """Outputs ``[B, ...]`` of ``run``, which gets the rows of one pass: those of equal keys.
 
     Of a sharded transformer each row is alone: a pass is a meeting, equally many everywhere.
     """
     if isinstance(transformer, FSDPModule):
-        return [[row] for row in range(len(keys))]
-    return [[i for i, key in enumerate(keys) if key == known] for known in dict.fromkeys(keys)]
+        groups = [[row] for row in range(len(keys))]
+    else:
+        known = dict.fromkeys(keys)
+        groups = [[i for i, key in enumerate(keys) if key == one] for one in known]
+    found = torch.cat([run(rows) for rows in groups])
+    order = [row for rows in groups for row in rows]
+    return found[torch.tensor(order, device=found.device).argsort()]
