@@ -97,7 +97,7 @@ def test_the_papers_lora_is_on_every_layer_of_unos(tmp_path: Path) -> None:
 def test_the_config_trains_a_tiny_model(path: Path, photos: Path, tmp_path: Path) -> None:
     config = load_config(path)
     name = config.generator.type
-    if "klein-base" in config.generator.path:
+    if "FLUX.2-klein-base" in config.generator.path:
         name = "flux2-klein-base"
     (family, *_) = [f for f in FAMILIES if f.name == name]
     family.build(tmp_path / "checkpoint")

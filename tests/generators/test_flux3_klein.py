@@ -9,7 +9,7 @@ import pytest
 import torch
 from families import FAMILIES, STEPS, denoise
 from helpers import assert_near
-from tiny_pipelines import build_flux3
+from tiny_pipelines import build_flux3, build_klein
 from toy_world import blocks
 
 from customized_grpo.errors import ConfigError
@@ -57,6 +57,14 @@ def test_the_distilled_model_is_refused(tmp_path: Path) -> None:
     for refused in (config.check, lambda: config.build(CPU)):
         with pytest.raises(ConfigError, match=r"^path: must be a base model, got the distilled"):
             refused()
+
+
+def test_a_checkpoint_of_another_family_is_refused(tmp_path: Path) -> None:
+    """Its index says what its parts are, and the stock pipeline takes them."""
+    build_klein(tmp_path, distilled=False)
+    match = r"^path: text_encoder must be a Qwen3VL.*, got a Qwen3ForCausalLM in .*flux3-klein"
+    with pytest.raises(ConfigError, match=match):
+        FAMILY.config(str(tmp_path)).build(CPU)
 
 
 def test_guidance_has_to_be_said(checkpoint: str) -> None:

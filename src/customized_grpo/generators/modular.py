@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from customized_grpo.assets import resolve_checkpoint
+from customized_grpo.errors import ConfigError
 from customized_grpo.generators.pipeline import (
     PipelineConfig,
     check_components,
@@ -40,12 +41,19 @@ def load_modular(config: PipelineConfig, blocks: Any) -> Any:
     Its own loader would only log what cannot be loaded.
 
     Raises:
-        ConfigError: if weights are missing or not finite; of the libraries anything.
+        ConfigError: if a part is of another kind, weights are missing or not finite; of the
+            libraries anything.
     """
     pipeline = blocks.init_pipeline(resolve_checkpoint(config.path))
     dtype, components = getattr(torch, config.dtype), dict[str, Any]()
+    kinds = {spec.name: spec.type_hint for spec in blocks.expected_components}
     for name in sorted(set(pipeline.null_component_names) - {"tokenizer"}):
         spec = pipeline.get_component_spec(name)
+        if spec.type_hint is not kinds[name]:
+            raise ConfigError(
+                f"path: {name} must be a {kinds[name].__name__}, got a {spec.type_hint.__name__}"
+                f" in {config.path!r}; give a checkpoint of {config.type}"
+            )
         if name == "text_encoder":
             source = spec.pretrained_model_name_or_path
             components[name] = load_text_encoder(spec.type_hint, source, spec.subfolder, dtype)

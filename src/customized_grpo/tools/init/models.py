@@ -59,6 +59,12 @@ PRESETS = {
         Preset(name="flux2-klein-base", config="flux2-klein-base.yaml", memory=24),
         Preset(name="flux2-klein", config="flux2-klein.yaml", memory=24),
         Preset(
+            name="flux3-klein-base",
+            config="flux3-klein-base.yaml",
+            memory=24,
+            licence="flux-3-image-klein-base",
+        ),
+        Preset(
             name="flux-kontext-24gb",
             config="flux-kontext-24gb.yaml",
             memory=24,
