@@ -187,7 +187,7 @@ def build_flux3(folder: Path, distilled: bool = False) -> None:
         vae=_flux2_vae(),
         text_encoder=_qwen3_vl(tokenizer),
         transformer=Flux3Transformer2DModel(
-            in_channels=64, cond_in_channels=64, num_layers=2, num_single_layers=2,
+            in_channels=64, cond_in_channels=64, num_layers=1, num_single_layers=2,
             attention_head_dim=32, num_attention_heads=4, joint_attention_dim=96,
             axes_dims_rope=(8, 8, 8, 8), flow_map=distilled,
         ),

@@ -22,6 +22,11 @@ class _Family:
     guidance: str
     """Argument of the pipeline for the config's guidance_scale; '' = a part of it has that."""
 
+    @property
+    def is_modular(self) -> bool:
+        """Whether blocks make the pipeline, which then has its guidance in a part."""
+        return not self.guidance
+
 
 # UNO is not among them: the stock pipeline of FLUX.1 [dev] takes no references.
 _FAMILIES = {
@@ -50,11 +55,10 @@ def snippet(run: Run, folder: str) -> str:
     family = _FAMILIES[generator.type]
     height, width = _size(run)
     dtype = f"dtype=torch.{generator.dtype}"
-    is_modular = not family.guidance
     names = [family.pipeline] + [family.transformer] * (not run.is_lora)
     lines = [
         "import torch",
-        f"from diffusers import {', '.join(['ComponentsManager'] * is_modular + names)}",
+        f"from diffusers import {', '.join(['ComponentsManager'] * family.is_modular + names)}",
         "from PIL import Image, ImageOps",
         "",
         *_base_lines(generator.path),
@@ -66,7 +70,7 @@ def snippet(run: Run, folder: str) -> str:
             ")",
         ]
     given = "" if run.is_lora else "transformer=transformer"
-    if is_modular:
+    if family.is_modular:
         lines += _modular_lines(given, dtype, generator.guidance_scale)
     else:
         arguments = ", ".join(["base", *[given] * bool(given), dtype])
@@ -80,7 +84,7 @@ def snippet(run: Run, folder: str) -> str:
             "    use_dynamic_shifting=False, shift_terminal=None,",
             ")",
         ]
-    lines += [*_device_lines(generator.offload, is_modular), *_area_lines(generator)]
+    lines += [*_device_lines(generator.offload, family.is_modular), *_area_lines(generator)]
     lines.append('reference = Image.open("reference.png").convert("RGB")')
     lines.append("image = pipeline(")
     arguments = {
@@ -149,7 +153,7 @@ def _area_lines(generator: Any) -> list[str]:
 def _special(generator: Any, family: _Family, area: int) -> dict[str, Any]:
     """What one family's pipeline takes and the others do not."""
     found: dict[str, Any] = {}
-    if generator.guidance_scale is not None and family.guidance:
+    if generator.guidance_scale is not None and not family.is_modular:
         found[family.guidance] = generator.guidance_scale
     elif generator.type == "qwen-image-edit-plus":
         found[family.guidance] = 1.0  # the stock pipeline would guide by 4
