@@ -46,7 +46,7 @@ class Preset:
             f"pip install 'customized-grpo[{self.extra}]'",
         )
         page = f"https://huggingface.co/black-forest-labs/{self.licence}"
-        accept = Step(f"accept the licence of the weights at {page}")
+        accept = Step(f"accept the weights' licence at {page}")
         login = Step("log in to the hub, with a token of yours that may read", "hf auth login")
         return [install] * bool(self.extra) + [accept, login] * bool(self.licence)
 
@@ -61,7 +61,7 @@ PRESETS = {
         Preset(
             name="flux3-klein-base",
             config="flux3-klein-base.yaml",
-            memory=24,
+            memory=48,
             licence="flux-3-image-klein-base",
         ),
         Preset(
