@@ -12,14 +12,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import Flux2KleinPipeline, FluxKontextPipeline, FluxPipeline, QwenImage21Pipeline
+from diffusers import (
+    Flux2KleinPipeline,
+    Flux3AutoBlocks,
+    FluxKontextPipeline,
+    FluxPipeline,
+    ModularPipeline,
+    QwenImage21Pipeline,
+)
 from diffusers import QwenImageEditPlusPipeline as QwenPipeline
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as qwen_module
 from PIL import Image
 from tiny_pipelines import (
     ChatProcessor,
     PictureAndTextProcessor,
+    TextProcessor,
     build_flux1,
+    build_flux3,
     build_klein,
     build_qwen,
     build_qwen_21,
@@ -30,6 +39,7 @@ from transformers import AutoTokenizer
 from customized_grpo.config import RunConfig, read_config
 from customized_grpo.generators.base import Conditioning, Generator
 from customized_grpo.generators.flux2_klein import Flux2KleinConfig
+from customized_grpo.generators.flux3_klein import Flux3KleinConfig
 from customized_grpo.generators.flux_kontext import FluxKontextConfig
 from customized_grpo.generators.pipeline import PipelineConfig
 from customized_grpo.generators.qwen_image_21 import QwenImage21Config
@@ -121,6 +131,32 @@ def _klein(guidance: float) -> Callable[[Any, Example, Tensor, int], Tensor]:
     return run
 
 
+def _flux3(pipeline: Any, example: Example, noise: Tensor, steps: int) -> Tensor:
+    pipeline.guider = pipeline.guider.new(guidance_scale=4.0)
+    spatial = noise.transpose(1, 2).unflatten(2, (HEIGHT // 16, WIDTH // 16))
+    latents = pipeline(
+        image=pictures(example), prompt=example.prompt, height=HEIGHT, width=WIDTH,
+        num_inference_steps=steps, text_encoder_out_layers=(1, 2, 3), latents=spatial,
+        output="latents",
+    )  # fmt: skip
+    return latents.flatten(2).transpose(1, 2)
+
+
+def _load_flux3(path: str) -> Any:
+    blocks = Flux3AutoBlocks()
+    blocks.sub_blocks.pop("prompt_upsampler")
+    pipeline = blocks.init_pipeline(path)
+    load_flux3_parts(pipeline, path, dtype=torch.float32)
+    return pipeline
+
+
+def load_flux3_parts(pipeline: Any, path: str, **how: Any) -> None:
+    """What load_components does, without torchvision."""
+    parts = [name for name in pipeline.null_component_names if name != "tokenizer"]
+    ModularPipeline.load_components(pipeline, parts, **how)  # whatever its own has become
+    pipeline.tokenizer = TextProcessor(path)
+
+
 def _qwen(guidance: float) -> Callable[[Any, Example, Tensor, int], Tensor]:
     def run(pipeline: Any, example: Example, noise: Tensor, steps: int) -> Tensor:
         areas = qwen_module.VAE_IMAGE_SIZE, qwen_module.CONDITION_IMAGE_SIZE
@@ -185,6 +221,12 @@ def _qwen_config(path: str, **fields: Any) -> QwenImageEditPlusConfig:
 def _qwen_21_config(path: str, **fields: Any) -> QwenImage21Config:
     return QwenImage21Config(
         path=path, height=HEIGHT_21, width=WIDTH_21, reference_area=_AREA, **fields
+    )
+
+
+def _flux3_config(path: str) -> Flux3KleinConfig:
+    return Flux3KleinConfig(
+        path=path, height=HEIGHT, width=WIDTH, text_layers=(1, 2, 3), guidance_scale=4.0
     )
 
 
@@ -257,6 +299,14 @@ FAMILIES = [
         config=lambda path: _qwen_21_config(path, guidance_scale=4.0),
         load=_load_qwen_21,
         latents=_qwen_21(4.0),
+        most_references=10,
+    ),
+    Family(
+        name="flux3-klein",
+        build=build_flux3,
+        config=_flux3_config,
+        load=_load_flux3,
+        latents=_flux3,
         most_references=10,
     ),
 ]

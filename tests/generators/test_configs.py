@@ -97,7 +97,7 @@ def test_the_papers_lora_is_on_every_layer_of_unos(tmp_path: Path) -> None:
 def test_the_config_trains_a_tiny_model(path: Path, photos: Path, tmp_path: Path) -> None:
     config = load_config(path)
     name = config.generator.type
-    if "klein-base" in config.generator.path:
+    if "FLUX.2-klein-base" in config.generator.path:
         name = "flux2-klein-base"
     (family, *_) = [f for f in FAMILIES if f.name == name]
     family.build(tmp_path / "checkpoint")
@@ -127,7 +127,7 @@ def test_the_config_trains_a_tiny_model(path: Path, photos: Path, tmp_path: Path
     if config.generator.quantization == "int8":
         pytest.importorskip("torchao", reason="needs the extra torchao")
     flags = [text for name, value in changes.items() for text in (f"--{name}", str(value))]
-    if config.generator.type == "flux2-klein":
+    if config.generator.type in ("flux2-klein", "flux3-klein"):
         flags += ["--generator.text_layers", "1", "2", "3"]
     run = train(load_config(path, flags))
     weights = load_file(run / "weights" / "pytorch_lora_weights.safetensors")

@@ -8,9 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxKontextPipeline
+from diffusers import Flux3ModularPipeline, FluxKontextPipeline
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as qwen_module
-from families import FAMILIES, HEIGHT, REFERENCE, STEPS, WIDTH, Family, denoise, run_config
+from families import (
+    FAMILIES,
+    HEIGHT,
+    REFERENCE,
+    STEPS,
+    WIDTH,
+    Family,
+    denoise,
+    load_flux3_parts,
+    run_config,
+)
 from helpers import assert_near
 from made_runs import make_run
 from PIL import Image
@@ -111,7 +121,13 @@ def test_the_card_loads_it_or_says_what_does(
         assert "```python" not in card
     else:
         (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
-        if family.name.startswith("flux2"):  # whose pipeline draws patches, in another order
+        if family.name.startswith("flux3"):  # whose processor needs torchvision
+            monkeypatch.setattr(
+                Flux3ModularPipeline,
+                "load_components",
+                lambda pipeline, **how: load_flux3_parts(pipeline, "base", **how),
+            )
+        if family.name.startswith(("flux2", "flux3")):  # which draw patches, in another order
             seed = torch.Generator().manual_seed(0)
             ours = family.config("base").build(torch.device("cpu")).noise(1, seed)
             patches = ours.transpose(1, 2).unflatten(2, (HEIGHT // 16, WIDTH // 16))
@@ -143,7 +159,7 @@ def on_white(picture: Image.Image) -> Image.Image:
 
 
 def test_comfyui_is_for_the_flux_family(family: Family, run: Path) -> None:
-    if "qwen" in family.name:
+    if "qwen" in family.name or "flux3" in family.name:
         with pytest.raises(ConfigError, match="must be one of flux-kontext, flux2-klein, uno"):
             export_run(run, "comfyui", Path("loras"))
         return

@@ -15,6 +15,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
+    Flux3AutoBlocks,
+    Flux3Transformer2DModel,
     FluxKontextPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
@@ -25,6 +27,7 @@ from diffusers import (
 )
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
+    AutoTokenizer,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
@@ -104,12 +107,9 @@ def build_klein(folder: Path, distilled: bool) -> None:
         num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=1024,
         tie_word_embeddings=True,
     )  # fmt: skip
-    vae = AutoencoderKLFlux2(**_VAE)
-    vae.bn.running_mean.normal_(std=0.2)
-    vae.bn.running_var.uniform_(0.5, 2)
     Flux2KleinPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-        vae=vae,
+        vae=_flux2_vae(),
         text_encoder=Qwen3ForCausalLM(text),
         tokenizer=_qwen_tokenizer(),
         transformer=Flux2Transformer2DModel(
@@ -119,6 +119,13 @@ def build_klein(folder: Path, distilled: bool) -> None:
         ),
         is_distilled=distilled,
     ).save_pretrained(folder)  # fmt: skip
+
+
+def _flux2_vae() -> AutoencoderKLFlux2:
+    vae = AutoencoderKLFlux2(**_VAE)
+    vae.bn.running_mean.normal_(std=0.2)
+    vae.bn.running_var.uniform_(0.5, 2)
+    return vae
 
 
 def build_qwen(folder: Path) -> None:
@@ -170,10 +177,41 @@ def build_qwen(folder: Path) -> None:
     ).save_pretrained(folder / "processor")  # fmt: skip
 
 
-def build_qwen_21(folder: Path) -> None:
+def build_flux3(folder: Path, distilled: bool = False) -> None:
+    """Its index names a prompt upsampler of another repository, as a published checkpoint's."""
     torch.manual_seed(0)
     tokenizer = _qwen_tokenizer()
-    tokenizer.chat_template = _CHAT_OF_PARTS
+    blocks = Flux3AutoBlocks()
+    pipeline: Any = blocks.init_pipeline()
+    pipeline.update_components(
+        vae=_flux2_vae(),
+        text_encoder=_qwen3_vl(tokenizer),
+        transformer=Flux3Transformer2DModel(
+            in_channels=64, cond_in_channels=64, num_layers=1, num_single_layers=2,
+            attention_head_dim=32, num_attention_heads=4, joint_attention_dim=96,
+            axes_dims_rope=(8, 8, 8, 8), flow_map=distilled,
+        ),
+    )  # fmt: skip
+    pipeline.save_pretrained(str(folder), overwrite_modular_index=True)
+    for part in (_qwen_pictures(), tokenizer):
+        part.save_pretrained(folder / "tokenizer")
+    index = json.loads((folder / "modular_model_index.json").read_text())
+    index["tokenizer"][2] |= {
+        "pretrained_model_name_or_path": str(folder),
+        "subfolder": "tokenizer",
+    }
+    index["prompt_upsampler"][2]["pretrained_model_name_or_path"] = "someone/prompt-upsampler"
+    (folder / "modular_model_index.json").write_text(json.dumps(index))
+
+
+def _qwen_pictures() -> Qwen2VLImageProcessorPil:
+    return Qwen2VLImageProcessorPil(
+        size={"shortest_edge": 32 * 32 * 4, "longest_edge": 32 * 32 * 64}, patch_size=16,
+        merge_size=2, temporal_patch_size=2,
+    )  # fmt: skip
+
+
+def _qwen3_vl(tokenizer: Qwen2Tokenizer) -> Qwen3VLForConditionalGeneration:
     end, *vision = tokenizer.convert_tokens_to_ids(
         ["<|endoftext|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
     )
@@ -199,11 +237,15 @@ def build_qwen_21(folder: Path) -> None:
     for name, parameter in encoder.named_parameters():
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             parameter.data *= 20  # sharp attention, or positions of tokens would not matter
-    pictures = Qwen2VLImageProcessorPil(
-        size={"shortest_edge": 32 * 32 * 4, "longest_edge": 32 * 32 * 64}, patch_size=16,
-        merge_size=2, temporal_patch_size=2,
-    )  # fmt: skip
-    for part in (pictures, tokenizer):
+    return encoder
+
+
+def build_qwen_21(folder: Path) -> None:
+    torch.manual_seed(0)
+    tokenizer = _qwen_tokenizer()
+    tokenizer.chat_template = _CHAT_OF_PARTS
+    encoder = _qwen3_vl(tokenizer)
+    for part in (_qwen_pictures(), tokenizer):
         part.save_pretrained(folder / "processor")
     channels = 16
     QwenImage21Pipeline(
@@ -226,6 +268,18 @@ def build_qwen_21(folder: Path) -> None:
     index = json.loads((folder / "model_index.json").read_text())
     index["processor"] = ["transformers", "Qwen3VLProcessor"]  # as a published checkpoint has it
     (folder / "model_index.json").write_text(json.dumps(index))
+
+
+class TextProcessor:
+    """What Qwen3VLProcessor does with one prompt without pictures."""
+
+    def __init__(self, folder: str) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, subfolder="tokenizer")
+
+    def apply_chat_template(self, messages: list[dict], **_: Any) -> str:
+        (message,) = messages
+        said = message["content"]
+        return f"<|im_start|>{message['role']}\n{said}<|im_end|>\n<|im_start|>assistant\n"
 
 
 class PictureAndTextProcessor:

@@ -31,6 +31,7 @@ from customized_grpo.training.train import train
 # Shift of each family's own schedule at 512 px, 1024 tokens.
 MU = {
     "flux-kontext": 0.5 + (1024 - 256) * (1.15 - 0.5) / (4096 - 256),
+    "flux3-klein": math.log(6.93),
     "qwen-image-2.1": 0.5 + (1024 - 256) * (1.15 - 0.5) / (4096 - 256),  # the pipeline's default
     "qwen-image-edit-plus": 0.5 + (1024 - 256) * (0.9 - 0.5) / (8192 - 256),
     "uno": 0.459,

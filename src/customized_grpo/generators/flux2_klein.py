@@ -14,13 +14,8 @@ from torch import Tensor, nn
 from customized_grpo.config.text_limits import TextLimit, tokenizer_limit
 from customized_grpo.errors import ConfigError
 from customized_grpo.generators.base import Conditioning
-from customized_grpo.generators.pipeline import (
-    PipelineConfig,
-    PipelineGenerator,
-    Size,
-    load_pipeline,
-    loading,
-)
+from customized_grpo.generators.flux2 import Flux2LatentsGenerator
+from customized_grpo.generators.pipeline import PipelineConfig, Size, load_pipeline, loading
 from customized_grpo.types import Example
 
 logger = logging.getLogger("customized_grpo")
@@ -70,11 +65,8 @@ class Flux2KleinConfig(PipelineConfig):
             return Flux2KleinGenerator(load_pipeline(self, Flux2KleinPipeline), self, device)
 
 
-class Flux2KleinGenerator(PipelineGenerator):
-    """Adapter: latents are patches ``[B, H W / 256, 4 C]``, normalised as the VAE's statistics say.
-
-    A base model is guided by the empty prompt: two passes of the transformer a step.
-    """
+class Flux2KleinGenerator(Flux2LatentsGenerator):
+    """Adapter: a base model is guided by the empty prompt, two passes of the transformer a step."""
 
     max_references = 4
 
@@ -114,15 +106,6 @@ class Flux2KleinGenerator(PipelineGenerator):
             text_encoder_out_layers=self._text_layers,
         )
 
-    def _encode_images(self, images: Tensor) -> Tensor:
-        vae = self.pipeline.vae
-        scaled: Any = images.to(vae.dtype) * 2 - 1
-        patches = self.pipeline._encode_vae_image(scaled, generator=None)
-        return self.pipeline._pack_latents(patches)
-
-    def _pack(self, latents: Tensor) -> Tensor:
-        return self.pipeline._pack_latents(self.pipeline._patchify_latents(latents))
-
     def _positions(self, sizes: Sequence[Size]) -> dict[str, Tensor]:
         shapes = [(1, 1, height // self.patch, width // self.patch) for height, width in sizes]
         target = self.pipeline._prepare_latent_ids(torch.empty(1, 1, *self.grid))[0]
@@ -150,15 +133,3 @@ class Flux2KleinGenerator(PipelineGenerator):
             return positive
         unguided = predict(self._empty_prompt.to(embeds.dtype).expand(len(hidden), -1, -1))
         return unguided + self._guidance * (positive - unguided)
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        vae = self.pipeline.vae
-        return vae.decode(self.unpack(latents).to(vae.dtype)).sample
-
-    def unpack(self, latents: Tensor) -> Tensor:
-        """Packed latents ``[B, S, 4 C]`` as the VAE takes them, ``[B, C, H / 8, W / 8]``."""
-        vae, rows = self.pipeline.vae, self.grid[0]
-        patches = latents.transpose(1, 2).unflatten(2, (rows, -1))
-        mean, variance = (v.view(1, -1, 1, 1) for v in (vae.bn.running_mean, vae.bn.running_var))
-        patches = patches * torch.sqrt(variance + vae.config.batch_norm_eps) + mean
-        return self.pipeline._unpatchify_latents(patches)

@@ -115,15 +115,19 @@ def load_pipeline(config: PipelineConfig, pipeline_class: Any, **components: Any
     pipeline = pipeline_class.from_pretrained(
         folder, dtype=dtype, use_safetensors=True, **components
     )
-    for name, module in pipeline.components.items():
-        if isinstance(module, nn.Module) and not (config.quantization and name == "transformer"):
-            check_finite(module.state_dict(), f"path: {config.path!r}: {name}")
+    check_components(pipeline, config)
     return pipeline
 
 
+def check_components(pipeline: Any, config: PipelineConfig) -> None:
+    """Raises a ConfigError if weights of a pipeline's models are missing or not finite."""
+    for name, module in pipeline.components.items():
+        if isinstance(module, nn.Module) and not (config.quantization and name == "transformer"):
+            check_finite(module.state_dict(), f"path: {config.path!r}: {name}")
+
+
 def _text_encoders(pipeline_class: Any, folder: str, dtype: torch.dtype) -> dict[str, Any]:
-    """The transformers models of a pipeline, which would fill weights that are missing at random;
-    diffusers leaves them on the meta device."""
+    """The transformers models of a pipeline."""
     import transformers
 
     encoders: dict[str, Any] = {}
@@ -131,13 +135,23 @@ def _text_encoders(pipeline_class: Any, folder: str, dtype: torch.dtype) -> dict
         library, kind = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
         cls = getattr(transformers, str(kind), None) if library == "transformers" else None
         if isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel):
-            loaded: Any = cls.from_pretrained(
-                folder, subfolder=name, dtype=dtype, use_safetensors=True, output_loading_info=True
-            )
-            encoders[name], info = loaded
-            if missing := sorted(info["missing_keys"]):
-                raise ConfigError(f"path: {name}: must hold {missing[0]!r}, it is missing")
+            encoders[name] = load_text_encoder(cls, folder, name, dtype)
     return encoders
+
+
+def load_text_encoder(cls: Any, source: str, name: str, dtype: torch.dtype) -> Any:
+    """A model of transformers, which would fill weights that are missing at random; diffusers
+    leaves them on the meta device.
+
+    Raises:
+        ConfigError: if weights are missing; of the libraries anything.
+    """
+    encoder, info = cls.from_pretrained(
+        source, subfolder=name, dtype=dtype, use_safetensors=True, output_loading_info=True
+    )
+    if missing := sorted(info["missing_keys"]):
+        raise ConfigError(f"path: {name}: must hold {missing[0]!r}, it is missing")
+    return encoder
 
 
 def quantization_config(kind: str) -> Any:

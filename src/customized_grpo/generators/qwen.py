@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from customized_grpo.assets import one_line, resolve_checkpoint
-
-
-class Known:
-    """A few numbers on the host; their tensor is the same over all steps of a batch and waited for
-    once."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, tuple[Tensor, list[Any]]] = {}
-
-    def on_host(self, given: Mapping[str, Tensor], name: str) -> list[Any]:
-        """``given[name]`` as a list."""
-        known, numbers = self._known.get(name, (None, []))
-        if known is not given[name]:
-            numbers = given[name].tolist()
-            self._known[name] = given[name], numbers
-        return numbers
 
 
 def cut(tokenizer: Any, prompt: str, limit: int | None) -> str:
@@ -56,6 +39,17 @@ def denormalised(vae: Any, latents: Tensor) -> Tensor:
         for values in (vae.config.latents_mean, vae.config.latents_std)
     )
     return (latents * std + mean).to(vae.dtype)
+
+
+def chat_tokenizer(path: str, folder: str) -> Any:
+    """The tokenizer of a ``Qwen3VLProcessor`` in a checkpoint, with the processor's template."""
+    from transformers import AutoTokenizer, Qwen3VLProcessor
+
+    source = resolve_checkpoint(path)
+    tokenizer = AutoTokenizer.from_pretrained(source, subfolder=folder)
+    settings, _ = Qwen3VLProcessor.get_processor_dict(source, subfolder=folder)
+    tokenizer.chat_template = settings.get("chat_template") or tokenizer.chat_template
+    return tokenizer
 
 
 def image_processor(path: str) -> Any:

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from customized_grpo.assets import resolve_checkpoint
 from customized_grpo.buckets import bucket_for
 from customized_grpo.config.limits import Area
 from customized_grpo.errors import DataError
@@ -33,7 +32,14 @@ from customized_grpo.generators.pipeline import (
     loading,
 )
 from customized_grpo.generators.prefix import Layers, Prefixes
-from customized_grpo.generators.qwen import Known, cut, denormalised, image_processor, shift
+from customized_grpo.generators.qwen import (
+    chat_tokenizer,
+    cut,
+    denormalised,
+    image_processor,
+    shift,
+)
+from customized_grpo.generators.rows import Known, in_passes
 from customized_grpo.pictures import to_pil
 from customized_grpo.types import Example
 
@@ -172,21 +178,17 @@ class QwenImage21Generator(PipelineGenerator):
         self, name: str, hidden: Tensor, sigma: Tensor, conditioning: Conditioning
     ) -> Tensor:
         """Velocities ``[B, S, C]``: a pass for the samples of each example."""
-        given, parts, order = conditioning.per_sample, list[Tensor](), list[int]()
+        given = conditioning.per_sample
         examples = self._known.on_host(given, "example")
         lengths = self._known.on_host(given, f"{name}_length")
-        if isinstance(self.transformer, FSDPModule):  # a pass is a meeting: equally many everywhere
-            groups = [[row] for row in range(len(examples))]
-        else:
-            known = dict.fromkeys(examples)
-            groups = [[i for i, e in enumerate(examples) if e == example] for example in known]
-        for rows in groups:
+
+        def run(rows: list[int]) -> Tensor:
             index, first = torch.tensor(rows, device=hidden.device), rows[0]
             text = given[name][index, : lengths[first]]
             key = examples[first], (name, self._is_base)
-            parts.append(self._one(key, hidden[index], sigma[index], text, conditioning.shared))
-            order += rows
-        return torch.cat(parts)[torch.tensor(order, device=hidden.device).argsort()]
+            return self._one(key, hidden[index], sigma[index], text, conditioning.shared)
+
+        return in_passes(self.transformer, examples, run)
 
     def _one(
         self,
@@ -276,7 +278,7 @@ def _digest(example: Example) -> int:
 
 def _processor(path: str) -> Any:
     """The stock processor but for videos, for which it needs torchvision."""
-    from transformers import AutoTokenizer, Qwen3VLProcessor
+    from transformers import Qwen3VLProcessor
 
     class Processor(Qwen3VLProcessor):
         @classmethod
@@ -286,11 +288,9 @@ def _processor(path: str) -> Any:
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
             return type(argument)
 
-    folder = resolve_checkpoint(path)
-    tokenizer = AutoTokenizer.from_pretrained(folder, subfolder="processor")
-    settings, _ = Qwen3VLProcessor.get_processor_dict(folder, subfolder="processor")
+    tokenizer = chat_tokenizer(path, "processor")
     return Processor(
         image_processor=image_processor(path),
         tokenizer=tokenizer,
-        chat_template=settings.get("chat_template") or tokenizer.chat_template,
+        chat_template=tokenizer.chat_template,
     )

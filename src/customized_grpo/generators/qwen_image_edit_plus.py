@@ -21,7 +21,8 @@ from customized_grpo.generators.pipeline import (
     load_pipeline,
     loading,
 )
-from customized_grpo.generators.qwen import Known, cut, denormalised, image_processor, shift
+from customized_grpo.generators.qwen import cut, denormalised, image_processor, shift
+from customized_grpo.generators.rows import Known
 from customized_grpo.types import Example
 
 _NATIVE_SIZE = 1024

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from customized_grpo.config.plugs import CheckpointKind
+from customized_grpo.generators.modular import MODULAR_INDEX, own_parts
 
 _WHOLE = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 _INDEX = "*.safetensors.index.json"
@@ -29,13 +30,15 @@ def gaps(folder: Path, kind: CheckpointKind, file: str | None = None) -> list[st
 
 
 def _pipeline(folder: Path) -> Iterator[str]:
-    index = folder / "model_index.json"
-    if not index.is_file():
+    index, modular = folder / "model_index.json", folder / MODULAR_INDEX
+    if index.is_file():
+        parts = {n: e for n, e in _read(index).items() if isinstance(e, list) and e[:1] != [None]}
+    elif modular.is_file():
+        parts = own_parts(_read(modular))
+    else:
         yield "model_index.json is missing"
         return
-    for name, entry in _read(index).items():
-        if not isinstance(entry, list) or entry[:1] == [None]:
-            continue
+    for name in parts:
         if not (folder / name).is_dir() or not any((folder / name).iterdir()):
             yield f"{name}/ is missing"
         elif name.startswith(("transformer", "vae", "text_encoder")):

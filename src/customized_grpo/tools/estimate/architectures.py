@@ -85,6 +85,24 @@ _QWEN_IMAGE_21: dict[str, Component] = {
     "text_encoder": ("Qwen3VLForConditionalGeneration", _QWEN3_VL_8B),
 }
 
+_QWEN3_VL_4B = {
+    "text_config": {
+        **_QWEN3_VL_8B["text_config"], "hidden_size": 2560, "intermediate_size": 9728,
+        "tie_word_embeddings": True,
+    },
+    "vision_config": {
+        "depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "out_hidden_size": 2560,
+        "deepstack_visual_indexes": [5, 11, 17],
+    },
+    "tie_word_embeddings": True,
+}  # fmt: skip
+_FLUX3_KLEIN: dict[str, Component] = {
+    "transformer": ("Flux3Transformer2DModel", {}),
+    "vae": ("AutoencoderKLFlux2", {}),
+    # By its width: eight of its layers are the transformer's ``joint_attention_dim``.
+    "text_encoder": ("Qwen3VLForConditionalGeneration", _QWEN3_VL_4B),
+}
+
 PIPELINES: dict[str, dict[str, Component]] = {
     "black-forest-labs/FLUX.1-dev": _FLUX1,
     "black-forest-labs/FLUX.1-Kontext-dev": _FLUX1,
@@ -92,6 +110,7 @@ PIPELINES: dict[str, dict[str, Component]] = {
     "black-forest-labs/FLUX.2-klein-base-4B": _KLEIN_4B,
     "black-forest-labs/FLUX.2-klein-9B": _KLEIN_9B,
     "black-forest-labs/FLUX.2-klein-base-9B": _KLEIN_9B,
+    "black-forest-labs/flux-3-image-klein-base": _FLUX3_KLEIN,
     "Qwen/Qwen-Image-2.1": _QWEN_IMAGE_21,
     "Qwen/Qwen-Image-Edit-2509": _QWEN_IMAGE,
 }

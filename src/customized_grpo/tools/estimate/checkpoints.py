@@ -10,14 +10,17 @@ from torch import nn
 
 from customized_grpo.assets import one_line, resolve_checkpoint
 from customized_grpo.errors import ConfigError
+from customized_grpo.generators.modular import MODULAR_INDEX, own_parts
 from customized_grpo.rewards.loading import find_file
 from customized_grpo.tools.estimate.architectures import PIPELINES, REWARDS, Component
 from customized_grpo.tools.estimate.counting import make_fake, on_meta
 
 _DEFAULT_TEXT_TOKENS = 512
-_UNPADDED: dict[str, int] = dict.fromkeys(  # a prompt and what is written around it
-    ("Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration"), 64
-)
+_CHAT_TOKENS = {  # a prompt and what is written around it, by the transformer that reads them
+    "QwenImageTransformer2DModel": 64,
+    "QwenImage21Transformer2DModel": 64,
+    "Flux3Transformer2DModel": 80,  # padded to a multiple
+}
 
 
 def pipeline_components(path: str) -> dict[str, Component]:
@@ -25,10 +28,20 @@ def pipeline_components(path: str) -> dict[str, Component]:
     if path in PIPELINES:
         return PIPELINES[path]
     return {
-        name: (entry[1], _read(path, f"{name}/config.json"))
-        for name, entry in _read(path, "model_index.json").items()
-        if isinstance(entry, list) and name.startswith(("transformer", "vae", "text_encoder"))
+        name: (kind, _read(path, f"{name}/config.json"))
+        for name, kind in _classes(path).items()
+        if name.startswith(("transformer", "vae", "text_encoder"))
     }
+
+
+def _classes(path: str) -> dict[str, str]:
+    """Of a pipeline's parts, by their names."""
+    try:
+        modular = own_parts(_read(path, MODULAR_INDEX))
+    except ConfigError:
+        index = _read(path, "model_index.json")
+        return {name: part[1] for name, part in index.items() if isinstance(part, list)}
+    return {name: settings["type_hint"][1] for name, (_, _, settings) in modular.items()}
 
 
 def reward_component(path: str) -> Component:
@@ -42,8 +55,8 @@ def reward_component(path: str) -> Component:
 def text_tokens(path: str) -> int:
     """Tokens to which a pipeline pads a prompt if its config says nothing."""
     components = pipeline_components(path)
-    if unpadded := _UNPADDED.get(components["text_encoder"][0]):
-        return unpadded
+    if number := _CHAT_TOKENS.get(components["transformer"][0]):
+        return number
     if path in PIPELINES:
         return _DEFAULT_TEXT_TOKENS
     folder = "tokenizer_2" if "text_encoder_2" in components else "tokenizer"

@@ -247,7 +247,8 @@ def transformer_inputs(model: Any, tokens: Tokens, dtype: torch.dtype) -> dict[s
         shapes = [(1, *size) for size in (tokens.target, *tokens.references)]
         mask = torch.empty(1, tokens.text, dtype=torch.int64)
         return {**common, "encoder_hidden_states_mask": mask, "img_shapes": [shapes]}
-    if kind not in ("FluxTransformer2DModel", "Flux2Transformer2DModel"):
+    known = ("FluxTransformer2DModel", "Flux2Transformer2DModel", "Flux3Transformer2DModel")
+    if kind not in known:
         raise ConfigError(f"path: a {kind} cannot be counted; use a FLUX or Qwen-Image checkpoint")
     axes = len(config.axes_dims_rope)
     common["img_ids"] = torch.empty(tokens.image, axes)
@@ -255,4 +256,9 @@ def transformer_inputs(model: Any, tokens: Tokens, dtype: torch.dtype) -> dict[s
     if kind == "FluxTransformer2DModel":
         common["pooled_projections"] = torch.empty(1, config.pooled_projection_dim, dtype=dtype)
         common["guidance"] = torch.empty(1, dtype=dtype) if config.guidance_embeds else None
+    if kind == "Flux3Transformer2DModel":
+        count = math.prod(tokens.target)
+        pixels, ids = common["hidden_states"], common["img_ids"]
+        common |= {"hidden_states": pixels[:, :count], "img_ids": ids[:count]}
+        common |= {"image_cond_hidden_states": pixels[:, count:], "image_cond_ids": ids[count:]}
     return common

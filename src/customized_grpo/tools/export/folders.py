@@ -16,6 +16,7 @@ from torch import nn
 from customized_grpo.assets import resolve_checkpoint
 from customized_grpo.errors import ConfigError
 from customized_grpo.files import LORA_FILE, write_folder
+from customized_grpo.generators.modular import MODULAR_INDEX, own_parts, placed
 from customized_grpo.generators.pipeline import PipelineConfig
 from customized_grpo.runs.run import Run
 from customized_grpo.tools.export.card import PICTURE, evaluation_of, model_card, picture_of
@@ -49,7 +50,7 @@ def export_run(
     writers: dict[Format, Callable[[Path], None]] = {
         "hub-folder": partial(_write_hub_folder, run, str(out), license, picture),
         "comfyui": partial(_write_comfyui, run),
-        "merged": partial(_write_merged, run),
+        "merged": partial(_write_merged, run, str(out)),
     }
     write_folder(out, writers[to])
 
@@ -83,7 +84,7 @@ def _write_comfyui(run: Run, folder: Path) -> None:
     save_file(tensors, folder / f"{run.config.name}.safetensors", {"format": "pt"})
 
 
-def _write_merged(run: Run, folder: Path) -> None:
+def _write_merged(run: Run, name: str, folder: Path) -> None:
     config: Any = run.config.generator
     if not isinstance(config, PipelineConfig):
         raise ConfigError(f"--to merged: {config.type!r} must be a diffusers pipeline, it is not")
@@ -92,6 +93,8 @@ def _write_merged(run: Run, folder: Path) -> None:
             f"--to merged: generator.quantization must be null, got {config.quantization!r}: the "
             "LoRA would be added to other weights than it was trained on; export --to hub-folder"
         )
+    from diffusers import ModularPipeline
+
     generator: Any = build_generator(run.config, torch.device("cpu"))
     generator.load_weights(run.weights)
     pipeline = generator.pipeline
@@ -101,13 +104,26 @@ def _write_merged(run: Run, folder: Path) -> None:
             _warn_of_rounding(pipeline.transformer)
         pipeline.fuse_lora(components=["transformer"])
         pipeline.unload_lora_weights()
-    for name, part in pipeline.components.items():
-        if type(part).__module__.startswith(
-            "customized_grpo."
-        ):  # stands in for what needs torchvision
-            pipeline.register_modules(**{name: None})
+    if isinstance(pipeline, ModularPipeline):
+        _save_modular(pipeline, generator.config.path, name, folder)
+        return
+    for part_name, part in pipeline.components.items():
+        if type(part).__module__.startswith("customized_grpo."):  # for what needs torchvision
+            pipeline.register_modules(**{part_name: None})
     pipeline.save_pretrained(folder)
     _take_over(pipeline, generator.config.path, folder)
+
+
+def _save_modular(pipeline: Any, base: str, name: str, folder: Path) -> None:
+    """Its index is the base's, but that the parts of that repository are in this folder."""
+    source = resolve_checkpoint(base)
+    pipeline.save_pretrained(str(folder), overwrite_modular_index=True)
+    index = type(pipeline).load_config(source)
+    _copy_missing(source, list(own_parts(index)), folder)
+    here = {part.name for part in folder.iterdir()} & index.keys()
+    index |= {part: placed(index[part], part, name) for part in here}
+    text = json.dumps(index, indent=2) + "\n"
+    (folder / MODULAR_INDEX).write_text(text, encoding="utf-8")
 
 
 @torch.no_grad()
@@ -133,22 +149,25 @@ def _warn_of_rounding(transformer: nn.Module) -> None:
 
 def _take_over(pipeline: Any, base: str, folder: Path) -> None:
     """Components that were not loaded here, such as a processor, as the base has them."""
-    from huggingface_hub import snapshot_download
-
     source = resolve_checkpoint(base)
     entries = type(pipeline).load_config(source)
-    missing = [
-        name
-        for name, entry in entries.items()
-        if isinstance(entry, list | tuple) and entry[0] and not (folder / name).exists()
-    ]
+    parts = [n for n, e in entries.items() if isinstance(e, list | tuple) and e[0]]
+    missing = _copy_missing(source, parts, folder)
     if not missing:
         return
-    if not Path(source).is_dir():
-        source = snapshot_download(source, allow_patterns=[f"{name}/*" for name in missing])
-    for name in missing:
-        shutil.copytree(Path(source, name), folder / name)
     index = folder / "model_index.json"
     taken = {name: list(entries[name]) for name in missing}
     content = json.loads(index.read_text(encoding="utf-8")) | taken
     index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _copy_missing(source: str, parts: list[str], folder: Path) -> list[str]:
+    """Folders of a checkpoint that ``folder`` has not yet; their names."""
+    from huggingface_hub import snapshot_download
+
+    missing = [name for name in parts if not (folder / name).exists()]
+    if missing and not Path(source).is_dir():
+        source = snapshot_download(source, allow_patterns=[f"{name}/*" for name in missing])
+    for name in missing:
+        shutil.copytree(Path(source, name), folder / name)
+    return missing

@@ -19,13 +19,19 @@ class _Family:
     pipeline: str
     transformer: str
     guidance: str
-    """Argument of the pipeline for the config's guidance_scale."""
+    """Argument of the pipeline for the config's guidance_scale; '' = a part of it has that."""
+
+    @property
+    def is_modular(self) -> bool:
+        """Whether blocks make the pipeline, which then has its guidance in a part."""
+        return not self.guidance
 
 
 # UNO is not among them: the stock pipeline of FLUX.1 [dev] takes no references.
 _FAMILIES = {
     "flux-kontext": _Family("FluxKontextPipeline", "FluxTransformer2DModel", "guidance_scale"),
     "flux2-klein": _Family("Flux2KleinPipeline", "Flux2Transformer2DModel", "guidance_scale"),
+    "flux3-klein": _Family("Flux3AutoBlocks", "Flux3Transformer2DModel", ""),
     "qwen-image-2.1": _Family(
         "QwenImage21Pipeline", "QwenImage21Transformer2DModel", "true_cfg_scale"
     ),
@@ -48,26 +54,28 @@ def snippet(run: Run, folder: str) -> str:
     family = _FAMILIES[generator.type]
     height, width = _size(generator)
     dtype = f"dtype=torch.{generator.dtype}"
+    names = [family.pipeline] + [family.transformer] * (not run.is_lora)
     lines = [
         "import torch",
-        f"from diffusers import {family.pipeline}"
-        + ("" if run.is_lora else f", {family.transformer}"),
+        f"from diffusers import {', '.join(['ComponentsManager'] * family.is_modular + names)}",
         "from PIL import Image, ImageOps",
         "",
         *_base_lines(generator.path),
     ]
-    if run.is_lora:
-        lines += [
-            f"pipeline = {family.pipeline}.from_pretrained(base, {dtype})",
-            f"pipeline.load_lora_weights({folder!r})",
-        ]
-    else:
+    if not run.is_lora:
         lines += [
             f"transformer = {family.transformer}.from_pretrained(",
             f"    {folder!r}, subfolder='transformer', {dtype}",
             ")",
-            f"pipeline = {family.pipeline}.from_pretrained(base, transformer=transformer, {dtype})",
         ]
+    given = "" if run.is_lora else "transformer=transformer"
+    if family.is_modular:
+        lines += _modular_lines(given, dtype, generator.guidance_scale)
+    else:
+        arguments = ", ".join(["base", *[given] * bool(given), dtype])
+        lines.append(f"pipeline = {family.pipeline}.from_pretrained({arguments})")
+    if run.is_lora:
+        lines.append(f"pipeline.load_lora_weights({folder!r})")
     if config.rollout.shift is not None:
         lines += [
             "pipeline.scheduler = pipeline.scheduler.from_config(  # as in training",
@@ -75,7 +83,7 @@ def snippet(run: Run, folder: str) -> str:
             "    use_dynamic_shifting=False, shift_terminal=None,",
             ")",
         ]
-    lines += [*_device_lines(generator.offload), *_area_lines(generator)]
+    lines += [*_device_lines(generator.offload, family.is_modular), *_area_lines(generator)]
     lines.append('reference = Image.open("reference.png").convert("RGB")')
     lines.append("image = pipeline(")
     arguments = {
@@ -104,9 +112,24 @@ def _base_lines(path: str) -> list[str]:
     ]
 
 
-def _device_lines(offload: bool) -> list[str]:
+def _modular_lines(given: str, dtype: str, guidance: float) -> list[str]:
+    """FLUX 3, whose blocks make the pipeline, and load what they were not given."""
+    return [
+        "manager = ComponentsManager()",
+        "blocks = Flux3AutoBlocks()",
+        'blocks.sub_blocks.pop("prompt_upsampler")  # prompts are read as they are, as in training',
+        "pipeline = blocks.init_pipeline(base, components_manager=manager)",
+        *[f"pipeline.update_components({given})"] * bool(given),
+        f"pipeline.load_components({dtype})",
+        f"pipeline.guider = pipeline.guider.new(guidance_scale={guidance})",
+    ]
+
+
+def _device_lines(offload: bool, is_modular: bool) -> list[str]:
     """A pipeline is loaded on the CPU; what fits a GPU is what was trained there."""
     everything, in_turn = 'pipeline.to("cuda")', "pipeline.enable_model_cpu_offload()"
+    if is_modular:
+        in_turn = 'manager.enable_auto_cpu_offload(device="cuda")'
     if offload:
         move = f"{in_turn}  # with memory for all of it: {everything}"
     else:
@@ -129,7 +152,7 @@ def _area_lines(generator: Any) -> list[str]:
 def _special(generator: Any, family: _Family, area: int) -> dict[str, Any]:
     """What one family's pipeline takes and the others do not."""
     found: dict[str, Any] = {}
-    if generator.guidance_scale is not None:
+    if generator.guidance_scale is not None and not family.is_modular:
         found[family.guidance] = generator.guidance_scale
     elif generator.type == "qwen-image-edit-plus":
         found[family.guidance] = 1.0  # the stock pipeline would guide by 4
@@ -147,7 +170,7 @@ def _special(generator: Any, family: _Family, area: int) -> dict[str, Any]:
         found["max_sequence_length"] = "pipeline.tokenizer_2.model_max_length"
     if generator.type == "flux-kontext":
         found |= {"max_area": area, "_auto_resize": False}
-    if generator.type == "flux2-klein":
+    if generator.type in ("flux2-klein", "flux3-klein"):
         found["text_encoder_out_layers"] = tuple(generator.text_layers)
     return found
 

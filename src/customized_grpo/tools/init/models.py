@@ -46,7 +46,7 @@ class Preset:
             f"pip install 'customized-grpo[{self.extra}]'",
         )
         page = f"https://huggingface.co/black-forest-labs/{self.licence}"
-        accept = Step(f"accept the licence of the weights at {page}")
+        accept = Step(f"accept the weights' licence at {page}")
         login = Step("log in to the hub, with a token of yours that may read", "hf auth login")
         return [install] * bool(self.extra) + [accept, login] * bool(self.licence)
 
@@ -58,6 +58,12 @@ PRESETS = {
         Preset(name=EMBEDDED, config="emoji.yaml", memory=0, side=64),
         Preset(name="flux2-klein-base", config="flux2-klein-base.yaml", memory=24),
         Preset(name="flux2-klein", config="flux2-klein.yaml", memory=24),
+        Preset(
+            name="flux3-klein-base",
+            config="flux3-klein-base.yaml",
+            memory=48,
+            licence="flux-3-image-klein-base",
+        ),
         Preset(
             name="flux-kontext-24gb",
             config="flux-kontext-24gb.yaml",
