@@ -311,12 +311,20 @@ def test_estimate_prints_tables_or_json(capsys) -> None:
     out = capsys.readouterr().out
     for text in ("96 images", "480 trained pairs", "rollout", "GB per device", "fsdp", "--price"):
         assert text in out
+    for text in ("RAM for loading: up to 0.0 GB", "at $2.69 each (RunPod, 2026-11; yours by"):
+        assert text in out
+    only = ["estimate", emoji, "--device", "h100", "--tflops", "90", "--memory", "20"]
+    assert main(only) == 0
+    out = capsys.readouterr().out
+    assert "1 x h100 with 90 TFLOP/s and 20 GB; --price gives the cost" in out
 
 
 def test_estimate_names_what_it_cannot_take(capsys) -> None:
     emoji = str(ROOT / "configs" / "emoji.yaml")
     assert "did you mean" in error_line(capsys, "estimate", emoji, "--rollout.group_sise", "4")
     assert "--device must be" in error_line(capsys, "estimate", emoji, "--device", "h1000")
+    both = ("--mfu", "0.3", "--benchmark", "mfu.json")
+    assert "--mfu must be left out" in error_line(capsys, "estimate", emoji, *both)
     assert "generator.type must be" in error_line(capsys, "estimate", "run.yaml")
 
 

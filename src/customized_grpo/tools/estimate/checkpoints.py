@@ -10,7 +10,7 @@ from torch import nn
 
 from customized_grpo.errors import ConfigError
 from customized_grpo.rewards.loading import find_checkpoint, find_file, one_line
-from customized_grpo.tools.estimate.architectures import PIPELINES, REWARDS, Component
+from customized_grpo.tools.estimate.architectures import FAMILIES, PIPELINES, REWARDS, Component
 from customized_grpo.tools.estimate.counting import make_fake, on_meta
 
 _DEFAULT_TEXT_TOKENS = 512
@@ -28,6 +28,19 @@ def pipeline_components(path: str) -> dict[str, Component]:
         for name, entry in _read(path, "model_index.json").items()
         if isinstance(entry, list) and name.startswith(("transformer", "vae", "text_encoder"))
     }
+
+
+def counted_path(kind: str, path: str) -> str:
+    """The checkpoint whose shapes are counted: the one asked for, or where its configs cannot be
+    read (yet) the usual one of its family; a ConfigError if there is none."""
+    try:
+        pipeline_components(path)
+    except ConfigError:
+        if kind not in FAMILIES:
+            raise
+        usual = FAMILIES[kind]
+        return usual.replace("4B", "9B") if "9b" in path.lower() else usual
+    return path
 
 
 def reward_component(path: str) -> Component:
@@ -51,8 +64,7 @@ def text_tokens(path: str) -> int:
 
 
 def _read(path: str, name: str) -> dict[str, Any]:
-    known = ", ".join(PIPELINES)
-    with one_line(f"path: {path!r} has no readable {name}, and is not one of {known}"):
+    with one_line(f"path: {path!r} has no readable {name}"):
         found: dict[str, Any] = json.loads(find_file(find_checkpoint(path), name).read_text())
     return found
 
