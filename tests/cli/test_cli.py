@@ -298,6 +298,13 @@ def test_train_help_does_not_import_torch():
     subprocess.run([sys.executable, "-c", f"{code} assert 'torch' not in sys.modules"], check=True)
 
 
+def test_cgrpo_alone_prints_its_help(capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 0
+    assert "commands:" in capsys.readouterr().out
+
+
 def test_estimate_prints_tables_or_json(capsys) -> None:
     emoji = str(ROOT / "configs" / "emoji.yaml")
     arguments = ["estimate", emoji, "--device", "h100", "--num-devices", "8", "--mfu", "0.5"]

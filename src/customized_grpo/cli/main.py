@@ -97,7 +97,7 @@ def _run(arguments: Sequence[str]) -> int:
     elif path := evaluate.asks_for_fields(arguments):
         command = partial(evaluate.print_fields, path)
     else:
-        options, overrides = _parse(arguments)
+        options, overrides = _parse(arguments or ["--help"])
         command = partial(options.run, options, *overrides)
     _set_up_output()
     # Plugs by import path may lie beside the config, as modules do for `python -m`.
