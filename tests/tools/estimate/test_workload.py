@@ -309,5 +309,5 @@ HEADERS = ("flux2-klein-base", "flux2-klein", "flux-kontext-24gb", "flux-kontext
 @pytest.mark.parametrize("config", HEADERS)
 def test_the_head_of_a_config_says_hours_and_dollars_on_its_card(config: str) -> None:
     text = " ".join((CONFIGS / f"{config}.yaml").read_text().replace("\n#", "").split())
-    card, cell = re.findall(r"`--device (\S+)`: ([\d.]+ h, \$[\d.]+\d)", text)[0]
+    card, cell = re.findall(r"`--device (\S+)`: ([\d.]+ h, \$[\d.]*\d)", text)[0]
     assert price_cells(config)[card] == cell

@@ -100,6 +100,7 @@ def steps(project: Project, folder: Path) -> list[Step]:
         ("is all there that the run needs", ["doctor", config]),
         *([] if project.is_embedded else [("two rollouts here, measured", rehearse)]),
         ("train" + " (about two minutes of one CPU core)" * project.is_embedded, ["train", config]),
+        ("does it work? also while it trains, from another terminal", ["watch", run, "--once"]),
         ("pictures of a prompt that was not trained on, before and after", generate),
         (
             f"measure what training changed, on {project.num_judged} held-out examples",
