@@ -90,5 +90,5 @@ def hours_and_dollars(work: Workload, card: Device) -> str:
 
 
 def _short(number: float) -> str:
-    """Two digits, or whole numbers."""
-    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
+    """Two digits: no more is known. 131 is 130."""
+    return f"{float(f'{number:.2g}'):g}"
