@@ -163,9 +163,9 @@ def test_what_is_printed_leads_on(photos: Path, capsys: pytest.CaptureFixture[st
     assert "prompts say 'animal': it does not know 'dog'" in out
     commands = [shlex.split(line) for line in out.splitlines() if line.startswith("    cgrpo ")]
     assert [words[1] for words in commands] == [
-        "data", "doctor", "train", "generate", "evaluate", "export"
+        "data", "doctor", "train", "watch", "generate", "evaluate", "export"
     ]  # fmt: skip
-    generate = commands[3]
+    generate = commands[4]
     reference = generate[generate.index("--reference") + 1]
     first = rows("held_out.jsonl")[0]
     assert generate[generate.index("--prompt") + 1] == first["prompt"]
