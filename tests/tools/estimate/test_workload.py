@@ -295,7 +295,8 @@ def test_every_config_can_be_counted(path: Path) -> None:
 def price_cells(config: str) -> dict[str, str]:
     """Card -> the cell of a config in the table of docs/rented_gpu.md; {}: it is not there."""
     lines = (ROOT / "docs" / "rented_gpu.md").read_text(encoding="utf-8").splitlines()
-    head, _, *rows = [[c.strip() for c in x.split("|")[1:-1]] for x in lines if x.startswith("|")]
+    table = [line for line in lines if line.startswith(("| |", "| `"))]
+    head, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
     if f"`{config}`" not in head:
         return {}
     column = head.index(f"`{config}`")
