@@ -194,7 +194,6 @@ def test_demo_trains_the_shipped_config_and_evaluates(capsys, calls, tmp_path):
         (["replay", "runs/x", "--hel"], "unrecognized arguments: --hel"),
         (["demo", "--updates", "many"], "--updates"),
         (["demo", "--updates", "0"], "train.num_updates must be greater than 0"),
-        ([], "COMMAND"),
     ],
 )
 def test_a_mistake_gets_one_line_and_nothing_runs(capsys, calls, arguments, expected):
