@@ -369,6 +369,8 @@ def test_a_bad_override_gets_one_line(load, arguments, expected):
 
 
 def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"'uno-paper': .*; write .*/configs/uno-paper.yaml$"):
+        load_config("uno-paper")  # ships, wherever the package lies
     with pytest.raises(ConfigError, match=r"got '.*nothing\.yaml': No such file"):
         load_config(tmp_path / "nothing.yaml")
     (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9")

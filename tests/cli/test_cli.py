@@ -185,7 +185,6 @@ def test_demo_trains_the_shipped_config_and_evaluates(capsys, calls, tmp_path):
         (["replay", "runs/x", "--hel"], "unrecognized arguments: --hel"),
         (["demo", "--updates", "many"], "--updates"),
         (["demo", "--updates", "0"], "train.num_updates must be greater than 0"),
-        ([], "COMMAND"),
     ],
 )
 def test_a_mistake_gets_one_line_and_nothing_runs(capsys, calls, arguments, expected):
@@ -272,6 +271,13 @@ def test_train_help_does_not_import_torch():
     subprocess.run([sys.executable, "-c", f"{code} assert 'torch' not in sys.modules"], check=True)
 
 
+def test_cgrpo_alone_prints_its_help(capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 0
+    assert "commands:" in capsys.readouterr().out
+
+
 def test_estimate_prints_tables_or_json(capsys) -> None:
     emoji = str(ROOT / "configs" / "emoji.yaml")
     arguments = ["estimate", emoji, "--device", "h100", "--num-devices", "8", "--mfu", "0.5"]
@@ -285,12 +291,20 @@ def test_estimate_prints_tables_or_json(capsys) -> None:
     out = capsys.readouterr().out
     for text in ("96 images", "480 trained pairs", "rollout", "GB per device", "fsdp", "--price"):
         assert text in out
+    for text in ("RAM for loading: up to 0.0 GB", "at $2.69 each (RunPod, 2026-11; yours by"):
+        assert text in out
+    only = ["estimate", emoji, "--device", "h100", "--tflops", "90", "--memory", "20"]
+    assert main(only) == 0
+    out = capsys.readouterr().out
+    assert "1 x h100 with 90 TFLOP/s and 20 GB; --price gives the cost" in out
 
 
 def test_estimate_names_what_it_cannot_take(capsys) -> None:
     emoji = str(ROOT / "configs" / "emoji.yaml")
     assert "did you mean" in error_line(capsys, "estimate", emoji, "--rollout.group_sise", "4")
     assert "--device must be" in error_line(capsys, "estimate", emoji, "--device", "h1000")
+    both = ("--mfu", "0.3", "--benchmark", "mfu.json")
+    assert "--mfu must be left out" in error_line(capsys, "estimate", emoji, *both)
     assert "generator.type must be" in error_line(capsys, "estimate", "run.yaml")
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel, Dinov2
 from customized_grpo.assets import resolve_checkpoint
 from customized_grpo.data.emoji.source import EmojiSource
 from customized_grpo.data.emoji.world import EmojiBatch, EmojiWorld, attribute_values
-from customized_grpo.errors import DataError, RewardError
+from customized_grpo.errors import ConfigError, DataError, RewardError
 from customized_grpo.pictures import to_pil
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.rewards.clip_text import ClipTextConfig
@@ -74,6 +75,13 @@ def wrongly(world: EmojiWorld, batch: EmojiBatch, name: str) -> torch.Tensor:
 def blurred(images: torch.Tensor) -> torch.Tensor:
     small = F.interpolate(images, scale_factor=0.25, mode="area")
     return F.interpolate(small, size=images.shape[-2:], mode="bilinear")
+
+
+def test_one_file_is_no_checkpoint_folder(tmp_path: Path) -> None:
+    file = tmp_path / "flux1-kontext-dev.safetensors"
+    file.write_bytes(b"")
+    with pytest.raises(ConfigError, match="is one file, as ComfyUI has it; a folder in the format"):
+        resolve_checkpoint(str(file))
 
 
 def test_the_preference_is_for_what_was_asked_for_and_for_a_sharp_picture() -> None:

@@ -49,6 +49,11 @@ def resolve_checkpoint(path: str, field: str = "path") -> str:
             return str(folder)
         if _HUB_ID.fullmatch(path) and not Path(path).parent.exists():
             return path
+    if folder.is_file():
+        raise ConfigError(
+            f"path: checkpoint {path!r} is one file, as ComfyUI has it; a folder in the format of "
+            "diffusers is needed: `hf download OWNER/NAME --local-dir FOLDER`, or give OWNER/NAME"
+        )
     raise ConfigError(
         f"{field}: checkpoint {path!r} not found; give an existing folder, a hub id 'owner/name' "
         "or 'embedded:NAME'"

@@ -96,7 +96,7 @@ def _run(arguments: Sequence[str]) -> int:
     # Plugs by import path may lie beside the config, as modules do for `python -m`.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    options, overrides = _parse(arguments)
+    options, overrides = _parse(arguments or ["--help"])
     return options.run(options, *overrides) or 0
 
 

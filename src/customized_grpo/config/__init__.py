@@ -57,6 +57,7 @@ from customized_grpo.config.sections import (
     RunConfig,
     TrainConfig,
 )
+from customized_grpo.config.shipped import shipped_config
 from customized_grpo.config.study import Method, StudyConfig, first_difference, mistakes
 from customized_grpo.config.yaml_text import Dumper, parse_yaml
 from customized_grpo.errors import ConfigError
@@ -155,7 +156,9 @@ def read_mapping(source: str, argument: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         inside = Path(source, "config.yaml")
-        fix = f"write {inside}" if os.path.isfile(inside) else "check the path"
+        meant = (inside, shipped_config(f"{Path(source).stem}.yaml"))
+        there = next((path for path in meant if os.path.isfile(path)), None)
+        fix = f"write {there}" if there else "check the path"
         raise ConfigError(
             f"{argument} must be a readable YAML file, got {source!r}: {reason}; {fix}"
         ) from error

@@ -174,7 +174,9 @@ def opened(file: Path | IO[bytes], where: str) -> Image.Image:
         DataError: opening with ``where``.
     """
     with _decoding(where):
-        if isinstance(file, Path) and file.exists() and not file.is_file():
+        if isinstance(file, Path) and not file.exists():
+            raise DataError(f"{where} is not a readable picture: it is not there; check the path")
+        if isinstance(file, Path) and not file.is_file():
             raise DataError(f"{where} must be a file, got a folder, a pipe or a device")
         try:
             image = Image.open(file, formats=(*_FORMATS, "HEIF") if reads_heic() else _FORMATS)

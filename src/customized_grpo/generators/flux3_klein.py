@@ -54,7 +54,7 @@ class Flux3KleinConfig(PipelineConfig):
         from diffusers import Flux3Transformer2DModel
 
         with loading(self):
-            settings = Flux3Transformer2DModel.load_config(
+            settings: Any = Flux3Transformer2DModel.load_config(  # a tuple with other arguments
                 resolve_checkpoint(self.path), subfolder="transformer"
             )
             if settings.get("flow_map"):

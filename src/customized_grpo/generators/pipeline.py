@@ -98,7 +98,8 @@ def loading(config: PipelineConfig) -> AbstractContextManager[None]:
     """Whatever a damaged checkpoint raises inside, while it is loaded or read, is one line."""
     return one_line(
         f"path: {config.path!r} cannot be loaded as a checkpoint of {config.type} in diffusers "
-        "format (a hub id needs network or an earlier download, and gated models a login)"
+        "format (a hub id needs network or an earlier download, and gated models a login; "
+        "`cgrpo doctor CONFIG` tells which)"
     )
 
 

@@ -30,8 +30,9 @@ from customized_grpo.runs.files import SAMPLES, MetricsReader
 from customized_grpo.runs.log import run_folder
 from customized_grpo.tools.doctor.machine import look
 from customized_grpo.tools.doctor.memory import TIGHT, predict, what_to_lower
-from customized_grpo.tools.estimate.cost import Cluster, Estimate, estimate
+from customized_grpo.tools.estimate.cost import Cluster, Estimate, assumed_mfu, estimate
 from customized_grpo.tools.estimate.devices import device_called, find_device
+from customized_grpo.tools.estimate.judges import num_validations
 from customized_grpo.tools.estimate.workload import Workload
 from customized_grpo.training.train import train
 
@@ -208,7 +209,15 @@ def _predicted(config: RunConfig, name: str) -> tuple[Workload | None, Estimate 
     if device is None:
         return work, None
     processes = read_number("WORLD_SIZE", 1)
-    return work, estimate(work, Cluster(device=device, num_devices=processes, fsdp=config.fsdp))
+    mfu = assumed_mfu(config, device)
+    cluster = Cluster(
+        device=device,
+        num_devices=processes,
+        fsdp=config.fsdp,
+        rollout_mfu=mfu,
+        update_mfu=mfu,
+    )
+    return work, estimate(work, cluster)
 
 
 def _table(measured: Measured, work: Workload | None, predicted: Estimate | None) -> Table:
@@ -227,7 +236,7 @@ def _table(measured: Measured, work: Workload | None, predicted: Estimate | None
 
 def _whole_run(config: RunConfig, measured: Measured, price: float | None) -> str:
     updates, every = config.train.num_updates, config.evaluation.validate_every
-    validations = len({0, updates, *range(0, updates, every)}) if every else 0
+    validations = num_validations(updates, every)
     hours = (updates * measured.seconds + validations * measured.validation) / 3600
     processes = read_number("WORLD_SIZE", 1)
     cost = "; --price gives the cost"

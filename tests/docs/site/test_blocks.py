@@ -28,6 +28,7 @@ EXECUTED = {
     ("docs/playground.md", "bash"): "tools/playground/test_playground_command.py",
     ("docs/reference/config.md", "bash"): "docs/site/test_tutorial.py",
     ("docs/reliability.md", "bash"): "docs/site/test_tutorial.py",
+    ("docs/rented_gpu.md", "bash"): "docs/test_quickstart.py",
     ("docs/remote_rewards.md", "bash"): "docs/test_docs_remote.py",
     ("docs/remote_rewards.md", "python"): "docs/test_docs_remote.py",
     ("docs/remote_rewards.md", "yaml"): "docs/test_docs_remote.py",

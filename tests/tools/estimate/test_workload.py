@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,20 @@ from customized_grpo.errors import ConfigError
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.lora import add_lora
 from customized_grpo.generators.lora_files import Pair
+from customized_grpo.rewards.endpoints.rubrics import RUBRICS
 from customized_grpo.rewards.endpoints.vlm_judge import VlmJudgeConfig
-from customized_grpo.tools.estimate.checkpoints import build, parameters, pipeline_components
-from customized_grpo.tools.estimate.cost import activations, predict_memory
+from customized_grpo.tools.estimate.architectures import FAMILIES, PIPELINES
+from customized_grpo.tools.estimate.cards import card_for, hours_and_dollars
+from customized_grpo.tools.estimate.checkpoints import (
+    build,
+    counted_path,
+    parameters,
+    pipeline_components,
+)
+from customized_grpo.tools.estimate.cost import activations, loading_ram, predict_memory
+from customized_grpo.tools.estimate.devices import DEVICES
 from customized_grpo.tools.estimate.encoders import count_rewards
+from customized_grpo.tools.estimate.judges import count_judges
 from customized_grpo.tools.estimate.transformer import PrefixCount, Tokens, count_transformer
 from customized_grpo.tools.estimate.workload import Workload, count_run
 
@@ -185,10 +196,85 @@ def with_fields(work: Workload, **sections: dict) -> Workload:
     return dataclasses.replace(work, config=changed(work.config, **sections))
 
 
+@pytest.mark.parametrize(
+    ("kind", "path", "counted"),
+    [
+        ("flux-kontext", "models/kontext", "black-forest-labs/FLUX.1-Kontext-dev"),
+        ("flux2-klein", "models/FLUX.2-klein-9B", "black-forest-labs/FLUX.2-klein-base-9B"),
+        ("flux2-klein", "models/klein", "black-forest-labs/FLUX.2-klein-base-4B"),
+        ("uno", "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-dev"),
+    ],
+)
+def test_weights_that_are_not_there_are_counted_as_their_family(
+    kind: str, path: str, counted: str
+) -> None:
+    assert counted_path(kind, path) == counted
+    assert counted in PIPELINES
+
+
 def test_unknown_checkpoints_are_named() -> None:
-    config = load_config(CONFIGS / "flux-kontext.yaml", ["--generator.path=someone/something"])
-    with pytest.raises(ConfigError, match=r"generator\.path: 'someone/something' has no readable"):
-        count_run(config)
+    assert set(FAMILIES.values()) <= set(PIPELINES)
+    with pytest.raises(ConfigError, match=r"path: 'someone/something' has no readable"):
+        counted_path("a-plug-of-others", "someone/something")
+
+
+def test_a_run_says_what_it_was_counted_as(
+    emoji: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert emoji.stand_in == ""
+    monkeypatch.setitem(FAMILIES, "flux-kontext", emoji.config.generator.path)  # pyright: ignore
+    elsewhere = with_fields(emoji, generator={"path": "models/kontext"}).config
+    assert count_run(elsewhere).stand_in == "embedded:generator"
+
+
+def test_a_judge_is_asked_about_each_picture_of_the_run(emoji: Workload) -> None:
+    """80 updates, 2 a rollout of 96; validated at 0, 40 and 80, on 32 examples each."""
+    judge = VlmJudgeConfig(
+        objective="identity", criterion="identity", base_url="http://127.0.0.1:9/v1", model="m",
+        max_side=280, price_prompt=2.0, price_completion=10.0,
+    )  # fmt: skip
+    config = dataclasses.replace(emoji.config, rewards=(judge,), evaluators=(judge,))
+    rollouts, validations = count_judges(dataclasses.replace(emoji, config=config))
+    assert (rollouts.requests, validations.requests) == (40 * 96, 3 * 32)
+    text = len(RUBRICS["identity"]) / 4 + 64
+    assert rollouts.tokens == round(text + 64 * 64 / 784 + 100)  # the picture, and a photo
+    each = (rollouts.tokens * 2 + 256 * 10) / 1e6
+    assert rollouts.cost == pytest.approx(3840 * each)
+    free = dataclasses.replace(judge, criterion="prompt", price_prompt=None, price_completion=None)
+    config = dataclasses.replace(config, rewards=(free,), evaluators=())
+    (counted,) = count_judges(dataclasses.replace(emoji, config=config))
+    assert counted.cost is None
+    assert counted.tokens == round(len(RUBRICS["prompt"]) / 4 + 64 + 64 * 64 / 784)
+    assert count_judges(emoji) == ()
+
+
+@pytest.mark.parametrize(("gigabytes", "card"), [(20, "rtx4090"), (30, "l40s"), (700, "b200")])
+def test_the_card_is_the_smallest_usual_one_that_fits(
+    emoji: Workload, monkeypatch: pytest.MonkeyPatch, gigabytes: float, card: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert card_for(emoji, 1).name.startswith("this CPU")
+    other = with_fields(emoji, generator={"path": "models/kontext"})
+    large = dataclasses.replace(
+        other, rewards=dataclasses.replace(emoji.rewards, bytes=gigabytes * 1e9)
+    )
+    assert card_for(large, 1).name == card
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA RTX A6000")
+    assert card_for(large, 1).name == "a6000", "the one that is here"
+    here = dataclasses.replace(large, config=dataclasses.replace(large.config, device="cpu"))
+    assert card_for(here, 1).name.startswith("this CPU")
+
+
+def test_loading_reads_what_is_quantised_as_a_whole(emoji: Workload) -> None:
+    weights, others = (
+        emoji.transformer.parameters,
+        emoji.encode.parameters + emoji.decode.parameters,
+    )
+    half = with_fields(emoji, generator={"dtype": "bfloat16", "quantization": "int8"})
+    assert loading_ram(half) == 2 * (weights + others)
+    away = with_fields(half, generator={"offload": True})
+    assert loading_ram(away) == pytest.approx(2 * weights + 2 * others * 4 / 3)
 
 
 @pytest.mark.slow
@@ -200,3 +286,29 @@ def test_every_config_can_be_counted(path: Path) -> None:
     idle = {stage.name for stage in work.stages() if stage.flops == 0}
     assert idle == ({"reward"} if len(judged_elsewhere) == len(config.rewards) else set())
     assert work.rewards.unknown == tuple(sorted(judged_elsewhere))
+    assert price_cells(path.stem) in (
+        {},
+        {n: hours_and_dollars(work, c) for n, c in DEVICES.items()},
+    )
+
+
+def price_cells(config: str) -> dict[str, str]:
+    """Card -> the cell of a config in the table of docs/rented_gpu.md; {}: it is not there."""
+    lines = (ROOT / "docs" / "rented_gpu.md").read_text(encoding="utf-8").splitlines()
+    table = [line for line in lines if line.startswith(("| |", "| `"))]
+    head, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
+    if f"`{config}`" not in head:
+        return {}
+    column = head.index(f"`{config}`")
+    return {row[0].split("`")[1]: row[column] for row in rows}
+
+
+HEADERS = ("flux2-klein-base", "flux2-klein", "flux-kontext-24gb", "flux-kontext", "uno-paper",
+           "qwen-image-2.1", "qwen-image-edit-plus")  # fmt: skip
+
+
+@pytest.mark.parametrize("config", HEADERS)
+def test_the_head_of_a_config_says_hours_and_dollars_on_its_card(config: str) -> None:
+    text = " ".join((CONFIGS / f"{config}.yaml").read_text().replace("\n#", "").split())
+    card, cell = re.findall(r"`--device (\S+)`: ([\d.]+ h, \$[\d.]*\d)", text)[0]
+    assert price_cells(config)[card] == cell

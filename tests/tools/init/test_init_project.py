@@ -156,9 +156,9 @@ def test_what_is_printed_leads_on(photos: Path, capsys: pytest.CaptureFixture[st
     assert "prompts say 'animal': it does not know 'dog'" in out
     commands = [shlex.split(line) for line in out.splitlines() if line.startswith("    cgrpo ")]
     assert [words[1] for words in commands] == [
-        "data", "doctor", "train", "generate", "evaluate", "export"
+        "data", "doctor", "train", "watch", "generate", "evaluate", "export"
     ]  # fmt: skip
-    generate = commands[3]
+    generate = commands[4]
     reference = generate[generate.index("--reference") + 1]
     first = rows("held_out.jsonl")[0]
     assert generate[generate.index("--prompt") + 1] == first["prompt"]
@@ -177,7 +177,7 @@ def test_large_models_print_what_has_to_be_done_once(photos: Path, capsys) -> No
     out = capsys.readouterr().out
     for text in ("customized-grpo[bitsandbytes]", "FLUX.1-Kontext-dev", "hf auth login"):
         assert text in out
-    assert "cgrpo estimate my-dog/config.yaml --device rtx4090" in out
+    assert "cgrpo estimate my-dog/config.yaml\n" in out
     assert "cgrpo train my-dog/config.yaml --rehearse\n" in out
     assert "measure what training changed, on 64 held-out examples" in out
     assert "prompts are those for a thing (for a person or an animal: --live)" in out

@@ -74,7 +74,7 @@ def _import_error() -> Finding | None:
 
 def _planned(config: RunConfig, machine: Machine, *, resumes: bool) -> Iterator[Finding]:
     from customized_grpo.tools.doctor import run
-    from customized_grpo.tools.doctor.memory import memory, predict
+    from customized_grpo.tools.doctor.memory import loading, memory, predict
     from customized_grpo.tools.doctor.weights import weights
 
     yield from run.settings(config)
@@ -86,6 +86,8 @@ def _planned(config: RunConfig, machine: Machine, *, resumes: bool) -> Iterator[
     try:
         work = predict(config)
         yield memory("memory", work, machine)
+        if machine.place(config.device).is_gpu:
+            yield loading(work, machine)
     except ConfigError as error:
         yield dataclasses.replace(from_error("memory", error), status="warning")
     yield from run.folders(config, work)

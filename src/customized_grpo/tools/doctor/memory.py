@@ -11,7 +11,7 @@ from customized_grpo.config import RunConfig
 from customized_grpo.errors import ConfigError
 from customized_grpo.tools.doctor.findings import Finding, from_error, gigabytes
 from customized_grpo.tools.doctor.machine import Machine
-from customized_grpo.tools.estimate.cost import Memory, predict_memory
+from customized_grpo.tools.estimate.cost import Memory, loading_ram, predict_memory
 from customized_grpo.tools.estimate.workload import Workload, count_run
 
 TIGHT = 0.9  # of the memory: the prediction leaves out fragmentation and kernels' workspaces
@@ -37,6 +37,7 @@ def memory(check: str, work: Workload, machine: Machine) -> Finding:
     largest = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in sizes[:3])
     found = f"{gigabytes(used.total)} predicted ({largest}), {place.name} has "
     found += f"{gigabytes(place.total)}, {gigabytes(place.free)} free{_processes(work, machine)}"
+    found += f", counted as {work.stand_in}" * bool(work.stand_in)
     room = TIGHT * place.total
     if used.total <= min(room, place.free):
         return Finding(check=check, status="ok", found=found)
@@ -46,6 +47,16 @@ def memory(check: str, work: Workload, machine: Machine) -> Finding:
     others = "end what else uses it, or " if used.total > place.free else ""
     fix = others + what_to_lower(work, machine, min(room, place.free))
     return Finding(check=check, status="warning", found=f"{found}: tight", fix=fix)
+
+
+def loading(work: Workload, machine: Machine) -> Finding:
+    """The RAM through which weights go to a GPU, against what is there."""
+    needed, ram = loading_ram(work) * _num_devices(work, machine), machine.ram
+    found = f"up to {gigabytes(needed)} for loading, RAM has {gigabytes(ram.total)}"
+    if needed <= ram.total:
+        return Finding(check="ram for loading", status="ok", found=found)
+    fix = "take a machine with more, or add swap: each weight is read once"
+    return Finding(check="ram for loading", status="warning", found=found, fix=fix)
 
 
 def what_fits(name: str, config: RunConfig, machine: Machine) -> Finding:

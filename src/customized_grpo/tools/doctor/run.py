@@ -161,6 +161,6 @@ def data(config: RunConfig) -> Iterator[Finding]:
     except CustomizedGRPOError as error:
         yield from_error("data", error)
     else:
-        yield ok("data", "; ".join(count_lines(source)))
+        yield ok("data", "; ".join(count_lines(source)).replace(":;  ", ":"))  # a list's head
         for line in long_prompt_lines(config, source):
             yield warning("data", line, "shorten them, or take a model that reads more")

@@ -115,6 +115,16 @@ PIPELINES: dict[str, dict[str, Component]] = {
     "Qwen/Qwen-Image-Edit-2509": _QWEN_IMAGE,
 }
 
+# The generators of this package -> the checkpoint of their family that is the first one to take.
+FAMILIES = {
+    "flux-kontext": "black-forest-labs/FLUX.1-Kontext-dev",
+    "uno": "black-forest-labs/FLUX.1-dev",
+    "flux2-klein": "black-forest-labs/FLUX.2-klein-base-4B",
+    "flux3-klein": "black-forest-labs/flux-3-image-klein-base",
+    "qwen-image-2.1": "Qwen/Qwen-Image-2.1",
+    "qwen-image-edit-plus": "Qwen/Qwen-Image-Edit-2509",
+}
+
 
 def _tower(width: int, mlp: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
     return {

@@ -12,7 +12,7 @@ from customized_grpo.assets import one_line, resolve_checkpoint
 from customized_grpo.errors import ConfigError
 from customized_grpo.generators.modular import MODULAR_INDEX, own_parts
 from customized_grpo.rewards.loading import find_file
-from customized_grpo.tools.estimate.architectures import PIPELINES, REWARDS, Component
+from customized_grpo.tools.estimate.architectures import FAMILIES, PIPELINES, REWARDS, Component
 from customized_grpo.tools.estimate.counting import make_fake, on_meta
 
 _DEFAULT_TEXT_TOKENS = 512
@@ -44,6 +44,19 @@ def _classes(path: str) -> dict[str, str]:
     return {name: settings["type_hint"][1] for name, (_, _, settings) in modular.items()}
 
 
+def counted_path(kind: str, path: str) -> str:
+    """The checkpoint whose shapes are counted: the one asked for, or where its configs cannot be
+    read (yet) the usual one of its family; a ConfigError if there is none."""
+    try:
+        pipeline_components(path)
+    except ConfigError:
+        if kind not in FAMILIES:
+            raise
+        usual = FAMILIES[kind]
+        return usual.replace("4B", "9B") if "9b" in path.lower() else usual
+    return path
+
+
 def reward_component(path: str) -> Component:
     """The model of a reward's checkpoint, or a ConfigError."""
     if path in REWARDS:
@@ -65,8 +78,7 @@ def text_tokens(path: str) -> int:
 
 
 def _read(path: str, name: str) -> dict[str, Any]:
-    known = ", ".join(PIPELINES)
-    with one_line(f"path: {path!r} has no readable {name}, and is not one of {known}"):
+    with one_line(f"path: {path!r} has no readable {name}"):
         found: dict[str, Any] = json.loads(find_file(resolve_checkpoint(path), name).read_text())
     return found
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, fields
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from customized_grpo.tools.estimate.cards import RENTS
 from customized_grpo.tools.estimate.cost import Cluster, Estimate, Memory
+from customized_grpo.tools.estimate.devices import Device
+from customized_grpo.tools.estimate.judges import count_judges
 from customized_grpo.tools.estimate.workload import Workload
 
 
@@ -18,7 +22,7 @@ def show(
     """Prints what was counted, the time of an iteration, the memory and the run's cost."""
     console.print(_counted(work), soft_wrap=True)
     console.print(_times(result))
-    console.print(_memory_table(cluster, result))
+    console.print(_memory_table(work, cluster, result))
     console.print(_run(work, cluster, result, price), soft_wrap=True)
 
 
@@ -31,7 +35,11 @@ def as_json(work: Workload, cluster: Cluster, result: Estimate, price: float | N
         "pairs": work.pairs,
         "guidance_passes": work.guidance_passes,
         "not_counted": work.rewards.unknown,
+        "stand_in": work.stand_in,
+        "judges": [asdict(judge) for judge in count_judges(work)],
     }
+    if price is None and cluster.device.name in RENTS:
+        price = RENTS[cluster.device.name].price
     return json.dumps(
         {
             "cluster": asdict(cluster),
@@ -45,7 +53,8 @@ def as_json(work: Workload, cluster: Cluster, result: Estimate, price: float | N
 
 def _counted(work: Workload) -> str:
     model, rollout = work.transformer, work.config.rollout
-    return (
+    counted_as = f"counted as {work.stand_in}: the config's path has none to read.\n"
+    return counted_as * bool(work.stand_in) + (
         f"transformer: {_si(model.parameters)} parameters, {_si(model.trained)} trained; a sample "
         f"is {work.tokens.image} image and {work.tokens.text} text tokens.\n"
         f"iteration: {rollout.prompts_per_rollout} prompts x {rollout.group_size} = {work.samples} "
@@ -80,7 +89,8 @@ def _times(result: Estimate) -> Table:
     return table
 
 
-def _memory_table(cluster: Cluster, result: Estimate) -> Table:
+def _memory_table(work: Workload, cluster: Cluster, result: Estimate) -> Table:
+    generator: Any = work.config.generator
     room = cluster.device.memory
     is_one = cluster.num_devices == 1
     shown = {n: m for n, m in result.memory.items() if not (is_one and n.startswith("fsdp"))}
@@ -89,8 +99,10 @@ def _memory_table(cluster: Cluster, result: Estimate) -> Table:
     for name in shown:
         table.add_column(f"{name}{' *' if name == result.layout else ''}", justify="right")
     for field in fields(Memory):
+        is_away = field.name == "encoders" and generator.offload
         table.add_row(
-            field.name, *(f"{getattr(memory, field.name) / 1e9:.1f}" for memory in shown.values())
+            field.name + " (offloaded)" * is_away,
+            *(f"{getattr(memory, field.name) / 1e9:.1f}" for memory in shown.values()),
         )
     table.add_section()
     totals = (memory.total for memory in shown.values())
@@ -99,22 +111,48 @@ def _memory_table(cluster: Cluster, result: Estimate) -> Table:
 
 
 def _run(work: Workload, cluster: Cluster, result: Estimate, price: float | None) -> str:
-    train = work.config.train
-    cost = "; --price gives the cost" if price is None else (
-        f", {result.device_hours * price:,.2f} at {price:g} each"
-    )  # fmt: skip
+    train, count, device = work.config.train, cluster.num_devices, cluster.device
+    in_all = f" = {result.device_hours:,.4g} device hours" if count > 1 else ""
     lines = [
         f"update: {result.seconds_per_update:,.3g} s; {result.images_per_second:,.3g} images / s.",
-        f"run: {train.num_updates} updates = {result.hours:,.3g} h on {cluster.num_devices} x "
-        f"{cluster.device.name} = {result.device_hours:,.4g} device hours{cost}.",
-        f"assumed: MFU {cluster.rollout_mfu:.0%} (rollout), {cluster.update_mfu:.0%} (update); "
-        "evaluation, checkpoints and loading not counted.",
+        f"run: {train.num_updates} updates = {result.hours:,.3g} h on {count} x {device.name}"
+        f"{in_all}{_cost(device.name, result.device_hours, price)}.",
+        f"RAM for loading: up to {result.ram / 1e9:.1f} GB in each process.",
+        *_judges(work),
+        f"assumed: MFU {cluster.rollout_mfu:.0%} (rollout), {cluster.update_mfu:.0%} (update)"
+        f"{_measured(device)}; evaluation, checkpoints and loading not counted.",
     ]
-    if result.memory[result.layout].total > cluster.device.memory:
+    if result.memory[result.layout].total > device.memory:
         lines.append("! does not fit (see docs/generators.md, Memory).")
     if work.rewards.unknown:
-        lines.append(f"! not counted: {', '.join(work.rewards.unknown)}.")
+        lines.append(f"! time not counted: {', '.join(work.rewards.unknown)}.")
     return "\n".join(lines)
+
+
+def _cost(name: str, hours: float, price: float | None) -> str:
+    rent = RENTS.get(name)
+    if price is not None:
+        return f", {hours * price:,.2f} at {price:g} each"
+    if rent is None:
+        return "; --price gives the cost"
+    cost, whose = hours * rent.price, f"{rent.who}, {rent.when}"
+    return f", ${cost:,.2f} at ${rent.price:g} each ({whose}; yours by --price)"
+
+
+def _judges(work: Workload) -> list[str]:
+    return [
+        f"{judge.label}: {judge.requests:,} requests, each of about {judge.tokens:,} tokens and "
+        "the answer" + ("" if judge.cost is None else f", at most {judge.cost:,.2f}") + "."
+        for judge in count_judges(work)
+    ]
+
+
+def _measured(device: Device) -> str:
+    """What is known of a CPU, which no datasheet says."""
+    if not device.is_cpu:
+        return ""
+    float32, bf16 = device.float32 / 1e9, device.bf16 / 1e9
+    return f" of {float32:.0f} GFLOP/s in float32 and {bf16:.0f} in bfloat16, measured just now"
 
 
 def _si(number: float) -> str:

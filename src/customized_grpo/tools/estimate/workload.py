@@ -10,7 +10,11 @@ import torch
 from customized_grpo.config import RewardConfig, RunConfig
 from customized_grpo.errors import ConfigError, within
 from customized_grpo.generators.pipeline import PipelineConfig, Size
-from customized_grpo.tools.estimate.checkpoints import pipeline_components, text_tokens
+from customized_grpo.tools.estimate.checkpoints import (
+    counted_path,
+    pipeline_components,
+    text_tokens,
+)
 from customized_grpo.tools.estimate.encoders import (
     EncoderCount,
     RewardCount,
@@ -52,6 +56,8 @@ class Workload:
     guidance_passes: int  # passes of the transformer per velocity
     shown: Workload | None = None
     """Of pictures that are not trained on, where they have another size."""
+    stand_in: str = ""
+    """The checkpoint whose shapes were counted where those of the config's cannot be read."""
 
     @property
     def samples(self) -> int:
@@ -204,7 +210,7 @@ def count_run(config: RunConfig, references: int = 1, text: int | None = None) -
         text: tokens of a prompt; None = what the generator pads to.
 
     Raises:
-        ConfigError: if the generator is of another kind, or its shape unknown.
+        ConfigError: if the generator is of another kind, or a shape unknown.
     """
     generator = config.generator
     if not isinstance(generator, PipelineConfig):
@@ -213,14 +219,15 @@ def count_run(config: RunConfig, references: int = 1, text: int | None = None) -
             "generators cannot be counted from their config"
         )
     with within("generator"):
-        components = pipeline_components(generator.path)
+        path = counted_path(generator.type, generator.path)
+        components = pipeline_components(path)
         native = components["vae"][1].get("sample_size", _NATIVE_SIZE)
         size = (generator.height or native, generator.width or native)
         square = (_NATIVE_SIZE, _NATIVE_SIZE)
         seen = [generator.reference_size(square, size, references, _PATCH)] * references
         pictures = generator.picture_tokens(references)
         if text is None:
-            text = (generator.max_sequence_length or text_tokens(generator.path)) + pictures
+            text = (generator.max_sequence_length or text_tokens(path)) + pictures
         tokens = Tokens(target=_grid(size), references=tuple(_grid(s) for s in seen), text=text)
         dtype, autocast = _precision(config)
         merges = generator.quantization is None and not config.compile
@@ -249,6 +256,7 @@ def count_run(config: RunConfig, references: int = 1, text: int | None = None) -
         evaluators=count_rewards(_evaluators(config), references),
         guidance_passes=passes,
         shown=count_run(config.evaluated(), references, text) if is_sized else None,
+        stand_in="" if path == generator.path else path,
     )
 
 

@@ -21,7 +21,8 @@ What to expect: the embedded model is for trying every step on a CPU, in minutes
 parameters, makes pictures of 64 x 64 px, and has seen drawn emoji in 16 painted places only, no
 photo. Of your subject it keeps the main colours and a rough shape, before and after training: so
 short a run changes nothing that one could see. For pictures that look like your subject take a
-large model: cgrpo init --model flux2-klein-base, with a GPU of 24 GB.
+large model: cgrpo init --model flux2-klein-base, with a GPU of 24 GB, which can be rented
+(docs/rented_gpu.md).
 """
 _JUDGES = {
     True: "identity is judged by photo features, EfficientNet-Lite of the extra photo",
@@ -83,8 +84,7 @@ def steps(project: Project, folder: Path) -> list[Step]:
     config, run = folder / "config.yaml", folder / "runs" / project.run.name
     row = project.held_out[0]
     reference = folder / row["references"][0]
-    device = "rtx4090" if project.preset.memory <= 24 else "h100"  # of the config's memory
-    estimate = ["estimate", config, "--device", device]
+    estimate = ["estimate", config]
     data = ["data", config, "--out", folder / "data.png"]
     rehearse = ["train", config, "--rehearse"]
     shown = flag("--prompt", row["prompt"])
@@ -92,10 +92,15 @@ def steps(project: Project, folder: Path) -> list[Step]:
     export = ["export", run, "--to", "hub-folder", "--out", folder / "lora"]
     commands: list[tuple[str, Sequence[object]]] = [
         (f"look at what will be trained on, in {folder / 'data.png'}", data),
-        *([] if project.is_embedded else [("how long it will take, computed", estimate)]),
+        *(
+            []
+            if project.is_embedded
+            else [("what it will take, and cost on a rented card, computed", estimate)]
+        ),
         ("is all there that the run needs", ["doctor", config]),
         *([] if project.is_embedded else [("two rollouts here, measured", rehearse)]),
         ("train" + " (about two minutes of one CPU core)" * project.is_embedded, ["train", config]),
+        ("does it work? also while it trains, from another terminal", ["watch", run, "--once"]),
         ("pictures of a prompt that was not trained on, before and after", generate),
         (
             f"measure what training changed, on {project.num_judged} held-out examples",
