@@ -168,32 +168,10 @@ def gradients(results: Results) -> Figure:
     return figure
 
 
-def fronts(results: Results) -> Figure:
-    """Mean learning curves in the (prompt, identity) plane: does one lie beyond the other?"""
-    figure, (axes,) = _panels(1, (5.6, 4.4))
-    colors = {"naive-1to1": IDENTITY, "naive-1to1.5": PROMPT, "customized": BLACK}
-    names = [f"validation/{results.yardstick.leading[o]}" for o in ("prompt", "identity")]
-    for method, color in colors.items():
-        curves = [cell.curve for cell in results.of(method).values()]
-        x, y = (torch.tensor([c[name] for c in curves]) for name in names)
-        x, y = ((v - v[:, :1]).mean(0) for v in (x, y))
-        axes.plot(x, y, "o-", ms=3, color=color, label=results.labels[method])
-        for point in (5, len(x) - 1):
-            update = int(curves[0]["update"][point])
-            axes.annotate(str(update), (x[point], y[point]), xytext=(5, 3), color=color,
-                          textcoords="offset points", fontsize=8)  # fmt: skip
-    axes.axvline(0, color=GREY, lw=0.8)
-    axes.set(title="gain on validation examples, mean of five seeds", xlabel="prompt",
-             ylabel="identity")  # fmt: skip
-    axes.legend(fontsize=9)
-    return figure
-
-
 FIGURES = {
     "weighted-sum": weighted_sum,
     "time-weights": time_weights,
     "gradients": gradients,
-    "fronts": fronts,
 }
 
 
@@ -232,7 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=DOCS / "pictures", help="folder for the SVGs")
     args = parser.parse_args()
-    results = Results.read(DOCS / "results" / "first_base" / "results.json")
+    results = Results.read(DOCS / "results" / "proof" / "results.json")
     args.out.mkdir(parents=True, exist_ok=True)
     for name, draw in FIGURES.items():
         with house_style():

@@ -188,7 +188,7 @@ def test_the_pictures_are_what_the_script_draws(
 
 
 def test_the_text_quotes_the_numbers_of_the_script(figures: Any) -> None:
-    results = figures.Results.read(ROOT / "docs" / "results" / "first_base" / "results.json")
+    results = figures.Results.read(ROOT / "docs" / "results" / "proof" / "results.json")
     text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
     text = re.sub(r"(?<![\d.])\.(?=\d)", "0.", text)  # .38 is 0.38
     for what, number in figures.quoted(results).items():

@@ -28,7 +28,7 @@ from servers import Reply, Request, scripted_server
 from customized_grpo.config import RunConfig
 from customized_grpo.config.decoding import decode, to_raw
 from customized_grpo.config.sections import RewardPlug
-from customized_grpo.errors import ConfigError
+from customized_grpo.errors import ConfigError, RewardError
 from customized_grpo.rewards.endpoints import http_client
 from customized_grpo.rewards.endpoints.answers import BadAnswer, expected_points, points
 from customized_grpo.rewards.endpoints.http_client import retry_after
@@ -491,6 +491,8 @@ def test_a_run_logs_the_judges_counts_and_goes_on_without_what_failed(
     tasted: list[bytes] = []
 
     def answer(request: Request) -> Reply:
+        if request.method == "GET":  # which models there are, asked before the run begins
+            return Reply(status=404)
         if b'"eye"' not in request.body:
             tasted.append(request.body)
             if len(tasted) in (1, 4):  # one of validation, one of the first rollout
@@ -516,12 +518,25 @@ def test_a_run_logs_the_judges_counts_and_goes_on_without_what_failed(
     assert (first["reward/taste/failures"], first["invalid_samples"]) == (2, 1)
     assert second["invalid_samples"] == 0
     assert second["evaluator/eyes/requests"] == 6
-    assert (len(tasted), len(requests)) == (3 + 6 + 6 + 3, 18 + 6)
+    assert [r.method for r in requests[:2]] == ["GET", "GET"]
+    assert (len(tasted), len(requests)) == (3 + 6 + 6 + 3, 2 + 18 + 6)
     warnings = [r.getMessage() for r in caplog.records if "not this one" in r.getMessage()]
     assert [text.split(": judge at")[0] for text in warnings] == [
         "validation: taste: 1 of 3 images",
         "rollout 0: taste: 1 of 2 images",
     ]
+
+
+def test_a_judge_that_is_not_there_stops_a_run_before_it_begins(tiny_config: RunConfig) -> None:
+    identity = next(r for r in tiny_config.rewards if r.objective == "identity")
+    silent = settings("http://127.0.0.1:9", name="taste")  # the port of discard
+    generator = dataclasses.replace(tiny_config.generator, path="nowhere")  # pyright: ignore
+    config = dataclasses.replace(tiny_config, rewards=(identity, silent), generator=generator)
+    with pytest.raises(
+        RewardError, match="^base_url: http://127.* start the endpoint"
+    ):
+        train(config)
+    assert not Path(config.output_dir, config.name).exists()
 
 
 def test_the_key_is_read_from_the_environment_and_shown_nowhere(

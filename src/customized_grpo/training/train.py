@@ -11,7 +11,7 @@ import torch
 from customized_grpo.config import MeasuredSchedule, RunConfig, explain_batch, load_config
 from customized_grpo.data.overview import remark_lines
 from customized_grpo.devices import memory_named, pick_device, repeatable
-from customized_grpo.errors import CheckpointError, ConfigError
+from customized_grpo.errors import CheckpointError, ConfigError, within
 from customized_grpo.rewards.attributes import AttributeClassifier
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.runs.checkpoint import Checkpoint, newest_checkpoint
@@ -88,6 +88,7 @@ def _is_finished(folder: Path, config: RunConfig) -> bool:
 def _train(config: RunConfig, folder: Path, ranks: Ranks, *, resume: bool) -> None:
     logger.info(explain_batch(config))
     check_sinks(config.sinks)
+    _check_judges(config)
     _check_even(config, ranks)
     device = pick_device(config.device)
     data, generator = build_world(config, device)
@@ -126,6 +127,19 @@ def _train(config: RunConfig, folder: Path, ranks: Ranks, *, resume: bool) -> No
         logger.info("the first update begins; it takes longer than those after it")
         session.start(checkpoint)
         session.run()
+
+
+def _check_judges(config: RunConfig) -> None:
+    """Asks the servers of rewards and evaluators, before anything large is loaded and a rollout is
+    sampled for one that is not there.
+
+    Raises:
+        CustomizedGRPOError: if one does not answer, refuses the key, or lacks what is asked for.
+    """
+    for section, plug in config.plugs().items():
+        if section.startswith(("rewards.", "evaluators.")) and plug.hosts():
+            with within(section):
+                plug.check()
 
 
 def _check_even(config: RunConfig, ranks: Ranks) -> None:
