@@ -532,9 +532,7 @@ def test_a_judge_that_is_not_there_stops_a_run_before_it_begins(tiny_config: Run
     silent = settings("http://127.0.0.1:9", name="taste")  # the port of discard
     generator = dataclasses.replace(tiny_config.generator, path="nowhere")  # pyright: ignore
     config = dataclasses.replace(tiny_config, rewards=(identity, silent), generator=generator)
-    with pytest.raises(
-        RewardError, match="^base_url: http://127.* start the endpoint"
-    ):
+    with pytest.raises(RewardError, match=r"^base_url: http://127.* start the endpoint"):
         train(config)
     assert not Path(config.output_dir, config.name).exists()
 
