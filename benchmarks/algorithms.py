@@ -26,7 +26,8 @@ def main() -> None:
 
     grpo = replace(load_config(options.config), algorithm=GrpoAlgorithm())
     ode = replace(grpo.rollout, dynamics="ode", shared_noise=False)
-    nft = replace(grpo, algorithm=NftAlgorithm(), rollout=ode)
+    loss = replace(grpo.loss, step_weight="none")  # of GRPO's steps
+    nft = replace(grpo, algorithm=NftAlgorithm(), rollout=ode, loss=loss)
     context = get_context("spawn")  # nothing of one is in the memory of the other
     with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
         tasks = (grpo, nft), [options.repeats] * 2, [options.threads] * 2

@@ -574,6 +574,7 @@ ALLOWED = {
     "tools.estimate": "configs of checkpoints, and what cgrpo has measured",
     "tools.export": "configs of checkpoints",
     "rewards.preprocess": "configs of checkpoints",
+    "tools.rehearse": "what a run has written",
     "runs": "what a run has written, and the machine's own files",
     "training.nonfinite": "what a run has written",
     "evaluation.sampling": "what an evaluation has written",

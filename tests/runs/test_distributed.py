@@ -128,12 +128,14 @@ def load_base(config: RunConfig) -> dict[str, torch.Tensor]:
             "nft",
             '--algorithm {"type":"nft","old_decay":0.5,"old_decay_rate":0.1} '
             "--rollout.group_size 3 --train.num_updates 6 --train.learning_rate 1e-4 "
-            "--rollout.dynamics ode --rollout.shared_noise false --loss.kl_weight 0.01",
+            "--rollout.dynamics ode --rollout.shared_noise false --loss.kl_weight 0.01 "
+            "--loss.step_weight none",
         ),
         pytest.param(
             "sharded-nft",
             '--algorithm {"type":"nft","old_decay":0.5,"old_decay_rate":0.1} --fsdp true '
-            "--rollout.prompts_per_rollout 4 --train.num_updates 6 --train.learning_rate 1e-4",
+            "--rollout.prompts_per_rollout 4 --train.num_updates 6 --train.learning_rate 1e-4 "
+            "--loss.step_weight none",
             marks=pytest.mark.long,
         ),
         ("full", "--lora null --train.inner_updates 1 --train.learning_rate 1e-4 --fsdp true"),

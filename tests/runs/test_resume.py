@@ -100,6 +100,7 @@ def test_a_killed_run_goes_on_bit_by_bit(
         pytest.param(
             (
                 *("--algorithm", "{type: nft, old_decay: 0.9, old_decay_rate: 0.4}"),
+                *("--loss.step_weight", "none"),
                 *("--rollout.dynamics", "ode", "--rollout.shared_noise", "false"),
                 *("--train.num_updates", "6"),
             ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -9,4 +10,4 @@ def shipped_config(name: str) -> Path:
     """Configs lie inside an installed package, and at the top of a source checkout."""
     package = Path(__file__).parents[1]
     installed = package / "configs" / name
-    return installed if installed.exists() else package.parents[1] / "configs" / name
+    return installed if os.path.exists(installed) else package.parents[1] / "configs" / name
