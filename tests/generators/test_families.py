@@ -217,10 +217,11 @@ def test_gradient_checkpointing_changes_no_gradient(family: Family, checkpoint: 
     assert_near(gradients[1], gradients[0])
 
 
+@pytest.mark.slow
 def test_a_trained_lora_loads_in_the_stock_pipeline(
     family: Family, checkpoint: str, generator: Generator, tmp_path: Path
 ) -> None:
-    run = train(run_config(family, checkpoint, tmp_path, num_updates=3, learning_rate=1e-2))
+    run = train(run_config(family, checkpoint, tmp_path, num_updates=1, learning_rate=1e-2))
     task = blocks()
     noise = generator.noise(1, torch.Generator().manual_seed(8))
     base = denoise(generator, generator.encode([task]), noise)

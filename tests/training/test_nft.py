@@ -41,7 +41,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
         "--rollout.shared_noise false --rollout.group_size 2 --rollout.prompts_per_rollout 2 "
         "--advantage.shaping linear --advantage.center false --advantage.schedule {type: linear} "
         "--loss.kl_weight 0.1 --loss.step_weight none --train.split samples "
-        "--train.micro_batch_size 5 --train.ema_decay null --train.num_updates 2 --lora.rank 4 --lora.target_modules to_q"
+        "--train.micro_batch_size 5 --train.ema_decay null --train.num_updates 2 "
+        "--lora.rank 4 --lora.target_modules to_q"
     )
     words = re.findall(r"{.*?}|\S+", flags)
     folder = str(tmp_path_factory.mktemp("nft"))
