@@ -15,6 +15,7 @@ import transformers
 from pydantic import PositiveInt
 from torch import nn
 
+from customized_grpo.assets import resolve_checkpoint
 from customized_grpo.config import DataConfig, RunConfig
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.flux_kontext import FluxKontextConfig, Kontext
@@ -22,7 +23,7 @@ from customized_grpo.rewards.clip_text import ClipTextConfig
 from customized_grpo.rewards.dinov2 import Dinov2Config
 from customized_grpo.rewards.dual_encoder import DualEncoder, PromptReward
 from customized_grpo.rewards.identity import IdentityReward
-from customized_grpo.rewards.loading import find_checkpoint, freeze, load_tokenizer
+from customized_grpo.rewards.loading import freeze, load_tokenizer
 from customized_grpo.rewards.preprocess import Preprocessing
 from customized_grpo.tools.estimate.architectures import Component
 from customized_grpo.tools.estimate.checkpoints import pipeline_components, reward_component
@@ -92,7 +93,7 @@ class RandomKontext(FluxKontextConfig):
             config = {**_VAE_SCALE, **config} if name == "vae" else config
             part = random_model((kind, config), device, getattr(torch, self.dtype))
             parts[name] = part.to("cpu") if self.offload and name != "transformer" else part
-        embedded = find_checkpoint("embedded:generator")
+        embedded = resolve_checkpoint("embedded:generator")
         pipeline = diffusers.FluxKontextPipeline(
             scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**_SCHEDULE),
             tokenizer=load_tokenizer(f"{embedded}/tokenizer"),

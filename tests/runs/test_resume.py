@@ -124,7 +124,10 @@ def test_what_a_run_carries_from_rollout_to_rollout_is_kept_bit_by_bit(
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--advantage.shaping", "gate", "--advantage.center", "false"),
+        (
+            *("--advantage.shaping", "gate", "--advantage.center", "false"),
+            *("--advantage.schedule.high", "0.7"),
+        ),
         ("--advantage.schedule", "{type: measured, num_prompts: 2, num_samples: 2}"),
     ],
     ids=["gate", "measured"],
