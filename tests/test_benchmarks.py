@@ -54,7 +54,8 @@ def test_predictions_are_relative_to_the_reference_point(benchmark) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [[], pytest.param(["--fsdp"], marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("flags", [[], ["--fsdp"]])
 def test_processes_ends_with_a_ratio(
     benchmark, tmp_path: Path, monkeypatch, capsys, flags: list[str]
 ) -> None:
