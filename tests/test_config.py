@@ -1,11 +1,13 @@
 """The configuration: what a file says is what the run gets, or one line says why not."""
 
 import inspect
+import shlex
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import get_args
 
 import pytest
+from helpers import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_plugs import YAML, TinyGenerator, TinyReward
@@ -435,3 +437,19 @@ def test_the_arithmetic_is_explained(load):
     assert "noised anew" in nft
     measured = explain_batch(load("--advantage.schedule", "{type: measured, num_prompts: 3}"))
     assert "11 steps x 3 prompts x 4 samples = 132 images" in measured
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [*NFT, *ODE],
+        ["--advantage.shaping", "gate", "--advantage.center", "false"],
+    ],
+    ids=["nft", "gate"],
+)
+def test_what_the_demo_sets_can_be_taken_back_as_the_error_says(flags: list[str]) -> None:
+    emoji = ROOT / "configs" / "emoji.yaml"
+    with pytest.raises(ConfigError, match="or write --") as caught:
+        load_config(emoji, flags)
+    _, _, fix = str(caught.value).rpartition("or write ")
+    load_config(emoji, [*flags, *shlex.split(fix)])

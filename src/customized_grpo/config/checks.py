@@ -149,10 +149,12 @@ def _algorithm_conflicts(config: RunConfig) -> Iterator[str]:
             "measured; there is no noise whose effect could be measured"
         )
     for name in ("clip_range", "kl_mask", "ratio_norm", "step_weight", "pin_ratio") * is_nft:
-        if (value := getattr(config.loss, name)) != getattr(LossConfig(), name):
+        default = getattr(LossConfig(), name)
+        if (value := getattr(config.loss, name)) != default:
             yield (
                 f"loss.{name} must be left out for algorithm nft, got {show(value)}; it is about "
-                "the log-probabilities of steps, and nft has none"
+                "the log-probabilities of steps, and nft has none: take it out of the file, or "
+                f"write --loss.{name} {show(default)}"
             )
     if is_nft and config.advantage.balance is not None:
         yield (
@@ -243,7 +245,8 @@ def _advantage_conflicts(advantage: AdvantageConfig, objectives: set[str]) -> It
     if not has_sum and schedule != TdwSchedule():
         yield (
             f"advantage.schedule must be left out for shaping {shaping}, got "
-            f"{show(to_raw(schedule))}; there is no weighted sum to schedule"
+            f"{show(to_raw(schedule))}; there is no weighted sum to schedule: take it out of the "
+            "file, or write --advantage.schedule '{type: tdw}'"
         )
     if advantage.balance is not None and not (has_sum and len(objectives) > 1):
         why = "there is one objective" if has_sum else f"shaping {shaping} has no weighted sum"
