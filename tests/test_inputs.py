@@ -568,7 +568,6 @@ def test_every_reader_is_fed() -> None:
 
 READS = {"read_text", "read_bytes"}
 ALLOWED = {
-    "inputs": "the one reader",
     "assets": "configs of checkpoints, written by libraries",
     "tools.doctor.folders": "configs of checkpoints",
     "tools.estimate": "configs of checkpoints, and what cgrpo has measured",
@@ -588,7 +587,7 @@ ALLOWED = {
     "tools.doctor.machine": "the machine's own files",
     "tools.playground.page": "a part of the package",
     "cli.main": "output",
-    "files": "writes, and syncs",
+    "files": "the one reader; and syncs what it writes",
 }
 
 
@@ -608,7 +607,7 @@ def test_nothing_else_reads() -> None:
         return any(place.startswith((f"{a}:", f"{a}.")) or place == a for a in ALLOWED)
 
     strangers = {p for p, node in functions(SOURCE) if reads(node) and not allowed(p)}
-    assert not strangers, "read it by customized_grpo.inputs, and feed it in this file"
+    assert not strangers, "read it by customized_grpo.files, and feed it in this file"
 
 
 def test_names_are_looked_up_by_one_class() -> None:
@@ -639,7 +638,7 @@ def test_names_are_looked_up_by_one_class() -> None:
 def test_variables_are_read_in_one_place() -> None:
     """But for those that are only looked at for a library, which reads them itself."""
     allowed = {"runs.sinks", "evaluation.study", "devices", "cli.main", "cli.playground"}
-    allowed |= {"tools.doctor.machine", "tools.playground.page", "inputs"}
+    allowed |= {"tools.doctor.machine", "tools.playground.page", "files"}
     found = {
         place
         for place, node in functions(SOURCE)

@@ -10,7 +10,7 @@ import torch
 
 from customized_grpo.evaluation import statistics
 from customized_grpo.evaluation.statistics import over_seeds
-from customized_grpo.significance import standard_error
+from customized_grpo.ops.significance import standard_error
 
 NAN = math.nan
 

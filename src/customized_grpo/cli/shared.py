@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from customized_grpo.errors import ConfigError
-from customized_grpo.inputs import read_number
+from customized_grpo.files import read_number
 
 if TYPE_CHECKING:
     from customized_grpo.config import RunConfig

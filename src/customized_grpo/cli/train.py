@@ -17,7 +17,7 @@ from customized_grpo.cli.shared import (
     number,
     refuse,
 )
-from customized_grpo.inputs import read_number
+from customized_grpo.files import read_number
 from customized_grpo.runs.files import MetricsReader, why_stopped
 from customized_grpo.runs.works import does_it_work
 

@@ -61,7 +61,7 @@ from customized_grpo.config.shipped import shipped_config
 from customized_grpo.config.study import Method, StudyConfig, first_difference, mistakes
 from customized_grpo.config.yaml_text import Dumper, parse_yaml
 from customized_grpo.errors import ConfigError
-from customized_grpo.inputs import load_text
+from customized_grpo.files import load_text
 from customized_grpo.registry import nearest, one_of
 
 __all__ = [

@@ -22,7 +22,7 @@ from customized_grpo import registry
 from customized_grpo.assets import is_there, path_revision
 from customized_grpo.config.text_limits import TextLimit
 from customized_grpo.errors import ConfigError
-from customized_grpo.inputs import read_variable
+from customized_grpo.files import read_variable
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 

@@ -377,9 +377,8 @@ class RunConfig:
     resumed run do too; slower. On a CPU it is so anyway."""
 
     compile: bool = False
-    """torch.compile the transformer's blocks for rollout and update: pays in long runs, after about
-    a minute of compilation, and another when the pictures' or texts' lengths first change; on a CPU
-    it needs a C++ compiler."""
+    """torch.compile the transformer's blocks: pays in long runs, after a minute of compilation, and
+    another when lengths of pictures or texts first change; a CPU needs a C++ compiler."""
 
     fsdp: bool = False
     """Shard the transformer over the processes of torchrun (FSDP2), for models that do not fit one
@@ -433,10 +432,9 @@ class RunConfig:
 
         With one update per rollout and no memory, nft trains what samples.
         """
-        algorithm = self.algorithm
-        if not isinstance(algorithm, NftAlgorithm):
+        if not isinstance(self.algorithm, NftAlgorithm):
             return False
-        return bool(algorithm.old_decay) or self.train.inner_updates > 1
+        return bool(self.algorithm.old_decay) or self.train.inner_updates > 1
 
     def evaluated(self) -> RunConfig:
         """The same for a generator that is not trained: guided and sized as evaluation says."""

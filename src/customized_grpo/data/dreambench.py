@@ -17,7 +17,7 @@ from customized_grpo.data.listed import ListedSource
 from customized_grpo.data.photos import Subject, photos_of, remarks_on, split_photos
 from customized_grpo.data.templates import PLACEHOLDER
 from customized_grpo.errors import ConfigError, DataError
-from customized_grpo.inputs import Names, read_text
+from customized_grpo.files import Names, read_text
 
 PROMPTS = "prompts_and_classes.txt"
 LIVE_CLASSES = frozenset({"cat", "dog"})  # the file has prompts for live subjects, no list of them

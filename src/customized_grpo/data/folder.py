@@ -27,7 +27,7 @@ from customized_grpo.data.photos import (
 from customized_grpo.data.sidecars import SUBJECT, CaptionEnding, Sidecars, photos_by_caption
 from customized_grpo.data.templates import INANIMATE, LIVE, read_templates
 from customized_grpo.errors import ConfigError, DataError
-from customized_grpo.inputs import Names, read_text
+from customized_grpo.files import Names, read_text
 from customized_grpo.registry import nearest, one_of
 
 _REPEATS = re.compile(r"([1-9]\d{0,2})_(.+)")  # the folders of kohya's sd-scripts

@@ -18,7 +18,7 @@ from customized_grpo.data.texts import (
     short,
 )
 from customized_grpo.errors import DataError
-from customized_grpo.inputs import Names
+from customized_grpo.files import Names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

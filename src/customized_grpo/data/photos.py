@@ -17,7 +17,7 @@ from customized_grpo.data.splits import scattered, sort_into_splits
 from customized_grpo.data.templates import fill
 from customized_grpo.data.texts import short
 from customized_grpo.errors import DataError
-from customized_grpo.inputs import alike_name
+from customized_grpo.files import alike_name
 
 _MASK_ENDING = re.compile(r"(.+)[-_. ](mask|masklabel|matte|seg|segmentation)s?")
 _CACHE = re.compile(r"_\w+_cache")  # folders that ai-toolkit leaves among the photos

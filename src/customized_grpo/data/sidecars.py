@@ -15,7 +15,7 @@ from typing import Literal
 
 from customized_grpo.data.images import suffixes
 from customized_grpo.errors import DataError
-from customized_grpo.inputs import Names, alike_name, read_text
+from customized_grpo.files import Names, alike_name, read_text
 
 SUBJECT = "subject.txt"
 MASK = ".mask.png"

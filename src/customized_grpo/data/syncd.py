@@ -29,7 +29,7 @@ from customized_grpo.data.texts import (
     short,
 )
 from customized_grpo.errors import ConfigError, DataError
-from customized_grpo.inputs import Names, read_text
+from customized_grpo.files import Names, read_text
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 _DUPLICATE = 0.98  # the dataset's own code leaves out pictures that are more alike than this

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from customized_grpo.errors import DataError
-from customized_grpo.inputs import read_text
+from customized_grpo.files import read_text
 
 PLACEHOLDER = "{subject}"
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from customized_grpo.config.decoding import is_clean
 from customized_grpo.errors import DataError
-from customized_grpo.inputs import Names, read_text
+from customized_grpo.files import Names, read_text
 
 
 def parse_json(where: str, text: str) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 from customized_grpo.data.photos import photos_in
 from customized_grpo.errors import DataError
 from customized_grpo.evaluation.items import Item
-from customized_grpo.inputs import Names, alike_name
+from customized_grpo.files import Names, alike_name
 
 _NAMED = 5
 _LONGEST = 80  # letters, of four bytes at most

@@ -19,8 +19,7 @@ from customized_grpo.errors import ConfigError, DataError
 from customized_grpo.evaluation.items import BenchmarkSet, Item, Photo
 from customized_grpo.evaluation.layout import expected_file, find_pictures, read_layout
 from customized_grpo.evaluation.sets import digest_of_files
-from customized_grpo.files import write_atomic
-from customized_grpo.inputs import Names
+from customized_grpo.files import Names, write_atomic
 
 MANIFEST = "manifest.jsonl"
 _KEYS = ("subject", "prompt_index", "prompt", "reference", "index", "file")

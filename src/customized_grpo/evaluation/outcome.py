@@ -23,8 +23,8 @@ from customized_grpo.errors import CheckpointError
 from customized_grpo.evaluation.items import Item
 from customized_grpo.evaluation.measures import hypervolume, joint_columns
 from customized_grpo.evaluation.statistics import Estimate, estimates
+from customized_grpo.ops.significance import is_clear, is_slight, standard_error
 from customized_grpo.rewards.truth import SHARES
-from customized_grpo.significance import is_clear, is_slight, standard_error
 
 T = TypeVar("T")
 

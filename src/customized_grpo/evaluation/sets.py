@@ -30,7 +30,7 @@ from customized_grpo.evaluation.items import (
     PhotographedSubject,
     Rendered,
 )
-from customized_grpo.inputs import Names
+from customized_grpo.files import Names
 from customized_grpo.registry import nearest, one_of
 
 _VIEWS = 3  # plain pictures of an emoji besides the references of its examples

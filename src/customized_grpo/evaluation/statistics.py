@@ -17,7 +17,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from customized_grpo.significance import standard_error
+from customized_grpo.ops.significance import standard_error
 
 RESAMPLES = 10_000
 _SEED = 0

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from customized_grpo.evaluation.outcome import BASE, Judgement, Origin, Outcome
 from customized_grpo.evaluation.statistics import RESAMPLES
+from customized_grpo.ops.significance import standard_error
 from customized_grpo.rewards.truth import SHARES
-from customized_grpo.significance import standard_error
 
 # arXiv:2510.18263, DreamBench, 750 prompts; (DINO, HPSv3).
 PUBLISHED = {

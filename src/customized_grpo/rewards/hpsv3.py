@@ -20,7 +20,7 @@ from customized_grpo.assets import one_line, resolve_checkpoint
 from customized_grpo.config import Checkpoint, RewardConfig, find_checkpoints
 from customized_grpo.config.limits import Count
 from customized_grpo.errors import ConfigError, DataError
-from customized_grpo.inputs import load_text
+from customized_grpo.files import load_text
 from customized_grpo.rewards.loading import (
     freeze,
     load_layout,

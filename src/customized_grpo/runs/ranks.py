@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from customized_grpo.errors import ConfigError
-from customized_grpo.inputs import read_number
+from customized_grpo.files import read_number
 
 _BUCKET = 2**26  # bytes of small tensors that are sent in one message
 _PATIENCE = timedelta(hours=2)  # the first one validates, judges and writes while the others wait

@@ -25,7 +25,7 @@ from customized_grpo.config import RunConfig
 from customized_grpo.devices import is_out_of_memory, pick_device
 from customized_grpo.errors import ConfigError, CustomizedGRPOError
 from customized_grpo.evaluation.tables import Table
-from customized_grpo.inputs import read_number
+from customized_grpo.files import read_number
 from customized_grpo.runs.files import SAMPLES, MetricsReader
 from customized_grpo.runs.log import run_folder
 from customized_grpo.tools.doctor.machine import look

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config import RunConfig
-from customized_grpo.significance import change, is_clear, is_slight
+from customized_grpo.ops.significance import change, is_clear, is_slight
 
 _RIGHT = {
     "prompt": "validation/share/prompt_right",

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from customized_grpo.config import RunConfig
 from customized_grpo.files import replace_folder
+from customized_grpo.ops.significance import change, is_clear
 from customized_grpo.runs.checkpoint import WEIGHTS, best_checkpoint
 from customized_grpo.runs.log import RunLog
-from customized_grpo.significance import change, is_clear
 
 logger = logging.getLogger("customized_grpo")
 

@@ -20,7 +20,7 @@ from urllib.request import proxy_bypass
 import httpx2
 
 from customized_grpo.errors import ConfigError
-from customized_grpo.inputs import read_variable
+from customized_grpo.files import read_variable
 
 T = TypeVar("T")
 

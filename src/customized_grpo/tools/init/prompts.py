@@ -16,7 +16,7 @@ from pathlib import Path
 from customized_grpo.data.photos import SHARE
 from customized_grpo.data.splits import scattered
 from customized_grpo.errors import ConfigError, DataError
-from customized_grpo.inputs import read_text
+from customized_grpo.files import read_text
 from customized_grpo.tools.init import grammar
 
 KINDS = ("context", "property", "accessory")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Literal
 
-from customized_grpo.significance import SLIGHT
+from customized_grpo.ops.significance import SLIGHT
 from customized_grpo.tools.playground.request import Comparison
 from customized_grpo.tools.playground.session import Session
 

@@ -26,7 +26,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from customized_grpo.errors import ConfigError, CustomizedGRPOError
-from customized_grpo.inputs import read_variable
+from customized_grpo.files import read_variable
 from customized_grpo.pictures import to_pil
 from customized_grpo.rewards.endpoints.http_client import PROXY_VARIABLES, open_client
 from customized_grpo.tools.playground import markup
