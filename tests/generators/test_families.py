@@ -293,7 +293,8 @@ def test_redness_goes_up(
         algorithm=algorithm,
     )
     if algorithm.type == "nft":
-        config = changed(config, rollout={"dynamics": "ode", "shared_noise": False})
+        own = {"dynamics": "ode", "shared_noise": False, "prompts_per_rollout": 4}  # all there are
+        config = changed(config, rollout=own)
     run = train(config)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     before, after = (row["validation/reward/prompt"] for row in (rows[0], rows[-1]))

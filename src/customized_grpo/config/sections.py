@@ -190,8 +190,8 @@ class LossConfig:
     """Normalise the log-ratios of the steps (GRPO-Guard, arXiv:2510.22319)."""
 
     step_weight: Literal["none", "noise", "equal"] = "none"
-    """Make the gradients of the steps alike: none = as they are, late steps largest (paper), noise
-    = by the noise of the step (TempFlow-GRPO, arXiv:2508.04324), equal = all the same."""
+    """What a step's gradient counts: none = as it is, late steps most (paper), noise = times the
+    noise of the step, late steps less so (TempFlow-GRPO, arXiv:2508.04324), equal = all alike."""
 
     pin_ratio: bool = True
     """The first update after a rollout takes its own log-probs as the old ones: ratio exactly 1."""

@@ -1,13 +1,14 @@
 """Rewards to advantages: group normalisation, SARS and other shapings.
 
 Legend of axis suffixes: B samples (all groups), P prompts (groups), R rewards, N objectives,
-K trained steps.
+K steps.
 
-An unscorable image has score NaN. NaN is contagious within its sample and within nothing else: it
-never enters a statistic, it stays NaN through `group_normalize` and `synergy_bonus` (so a forgotten
-mask shows as NaN in the logs, not as a mean that is a little off), and `combine_advantages` /
-`shape_advantages`, the last step, turn every sample with a NaN in any objective into advantage 0,
-no gradient. The caller keeps `valid = ~per_objective.isnan().any(dim=1)`.
+An unscorable image has score NaN. It never enters a statistic of its own reward, it stays NaN
+through `group_normalize` and `synergy_bonus` (so a forgotten mask shows as NaN in the logs, not as
+a mean that is a little off), and `combine_advantages` / `shape_advantages`, the last step, turn
+every sample with a NaN in any objective into advantage 0, no gradient. The caller keeps
+`valid = ~per_objective.isnan().any(dim=1)`, and may set all rewards of such a sample to NaN first,
+as the trainer does, so that it enters no statistic at all.
 """
 
 import math
@@ -113,8 +114,8 @@ def synergy_bonus(
 
     `S = gamma tanh(|A_i A_j|) (+1 if A_i > 0 and A_j > 0 else -1)`: both objectives good is
     amplified, conflicted or both bad is pushed down. More than two objectives: the mean over the
-    pairs (i, j). S is biased downwards (about -0.21 gamma for independent Gaussian advantages);
-    `center` removes the bias group by group.
+    pairs (i, j). The mean of S is below 0 (about -0.21 gamma for independent Gaussian advantages);
+    `center` takes it off, group by group.
 
     Args:
         advantages: `[B, N]` group-normalised, N >= 2.
@@ -173,7 +174,8 @@ def combine_advantages(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shaping:
-    """How per-objective advantages become one: weighted sum, what is added, optional whitening."""
+    """How the objectives' advantages become one: their weighted sum, what is added to it, and
+    whether the sum is whitened."""
 
     bonus: Callable[[Tensor, Real], Tensor] | None = None
     """`(advantages [B, N], gamma) -> [B]`, added to the weighted sum; must map a NaN row to NaN."""
@@ -212,7 +214,7 @@ def shaping_bonus(
         advantages: `[B, N]` group-normalised.
         gamma: strength of the bonus, not negative; shapings without a bonus do not read it.
         center: subtract the group mean of the bonus over the valid samples. Not advisable for
-            `harmonic`, whose pole would then move its whole group.
+            `harmonic`, where one sample near its pole (a + b = 0) would move its whole group.
         group_ids: `[B]` int64; needed by, and only read for, `center`.
 
     Returns:
@@ -243,8 +245,8 @@ def shaping_bonus(
             "group_ids must be given when center is True, got None; pass the batch's group labels."
         )
     _check_group_ids(group_ids, advantages)
-    index_B, members_GB1 = _split_groups(bonus_B[:, None], group_ids)
-    return bonus_B - members_GB1.nanmean(dim=1)[index_B, 0]
+    index_B, members_PB1 = _split_groups(bonus_B[:, None], group_ids)
+    return bonus_B - members_PB1.nanmean(dim=1)[index_B, 0]
 
 
 def shape_advantages(
@@ -259,7 +261,7 @@ def shape_advantages(
     scores: Float[Tensor, "batch objectives"] | None = None,
     levels: Float[Tensor, " objectives"] | None = None,
 ) -> Float32[Tensor, "batch steps"]:
-    """Returns the advantage of every sample at every trained step under a named shaping.
+    """Returns the advantage of every sample at every step under a named shaping.
 
     `A[b, k] = clip(sum_n w[k, n] A[b, n] + S[b], -clip, clip)` with a bonus S that the name
     selects. Pair terms are averaged over all pairs of objectives; a, b are the pair's advantages:
@@ -282,7 +284,8 @@ def shape_advantages(
         shaping: a name from `SHAPINGS`, or a `Shaping` of your own.
         advantages: `[B, N]` from `group_normalize`; a row with a NaN is an invalid sample.
         weights: `[K, N]` from a schedule such as `tdw_weights`.
-        gamma: strength of the bonus, or of the penalty of `gate`, not negative.
+        gamma: strength of the bonus, not negative; or of the penalty of `gate`, in whose units the
+            rewards count (`advantage.gamma` of a config is 5 there).
         center: subtract the group mean of the bonus (see `shaping_bonus`).
         group_ids: `[B]` int64; needed by, and only read for, `center` and a shaping with a score.
         clip: bound on the absolute advantage, positive.
@@ -326,7 +329,7 @@ def shape_advantages(
 
 
 def _split_groups(values_BR: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns each sample's group index `[B]` and the values `[G, B, R]`, NaN outside the group."""
+    """Returns each sample's group index `[B]` and the values `[P, B, R]`, NaN outside the group."""
     labels, index_B = torch.unique(group_ids, return_inverse=True)
     member_PB = torch.arange(len(labels), device=group_ids.device)[:, None] == index_B
     # Masked copies, not index_add_, whose order of addition changes from run to run on CUDA: a

@@ -139,8 +139,8 @@ class RewardSet:
 
         The copy gap is that of the first reward that measures one.
 
-        Whatever it raises: one that others have written must not end a run of days. Only a mistake
-        in config or data does, and memory that has run out.
+        An exception in a reward, which others may have written, costs its scores and not a run of
+        days; only a mistake in config or data, and memory that has run out, are raised.
         """
         columns: list[Tensor] = []
         gaps: list[Tensor] = []

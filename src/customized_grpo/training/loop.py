@@ -1,4 +1,4 @@
-"""The algorithm: examples -> rollout -> scores -> advantages -> loss -> step.
+"""The loop: examples -> rollout -> scores -> advantages -> loss -> step.
 
 ``Loop.iterate`` is one rollout and its updates (Customized-GRPO, arXiv:2510.18263), from top to
 bottom. What keeps a run alive around it (begin, resume, save, stop, rescue) is in ``session``; the
@@ -59,13 +59,13 @@ class Experience:
     """What a rollout leaves for its updates, of this process's samples ``[b]``."""
 
     rows: Tensor
-    """Which of all samples ``[B]`` they are ``[b]`` int64."""
+    """Indices ``[b]`` int64 of them in all samples ``[B]``."""
     rollout: Rollout
     advantages: Advantages
     conditioning: Conditioning
     metrics: dict[str, float]
     factors: dict[str, float]
-    """Of the objectives' weights, that the advantages have."""
+    """By objective: what ``advantage.balance`` has multiplied its weight by."""
 
 
 class Loop:
@@ -101,7 +101,7 @@ class Loop:
         self.micro_batch_size = config.train.micro_batch_size
         """Halved where it does not fit the memory."""
         self.factors: dict[str, float] = {}
-        """Of the objectives' weights, after the last rollout that is used up; empty: all 1."""
+        """See Experience, after the last rollout that is used up; empty: all 1."""
         if config.advantage.balance is not None:
             self.factors = dict.fromkeys(rewards.objectives, 1.0)
         self.mid_rollout = False
@@ -110,8 +110,8 @@ class Loop:
         """Of the model that the run began with; the same in all processes."""
 
     def measure(self) -> None:
-        """Finds out what the noise of each step moves, if the schedule is to follow that and it is
-        not known yet, or of other steps.
+        """Finds out what the noise of each step moves, for a ``measured`` schedule that does not
+        know it yet, or knows it of other steps.
 
         Raises:
             RewardError: if no image of a step could be scored by a reward.
@@ -169,7 +169,7 @@ class Loop:
         group_ids, conditioning = all_group_ids.to(device), per_prompt.take(place.to(device))
         for error in scores.errors:
             logger.warning("rollout %d: %s", number, error)
-        if number == 0:
+        if number == 0:  # sampled by the model that the run began with: what `gate` compares with
             levels = mean_levels(scores.scores, config.rewards)
             self.measured = replace(self.measured, levels=levels)
         credit = partial(
@@ -189,6 +189,7 @@ class Loop:
                 RewardError(f"rewards: no image of rollout {number} could be scored; {text}")
             )
         if balance is not None and number % balance.every == 0:
+            # The gradients that set the factors need advantages, which the factors then correct.
             own = advantages.take(mine.to(device))
             factors, balanced = self._rebalance(balance, rollout, own, conditioning)
             advantages = credit(factors)
@@ -236,8 +237,8 @@ class Loop:
         return factors, numbers
 
     def inner_rows(self) -> list[Tensor]:
-        """Rows ``[B / inner_updates]`` int64 of every update of a rollout: of its own groups, or of
-        its own samples of every group."""
+        """Rows ``[B / inner_updates]`` int64 of every update of a rollout: whole groups, or a share
+        of the samples of every group (``train.split``)."""
         rollout, train = self.config.rollout, self.config.train
         num_prompts, group_size = rollout.prompts_per_rollout, rollout.group_size
         rows = torch.arange(num_prompts * group_size).view(num_prompts, group_size)
@@ -286,7 +287,7 @@ class Loop:
         is_finite = math.isfinite(stats["grad_norm"])
         if not is_finite:
             self.guard(batch, conditioning, is_pinned)
-        self.mid_rollout = True
+        self.mid_rollout = True  # after the guard, which may raise: then nothing was done
         if is_finite:
             self.optimizer.step()
             if self.ema is not None:

@@ -44,7 +44,7 @@ def policy_batch(
     """Trained transitions of the samples ``rows`` (int64) of the rollout.
 
     Advantages are multiplied by the factor ``step_weights`` ``[T]`` of their step.
-    Invalid samples are left out, or kept with weight 0 and with zeros for what is not finite.
+    Invalid samples, whose advantage is 0, are left out, or kept with zeros for all they have.
     """
     is_valid = advantages.valid[rows]
     if not keep_invalid:
