@@ -10,7 +10,7 @@ from pathlib import Path
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SHOWN = (
-    "flux2-klein", "flux2-klein-base", "flux-kontext-24gb", "qwen-image-2.1",
+    "flux2-klein", "flux2-klein-base", "flux-kontext-24gb", "flux3-klein-base", "qwen-image-2.1",
     "qwen-image-edit-plus", "flux-kontext", "uno-paper",
 )  # fmt: skip
 

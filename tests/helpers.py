@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,9 +15,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from customized_grpo.cli.main import main
-from customized_grpo.config import RunConfig, load_config
+from customized_grpo.config import RunConfig, dump_config, load_config
 from customized_grpo.types import Example
 
 ROOT = Path(__file__).parents[1]
@@ -105,3 +108,36 @@ def wait_until(condition: Callable[[], object]) -> None:
     """Returns when the condition holds, however slow the machine is; pytest has a limit."""
     while not condition():
         time.sleep(0.005)
+
+
+def torchrun(config: RunConfig, folder: Path, *flags: str) -> subprocess.Popen[str]:
+    """`cgrpo train` in two processes."""
+    file = folder / f"{config.name}.yaml"
+    file.write_text(dump_config(config))
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
+    command = [*launcher, "-m", "customized_grpo", "train", str(file), *flags]
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(process: subprocess.Popen[str]) -> tuple[str, str]:
+    out, errors = process.communicate(timeout=250)
+    assert process.returncode == 0, errors[-3000:]
+    return out, errors
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    (file,) = (run / "weights").rglob("*.safetensors")
+    return load_file(file)

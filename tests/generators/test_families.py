@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from families import FAMILIES, STEPS, Family, denoise, run_config
-from helpers import assert_near, changed, perturb_lora
+from helpers import assert_near, changed, finished, perturb_lora, torchrun, weights
 from PIL import Image
 from torch import Tensor
 from toy_world import blocks
@@ -299,6 +301,23 @@ def test_redness_goes_up(
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     before, after = (row["validation/reward/prompt"] for row in (rows[0], rows[-1]))
     assert after > before + 2 * rows[1]["reward/prompt/std"]
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_transformer_in_two_parts_is_trained_as_one(
+    family: Family, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FSDP by torchrun, against one process."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    config = run_config(family, checkpoint, tmp_path, num_updates=2, learning_rate=1e-3)
+    alone = weights(train(config))
+    finished(torchrun(dataclasses.replace(config, name="two", fsdp=True), tmp_path))
+    together = weights(tmp_path / "two")
+    assert any(tensor.any() for name, tensor in alone.items() if "lora_B" in name)
+    assert alone.keys() == together.keys()
+    for name, tensor in alone.items():
+        assert_near(together[name], tensor)
 
 
 def test_a_run_is_drawn_and_exported_as_it_is_evaluated(

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from chaos import content, small_run
-from helpers import changed
-from safetensors.torch import load_file
+from helpers import changed, finished, torchrun, weights
 
-from customized_grpo.config import MeasuredSchedule, RunConfig, dump_config
+from customized_grpo.config import MeasuredSchedule, RunConfig
 from customized_grpo.errors import ConfigError
 from customized_grpo.runs.checkpoint import checkpoint_folders
 from customized_grpo.runs.ranks import Ranks
@@ -29,42 +25,9 @@ from customized_grpo.types import Advantages, Rollout
 pytestmark = pytest.mark.slow
 
 
-def torchrun(config: RunConfig, folder: Path, *flags: str) -> subprocess.Popen[str]:
-    """`cgrpo train` in two processes."""
-    file = folder / f"{config.name}.yaml"
-    file.write_text(dump_config(config))
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-    ]
-    command = [*launcher, "-m", "customized_grpo", "train", str(file), *flags]
-    return subprocess.Popen(
-        command,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finished(process: subprocess.Popen[str]) -> tuple[str, str]:
-    out, errors = process.communicate(timeout=250)
-    assert process.returncode == 0, errors[-3000:]
-    return out, errors
-
-
 def metrics(run: Path) -> list[dict[str, float]]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if not k.startswith("seconds/")} for row in rows]
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    (file,) = (run / "weights").rglob("*.safetensors")
-    return load_file(file)
 
 
 def load_base(config: RunConfig) -> dict[str, torch.Tensor]:
