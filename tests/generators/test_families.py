@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from families import FAMILIES, STEPS, Family, denoise, run_config
-from helpers import assert_near, changed, finished, perturb_lora, torchrun, weights
+from helpers import (
+    assert_near,
+    changed,
+    finished,
+    metrics,
+    perturb_lora,
+    torchrun,
+    weights,
+)
 from PIL import Image
 from torch import Tensor
 from toy_world import blocks
@@ -310,14 +318,16 @@ def test_a_transformer_in_two_parts_is_trained_as_one(
 ) -> None:
     """FSDP by torchrun, against one process."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    config = run_config(family, checkpoint, tmp_path, num_updates=2, learning_rate=1e-3)
-    alone = weights(train(config))
+    config = run_config(family, checkpoint, tmp_path, num_updates=2, learning_rate=1e-4)
+    one, two = train(config), tmp_path / "two"
     finished(torchrun(dataclasses.replace(config, name="two", fsdp=True), tmp_path))
-    together = weights(tmp_path / "two")
-    assert any(tensor.any() for name, tensor in alone.items() if "lora_B" in name)
+    for row, other in zip(metrics(one), metrics(two), strict=True):  # Adam would hide a factor
+        assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+    alone, together = weights(one), weights(two)
+    assert max(tensor.abs().max() for name, tensor in alone.items() if "lora_B" in name) > 5e-5
     assert alone.keys() == together.keys()
     for name, tensor in alone.items():
-        assert_near(together[name], tensor)
+        assert (together[name] - tensor).abs().max() < 1e-5  # a tenth of a step
 
 
 def test_a_run_is_drawn_and_exported_as_it_is_evaluated(
