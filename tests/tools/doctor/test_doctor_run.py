@@ -101,7 +101,7 @@ def test_a_reward_s_text_that_is_missing(tiny_config: RunConfig) -> None:
     finding = settings(dataclasses.replace(tiny_config, evaluators=(reward,)))["evaluators.0"]
     assert finding.status == "problem"
     assert "instruction: 'nowhere.txt' cannot be read" in finding.found
-    assert finding.fix.startswith("write INSTRUCTION + prompt_with_special_token of ")
+    assert finding.fix.startswith("name a checkout (git clone https://github.com/MizzenAI/HPSv3)")
 
 
 def folders(config: RunConfig, work=None) -> dict[str, Finding]:
