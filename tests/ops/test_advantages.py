@@ -183,6 +183,17 @@ class TestGroupNormalize:
         with pytest.raises(ValueError, match="group_ids must have one label per sample"):
             inspect.unwrap(group_normalize)(torch.zeros(4, 1), labels(1, 3))
 
+    @pytest.mark.parametrize("rows", [torch.ones(4), [[1.0, 2.0]], torch.ones(4, 1, 1)])
+    def test_what_is_no_table_is_named(self, rows: object) -> None:
+        """A single column without its axis would be spread over a square, silently."""
+        unchecked: Any = (inspect.unwrap(group_normalize), inspect.unwrap(shaping_bonus))
+        with pytest.raises(ValueError, match="scores must be a tensor of shape"):
+            unchecked[0](rows, labels(4))
+        with pytest.raises(ValueError, match="advantages must be a tensor of shape"):
+            unchecked[1]("sars", rows)
+        with pytest.raises(ValueError, match="sigmas must be a tensor, got list"):
+            inspect.unwrap(tdw_weights)([1.0, 0.5])  # pyright: ignore
+
 
 def slow_sars(row: list[float], gamma: float) -> float:
     terms = [
