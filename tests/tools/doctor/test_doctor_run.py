@@ -91,7 +91,7 @@ def test_a_sink_without_its_key(
     config = dataclasses.replace(tiny_config, sinks=(WandbConfig(),))
     finding = settings(config)["sinks.0"]
     assert "WANDB_API_KEY, got nothing" in finding.found
-    assert finding.fix == "export it, or WANDB_MODE=offline"
+    assert finding.fix == "export it, run `wandb login`, or set WANDB_MODE=offline"
     monkeypatch.setenv("WANDB_API_KEY", "key")
     assert settings(config) == {}
 
