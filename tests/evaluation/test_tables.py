@@ -133,10 +133,15 @@ def test_shares_that_all_change_are_clear_and_less_than_a_picture_is_none() -> N
 
 
 def test_what_rounds_to_nothing_has_no_sign() -> None:
-    outcome = _outcome({}, {})
-    own, base = (Judgement(columns={"copy": [n] * 100}) for n in (-0.00002, -0.00001))
-    yardstick = replace(outcome.yardstick, base=base)
-    assert "-0.0000" not in run_table(replace(outcome, own=own, yardstick=yardstick))
+    yardstick = made_up().yardstick
+    assert yardstick.base is not None
+    own, base = (
+        replace(yardstick.base, columns=yardstick.base.columns | {"copy": [number] * 10})
+        for number in (-0.00002, -0.00001)
+    )
+    outcome = Outcome(name="tuned", own=own, yardstick=replace(yardstick, base=base))
+    (row,) = (line for line in run_table(outcome).splitlines() if line.startswith("copy "))
+    assert row.split()[-5:] == ["0.0000", "0.0000", "+0.0000", "±", "0.0000"]
 
 
 def test_without_a_base_there_is_no_verdict() -> None:

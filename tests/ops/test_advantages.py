@@ -27,6 +27,8 @@ from customized_grpo.ops import (
     synergy_bonus,
     tdw_weights,
 )
+from customized_grpo.ops.advantages import _check_rows
+from customized_grpo.ops.sde import require_full_precision
 
 TOLERANCE = 1e-5
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=40)
@@ -183,16 +185,21 @@ class TestGroupNormalize:
         with pytest.raises(ValueError, match="group_ids must have one label per sample"):
             inspect.unwrap(group_normalize)(torch.zeros(4, 1), labels(1, 3))
 
-    @pytest.mark.parametrize("rows", [torch.ones(4), [[1.0, 2.0]], torch.ones(4, 1, 1)])
-    def test_what_is_no_table_is_named(self, rows: object) -> None:
+    @pytest.mark.parametrize("shape", [(4,), (4, 1, 1)])
+    def test_what_is_no_table_is_named(self, shape: tuple[int, ...]) -> None:
         """A single column without its axis would be spread over a square, silently."""
-        unchecked: Any = (inspect.unwrap(group_normalize), inspect.unwrap(shaping_bonus))
+        rows = torch.ones(shape)
         with pytest.raises(ValueError, match="scores must be a tensor of shape"):
-            unchecked[0](rows, labels(4))
+            inspect.unwrap(group_normalize)(rows, labels(1, 4))
         with pytest.raises(ValueError, match="advantages must be a tensor of shape"):
-            unchecked[1]("sars", rows)
+            inspect.unwrap(shaping_bonus)("sars", rows)
+
+    def test_what_is_no_tensor_is_named(self) -> None:
+        with pytest.raises(ValueError, match=r"scores must be a tensor of shape .* got list"):
+            inspect.unwrap(_check_rows)("scores", [[1.0, 2.0]])
+        unchecked: Any = inspect.unwrap(require_full_precision)
         with pytest.raises(ValueError, match="sigmas must be a tensor, got list"):
-            inspect.unwrap(tdw_weights)([1.0, 0.5])  # pyright: ignore
+            unchecked("sigmas", [1.0, 0.5])
 
 
 def slow_sars(row: list[float], gamma: float) -> float:

@@ -262,10 +262,13 @@ def test_the_report_of_one_run_shows_pictures_first_and_claims_no_seeds(tmp_path
 
 
 def test_one_run_has_the_error_of_its_change_and_many_that_of_their_seeds() -> None:
-    results = made_up()
-    change = results.over_seeds("both", "clip-text", minus="base")
+    results, one = made_up(), _one(made_up())
+    (cell,) = one.cells
+    columns = cell.judgement.columns | {"clip-text": [0.8 + 0.01 * n for n in range(10)]}
+    one = replace(one, cells=[replace(cell, judgement=Judgement(columns=columns))])
+    change = one.over_seeds("both", "clip-text", minus="base")
     assert change is not None
-    shown = figures._with_error(_one(results), "both", "clip-text")
+    shown = figures._with_error(one, "both", "clip-text")
     assert shown is not None
     assert shown.half_width == pytest.approx(change.half_width, abs=1e-6)
     assert shown.half_width > 0
