@@ -50,13 +50,13 @@ def names(folder: Path) -> list[str]:
 
 
 def test_base_and_tuned_of_a_run_say_how_they_were_made(
-    run: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     words = ["generate", str(run), "--prompt", FOX, "--reference", "a.png", "--seeds", "3"]
     assert main([*words, "--count", "2", "--strength", "0.5"]) == 0
-    out, err = capsys.readouterr()
+    out = capsys.readouterr().out
     assert out == "pictures: generated\ncontact sheet: generated/sheet.png\n"
-    assert "the embedded model does not know 'fox'; it knows animal" in err
+    assert "the embedded model does not know 'fox'; it knows animal" in caplog.text
     files = [
         f"000{number}-a-golden-fox-on-the-beach-seed{seed}-{model}.png"
         for number, seed in ((1, 3), (2, 4))
