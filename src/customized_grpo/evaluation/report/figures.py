@@ -292,7 +292,9 @@ def _trained_weights(cell: Cell) -> tuple[tuple[int, float], ...]:
 def conflicts(results: Results) -> Figure | None:
     """Shares of conflicted, both-positive and both-negative samples in the course of training."""
     cells = {m: [c.shares for c in results.of(m).values() if c.shares] for m in _styles(results)}
-    cells = {method: rows for method, rows in cells.items() if rows}
+    cells = {  # a single rollout is no curve
+        m: rows for m, rows in cells.items() if any(len(row["update"]) > 1 for row in rows)
+    }
     if not cells:
         return None
     figure, panels = _subplots(1, 3, (6, 3.2))
