@@ -202,6 +202,8 @@ def _fill(folder: Path, write: Callable[[Path], None]) -> None:
 def filled(folder: Path) -> Iterator[None]:
     """An empty folder inside; if it cannot be filled, nothing is left of it to take up space.
 
+    Who may read its files is as the umask says: safetensors 0.8 writes for the owner alone.
+
     Raises:
         OSError: also where safetensors raises an error of its own, on a full disk for example.
     """
@@ -214,6 +216,10 @@ def filled(folder: Path) -> Iterator[None]:
         if isinstance(error, SafetensorError):
             raise OSError(errno.EIO, str(error), str(folder)) from error
         raise
+    mode = folder.stat().st_mode & 0o666  # the folder was made by the umask
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
 
 
 def sync(path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from made_up import made_up
 
 from customized_grpo.evaluation.outcome import Judgement, Outcome
-from customized_grpo.evaluation.tables import share_table, verdict
+from customized_grpo.evaluation.tables import run_table, share_table, verdict
 from customized_grpo.rewards.truth import SHARES
 
 
@@ -130,6 +130,18 @@ def test_shares_that_all_change_are_clear_and_less_than_a_picture_is_none() -> N
     assert alone == "50 more of 100 pictures show the right subject as the prompt asks."
     many = _outcome({"both_right": 0}, {"both_right": 8}, count=1000)
     assert verdict(many).startswith("No difference to speak of in how many")
+
+
+def test_what_rounds_to_nothing_has_no_sign() -> None:
+    yardstick = made_up().yardstick
+    assert yardstick.base is not None
+    own, base = (
+        replace(yardstick.base, columns=yardstick.base.columns | {"copy": [number] * 10})
+        for number in (-0.00002, -0.00001)
+    )
+    outcome = Outcome(name="tuned", own=own, yardstick=replace(yardstick, base=base))
+    (row,) = (line for line in run_table(outcome).splitlines() if line.startswith("copy "))
+    assert row.split()[-5:] == ["0.0000", "0.0000", "+0.0000", "±", "0.0000"]
 
 
 def test_without_a_base_there_is_no_verdict() -> None:

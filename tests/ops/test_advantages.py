@@ -27,6 +27,8 @@ from customized_grpo.ops import (
     synergy_bonus,
     tdw_weights,
 )
+from customized_grpo.ops.advantages import _check_rows
+from customized_grpo.ops.sde import require_full_precision
 
 TOLERANCE = 1e-5
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=40)
@@ -182,6 +184,22 @@ class TestGroupNormalize:
             group_normalize(torch.tensor([[1.0], [math.inf]]), labels(1, 2))
         with pytest.raises(ValueError, match="group_ids must have one label per sample"):
             inspect.unwrap(group_normalize)(torch.zeros(4, 1), labels(1, 3))
+
+    @pytest.mark.parametrize("shape", [(4,), (4, 1, 1)])
+    def test_what_is_no_table_is_named(self, shape: tuple[int, ...]) -> None:
+        """A single column without its axis would be spread over a square, silently."""
+        rows = torch.ones(shape)
+        with pytest.raises(ValueError, match="scores must be a tensor of shape"):
+            inspect.unwrap(group_normalize)(rows, labels(1, 4))
+        with pytest.raises(ValueError, match="advantages must be a tensor of shape"):
+            inspect.unwrap(shaping_bonus)("sars", rows)
+
+    def test_what_is_no_tensor_is_named(self) -> None:
+        with pytest.raises(ValueError, match=r"scores must be a tensor of shape .* got list"):
+            inspect.unwrap(_check_rows)("scores", [[1.0, 2.0]])
+        unchecked: Any = inspect.unwrap(require_full_precision)
+        with pytest.raises(ValueError, match="sigmas must be a tensor, got list"):
+            unchecked("sigmas", [1.0, 0.5])
 
 
 def slow_sars(row: list[float], gamma: float) -> float:

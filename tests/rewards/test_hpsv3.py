@@ -130,6 +130,52 @@ def test_an_instruction_without_its_places_is_refused(
     assert "INSTRUCTION + prompt_with_special_token of hpsv3/dataset/" in str(caught.value)
 
 
+_MODULE = '''
+import torch  # no line of it is run: this one is not here either
+import a_package_of_theirs
+
+INSTRUCTION = """
+Rate it.
+Textual prompt - {text_prompt}
+
+
+"""
+
+INSTRUCTION_debug = """{text_prompt}"""
+
+prompt_with_special_token = """
+Overall: <|Reward|>
+
+END
+"""
+'''
+
+
+def test_the_instruction_is_found_in_a_checkout(tmp_path: Path) -> None:
+    module = tmp_path / "hpsv3" / "dataset" / "data_collator_qwen.py"
+    module.parent.mkdir(parents=True)
+    module.write_text(_MODULE)
+    expected = "\nRate it.\nTextual prompt - {text_prompt}\n\n\n\nOverall: <|Reward|>\n\nEND\n"
+    assert hpsv3.read_instruction(str(tmp_path)) == expected
+    (own,) = (
+        checkpoint.path
+        for checkpoint in Hpsv3Config(objective="prompt", instruction=str(tmp_path)).checkpoints()
+        if checkpoint.field == "instruction"
+    )
+    assert own == str(module)  # a checkout's history changes no key of a cache
+    for text, reason in (
+        ("INSTRUCTION = 'x'", "has no text prompt_with_special_token"),
+        ("INSTRUCTION = f(1)", "malformed node"),
+        ("INSTRUCTION = ", "invalid syntax"),
+    ):
+        module.write_text(text)
+        with pytest.raises(ConfigError, match=rf"^instruction: .*{reason}.*; name a checkout"):
+            hpsv3.read_instruction(str(tmp_path))
+    module.unlink()
+    with pytest.raises(ConfigError, match=r"^instruction: .*No such file"):
+        hpsv3.read_instruction(str(tmp_path))
+
+
 def test_another_instruction_is_warned_of(
     paths: dict[str, str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,9 @@
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from customized_grpo.config import TrainConfig
 from customized_grpo.errors import CheckpointError
@@ -62,6 +64,23 @@ def test_a_link_leads_to_where_a_new_folder_is_written(tmp_path: Path) -> None:
     assert (tmp_path / "there" / "deeper" / "file").read_text() == "one"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "there"]
     assert [path.name for path in (tmp_path / "there").iterdir()] == ["deeper"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_files_of_safetensors_follow_the_umask_too(tmp_path: Path, mask: int) -> None:
+    def write(folder: Path) -> None:
+        (folder / "deeper").mkdir()
+        save_file({"x": torch.zeros(1)}, folder / "deeper" / "weights.safetensors")
+        (folder / "text").touch()
+
+    before = os.umask(mask)
+    try:
+        replace_folder(tmp_path / "inside", write)
+        write_folder(tmp_path / "mine", write)
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path.stat().st_mode & 0o777 for path in files] == [0o666 & ~mask] * 4
 
 
 def test_text_is_replaced_whole(tmp_path: Path) -> None:

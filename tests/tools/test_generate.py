@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ from PIL import Image
 
 from customized_grpo.cli.main import main
 from customized_grpo.config import RunConfig
+from customized_grpo.config.text_limits import unknown_words
+from customized_grpo.data.emoji.catalog import _CLASS_RUNS
 from customized_grpo.errors import CheckpointError, ResourceError
 from customized_grpo.tools import generate as generate_module
 from customized_grpo.tools.generate import Shot, Target, generate, open_target, read_prompts
+from customized_grpo.tools.init.prompts import write_embedded
 
 FOX, CUP = "a golden fox on the beach", "a cup in the snow"
 
@@ -46,12 +50,13 @@ def names(folder: Path) -> list[str]:
 
 
 def test_base_and_tuned_of_a_run_say_how_they_were_made(
-    run: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     words = ["generate", str(run), "--prompt", FOX, "--reference", "a.png", "--seeds", "3"]
     assert main([*words, "--count", "2", "--strength", "0.5"]) == 0
     out = capsys.readouterr().out
     assert out == "pictures: generated\ncontact sheet: generated/sheet.png\n"
+    assert "the embedded model does not know 'fox'; it knows animal" in caplog.text
     files = [
         f"000{number}-a-golden-fox-on-the-beach-seed{seed}-{model}.png"
         for number, seed in ((1, 3), (2, 4))
@@ -69,6 +74,18 @@ def test_base_and_tuned_of_a_run_say_how_they_were_made(
     assert main([*words, "--no-metadata", "--no-base"]) == 0  # a second call takes a new folder
     assert names(Path("generated-2")) == [files[1], "sheet.png"]
     assert texts(Path("generated-2", files[1])) == {}
+
+
+def test_words_that_the_embedded_model_has_never_seen_are_named() -> None:
+    line = unknown_words("embedded:generator", [FOX, "a Dog, or DOGS, on the beach"])
+    assert line.startswith("the embedded model does not know 'fox', 'dog', 'or', 'dogs'; it knows")
+    assert unknown_words("a/model", [FOX]) == unknown_words("embedded:generator", [CUP]) == ""
+    many = unknown_words("embedded:generator", ["one two three four five six seven"])
+    assert "'five' and 2 more; it knows" in many
+    random, nouns = Random(0), sorted({noun for _, noun in _CLASS_RUNS if noun})
+    kinds = ("context", "property", "accessory")
+    its_own = [write_embedded(n, k, h, random) for n in nouns for k in kinds for h in (True, False)]
+    assert unknown_words("embedded:generator", its_own) == ""
 
 
 def test_a_picture_depends_on_seed_prompt_and_references_alone(run: Path) -> None:

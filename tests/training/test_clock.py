@@ -139,6 +139,7 @@ def test_a_line_of_the_log_comes_each_minute(
     with caplog.at_level(logging.INFO, logger="customized_grpo"), log.progress(0):
         for update in range(1, 14):
             time.now += 4 if update < 8 else 200
-            log.row(update, {})
+            log.row(update, {"reward/dinov2/mean": 0.5, "reward/dinov2/std": 0.1})
     said = [r.getMessage().split()[1] for r in caplog.records if "/update" in r.getMessage()]
+    assert "  identity dinov2 0.500  " in caplog.text  # named as by `cgrpo watch`
     assert said == ["1/99", "8/99", "9/99", "10/99", "11/99", "12/99", "13/99"]

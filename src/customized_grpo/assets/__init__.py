@@ -51,8 +51,8 @@ def resolve_checkpoint(path: str, field: str = "path") -> str:
             return path
     if folder.is_file():
         raise ConfigError(
-            f"path: checkpoint {path!r} is one file, as ComfyUI has it; a folder in the format of "
-            "diffusers is needed: `hf download OWNER/NAME --local-dir FOLDER`, or give OWNER/NAME"
+            f"{field}: checkpoint {path!r} is one file, as ComfyUI has it; a folder in the format "
+            "of diffusers is needed: `hf download OWNER/NAME --local-dir DIR`, or give OWNER/NAME"
         )
     raise ConfigError(
         f"{field}: checkpoint {path!r} not found; give an existing folder, a hub id 'owner/name' "

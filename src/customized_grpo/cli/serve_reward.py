@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from customized_grpo.cli.shared import hide_loading_bars
 from customized_grpo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def _serve_reward(options: argparse.Namespace) -> None:
     from customized_grpo.tools.serve.server import serve
 
     config = read_config(options)
+    hide_loading_bars()
     names = ", ".join(reward.label for reward in config.rewards)
     serve(config, lambda url: print(f"serving {names} at {url}", flush=True))
 

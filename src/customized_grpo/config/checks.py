@@ -314,7 +314,7 @@ def explain_batch(config: RunConfig) -> str:
         f"trained steps = {pairs} (sample, step) pairs, in {passes} forward/backward "
         f"{'pass' if passes == 1 else 'passes'}, then 1 optimizer step.",
         f"run: {train.num_updates} updates / {train.inner_updates} per rollout = {rollouts} "
-        f"rollouts = {rollouts * images} images.",
+        f"{'rollout' if rollouts == 1 else 'rollouts'} = {rollouts * images} images.",
     ]
     schedule = config.advantage.schedule
     if isinstance(schedule, MeasuredSchedule):

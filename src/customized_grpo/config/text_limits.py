@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from customized_grpo.assets import is_there, resolve_checkpoint
+from customized_grpo.assets import embedded_file, is_there, resolve_checkpoint
 
 _NO_LIMIT = 10**6  # tokenizers without one say 10^30
 
@@ -48,3 +50,21 @@ def tokenizer_limit(
         return [len(ids) + around for ids in texts["input_ids"]]
 
     return None if most > _NO_LIMIT else TextLimit(most, count)
+
+
+def unknown_words(path: str, prompts: Sequence[str]) -> str:
+    """A line on the words of prompts that the embedded model has never seen, which it reads letter
+    by letter; "" if there are none, and for any other checkpoint."""
+    if path != "embedded:generator":
+        return ""
+    tokenizer = embedded_file("generator/tokenizer_2/tokenizer.json").read_text(encoding="utf-8")
+    known = {token.removeprefix("\u2581") for token, _ in json.loads(tokenizer)["model"]["vocab"]}
+    words = dict.fromkeys(re.findall(r"[^\W\d_]+", " ".join(prompts).lower()))
+    unknown = [repr(word) for word in words if word not in known]
+    if not unknown:
+        return ""
+    more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+    return (
+        f"the embedded model does not know {', '.join(unknown[:5])}{more}; it knows animal, "
+        "person, plant, food, vehicle, toy and the like (docs/embedded_models.md)"
+    )

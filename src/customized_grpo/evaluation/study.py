@@ -210,14 +210,24 @@ def results_of_runs(folders: Sequence[Path]) -> Results:
                 f"RUN: {folder} has the config and seed of {method}; leave one out"
             )
         cells[method, seed] = read_cell(folder, method, seed, outcome.own)
+    labels = _labels(list(methods.values()))
     return Results(
-        name=", ".join(methods.values()),
+        name=runs[0].config.name if len(labels) == 1 else ", ".join(labels.values()),
         config=dump_config(runs[0].config),
         yardstick=outcomes[0].yardstick,
-        labels={method: method for method in methods.values()},
+        labels=labels,
         main=str(folders[0]),
         cells=list(cells.values()),
     )
+
+
+def _labels(methods: Sequence[str]) -> dict[str, str]:
+    """What the page calls runs: the one there is "tuned", others by their folders' names, or by
+    their paths where these are alike."""
+    if len(methods) == 1:
+        return {methods[0]: TUNED}
+    names = [Path(method).resolve().name for method in methods]
+    return dict(zip(methods, names if len(set(names)) == len(names) else methods, strict=True))
 
 
 def run_task(study: Study, task: Task) -> None:

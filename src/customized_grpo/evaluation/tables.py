@@ -61,13 +61,13 @@ def run_table(outcome: Outcome) -> str:
     headings = {name: f"{objective} ({name})" for name, objective in yardstick.objectives.items()}
     rows = []
     for name in dict.fromkeys(name for values in columns.values() for name in values):
-        cells = [f"{values[name]:.4f}" if name in values else "" for values in columns.values()]
+        cells = [f"{values[name]:z.4f}" if name in values else "" for values in columns.values()]
         if name in SHARES:
             cells[-2:] = [_share(outcome.models[model], name) for model in list(columns)[-2:]]
         change = ""
         if name in outcome.own.columns:
             mean, error = outcome.change(name)
-            change = f"{mean:+.4f} ± {error:.4f}"
+            change = f"{mean:+z.4f} ± {error:.4f}"
         rows.append([headings.get(name, name), *cells, change])
     heads = ["", *columns, f"{outcome.name} - {yardstick.base_name}"]
     note = f"{yardstick.describe()}; ± is the standard error, of a mean or of the paired difference"
@@ -82,7 +82,7 @@ def share_table(outcome: Outcome) -> str:
         mean, error = outcome.change(name)
         known = (outcome.models[model] for model in (BASE, outcome.name))
         shares = (_share(judged, name) for judged in known)
-        rows.append([name.replace("_", " "), *shares, f"{mean:+.3f} ± {error:.3f}"])
+        rows.append([name.replace("_", " "), *shares, f"{mean:+z.3f} ± {error:.3f}"])
     table = Table(heads=["", BASE, outcome.name, "change"], rows=rows).aligned()
     return f"{table}\n{outcome.yardstick.describe()}; ± is the standard error"
 
@@ -202,7 +202,7 @@ def _notes(outcome: Outcome) -> str:
 def _published() -> str:
     rows = [[name, f"{dino:.3f}", f"{hps:.2f}"] for name, (dino, hps) in PUBLISHED.items()]
     return (
-        "arXiv:2510.18263; HPSv3 and the last two rows are read off its figure (+-0.02). Harnesses "
+        "arXiv:2510.18263; HPSv3 and the last two rows are read off its figure (± 0.02). Harnesses "
         "differ: the same base has DINO .760 published and .707 in its author's own notebook. "
         "Compare within this evaluation only.\n\n"
     ) + Table(heads=["published", "DINO", "HPSv3"], rows=rows).markdown()

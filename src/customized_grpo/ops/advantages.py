@@ -231,6 +231,7 @@ def shaping_bonus(
     bonus = _resolve(shaping).bonus
     if not gamma >= 0:
         raise ValueError(f"gamma must not be negative, got {gamma}; use 0 for no bonus.")
+    _check_rows("advantages", advantages)
     if bonus is None:
         if center:
             raise ValueError(
@@ -348,6 +349,7 @@ def _spread(members_PBR: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _weighted_total(per_objective: Tensor, synergy: Tensor | None, weights: Tensor) -> Tensor:
+    _check_rows("per_objective", per_objective)
     if weights.ndim != 2 or weights.shape[1] != per_objective.shape[1]:
         raise ValueError(
             f"weights must have shape [steps, {per_objective.shape[1]}], one column per objective, "
@@ -425,7 +427,17 @@ SHAPINGS: Mapping[str, Shaping] = MappingProxyType(
 """The shapings by name, those of the paper's ablation first; read-only."""
 
 
+def _check_rows(name: str, rows: object) -> None:
+    if not isinstance(rows, Tensor) or rows.ndim != 2:
+        got = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+        raise ValueError(
+            f"{name} must be a tensor of shape [samples, columns], got {got}; for one column: "
+            "x[:, None]."
+        )
+
+
 def _check_group_ids(group_ids: Tensor, rows: Tensor) -> None:
+    _check_rows("scores", rows)
     if group_ids.shape != rows.shape[:1]:
         raise ValueError(
             f"group_ids must have one label per sample, shape [{rows.shape[0]}], got "

@@ -266,8 +266,12 @@ def require_full_precision(name: str, value: Tensor) -> None:
         value: any floating tensor.
 
     Raises:
-        ValueError: if `value` is float16 or bfloat16.
+        ValueError: if `value` is float16 or bfloat16, or no tensor.
     """
+    if not isinstance(value, Tensor):
+        raise ValueError(
+            f"{name} must be a tensor, got {type(value).__name__}; write torch.tensor(...)."
+        )
     if value.dtype in (torch.float16, torch.bfloat16):
         raise ValueError(
             f"{name} must be float32 or float64, got {value.dtype}, which keeps 2 to 3 digits; "

@@ -6,6 +6,7 @@ small head that reads the hidden state of one added token at the end of a fixed 
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -35,9 +36,11 @@ logger = logging.getLogger("customized_grpo")
 _NUM_PIXELS = 256 * 28 * 28  # both least and most of the authors' inference
 _REWARD, _IMAGE = "<|Reward|>", "<|image_pad|>"
 _PUBLISHED = "f6ee57479d4e9eee76b49c00dc962e1e696a5a2b3cc32cebd9b1fa76fe27502c"
+_SOURCE = "hpsv3/dataset/data_collator_qwen.py"
+_PARTS = ("INSTRUCTION", "prompt_with_special_token")
 _FIX = (
-    "write INSTRUCTION + prompt_with_special_token of hpsv3/dataset/data_collator_qwen.py "
-    "(github.com/MizzenAI/HPSv3) into it, to the byte"
+    "name a checkout (git clone https://github.com/MizzenAI/HPSv3), or a file with "
+    f"{' + '.join(_PARTS)} of {_SOURCE} in it, to the byte"
 )
 _CHAT = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -58,9 +61,8 @@ class Hpsv3Config(RewardConfig):
     base: str = "Qwen/Qwen2-VL-7B-Instruct"
     """Folder or hub id of the model that was tuned; gives shapes and tokenizer."""
     instruction: str
-    """Text file of the question that the model was trained with, to the byte: ``INSTRUCTION`` and
-    ``prompt_with_special_token``, joined, of hpsv3/dataset/data_collator_qwen.py in the authors'
-    code (github.com/MizzenAI/HPSv3, MIT), '{text_prompt}' where the prompt goes."""
+    """The question that the model was trained with: a checkout of github.com/MizzenAI/HPSv3 (MIT),
+    of which no code is run, or a text file of its own, '{text_prompt}' where the prompt goes."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the language model (the authors': bfloat16); the head is always float32."""
     batch_size: Count = 8
@@ -68,7 +70,10 @@ class Hpsv3Config(RewardConfig):
 
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         """See Plug."""
-        return find_checkpoints(self, {"path": "model", "base": "texts"}, {"path": self.file})
+        kinds = {"path": "model", "base": "texts", "instruction": None}
+        file = _instruction_file(self.instruction)  # of a checkout, nothing else counts
+        own = [Checkpoint(field="instruction", path=str(file))] if file.is_file() else []
+        return (*find_checkpoints(self, kinds, {"path": self.file}), *own)
 
     def check(self) -> None:
         """See Plug: whether the instruction can be read."""
@@ -96,14 +101,16 @@ class Hpsv3Config(RewardConfig):
 
 
 def read_instruction(path: str) -> str:
-    """The text around the prompt; warns if it is not the published one.
+    """The text around the prompt, of a file or a checkout; warns if it is not the published one.
 
     Raises:
-        ConfigError: if the file cannot be read, or prompt or reward token have no one place in it.
+        ConfigError: if it cannot be read, or prompt or reward token have no one place in it.
     """
+    file = _instruction_file(path)
     try:
-        text = load_text(Path(path))
-    except (OSError, ValueError) as error:
+        text = load_text(file)
+        text = _joined(text) if file.name == Path(_SOURCE).name else text
+    except (OSError, ValueError, SyntaxError) as error:
         raise ConfigError(f"instruction: {path!r} cannot be read: {error}; {_FIX}") from error
     for place in ("{text_prompt}", _REWARD):
         if text.count(place) != 1:
@@ -115,6 +122,25 @@ def read_instruction(path: str) -> str:
         what = "instruction: %r is not HPSv3's own; its scores will differ; %s"
         logger.warning(what, path, _FIX)
     return text
+
+
+def _instruction_file(path: str) -> Path:
+    place = Path(path).expanduser()
+    return place / _SOURCE if place.is_dir() else place
+
+
+def _joined(module: str) -> str:
+    """The texts that the authors' module gives two names, which is read and not run."""
+    found = {
+        line.targets[0].id: ast.literal_eval(line.value)
+        for line in ast.parse(module).body
+        if isinstance(line, ast.Assign)
+        and isinstance(line.targets[0], ast.Name)
+        and line.targets[0].id in _PARTS
+    }
+    if missing := [name for name in _PARTS if not isinstance(found.get(name), str)]:
+        raise ValueError(f"{_SOURCE} has no text {missing[0]}")
+    return "".join(found[name] for name in _PARTS)
 
 
 def load_hpsv3(config: Any, state: dict[str, Tensor], what: str) -> tuple[Any, nn.Module]:

@@ -96,6 +96,10 @@ class RunLog:
         self.folder = folder
         self._total, self._update = config.train.num_updates, 0
         self._progress: Any = None
+        self._called = {  # as `cgrpo watch` has it
+            f"reward/{reward.label}/mean": " ".join(dict.fromkeys((reward.objective, reward.label)))
+            for reward in config.rewards
+        }
         self._rewards = ""
         self._first, self._started, self._said = 0, time.monotonic(), -math.inf
         self._seconds: dict[str, float] = {}
@@ -176,9 +180,9 @@ class RunLog:
 
     def _show(self, update: int, values: dict[str, float]) -> None:
         rewards = "  ".join(
-            f"{name.split('/')[1]} {value:.3f}"
+            f"{self._called[name]} {value:.3f}"
             for name, value in values.items()
-            if name.startswith("reward/") and name.endswith("/mean")
+            if name in self._called
         )
         self._rewards = rewards or self._rewards  # scored once per rollout, not per update
         if self._progress is not None:

@@ -6,6 +6,7 @@ that it is the same in any batch, up to the rounding of the device.
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config import RunConfig, load_config
+from customized_grpo.config.text_limits import unknown_words
 from customized_grpo.data.images import File, Picture, check_pictures
 from customized_grpo.data.jsonl import read_entries
 from customized_grpo.data.listed import Entry, PictureCache, complete, outline
@@ -37,6 +39,8 @@ from customized_grpo.runs.run import Run
 from customized_grpo.training.build import build_generator, load_trained
 from customized_grpo.training.sampling import FixedSampler
 from customized_grpo.types import Example
+
+logger = logging.getLogger("customized_grpo")
 
 TUNED = "tuned"
 _SHEET_ROWS = 25
@@ -153,6 +157,8 @@ def generate(
     config, generator = _build(target.config, size)
     for shot in shots:
         generator.check(outline(shot.entry))
+    if line := unknown_to(config, [shot.entry.prompt for shot in shots]):
+        logger.warning(line)
     out.mkdir(parents=True, exist_ok=True)
     together = batch_size or config.evaluation.batch_size
     config = replace(config, evaluation=replace(config.evaluation, batch_size=together))
@@ -179,6 +185,11 @@ def generate(
                     write_atomic(out / shot.file_name(first + number, column), png(image, texts))
                     advance()
     return _write_sheets(shots, columns, out)
+
+
+def unknown_to(config: RunConfig, prompts: Sequence[str]) -> str:
+    """See ``unknown_words``, of the config's generator."""
+    return unknown_words(getattr(config.generator, "path", ""), prompts)
 
 
 def seeded_sampler(

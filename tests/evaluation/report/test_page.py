@@ -17,6 +17,7 @@ from PIL import Image
 from customized_grpo.errors import ConfigError
 from customized_grpo.evaluation.items import Item
 from customized_grpo.evaluation.outcome import Judgement, Yardstick
+from customized_grpo.evaluation.report import figures
 from customized_grpo.evaluation.report.figures import _advantages_and_bonus
 from customized_grpo.evaluation.report.page import study_pictures, write_report
 from customized_grpo.evaluation.report.tables import markdown, tables
@@ -235,6 +236,50 @@ def test_the_report_of_one_run_begins_with_the_verdict(tmp_path: Path) -> None:
     sentence = "No difference to speak of in how many pictures show the right subject"
     assert page.index(sentence) < page.index("<svg")
     assert sentence not in write_report(results, tmp_path, "cgrpo report", {}).read_text()
+
+
+def _one(results: Results) -> Results:
+    """Its first run by the main method, alone, as `cgrpo report RUN` has it."""
+    cells = [c for c in results.cells if (c.method, c.seed) == ("both", 0)]
+    return replace(results, cells=cells, labels={"both": "tuned"})
+
+
+def test_the_report_of_one_run_shows_pictures_first_and_claims_no_seeds(tmp_path: Path) -> None:
+    save_pictures(tmp_path)
+    one = _one(made_up())
+    page = write_report(one, tmp_path, "", study_pictures(one, tmp_path)).read_text()
+    order = ('id="pictures"', "<svg", 'id="similarities"')
+    assert [page.index(word) for word in order] == sorted(page.index(word) for word in order)
+    assert page.index('id="pictures"') < page.index('id="right"')
+    assert 'class="pictures few"' in page
+    assert "One run, 2.0 min of training, judged on" in page
+    assert "seeds" not in page.partition('id="details"')[0]
+    assert "95 % interval of its change from the base over the examples" in page
+    assert "identity lies copying" in page
+    anchors = {n: j for n, j in one.yardstick.anchors.items() if n != "ground truth"}
+    bare = replace(one, yardstick=replace(one.yardstick, anchors=anchors))
+    assert "identity lies copying" not in write_report(bare, tmp_path, "", {}).read_text()
+
+
+def test_one_run_has_the_error_of_its_change_and_many_that_of_their_seeds() -> None:
+    results, one = made_up(), _one(made_up())
+    (cell,) = one.cells
+    columns = cell.judgement.columns | {"clip-text": [0.8 + 0.01 * n for n in range(10)]}
+    one = replace(one, cells=[replace(cell, judgement=Judgement(columns=columns))])
+    change = one.over_seeds("both", "clip-text", minus="base")
+    assert change is not None
+    shown = figures._with_error(one, "both", "clip-text")
+    assert shown is not None
+    assert shown.half_width == pytest.approx(change.half_width, abs=1e-6)
+    assert shown.half_width > 0
+    assert figures._with_error(results, "both", "dinov2") == results.over_seeds("both", "dinov2")
+
+
+def test_weights_are_drawn_of_the_steps_that_are_trained() -> None:
+    cell = made_up().cells[1]
+    weights = [[1 - w, w] for w in (0.9, 0.8, 0.7, 0.6, 0.5, 0.5)]  # of the config's six steps
+    cell = replace(cell, schedule=cell.schedule | {"weights": weights})
+    assert figures._trained_weights(cell) == tuple(enumerate((0.9, 0.8, 0.7, 0.6, 0.5)))
 
 
 def test_tables_say_where_the_interval_excludes_zero() -> None:

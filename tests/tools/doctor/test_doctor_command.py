@@ -54,7 +54,7 @@ def test_lines_and_exit_codes(config: Path, capsys: pytest.CaptureFixture[str]) 
     lines = capsys.readouterr().out.splitlines()
     assert "ok      config: run.yaml is valid" in lines
     bad = [text for text in lines if text.startswith("problem")]
-    assert bad[0].startswith(f"problem generator.path: path: checkpoint '{LONG}' not found -> ")
+    assert bad[0].startswith(f"problem generator.path: checkpoint '{LONG}' not found -> ")
     (memory,) = [text for text in lines if text.partition(" ")[2].strip().startswith("memory: ")]
     assert "counted as black-forest-labs/FLUX.1-Kontext-dev" in memory  # its weights are not there
     assert lines[-1].startswith(f"{len(bad)} problem")

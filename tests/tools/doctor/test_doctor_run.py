@@ -91,7 +91,7 @@ def test_a_sink_without_its_key(
     config = dataclasses.replace(tiny_config, sinks=(WandbConfig(),))
     finding = settings(config)["sinks.0"]
     assert "WANDB_API_KEY, got nothing" in finding.found
-    assert finding.fix == "export it, or WANDB_MODE=offline"
+    assert finding.fix == "export it, run `wandb login`, or set WANDB_MODE=offline"
     monkeypatch.setenv("WANDB_API_KEY", "key")
     assert settings(config) == {}
 
@@ -101,7 +101,7 @@ def test_a_reward_s_text_that_is_missing(tiny_config: RunConfig) -> None:
     finding = settings(dataclasses.replace(tiny_config, evaluators=(reward,)))["evaluators.0"]
     assert finding.status == "problem"
     assert "instruction: 'nowhere.txt' cannot be read" in finding.found
-    assert finding.fix.startswith("write INSTRUCTION + prompt_with_special_token of ")
+    assert finding.fix.startswith("name a checkout (git clone https://github.com/MizzenAI/HPSv3)")
 
 
 def folders(config: RunConfig, work=None) -> dict[str, Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def test_whole_ones(config: RunConfig, tmp_path: Path) -> None:
         "generator.path", "rewards.0.path", "rewards.1.path", "evaluators.0.path",
         "evaluators.1.path", "evaluation.classifier",
     }  # fmt: skip
-    assert "is complete, 0.0 GB" in findings["rewards.0.path"].found
+    assert re.search(r"is complete, \d\.\d MB of", findings["rewards.0.path"].found)
 
 
 def test_a_checkpoint_is_named_once(config: RunConfig) -> None:

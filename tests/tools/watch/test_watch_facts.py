@@ -98,6 +98,20 @@ def test_rewards_shares_and_policy(tiny_config: RunConfig) -> None:
     assert seen.warnings == []
 
 
+def test_rewards_by_an_import_path_are_called_as_in_the_log(tiny_config: RunConfig) -> None:
+    log = begin(tiny_config)
+    (log.folder / "config.yaml").write_text(
+        (log.folder / "config.yaml").read_text().replace("type: dinov2", "type: mine:RewardConfig")
+    )
+    add(log, 1, **{"reward/other/mean": 0.5})  # one that the config does not know
+    add(log, 2)
+    assert [(r.objective, r.name) for r in Watcher(log.folder).look().rewards] == [
+        ("", "other"),
+        ("identity", "dinov2"),
+        ("prompt", "preference"),
+    ]
+
+
 def test_copying_is_a_curve_of_its_own(tiny_config: RunConfig) -> None:
     log = begin(tiny_config)
     assert Watcher(log.folder).look().copying is None

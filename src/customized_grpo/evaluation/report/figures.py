@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from io import BytesIO, StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from customized_grpo.evaluation.results import Cell, Results
 from customized_grpo.evaluation.statistics import Estimate, over_seeds
 from customized_grpo.ops import shaping_bonus
 from customized_grpo.rewards.truth import SHARES
+from customized_grpo.training.rollout import noisy_steps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 _PALETTE = ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C00", "#7F3C8D",
             "#666666", "#11A579")  # fmt: skip
 _MARKERS = "osD^vP*Xph"
+_FLAT = 0.01  # of a similarity: curves are not drawn larger than within it
 
 
 def house_style() -> AbstractContextManager[None]:
@@ -96,14 +99,15 @@ def plane(results: Results) -> Figure | None:
     for values, limit in ((xs, axes.set_xlim), (ys, axes.set_ylim)):
         margin = 0.18 * (max(values) - min(values)) + 1e-4
         limit(min(values) - margin, max(values) + margin)
+    axes.locator_params(nbins=5)
     return figure
 
 
 def _plane(
     results: Results, x_name: str, y_name: str
 ) -> tuple[Figure, Axes, list[tuple[float, float]]] | None:
-    """Methods and anchors by two measures, and where base, truth and methods are; None where no
-    anchor has both."""
+    """Methods and anchors by two measures, and where base, truth, methods and the ends of their
+    bars are; None where no anchor has both."""
     known = {
         name: (judged.means[x_name], judged.means[y_name])
         for name, judged in results.yardstick.models.items()
@@ -114,11 +118,11 @@ def _plane(
     figure, (axes,) = _subplots(1, 1, (6, 5.2))
     points = [known[name] for name in (BASE, TRUTH) if name in known]
     for method, style in _styles(results).items():
-        x, y = (results.over_seeds(method, name) for name in (x_name, y_name))
+        x, y = (_with_error(results, method, name) for name in (x_name, y_name))
         if x is not None and y is not None:
             bars = {"xerr": _bar(x), "yerr": _bar(y)}
-            axes.errorbar(x.mean, y.mean, ms=7, capsize=2, lw=1, **bars, **style)
-            points.append((x.mean, y.mean))
+            axes.errorbar(x.mean, y.mean, ms=7, capsize=2, lw=1, zorder=4, **bars, **style)
+            points += [(x.mean, y.mean), *_corners(x, y)]
     grey = "#444444"
     for name, marker in ((COPY, "s"), (TRUTH, "*"), (UNRELATED, "x"), (BASE, "o")):
         if name in known:
@@ -126,6 +130,22 @@ def _plane(
             axes.annotate(name, known[name], textcoords="offset points", xytext=(7, 5), color=grey)
     _legend_below(figure, axes)
     return figure, axes, points
+
+
+def _with_error(results: Results, method: str, name: str) -> Estimate | None:
+    """A measure's mean with its interval over the seeds; of one seed, which has none, with that of
+    its change from the base over the examples."""
+    own = results.over_seeds(method, name)
+    change = results.over_seeds(method, name, minus=BASE)
+    if own is None or own.low is not None or change is None or math.isnan(change.half_width):
+        return own
+    half = change.half_width
+    return replace(own, low=own.mean - half, high=own.mean + half)
+
+
+def _corners(x: Estimate, y: Estimate) -> list[tuple[float, float]]:
+    ends = zip((x.low, x.high), (y.low, y.high), strict=True)
+    return [(a, b) for a, b in ends if a is not None and b is not None]
 
 
 def right_over_training(results: Results) -> Figure | None:
@@ -164,7 +184,8 @@ def learning_curves(results: Results) -> Figure | None:
             if curves:
                 _curve(axes, curves, name, rewards.get(objective, ""), style)
         axes.axhline(0, color="#444444", lw=0.8)
-        axes.set(title=objective, xlabel="update")
+        low, high = axes.get_ylim()  # a change of next to nothing is to look like one
+        axes.set(title=objective, xlabel="update", ylim=(min(low, -_FLAT), max(high, _FLAT)))
     panels[0].set_ylabel("gain on validation examples")
     _legend_below(figure, panels[0])
     return figure
@@ -235,33 +256,45 @@ def _advantages_and_bonus(cell: Cell) -> tuple[Tensor, Tensor] | None:
 
 def schedule(results: Results) -> Figure | None:
     """Weight of the prompt at every denoising step; methods of equal weights share a line."""
-    lines: dict[tuple[float, ...], list[str]] = {}
+    lines: dict[tuple[tuple[int, float], ...], list[str]] = {}
+    num_steps = 0
     for method in _styles(results):
-        raw = next(iter(results.of(method).values())).schedule
-        if raw and "prompt" in raw["objectives"]:
-            column = raw["objectives"].index("prompt")
-            weights = tuple(row[column] for row in raw["weights"])
-            lines.setdefault(weights, []).append(method)
+        cell = next(iter(results.of(method).values()))
+        if cell.schedule and "prompt" in cell.schedule["objectives"]:
+            num_steps = max(num_steps, len(cell.schedule["weights"]))
+            lines.setdefault(_trained_weights(cell), []).append(method)
     if not lines:
         return None
     figure, (axes,) = _subplots(1, 1, (6, 3.8))
     styles = _styles(results)
-    for weights, methods in lines.items():
+    for points, methods in lines.items():
         chosen = results.main if results.main in methods else methods[0]
         label = ", ".join(results.labels[method] for method in methods)
         color = styles[chosen]["color"]
-        axes.step(range(len(weights)), weights, where="mid", label=label, color=color)
+        axes.step(*zip(*points, strict=True), where="mid", marker=".", label=label, color=color)
     axes.set_xlabel("denoising step (0 = noisiest)")
     axes.set_ylabel("weight of the prompt")
-    axes.set_ylim(-0.05, 1.05)
+    axes.set(xlim=(-0.5, num_steps - 0.5), ylim=(-0.05, 1.05))
     _legend_below(figure, axes, columns=1)
     return figure
+
+
+def _trained_weights(cell: Cell) -> tuple[tuple[int, float], ...]:
+    """(step, weight of the prompt) of the steps that can be trained; with NFT, which trains noise
+    levels, of all."""
+    rollout = read_config(cell.config, f"{cell.method}/seed{cell.seed}").rollout
+    column = cell.schedule["objectives"].index("prompt")
+    weights = list(enumerate(row[column] for row in cell.schedule["weights"]))
+    steps = noisy_steps(rollout)
+    return tuple(weights[steps.start : steps.stop] if steps else weights)
 
 
 def conflicts(results: Results) -> Figure | None:
     """Shares of conflicted, both-positive and both-negative samples in the course of training."""
     cells = {m: [c.shares for c in results.of(m).values() if c.shares] for m in _styles(results)}
-    cells = {method: rows for method, rows in cells.items() if rows}
+    cells = {  # a single rollout is no curve
+        m: rows for m, rows in cells.items() if any(len(row["update"]) > 1 for row in rows)
+    }
     if not cells:
         return None
     figure, panels = _subplots(1, 3, (6, 3.2))

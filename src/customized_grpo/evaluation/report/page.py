@@ -17,7 +17,7 @@ from customized_grpo.evaluation.evaluate import NUM_SHOWN, Place
 from customized_grpo.evaluation.judge import REFERENCE
 from customized_grpo.evaluation.marks import marks
 from customized_grpo.evaluation.outcome import BASE, TRUTH, TUNED, Judgement, Outcome
-from customized_grpo.evaluation.results import Results
+from customized_grpo.evaluation.results import Cell, Results
 from customized_grpo.evaluation.tables import verdict
 from customized_grpo.files import write_atomic
 from customized_grpo.pictures import Mark, read_strip, to_pil
@@ -83,10 +83,15 @@ def _strip(folder: Path, name: str) -> Path:
 def run_pictures(results: Results, runs: Sequence[Path]) -> dict[str, Shown]:
     """Heading -> pictures, from the evaluated run folders that the results are of."""
     own = {
-        str(run): Shown(Place(run, "held_out").strip(TUNED), cell.judgement)
+        _heading(results, cell): Shown(Place(run, "held_out").strip(TUNED), cell.judgement)
         for run, cell in zip(runs, results.cells, strict=True)
     }
     return _with_shared(results, own, Place(runs[0], "held_out").strip)
+
+
+def _heading(results: Results, cell: Cell) -> str:
+    label = results.labels[cell.method]
+    return f"{label}, seed {cell.seed}" if len(results.of(cell.method)) > 1 else label
 
 
 def _with_shared(
@@ -127,6 +132,8 @@ def write_report(
         figures={name: to_svg(figure) for name, figure in drawn.items()},
         pictures=cells,
         verdict=_verdict(results),
+        has_seeds=max((len(results.of(m)) for m in results.methods), default=0) > 1,
+        truth=TRUTH in results.yardstick.anchors,
         alarms=alarms(results),
         legend=dict.fromkeys(m for column in cells.values() for cell in column for m in cell.marks),
         versions=_versions(results),

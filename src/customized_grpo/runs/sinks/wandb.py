@@ -42,7 +42,7 @@ class WandbConfig(SinkConfig):
         if _mode() in ("online", "shared") and not _has_key():
             raise ConfigError(
                 "type: 'wandb' needs the environment variable WANDB_API_KEY, got nothing; export "
-                "it, or WANDB_MODE=offline"
+                "it, run `wandb login`, or set WANDB_MODE=offline"
             )
 
     def starts_over(self) -> bool:

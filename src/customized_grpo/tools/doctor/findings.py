@@ -38,13 +38,16 @@ def problem(check: str, found: str, fix: str) -> Finding:
 def from_error(check: str, error: Exception, fix: str = "correct it") -> Finding:
     """A problem in the words of an error: this package's end with the fix, after a semicolon."""
     text = " ".join(str(error).split()) or type(error).__name__
+    text = text.removeprefix(
+        f"{check.rpartition('.')[2]}: "
+    )  # which a plug says, as the check does
     found, _, own_fix = text.rpartition("; ")
     return problem(check, found, own_fix) if found else problem(check, text, fix)
 
 
 def gigabytes(size: float) -> str:
     """A number of bytes for people."""
-    return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e9:.1f} GB" if size >= 5e7 or not size else f"{size / 1e6:.1f} MB"
 
 
 def line(finding: Finding) -> str:

@@ -34,7 +34,7 @@ def memory(check: str, work: Workload, machine: Machine) -> Finding:
     """Predicted memory against what is there."""
     place, used = machine.place(work.config.device), _predicted(work, machine)
     sizes = sorted(dataclasses.asdict(used).items(), key=lambda item: -item[1])
-    largest = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in sizes[:3])
+    largest = ", ".join(f"{name} {gigabytes(size)}" for name, size in sizes[:3])
     found = f"{gigabytes(used.total)} predicted ({largest}), {place.name} has "
     found += f"{gigabytes(place.total)}, {gigabytes(place.free)} free{_processes(work, machine)}"
     found += f", counted as {work.stand_in}" * bool(work.stand_in)

@@ -17,7 +17,10 @@ _CONTRIBUTORS = {"dev", "docs"}
 
 
 def packages(package: str = PACKAGE) -> Iterator[Finding]:
-    """Versions, and extras that are not there, by the metadata of an installed package."""
+    """Versions, and which extras there are, by the metadata of an installed package.
+
+    One that is not installed is no fault: what a config needs is said by the plug that needs it.
+    """
     about = metadata(package)
     wanted = [Requirement(text) for text in about.get_all("Requires-Dist") or ()]
     (python,) = about.get_all("Requires-Python") or [""]
@@ -34,13 +37,14 @@ def packages(package: str = PACKAGE) -> Iterator[Finding]:
     if not lacking:
         shown = [f"{name} {installed(name)}" for name in (package, *_SHOWN) if installed(name)]
         yield ok("packages", f"{', '.join(shown)} and all others are as they should be")
-    there = []
+    there, absent = [], []
     for extra in sorted(set(about.get_all("Provides-Extra") or ()) - _CONTRIBUTORS):
-        if texts := _lacking(wanted, extra).values():
-            yield warning(f"extra {extra}", "; ".join(texts), f"pip install '{package}[{extra}]'")
-        else:
-            there.append(extra)
-    yield ok("extras", f"there are {', '.join(there) or 'none'}")
+        lacking = _lacking(wanted, extra)
+        (absent if lacking else there).append(extra)
+        if old := [text for requirement, text in lacking.items() if installed(requirement.name)]:
+            yield warning(f"extra {extra}", "; ".join(old), f"pip install '{package}[{extra}]'")
+    rest = f"; not installed: {', '.join(absent)}" if absent else ""
+    yield ok("extras", f"there are {', '.join(there) or 'none'}{rest}")
 
 
 def _lacking(requirements: Sequence[Requirement], extra: str = "") -> dict[Requirement, str]:

@@ -202,7 +202,7 @@ def _shipped(preset: Preset) -> dict[str, Any]:
         if knows_photos():  # its own judges of identity have seen drawn emoji only
             raw["rewards"] = _by_photo_features(raw["rewards"], "lite0")
             raw["evaluators"] = _by_photo_features(raw["evaluators"], "lite2")
-    if preset.name == "uno":  # the paper's HPSv3 wants a file of instructions and 17 GB
+    if preset.name == "uno":  # the paper's HPSv3 wants a checkout of its code and 17 GB
         kontext = read_mapping(str(shipped_config("flux-kontext.yaml")), "CONFIG")
         raw["rewards"] = kontext["rewards"]
         raw["train"]["num_updates"] = 300  # the paper's data are thousands of subjects

@@ -29,6 +29,7 @@ from customized_grpo.errors import ConfigError, CustomizedGRPOError
 from customized_grpo.files import read_variable
 from customized_grpo.pictures import to_pil
 from customized_grpo.rewards.endpoints.http_client import PROXY_VARIABLES, open_client
+from customized_grpo.tools.generate import unknown_to
 from customized_grpo.tools.playground import markup
 from customized_grpo.tools.playground.request import (
     MOST_LETTERS,
@@ -192,7 +193,7 @@ class Page:
         )
         self._prompt = gr.Textbox(
             label="Prompt",
-            placeholder="a golden fox on the beach",
+            placeholder="an animal on the beach",
             max_lines=1,
             max_length=MOST_LETTERS,
             elem_id="prompt",
@@ -291,7 +292,9 @@ class Page:
             logger.exception("a request of the playground has failed")
             text = f"{type(error).__name__}: see the terminal. The page goes on working."
             return {self._status: markup.error(text)}
-        return {self._status: markup.note("Done.")} | self._show(compared)
+        unknown = unknown_to(self._session.config, [compared.request.example.prompt])
+        said = markup.note(f"Done; {unknown}." if unknown else "Done.")
+        return {self._status: said} | self._show(compared)
 
     def _browse(
         self, request: gr.Request, progress: gr.Progress = _PROGRESS, *asked: Any

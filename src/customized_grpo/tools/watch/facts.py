@@ -107,7 +107,7 @@ class _Plan:
     num_images: int
     """In a rollout."""
     objectives: dict[str, str]
-    """Reward -> what it measures."""
+    """Reward, by its name or else its type -> what it measures."""
     patience: int
     """Validations in a row that raise the hacking alarm."""
     begun: float
@@ -239,9 +239,16 @@ def binned(values: Sequence[float], most: int) -> list[float]:
 
 
 def _rewards(updates: Sequence[Row], plan: _Plan) -> list[RewardCurve]:
+    """Those of the log: one by an import path is called there as its class says."""
+    some = _RECENT * plan.inner_updates
+    columns = dict.fromkeys(c for row in (*updates[:some], *updates[-some:]) for c in row)
+    start, end = "reward/", "/mean"
+    columns = [c for c in columns if c.startswith(start) and c.endswith(end)]
+    names = [column.removeprefix(start).removesuffix(end) for column in columns]
+    nameless = iter([o for label, o in plan.objectives.items() if label not in names])
     curves = (
-        _curve(updates, f"reward/{name}/mean", name, objective)
-        for name, objective in plan.objectives.items()
+        _curve(updates, column, name, plan.objectives.get(name) or next(nameless, ""))
+        for column, name in zip(columns, names, strict=True)
     )
     return sorted((c for c in curves if c is not None), key=lambda reward: reward.objective)
 
