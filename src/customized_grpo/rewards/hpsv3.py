@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from customized_grpo.assets import one_line, resolve_checkpoint
 from customized_grpo.config import Checkpoint, RewardConfig, find_checkpoints
 from customized_grpo.config.limits import Count
+from customized_grpo.config.plugs import CheckpointKind
 from customized_grpo.errors import ConfigError, DataError
 from customized_grpo.files import load_text
 from customized_grpo.rewards.loading import (
@@ -70,6 +71,7 @@ class Hpsv3Config(RewardConfig):
 
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         """See Plug."""
+        kinds: dict[str, CheckpointKind | None]
         kinds = {"path": "model", "base": "texts", "instruction": None}
         file = _instruction_file(self.instruction)  # of a checkout, nothing else counts
         own = [Checkpoint(field="instruction", path=str(file))] if file.is_file() else []
