@@ -16,7 +16,12 @@ from customized_grpo.runs.ranks import Ranks
 from customized_grpo.training.algorithms import Algorithm
 from customized_grpo.training.policy import Policy
 from customized_grpo.training.rollout import collect_rollout
-from customized_grpo.training.scoring import ScoringQueue, gather_scores, settle_scores
+from customized_grpo.training.scoring import (
+    ScoringQueue,
+    WholeGroups,
+    gather_scores,
+    settle_scores,
+)
 from customized_grpo.types import Example, RewardScores, Rollout
 
 
@@ -63,9 +68,14 @@ class ScoredSampler:
         """
         with ScoringQueue(self.rewards.score) as queue:
 
+            def put(images: Tensor, groups: Tensor) -> None:
+                queue.put(images, [prompts[group] for group in groups.tolist()], groups)
+
+            together = WholeGroups(put, config.group_size if self.rewards.has_groupwise else 1)
+
             def hand_over(images: Tensor, groups: Tensor) -> None:
                 self.interrupts.check_alone()
-                queue.put(images, [prompts[group] for group in groups.tolist()])
+                together(images, groups)
 
             with self.log.timed("rollout"), self.algorithm.sampling():
                 rollout = collect_rollout(
