@@ -38,9 +38,9 @@ def _vote(options: argparse.Namespace) -> None:
     rewards = Run.open(run).config.rewards
     folders = {reward.place(run) for reward in rewards if isinstance(reward, VotesConfig)}
     if not folders:
-        types = ", ".join(reward.type for reward in rewards)
+        names = ", ".join(reward.label for reward in rewards)
         raise ConfigError(
-            f"RUN must have a reward of type votes, got {run} with {types}; only such a run asks"
+            f"RUN must have a reward of type votes, got {run} with {names}; only such a run asks"
         )
     booth = Booth(sorted(folders))
     with Interrupts() as interrupts, serving(booth, run.name, options.port) as address:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from customized_grpo.config import decode
 from customized_grpo.errors import ConfigError, DataError
-from customized_grpo.files import read_text, write_atomic
+from customized_grpo.files import append_line, read_text, write_atomic
 from customized_grpo.pictures import png, to_pil
 
 VOTES = "votes.jsonl"
@@ -127,20 +126,9 @@ class Ballots:
         return self.folder / f"asked-{name}.json"
 
     def cast(self, vote: Vote) -> None:
-        """Appends a vote; writers do not disturb each other.
-
-        Raises:
-            OSError: if it could not be written whole.
-        """
-        line = (json.dumps(asdict(vote), ensure_ascii=False) + "\n").encode()
+        """Appends a vote."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.folder / VOTES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            if os.write(descriptor, line) < len(line):
-                raise OSError(f"{self.folder / VOTES}: a vote could be written in part only")
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        append_line(self.folder / VOTES, json.dumps(asdict(vote), ensure_ascii=False))
 
     def votes(self) -> dict[str, list[Vote]]:
         """Group -> the votes that count: one of every person, the last.

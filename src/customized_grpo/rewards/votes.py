@@ -98,7 +98,7 @@ class VotesReward:
 
     def _open(self) -> Ballots:
         if self._ballots is None:
-            raise RewardError("people are asked by a run alone, and none has begun")
+            raise RewardError("only a run asks people, and none has begun")
         return self._ballots
 
     def _group(self, ballots: Ballots, images: Tensor, example: Example) -> Group:
@@ -115,7 +115,7 @@ class VotesReward:
 
     def progress(self) -> tuple[int, int]:
         """See People."""
-        votes = self._open().votes()
+        votes = self._open().votes() if self._asked else {}
         return sum(is_answered(g, votes) for g in self._asked.values()), len(self._asked)
 
     def is_patient(self) -> bool:
