@@ -30,9 +30,9 @@ def example(prompt: str = "a fox") -> Example:
     return Example(id=prompt, prompt=prompt, references=(pictures(1, 99)[0],), subject="fox")
 
 
-def begun(run: Path, **fields: object) -> VotesReward:
+def begun(run: Path, rank: int = 0, **fields: object) -> VotesReward:
     reward = VotesReward(VotesConfig(objective="prompt", **fields))  # pyright: ignore
-    reward.begin(run, 0)
+    reward.begin(run, rank)
     return reward
 
 
@@ -85,6 +85,18 @@ def test_votes_on_the_same_pictures_count_after_a_break(tmp_path: Path) -> None:
     ):
         assert again.score_groups([images], [of])[0].isnan().all()
     assert begun(tmp_path, question="?").score_groups(*asked)[0].isnan().all()
+
+
+def test_processes_share_a_folder(tmp_path: Path) -> None:
+    first, second = begun(tmp_path), begun(tmp_path, rank=1)
+    first.score_groups([pictures(2)], [example("a fox")])
+    second.score_groups([pictures(2)], [example("a cup")])
+    asked = Ballots(tmp_path / "votes").asked()
+    assert [group.prompt for group in asked] == ["a fox", "a cup"]
+    Ballots(tmp_path / "votes").cast(vote(asked[1], 0))
+    assert (first.progress(), second.progress()) == ((0, 1), (1, 1))
+    first.dismiss()
+    assert [group.prompt for group in Ballots(tmp_path / "votes").asked()] == ["a cup"]
 
 
 def test_what_has_too_few_votes_in_the_end_is_not_scored_and_said(tmp_path: Path) -> None:
