@@ -1,7 +1,7 @@
 """The folder in which a run asks people about its pictures, and they answer.
 
     pictures/DIGEST.png   what is shown, under the digest of its pixels; kept
-    asked-NAME.json       the groups that one process of a run waits for; replaced as a whole
+    asked-DIGEST.json     what one reward in one process of a run waits for; replaced as a whole
     votes.jsonl           a vote a line, appended to by any number of writers
 
 A group is known by its content, so that votes for the same pictures count after a break too.
@@ -27,7 +27,7 @@ from customized_grpo.files import append_line, read_text, write_atomic
 from customized_grpo.pictures import png, to_pil
 
 VOTES = "votes.jsonl"
-_PICTURES = "pictures"
+_PICTURES, _ASKED = "pictures", "asked-{}.json"
 _Digest = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 
 
@@ -118,12 +118,13 @@ class Ballots:
 
     def asked(self) -> list[Group]:
         """Groups that a run waits for, those of all its processes."""
-        files = sorted(self.folder.glob(self._asked("*").name))
+        files = sorted(self.folder.glob(_ASKED.format("*")))
         groups = [group for file in files for group in read_asked(file)]
         return list({group.id: group for group in groups}.values())
 
     def _asked(self, name: str) -> Path:
-        return self.folder / f"asked-{name}.json"
+        # A reward's name may be no name of a file.
+        return self.folder / _ASKED.format(_digest(name.encode())[:12])
 
     def cast(self, vote: Vote) -> None:
         """Appends a vote."""
