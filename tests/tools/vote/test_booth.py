@@ -152,7 +152,7 @@ def fits(page: Any) -> None:
             && [...document.images].every(image => image.complete && image.naturalWidth)
             && [...document.querySelectorAll('#pictures button')].every(
                 b => b.getBoundingClientRect().bottom <= window.innerHeight
-                    && b.getBoundingClientRect().width >= 120)"""
+                    && b.getBoundingClientRect().width >= 110)"""
     )
 
 

@@ -3,6 +3,7 @@
 const POLL_MS = 2000;
 const CRISP_BELOW = 256; // px: smaller pictures are enlarged with hard edges
 const GAP = 8;
+const SMALLEST = 110; // px: the page scrolls before pictures are smaller
 const $ = (id) => document.getElementById(id);
 let group = null; // that is shown
 let best = null; // its digest, where the worst is still to be chosen
@@ -29,13 +30,12 @@ function fit() {
   const count = group.pictures.length;
   const width = document.querySelector("main").clientWidth;
   const height = window.innerHeight - $("pictures").offsetTop - $("keys").offsetHeight - 12;
-  const sides = group.pictures.map((_, i) => {
-    const rows = Math.ceil(count / (i + 1));
-    const side = (whole, parts) => (whole - GAP * (parts - 1)) / parts;
-    return Math.min(side(width, i + 1), Math.max(side(height, rows), 120));
-  });
-  const largest = Math.max(...sides);
-  $("pictures").style.setProperty("--columns", sides.indexOf(largest) + 1);
+  const side = (whole, parts) => (whole - GAP * (parts - 1)) / parts;
+  const sides = group.pictures.map((_, i) =>
+    Math.min(side(width, i + 1), side(height, Math.ceil(count / (i + 1)))));
+  const columns = sides.indexOf(Math.max(...sides)) + 1;
+  const largest = Math.max(sides[columns - 1], Math.min(SMALLEST, side(width, columns)));
+  $("pictures").style.setProperty("--columns", columns);
   $("pictures").style.setProperty("--side", `${Math.floor(largest)}px`);
 }
 
