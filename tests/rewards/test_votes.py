@@ -161,8 +161,8 @@ def test_people_are_asked_by_runs_alone(tiny_config: RunConfig) -> None:
     gate = {"shaping": "gate", "gamma": None, "center": False}
     for wrong, expected in (
         (replace(config, evaluators=(votes,)), "evaluators.0 must score single pictures, got 'vot"),
-        (changed(config, advantage={"schedule": MeasuredSchedule()}), "another than measured"),
-        (changed(config, advantage=gate), "another than gate"),
+        (changed(config, advantage={"schedule": MeasuredSchedule()}), "schedule must not be measured"),
+        (changed(config, advantage=gate), "shaping must not be gate"),
     ):
         with pytest.raises(ConfigError, match=expected):
             check_config(wrong)

@@ -127,7 +127,6 @@ def conflicts(config: RunConfig) -> Iterator[str]:
     for i, type_ in enumerate(types):
         if type_ in types[:i]:
             yield f"sinks.{i}.type must be unique, got {type_!r} twice; remove one of them"
-    yield from _level_conflicts(config)
     yield from _advantage_conflicts(config.advantage, {r.objective for r in config.rewards})
 
 
@@ -164,21 +163,6 @@ def _algorithm_conflicts(config: RunConfig) -> Iterator[str]:
             f"advantage.balance must be null for algorithm nft, got "
             f"{show(to_raw(config.advantage.balance))}; its loss is not linear in the advantage "
             "beside an old policy: use grpo"
-        )
-
-
-def _level_conflicts(config: RunConfig) -> Iterator[str]:
-    """Scores of groups do not say how good a group is, nor how much it differs."""
-    ranked = next((reward.type for reward in config.rewards if reward.is_groupwise), None)
-    if ranked and isinstance(config.advantage.schedule, MeasuredSchedule):
-        yield (
-            f"advantage.schedule.type must be another than measured with reward {ranked}, got "
-            "measured; scores within a group differ as much whatever a step moves"
-        )
-    if ranked and config.advantage.shaping == "gate":
-        yield (
-            f"advantage.shaping must be another than gate with reward {ranked}, got gate; a gate "
-            "needs scores that mean the same in every group"
         )
 
 
