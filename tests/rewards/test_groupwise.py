@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import io
 import json
 import math
 import threading
@@ -20,10 +18,8 @@ from torch import Tensor
 
 pytest.importorskip("uvicorn", reason="tests/servers.py needs the extra [serve]")
 
-import numpy as np
-from helpers import changed, metrics
-from PIL import Image
-from servers import Reply, Request, scripted_server
+from helpers import changed
+from servers import Reply, Request, pictures_of, ranked_by_redness, scripted_server
 
 from customized_grpo.config import (
     FaultConfig,
@@ -41,7 +37,7 @@ from customized_grpo.runs.ranks import Ranks
 from customized_grpo.tools.serve.config import read_serve_config
 from customized_grpo.training.loop import Loop
 from customized_grpo.training.scoring import WholeGroups, settle_scores
-from customized_grpo.training.train import _check_even, train
+from customized_grpo.training.train import _check_even
 from customized_grpo.types import Example
 
 CPU = torch.device("cpu")
@@ -61,30 +57,6 @@ def reddish(*levels: float) -> Tensor:
     images = torch.zeros(len(levels), 3, 16, 16)
     images[:, 0] = torch.tensor(levels).view(-1, 1, 1)
     return images
-
-
-def pictures(request: Request) -> list[np.ndarray]:
-    parts = json.loads(request.body)["messages"][-1]["content"]
-    urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
-    return [
-        np.array(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))), dtype=float)
-        for url in urls
-    ]
-
-
-def redness(picture: np.ndarray) -> float:
-    red, green, blue = picture.mean((0, 1))
-    return red - (green + blue) / 2
-
-
-def by_redness(request: Request) -> Reply:
-    """Ranks as a model does that likes red."""
-    if request.method == "GET":
-        return Reply(status=404)
-    found = [redness(picture) for picture in pictures(request)]
-    order = sorted(range(1, len(found) + 1), key=lambda number: -found[number - 1])
-    text = json.dumps({"reason": "redder", "ranking": order})
-    return Reply.json({"choices": [{"message": {"content": text}, "finish_reason": "stop"}]})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +107,7 @@ def both(spy: Spy | None = None, level: Level | None = None) -> RewardSet:
 
 
 def test_a_group_is_ranked_in_one_request_and_in_its_own_order() -> None:
-    with scripted_server(by_redness) as (url, requests):
+    with scripted_server(ranked_by_redness) as (url, requests):
         rewards = RewardSet((ranker(url),), CPU)
         images = reddish(0.2, 0.9, 0.5, 0.4, 0.8, 0.6)
         groups = torch.tensor([4, 4, 4, 7, 7, 7])
@@ -143,7 +115,7 @@ def test_a_group_is_ranked_in_one_request_and_in_its_own_order() -> None:
         scored = rewards.score(images, examples, groups)
     assert scored.scores[:, 0].tolist() == [0.0, 1.0, 0.5, 0.0, 1.0, 0.5]
     assert scored.errors == ()
-    assert [len(pictures(request)) for request in requests] == [3, 3]
+    assert [len(pictures_of(request)) for request in requests] == [3, 3]
     prompts = sorted(json.loads(r.body)["messages"][1]["content"][0]["text"] for r in requests)
     assert [text[:13] for text in prompts] == ['The text: "a"', 'The text: "b"']
     schema = json.loads(requests[0].body)["response_format"]["json_schema"]["schema"]
@@ -156,7 +128,7 @@ def test_groups_are_ranked_beside_each_other() -> None:
 
     def answer(request: Request) -> Reply:
         barrier.wait()  # passes only when three are there at once
-        return by_redness(request)
+        return ranked_by_redness(request)
 
     with scripted_server(answer) as (url, _):
         images, groups = reddish(*[0.1, 0.2] * 3), torch.tensor([0, 0, 1, 1, 2, 2])
@@ -166,10 +138,10 @@ def test_groups_are_ranked_beside_each_other() -> None:
 
 def test_a_group_that_could_not_be_ranked_is_nan_and_no_other() -> None:
     def answer(request: Request) -> Reply:
-        if len(pictures(request)) == 2:
+        if len(pictures_of(request)) == 2:
             text = '{"ranking": [1, 1]}'
             return Reply.json({"choices": [{"message": {"content": text}}]})
-        return by_redness(request)
+        return ranked_by_redness(request)
 
     with scripted_server(answer) as (url, _):
         rewards = RewardSet((ranker(url),), CPU)
@@ -301,29 +273,27 @@ def test_it_cannot_evaluate_nor_be_served(tiny_config: RunConfig, tmp_path: Path
     with pytest.raises(ConfigError, match=rf"rewards\.0 {what}"):
         read_serve_config({"rewards": [judge]}, "file")
     file = tmp_path / "bench.yaml"
-    bench = {"name": "b", "set": {"type": "emoji"}, "images": "pictures", "metrics": [judge]}
+    bench = {"name": "b", "benchmark": {"type": "emoji"}, "images": "pictures", "metrics": [judge]}
     file.write_text(json.dumps(bench))
     with pytest.raises(ConfigError, match=rf"metrics\.0 {what}"):
         load_benchmark(file)
 
 
-@pytest.mark.slow
-def test_redness_goes_up_by_ranks_alone(tmp_path: Path) -> None:
-    """In micro-batches that split the groups; redness itself looks on as the evaluator."""
-    from generators.families import FAMILIES, run_config
-
-    FAMILIES[0].build(tmp_path / "checkpoint")
-    fields: dict[str, Any] = {"num_updates": 20, "learning_rate": 3e-3}
-    config = run_config(FAMILIES[0], str(tmp_path / "checkpoint"), tmp_path, **fields)
-    with scripted_server(by_redness) as (url, _):
-        rewards = (ranker(url), dataclasses.replace(ranker(url), name="same", objective="identity"))
-        seen = dataclasses.replace(
-            config, rewards=rewards, evaluators=config.rewards[1:], lora=None
-        )
-        evaluation = {"validate_every": 20, "num_validation": 4}
-        rows = metrics(train(changed(seen, rollout={"batch_size": 5}, evaluation=evaluation)))
-    before, after = (row["validation/prompt"] for row in (rows[0], rows[-1]))
-    assert rows[1]["reward/rank/mean"] == pytest.approx(0.5)
-    assert not any(name.startswith("validation/reward") for name in rows[0])
-    assert rows[-1]["reward/rank/requests"] == 2 * 20  # one for each group
-    assert after > before + 0.05
+@pytest.mark.parametrize(
+    ("advantage", "what"),
+    [
+        ({"schedule": {"type": "measured"}}, "advantage.schedule must not be measured"),
+        (
+            {"shaping": "gate", "center": False, "schedule": {"type": "tdw"}},
+            "advantage.shaping must not be gate",
+        ),
+    ],
+)
+def test_what_goes_by_the_size_of_scores_takes_no_ranks(
+    tiny_config: RunConfig, advantage: dict[str, Any], what: str
+) -> None:
+    raw = to_raw(groupwise(tiny_config))
+    raw["advantage"] |= advantage
+    with pytest.raises(ConfigError, match=f"{what} with reward 'rank', which scores"):
+        read_config(json.dumps(raw), "run")
+    read_config(json.dumps(raw | {"rewards": to_raw(tiny_config.rewards)}), "run")

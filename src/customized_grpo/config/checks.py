@@ -118,6 +118,7 @@ def conflicts(config: RunConfig) -> Iterator[str]:
             "checkpoint to be the best: set save_every"
         )
     yield from groupwise_conflicts("evaluators", config.evaluators)
+    yield from _size_conflicts(config)
     for section, plugs in (("rewards", config.rewards), ("evaluators", config.evaluators)):
         labels = [plug.label for plug in plugs]
         for i, label in enumerate(labels):
@@ -297,6 +298,22 @@ def groupwise_conflicts(section: str, plugs: Sequence[RewardConfig]) -> Iterator
                 f"{section}.{i} must score single pictures, got {plug.label!r}, which ranks those "
                 "of a group: that says nothing of a picture alone; make it one of a run's rewards, "
                 "or take another criterion"
+            )
+
+
+def _size_conflicts(config: RunConfig) -> Iterator[str]:
+    """Scores of a group, such as ranks, are as large in every group: what goes by their size learns
+    nothing from them."""
+    ranked = [reward.label for reward in config.rewards if reward.is_groupwise]
+    is_measured = isinstance(config.advantage.schedule, MeasuredSchedule)
+    by_size = [("shaping", "gate", config.advantage.shaping == "gate")]
+    by_size.append(("schedule", "measured", is_measured))
+    for name, value, is_chosen in by_size:
+        if ranked and is_chosen:
+            yield (
+                f"advantage.{name} must not be {value} with reward {ranked[0]!r}, which scores the "
+                "pictures of a group against each other, so that every group's scores are as "
+                "large; take another one"
             )
 
 

@@ -163,7 +163,7 @@ def _check_even(config: RunConfig, ranks: Ranks) -> None:
             f"advantage.schedule.num_prompts: must be a multiple of the processes ({size}), got "
             f"{schedule.num_prompts}; {-(-schedule.num_prompts // size) * size} would do"
         )
-    ranked = [reward.label for reward in config.rewards if reward.is_groupwise]
+    ranked = [reward.label for reward in config.rewards if reward.is_groupwise and size > 1]
     reasons = ["fsdp"] * config.fsdp + [f"reward {label}, which scores groups" for label in ranked]
     if reasons and prompts % unit:
         fits = sorted({max(prompts // unit, 1) * unit, (prompts // unit + 1) * unit})

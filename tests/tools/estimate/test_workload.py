@@ -254,6 +254,26 @@ def test_a_judge_is_asked_about_each_picture_of_the_run(emoji: Workload) -> None
     assert count_judges(emoji) == ()
 
 
+def test_a_ranking_is_one_request_a_group_and_a_rubric_one_a_question(emoji: Workload) -> None:
+    """40 rollouts of 8 groups of 12; 3 validations of 32, which rank nothing."""
+    rank = VlmJudgeConfig(
+        objective="prompt", criterion="prompt-ranking", base_url="http://127.0.0.1:9/v1", model="m",
+        price_prompt=0.0, price_completion=1.0,
+    )  # fmt: skip
+    edit = dataclasses.replace(rank, criterion="edit-score", max_side=280, max_tokens=100)
+    config = dataclasses.replace(emoji.config, rewards=(rank, edit))
+    rollout = config.rollout
+    assert (rollout.prompts_per_rollout, rollout.group_size) == (8, 12)
+    ranked, scored = count_judges(dataclasses.replace(emoji, config=config))
+    assert ranked.requests == 40 * 8
+    assert ranked.tokens == round(text_tokens("prompt-ranking") + 12 * 64 * 64 / 784)
+    assert ranked.cost == pytest.approx(320 * 512 / 1e6)
+    assert scored.requests == 2 * (40 * 96 + 96)
+    texts = text_tokens("edit-score") + text_tokens("edit-score", 1)
+    assert scored.tokens == round((texts + 2 * 64 * 64 / 784 + 100) / 2)  # a photo in one of them
+    assert scored.cost == pytest.approx(scored.requests * 100 / 1e6)
+
+
 @pytest.mark.parametrize(("gigabytes", "card"), [(20, "rtx4090"), (30, "l40s"), (700, "b200")])
 def test_the_card_is_the_smallest_usual_one_that_fits(
     emoji: Workload, monkeypatch: pytest.MonkeyPatch, gigabytes: float, card: str

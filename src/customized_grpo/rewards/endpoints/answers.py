@@ -132,24 +132,12 @@ def ranking(content: Any, count: int) -> list[float]:
 
 
 def _numbers(text: str, field: str) -> list[float]:
-    """The numbers of a list in the last JSON object with that field; [] if there is none.
-
-    Where the JSON is not valid, as with a comma at its end, the last `"field": [...]` counts.
-    """
-    found = [value[field] for value in json_objects(text) if field in value]
-    if not found:
-        said = re.findall(rf"""["']{field}["']\s*:\s*(\[[^\]]*\])""", text)
-        found = [value for piece in said for value in _parsed(piece)]
-    last = found[-1] if found else None
-    is_list = isinstance(last, list) and all(type(number) in (int, float) for number in last)
-    return [float(number) for number in last] if is_list else []
-
-
-def _parsed(text: str) -> list[Any]:
-    try:
-        return [json.loads(text)]
-    except ValueError:
-        return []
+    """The numbers of the last `"field": [...]` in a text, whether or not it is valid JSON around
+    it; [] if there is none, or something else is among them."""
+    said = re.findall(rf"""["']{field}["']\s*:\s*\[([^\]]*)\]""", text)
+    pieces = [piece.strip() for piece in said[-1].split(",")] if said else []
+    are_numbers = all(re.fullmatch(_NUMBER, piece) for piece in pieces)
+    return [float(piece) for piece in pieces] if are_numbers else []
 
 
 def json_objects(text: str) -> list[dict[str, Any]]:

@@ -44,8 +44,9 @@ class Question:
     with a `ranking` of all pictures of the group, the best first."""
     user: str
     system: str = ""
-    aspects: tuple[str, ...] = ()
-    """What a list or headings rate, in this order."""
+    aspects: tuple[Annotated[str, Field(pattern=r"^[a-z]+(_[a-z]+)*$")], ...] = ()
+    """What a list or headings rate, in this order: `image_faithfulness` is the heading `Image
+    Faithfulness`."""
     scale: tuple[float, float] | None = None
     """Least and most that an aspect of a list or headings can get."""
 
