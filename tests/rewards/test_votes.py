@@ -159,9 +159,10 @@ def test_people_are_asked_by_runs_alone(tiny_config: RunConfig) -> None:
     config = check_config(replace(tiny_config, rewards=(votes, *models)))
     assert votes not in config.pointwise_rewards
     gate = {"shaping": "gate", "gamma": None, "center": False}
+    measured = {"schedule": MeasuredSchedule()}
     for wrong, expected in (
         (replace(config, evaluators=(votes,)), "evaluators.0 must score single pictures, got 'vot"),
-        (changed(config, advantage={"schedule": MeasuredSchedule()}), "schedule must not be measured"),
+        (changed(config, advantage=measured), "schedule must not be measured"),
         (changed(config, advantage=gate), "shaping must not be gate"),
     ):
         with pytest.raises(ConfigError, match=expected):
