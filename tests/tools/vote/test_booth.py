@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+
+pytest.importorskip("uvicorn", reason="cgrpo vote needs the extra [playground]")
+
 from helpers import error_line, tiny, wait_until
 from torch import Tensor
 
