@@ -19,6 +19,7 @@ from customized_grpo.training.train import train
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_redness_goes_up_by_ranks_alone(tmp_path: Path) -> None:
     """In micro-batches that split the groups; redness itself looks on as the evaluator."""
     FAMILIES[0].build(tmp_path / "checkpoint")
