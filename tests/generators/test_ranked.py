@@ -19,6 +19,7 @@ from customized_grpo.training.train import train
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_redness_goes_up_by_ranks_alone(tmp_path: Path) -> None:
     """In micro-batches that split the groups; redness itself looks on as the evaluator."""
     FAMILIES[0].build(tmp_path / "checkpoint")
@@ -33,7 +34,7 @@ def test_redness_goes_up_by_ranks_alone(tmp_path: Path) -> None:
         seen = dataclasses.replace(
             config, rewards=rewards, evaluators=config.rewards[1:], lora=None
         )
-        evaluation = {"validate_every": 20, "num_validation": 4}
+        evaluation: dict[str, object] = {"validate_every": 20, "num_validation": 4}
         rows = metrics(train(changed(seen, rollout={"batch_size": 5}, evaluation=evaluation)))
     before, after = (row["validation/prompt"] for row in (rows[0], rows[-1]))
     assert rows[1]["reward/rank/mean"] == pytest.approx(0.5)

@@ -229,7 +229,7 @@ def test_what_is_lost_is_asked_for_again_by_the_whole_group() -> None:
     assert settled.scores[:, 1].tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def groupwise(config: RunConfig, **rollout: int) -> RunConfig:
+def groupwise(config: RunConfig, **rollout: object) -> RunConfig:
     """With rankings instead of the prompt's reward."""
     identity = next(r for r in config.rewards if r.objective == "identity")
     rewards = (identity, ranker("http://127.0.0.1:9"))

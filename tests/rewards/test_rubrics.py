@@ -21,7 +21,7 @@ from servers import Reply, Request, scripted_server
 from customized_grpo.errors import ConfigError
 from customized_grpo.rewards.endpoints.answers import BadAnswer, ranking, rating
 from customized_grpo.rewards.endpoints.rubrics import SHIPPED, load_rubric, messages
-from customized_grpo.rewards.endpoints.vlm_judge import VlmJudgeConfig
+from customized_grpo.rewards.endpoints.vlm_judge import VlmJudge, VlmJudgeConfig
 from customized_grpo.types import Example
 
 CPU = torch.device("cpu")
@@ -108,6 +108,7 @@ def config(url: str, criterion: str, **fields: Any) -> VlmJudgeConfig:
 
 def score(url: str, criterion: str, **fields: Any) -> tuple[float, tuple[str, ...]]:
     judge = config(url, criterion, concurrency=1, **fields).build(CPU)
+    assert isinstance(judge, VlmJudge)
     return judge.score(OUTPUT, [EXAMPLE]).item(), judge.take_errors()
 
 

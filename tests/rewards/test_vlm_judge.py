@@ -48,6 +48,7 @@ def settings(url: str, **fields) -> VlmJudgeConfig:
 def judge(url: str, waits: list[float] | None = None, **fields) -> VlmJudge:
     """A judge whose waits are noted, not spent."""
     built = settings(url, **fields).build(CPU)
+    assert isinstance(built, VlmJudge)
     sleep = (lambda seconds: None) if waits is None else waits.append
     client = built._client
     client._backoff = dataclasses.replace(client._backoff, sleep=sleep, jitter=lambda: 0.5)
