@@ -34,7 +34,7 @@ def _vote(options: argparse.Namespace) -> None:
     from customized_grpo.rewards.votes import VotesConfig
     from customized_grpo.runs.run import Run
 
-    run = options.run_folder
+    run = options.run_folder.resolve()
     rewards = Run.open(run).config.rewards
     folders = {reward.place(run) for reward in rewards if isinstance(reward, VotesConfig)}
     if not folders:

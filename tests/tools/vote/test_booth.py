@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +25,11 @@ pytest.importorskip("uvicorn", reason="cgrpo vote needs the extra [playground]")
 from helpers import error_line, tiny, wait_until
 from torch import Tensor
 
+from customized_grpo.cli.main import main
 from customized_grpo.config import dump_config
 from customized_grpo.errors import ConfigError
 from customized_grpo.rewards.ballots import VOTES, Ballots, Group
+from customized_grpo.rewards.votes import VotesConfig
 from customized_grpo.tools.vote.booth import Booth, serving
 
 CHROMIUM = shutil.which("chromium")
@@ -125,6 +132,35 @@ def test_a_run_that_asks_nobody_is_refused(
     line = error_line(capsys, "vote", tmp_path)
     assert "RUN must have a reward of type votes" in line
     assert "with preference, dinov2; only" in line
+
+
+def test_the_command_serves_a_run_until_a_signal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny(tmp_path)
+    models = [reward for reward in config.rewards if reward.objective == "identity"]
+    config = replace(config, rewards=(VotesConfig(objective="prompt"), *models))
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    (tmp_path / "environment.json").write_text("{}")
+    ask(tmp_path / "votes", ["a fox"])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    found: list[Any] = []
+
+    def visit() -> None:
+        for _ in range(1000):
+            with suppress(OSError):
+                found.append(request(f"http://127.0.0.1:{port}/groups?voter=ann")[1])
+                break
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=visit)
+    thread.start()
+    assert main(["vote", str(tmp_path), "--port", str(port)]) == 0
+    thread.join()
+    assert capsys.readouterr().out.startswith(f"vote: http://127.0.0.1:{port}/\n")
+    assert (found[0]["title"], found[0]["num_asked"]) == (tmp_path.name, 1)
 
 
 @pytest.fixture(scope="module")
