@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -10,9 +12,11 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import uvicorn
 from helpers import wait_until
+from PIL import Image
 
 from customized_grpo.config import RewardConfig
 from customized_grpo.rewards.base import Reward
@@ -149,3 +153,24 @@ def scripted_server(
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def pictures_of(request: Request) -> list[np.ndarray]:
+    """The pictures ``[H, W, 3]`` of a chat completion's last message, in order."""
+    parts = json.loads(request.body)["messages"][-1]["content"]
+    urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+    return [
+        np.array(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))), dtype=float)
+        for url in urls
+    ]
+
+
+def ranked_by_redness(request: Request) -> Reply:
+    """Answers ``prompt-ranking`` as a model does that likes red."""
+    if request.method == "GET":  # which models there are
+        return Reply(status=404)
+    means = [picture.mean((0, 1)) for picture in pictures_of(request)]
+    found = [red - (green + blue) / 2 for red, green, blue in means]
+    order = sorted(range(1, len(found) + 1), key=lambda number: -found[number - 1])
+    text = json.dumps({"reason": "redder", "ranking": order})
+    return Reply.json({"choices": [{"message": {"content": text}, "finish_reason": "stop"}]})

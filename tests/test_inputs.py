@@ -13,11 +13,12 @@ import json
 import unicodedata
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from helpers import ROOT
 from PIL import Image
@@ -41,6 +42,7 @@ from customized_grpo.data.templates import read_templates
 from customized_grpo.errors import CustomizedGRPOError, DataError
 from customized_grpo.evaluation.manifest import MANIFEST, read_outputs
 from customized_grpo.evaluation.sets import build_set
+from customized_grpo.rewards.ballots import Ballots, read_asked, read_votes
 from customized_grpo.rewards.endpoints.http_client import read_secret
 from customized_grpo.rewards.hpsv3 import read_instruction
 from customized_grpo.tools.init.prompts import read_prompts
@@ -68,6 +70,8 @@ class TextInput:
     """Text of the file with a word in it; may write what belongs to it into the folder."""
     read: Callable[[Path], Any]
     """Everything that comes of the file."""
+    grows: bool = False
+    """Whether it begins empty."""
 
 
 RUN = yaml.safe_load((ROOT / "configs" / "emoji.yaml").read_text("utf-8"))
@@ -182,6 +186,18 @@ def prompts(folder: Path, word: str) -> str:
     return "".join(f"a {{class}} in {word} {n}\n" for n in range(12))
 
 
+def ballot(folder: Path, word: str) -> str:
+    group = Ballots(folder).group("?", "a dog", [], [torch.zeros(3, 2, 2)], False, 1)
+    row = {"group": group.id, "prompt": group.prompt, "pictures": group.pictures, "best": None}
+    row |= {"worst": None, "voter": word, "time": ""}
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def asked(folder: Path, word: str) -> str:
+    group = Ballots(folder).group("?", word, [], [torch.zeros(3, 2, 2)], False, 1)
+    return json.dumps({"groups": [asdict(group)]}, ensure_ascii=False) + "\n"
+
+
 def instruction(folder: Path, word: str) -> str:
     return f"{word}\n{{text_prompt}} <|Reward|>\n"
 
@@ -235,6 +251,12 @@ INPUTS = (
     TextInput("tools.init.prompts:read_prompts", "a.txt", prompts, lambda f: {
         p.text for p in read_prompts(f, "dog").training
     }),
+    TextInput("rewards.ballots:read_asked", "a.json", asked, lambda f: {
+        group.prompt for group in read_asked(f)
+    }),
+    TextInput("rewards.ballots:read_votes", "a.jsonl", ballot, lambda f: {
+        vote.voter for vote in read_votes(f)
+    }, grows=True),
     TextInput(
         "rewards.hpsv3:read_instruction",
         "a.txt",
@@ -321,6 +343,9 @@ def test_what_is_no_text_file_is_refused(tmp_path: Path, kind: TextInput) -> Non
     text, file = kind.write(tmp_path, "word"), tmp_path / kind.file
     for content in (b"", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", text.encode() + b"\0"):
         file.write_bytes(content)
+        if kind.grows and not content:
+            assert not kind.read(file)
+            continue
         with pytest.raises(CustomizedGRPOError) as caught:
             kind.read(file)
         assert "\n" not in str(caught.value)

@@ -155,6 +155,22 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     sync(path.parent)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Appends a line in one piece, so that writers of one file do not disturb each other.
+
+    Raises:
+        OSError: also if a part of it only was written.
+    """
+    content = f"{line}\n".encode()
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        if os.write(descriptor, content) < len(content):
+            raise OSError(errno.ENOSPC, "a line was written in part", str(path))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Fills a temporary folder beside ``folder`` and puts it in its place.
 

@@ -32,7 +32,7 @@ from customized_grpo.errors import ConfigError, RewardError
 from customized_grpo.rewards.endpoints import http_client
 from customized_grpo.rewards.endpoints.answers import BadAnswer, expected_points, points
 from customized_grpo.rewards.endpoints.http_client import retry_after
-from customized_grpo.rewards.endpoints.rubrics import RUBRICS
+from customized_grpo.rewards.endpoints.rubrics import SHIPPED, load_rubric
 from customized_grpo.rewards.endpoints.vlm_judge import VlmJudge, VlmJudgeConfig, data_url
 from customized_grpo.training.train import train
 from customized_grpo.types import Example
@@ -48,8 +48,10 @@ def settings(url: str, **fields) -> VlmJudgeConfig:
 def judge(url: str, waits: list[float] | None = None, **fields) -> VlmJudge:
     """A judge whose waits are noted, not spent."""
     built = settings(url, **fields).build(CPU)
+    assert isinstance(built, VlmJudge)
     sleep = (lambda seconds: None) if waits is None else waits.append
-    built._backoff = dataclasses.replace(built._backoff, sleep=sleep, jitter=lambda: 0.5)
+    client = built._client
+    client._backoff = dataclasses.replace(client._backoff, sleep=sleep, jitter=lambda: 0.5)
     return built
 
 
@@ -70,6 +72,10 @@ def completion(text: Any, finish: str = "stop", logprobs: Any = None, **fields) 
     choice = {"index": 0, "message": message, "finish_reason": finish, "logprobs": logprobs}
     usage = {"prompt_tokens": 1000, "completion_tokens": 50}
     return Reply.json({"choices": [choice], "usage": usage} | fields)
+
+
+def system_text(criterion: str) -> str:
+    return load_rubric(criterion).questions[0].system
 
 
 def verdict(score: Any) -> str:
@@ -153,7 +159,7 @@ def test_what_is_sent(endpoint: Callable, monkeypatch: pytest.MonkeyPatch) -> No
     schema = body["response_format"]["json_schema"]["schema"]
     assert schema["properties"]["score"]["enum"] == [0, 1, 2, 3, 4]
     system, user = body["messages"]
-    assert system == {"role": "system", "content": RUBRICS["prompt"]}
+    assert system == {"role": "system", "content": system_text("prompt")}
     assert r'"a \"dog\" 0"' in user["content"][0]["text"]
     (picture,) = pictures(requests[0])
     expected = (images[0] * 255).round().byte().permute(1, 2, 0).numpy()
@@ -163,7 +169,7 @@ def test_what_is_sent(endpoint: Callable, monkeypatch: pytest.MonkeyPatch) -> No
     assert (second == 255).all()
     assert (output == expected).all()
     assert '"dog"' in json.loads(requests[1].body)["messages"][1]["content"][0]["text"]
-    assert json.loads(requests[1].body)["messages"][0]["content"] == RUBRICS["identity"]
+    assert json.loads(requests[1].body)["messages"][0]["content"] == system_text("identity")
 
 
 def test_fields_of_the_request_can_be_added_replaced_and_removed(endpoint: Callable) -> None:
@@ -571,9 +577,10 @@ def test_the_config_survives_its_file() -> None:
 
 
 def test_the_rubrics_say_what_they_are_for() -> None:
-    for rubric in RUBRICS.values():
-        for score in range(5):
-            assert f"\n{score} = " in rubric
-        assert '"score"' in rubric
-        assert "never follow instructions" in rubric
-    assert "background" in RUBRICS["identity"].split("may change")[1].split("Points")[0]
+    for name in SHIPPED:
+        for question in load_rubric(name).questions:
+            assert "never follow instructions" in question.system + question.user
+            if question.answer == "points":
+                assert [f"\n{score} = " in question.system for score in range(5)] == [True] * 5
+                assert '"score"' in question.system
+    assert "background" in system_text("identity").split("may change")[1].split("Points")[0]

@@ -15,6 +15,7 @@ from helpers import changed, finished, torchrun, weights
 
 from customized_grpo.config import MeasuredSchedule, RunConfig
 from customized_grpo.errors import ConfigError
+from customized_grpo.rewards.endpoints.vlm_judge import VlmJudgeConfig
 from customized_grpo.runs.checkpoint import checkpoint_folders
 from customized_grpo.runs.ranks import Ranks
 from customized_grpo.training.build import build_generator
@@ -135,6 +136,35 @@ def test_two_processes_are_one(tmp_path: Path, name: str, flags: str) -> None:
     assert (one / "advantages.jsonl").read_text().count("\n") == (
         run / "advantages.jsonl"
     ).read_text().count("\n")
+
+
+@pytest.mark.long
+def test_two_processes_rank_as_one(tmp_path: Path) -> None:
+    """Each asks for its own groups, whole, though micro-batches split them."""
+    rollout = "--rollout.prompts_per_rollout 4 --rollout.batch_size 3 --rollout.group_size 4"
+    flags = ["--train.learning_rate", "1e-4", *rollout.split()]
+    servers = pytest.importorskip("servers", reason="needs the extra [serve]")
+    with servers.scripted_server(servers.ranked_by_redness) as (url, requests):
+        rank = VlmJudgeConfig(
+            objective="prompt", criterion="prompt-ranking", base_url=f"{url}/v1", model="m"
+        )
+        weighed = []
+        for name in ("one", "two"):
+            config = small_run(tmp_path, name, 4, *flags)
+            identity = next(r for r in config.rewards if r.objective == "identity")
+            config = dataclasses.replace(config, rewards=(identity, rank))
+            if name == "one":
+                weighed.append(weights(train(config)))
+                alone = len(requests)
+            else:
+                finished(torchrun(config, tmp_path))
+                weighed.append(weights(tmp_path / name))
+    sizes = [len(servers.pictures_of(r)) for r in requests if r.method == "POST"]
+    assert set(sizes) == {4}
+    assert len(sizes) == 2 * (alone - 1)  # but for the GET of the start
+    ours, theirs = weighed
+    assert max((ours[key]).abs().max() for key in ours if "lora_B" in key) > 5e-5
+    assert all((tensor - theirs[key]).abs().max() < 1e-4 for key, tensor in ours.items())
 
 
 @pytest.mark.parametrize("fsdp", ["false", "true"])

@@ -31,6 +31,7 @@ from customized_grpo.cli import (
     report,
     serve_reward,
     train,
+    vote,
     watch,
 )
 from customized_grpo.errors import ConfigError, CustomizedGRPOError, Interrupted
@@ -147,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     parts = (
-        *(init, train, watch, evaluate, generate, playground, export, report),
+        *(init, train, watch, vote, evaluate, generate, playground, export, report),
         *(data, doctor, estimate, compare, demo, replay, serve_reward),
     )
     for part in parts:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat
 
+from customized_grpo.config.checks import groupwise_conflicts
 from customized_grpo.config.limits import Count, NumSteps, Seed
 from customized_grpo.config.plugs import GeneratorPlug, RewardPlug
 from customized_grpo.config.sections import FileName
@@ -135,6 +136,7 @@ def benchmark_conflicts(config: BenchmarkConfig) -> Iterator[str]:
         yield f"lora must be null without a generator, got {config.lora!r}; name its generator"
     if config.sampling != SamplingConfig() and config.generator is None:
         yield "sampling must be left out without a generator; the pictures are there already"
+    yield from groupwise_conflicts("metrics", config.metrics)
     labels = [metric.label for metric in config.metrics]
     for i, label in enumerate(labels):
         if label in labels[:i]:

@@ -1,12 +1,13 @@
 """What the fields of a configuration demand of each other, and what its numbers mean."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from customized_grpo import registry
 from customized_grpo.config.algorithms import NftAlgorithm
 from customized_grpo.config.decoding import show, to_raw
 from customized_grpo.config.limits import MOST_AT_ONCE
+from customized_grpo.config.plugs import RewardConfig
 from customized_grpo.config.schedules import (
     ConstantSchedule,
     CustomSchedule,
@@ -116,6 +117,8 @@ def conflicts(config: RunConfig) -> Iterator[str]:
             "faults.hacking must be warn or stop when train.save_every is 0, got best; there is no "
             "checkpoint to be the best: set save_every"
         )
+    yield from groupwise_conflicts("evaluators", config.evaluators)
+    yield from _size_conflicts(config)
     for section, plugs in (("rewards", config.rewards), ("evaluators", config.evaluators)):
         labels = [plug.label for plug in plugs]
         for i, label in enumerate(labels):
@@ -285,6 +288,33 @@ def _advantage_conflicts(advantage: AdvantageConfig, objectives: set[str]) -> It
             f"advantage.extra_weights must sum to less than 1, got {total:g}; identity and prompt "
             "share the rest"
         )
+
+
+def groupwise_conflicts(section: str, plugs: Sequence[RewardConfig]) -> Iterator[str]:
+    """Yields a line for every reward that scores groups where there are none."""
+    for i, plug in enumerate(plugs):
+        if plug.is_groupwise:
+            yield (
+                f"{section}.{i} must score single pictures, got {plug.label!r}, which ranks those "
+                "of a group: that says nothing of a picture alone; make it one of a run's rewards, "
+                "or take another criterion"
+            )
+
+
+def _size_conflicts(config: RunConfig) -> Iterator[str]:
+    """Scores of a group, such as ranks, are as large in every group: what goes by their size learns
+    nothing from them."""
+    ranked = [reward.label for reward in config.rewards if reward.is_groupwise]
+    is_measured = isinstance(config.advantage.schedule, MeasuredSchedule)
+    by_size = [("shaping", "gate", config.advantage.shaping == "gate")]
+    by_size.append(("schedule", "measured", is_measured))
+    for name, value, is_chosen in by_size:
+        if ranked and is_chosen:
+            yield (
+                f"advantage.{name} must not be {value} with reward {ranked[0]!r}, which scores the "
+                "pictures of a group against each other, so that every group's scores are as "
+                "large; take another one"
+            )
 
 
 def _parts(shaping: Any) -> tuple[bool, bool, bool]:

@@ -186,6 +186,11 @@ class RewardConfig(Plug, ABC):
         """The name in logs and tables."""
         return self.name or self.type
 
+    @property
+    def is_groupwise(self) -> bool:
+        """Whether it scores the pictures of a group relative to each other: see `GroupReward`."""
+        return False
+
     @abstractmethod
     def build(self, *args: Any, **kwargs: Any) -> Any:
         """Loads the reward model; heavy imports belong inside. Arguments: see `rewards`."""

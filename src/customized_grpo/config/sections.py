@@ -427,6 +427,11 @@ class RunConfig:
     """Where numbers and sample pictures go besides the run folder, while the run goes on."""
 
     @property
+    def pointwise_rewards(self) -> tuple[RewardPlug, ...]:
+        """The rewards that can score a picture alone."""
+        return tuple(reward for reward in self.rewards if not reward.is_groupwise)
+
+    @property
     def has_old_policy(self) -> bool:
         """Whether older weights than those that are trained sample, or may have sampled.
 

@@ -137,7 +137,7 @@ class Evaluation:
                 for row, example in enumerate(self.examples)
             ),
             objectives={c.label: c.objective for c in self._config.evaluators},
-            rewards={c.label: c.objective for c in self._config.rewards},
+            rewards={c.label: c.objective for c in self._config.pointwise_rewards},
             base=self.judge_generator(BASE),
             anchors=self._judge.anchors(),
         )

@@ -41,7 +41,7 @@ class Judge:
     ) -> None:
         self._examples, self._device = list(examples), device
         self._evaluators = RewardSet(config.evaluators, device, "evaluators")
-        self._rewards = RewardSet(config.rewards, device)
+        self._rewards = RewardSet(config.pointwise_rewards, device)
         self._identity = self._evaluators.embedder("identity")
         self._prompt = self._evaluators.embedder("prompt")
         path = config.evaluation.classifier

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -28,6 +30,24 @@ class Reward(Protocol):
 
         Raises:
             RewardError: if the batch could not be scored; its scores become NaN.
+        """
+        ...
+
+
+class GroupReward(Protocol):
+    """Scores the pictures of a group relative to each other, such as by their rank; what
+    ``RewardConfig.is_groupwise`` builds."""
+
+    def score_groups(
+        self, groups: Sequence[Tensor], examples: Sequence[Example]
+    ) -> Sequence[Tensor]:
+        """Scores ``[G]`` of each group of images ``[G, 3, H, W]`` in [0, 1], made for one example.
+
+        A group has two images at least, and may have fewer than ``rollout.group_size``: those that
+        are not finite are left out. Scores of different groups are never compared.
+
+        Raises:
+            RewardError: if the groups could not be scored; their scores become NaN.
         """
         ...
 
@@ -77,6 +97,28 @@ class PartialFailures(Protocol):
         ...
 
 
+@runtime_checkable
+class People(Protocol):
+    """A `GroupReward` that asks people. ``score_groups`` asks, and gives NaN for a group until it
+    has been answered: it is called again when all are, or nobody is worth waiting for."""
+
+    def begin(self, run: Path, rank: int) -> None:
+        """A run begins or goes on, in its folder; ``rank`` numbers its processes."""
+        ...
+
+    def progress(self) -> tuple[int, int]:
+        """How many groups have been answered, and about how many was asked."""
+        ...
+
+    def is_patient(self) -> bool:
+        """Whether more answers are worth waiting for."""
+        ...
+
+    def dismiss(self) -> None:
+        """Nobody waits for what was asked any more."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class _BesideImages:
     """An encoder whose features come to the images, wherever it has computed them."""
@@ -96,7 +138,7 @@ class RewardSet:
     ) -> None:
         self.configs = tuple(configs)
         self.names = tuple(config.label for config in configs)
-        self._rewards: list[Reward] = []
+        self._rewards: list[Any] = []
         for position, config in enumerate(configs):
             logger.info("loading %s.%d: %s", section, position, config.label)
             with within(f"{section}.{position}"):
@@ -108,6 +150,24 @@ class RewardSet:
         named = dict.fromkeys(config.objective for config in self.configs)
         first = [name for name in ("identity", "prompt") if name in named]
         return (*first, *(name for name in named if name not in first))
+
+    @property
+    def has_groupwise(self) -> bool:
+        """Whether one of them scores whole groups."""
+        return any(config.is_groupwise for config in self.configs)
+
+    @property
+    def people(self) -> list[People]:
+        """Those that ask people."""
+        return [reward for reward in self._rewards if isinstance(reward, People)]
+
+    def only_people(self) -> RewardSet:
+        """The same without the models."""
+        part, pairs = copy(self), zip(self.configs, self._rewards, strict=True)
+        part.configs = tuple(config for config, reward in pairs if isinstance(reward, People))
+        part.names = tuple(config.label for config in part.configs)
+        part._rewards = list(self.people)
+        return part
 
     def embedder(self, objective: str) -> ImageEmbedder | None:
         """The first model of an objective that has an image encoder."""
@@ -134,21 +194,38 @@ class RewardSet:
                 reward.restore(own)
 
     @torch.no_grad()
-    def score(self, images: Tensor, examples: Sequence[Example]) -> RewardScores:
+    def score(
+        self, images: Tensor, examples: Sequence[Example], groups: Tensor | None = None
+    ) -> RewardScores:
         """Scores ``[B, R]``; a reward that fails on the batch gives NaN and an entry in errors.
 
         The copy gap is that of the first reward that measures one.
 
         An exception in a reward, which others may have written, costs its scores and not a run of
         days; only a mistake in config or data, and memory that has run out, are raised.
+
+        Args:
+            images: ``[B, 3, H, W]`` in [0, 1].
+            examples: one for each image.
+            groups: ``[B]`` int64, ids; the groups have to be whole. None: the images are in none,
+                and the rewards that score groups are left out.
         """
         columns: list[Tensor] = []
         gaps: list[Tensor] = []
         errors: list[str] = []
         unknown = torch.full((len(images),), torch.nan, device=images.device)
-        for name, reward in zip(self.names, self._rewards, strict=True):
+        asked = [
+            (config, reward)
+            for config, reward in zip(self.configs, self._rewards, strict=True)
+            if groups is not None or not config.is_groupwise
+        ]
+        for config, reward in asked:
+            name = config.label
             try:
-                column, gap = _ask(reward, images, examples)
+                if config.is_groupwise and groups is not None:
+                    column, gap = _ask_groups(reward, images, examples, groups), unknown
+                else:
+                    column, gap = _ask(reward, images, examples)
             except (ConfigError, DataError):
                 raise
             except Exception as error:
@@ -162,8 +239,8 @@ class RewardSet:
             columns.append(torch.where(column.isfinite(), column, torch.nan))
             gaps += [gap] if isinstance(reward, CopyMeter) else []
         return RewardScores(
-            scores=torch.stack(columns, 1),
-            names=self.names,
+            scores=torch.stack(columns, 1) if columns else unknown.new_empty(len(images), 0),
+            names=tuple(config.label for config, _ in asked),
             copy_gap=gaps[0] if gaps else unknown,
             errors=tuple(errors),
         )
@@ -176,6 +253,25 @@ def _ask(reward: Reward, images: Tensor, examples: Sequence[Example]) -> tuple[T
     else:
         scores, gap = reward.score(images, examples), torch.full((len(images),), torch.nan)
     return _column(scores, images), _column(gap, images)
+
+
+def _ask_groups(
+    reward: GroupReward, images: Tensor, examples: Sequence[Example], groups: Tensor
+) -> Tensor:
+    """Scores ``[B]`` of a reward that sees the whole groups; NaN where there is nothing to compare:
+    for images that are not finite, and in a group with fewer than two that are."""
+    groups = groups.to(images.device)
+    is_finite = images.flatten(1).isfinite().all(1)
+    members = [(is_finite & (groups == group)).nonzero()[:, 0] for group in groups.unique()]
+    members = [rows for rows in members if len(rows) > 1]
+    column = torch.full((len(images),), torch.nan, device=images.device)
+    if not members:
+        return column
+    parts = [images[rows] for rows in members]
+    scored = reward.score_groups(parts, [examples[rows[0]] for rows in members])
+    for rows, part, scores in zip(members, parts, scored, strict=True):
+        column[rows] = _column(scores, part)
+    return column
 
 
 def _column(scores: Tensor, images: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shlex
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from customized_grpo.errors import CheckpointError
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 METRICS, FINISHED, STOPPED = "metrics.jsonl", "finished.json", "stopped.json"
+WAITING = "waiting.json"
+WAITING_SECONDS = 60.0
+"""A run that waits says so again before these are over."""
 CHECKPOINTS, SAMPLES, FAILURES = "checkpoints", "samples", "failures"
 
 
@@ -50,6 +54,15 @@ def finished_updates(folder: Path) -> int | None:
 def why_stopped(folder: Path) -> str | None:
     """What has ended the run in a folder, and how it goes on; None: it has not said anything."""
     return _said(folder / STOPPED, "why")
+
+
+def what_awaited(folder: Path) -> str | None:
+    """What the run in a folder waits for, and has said within the last minute; None: nothing."""
+    try:
+        age = time.time() - (folder / WAITING).stat().st_mtime
+        return _said(folder / WAITING, "what") if age < WAITING_SECONDS else None
+    except FileNotFoundError:
+        return None
 
 
 def _said(file: Path, name: str) -> Any:

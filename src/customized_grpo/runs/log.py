@@ -21,7 +21,16 @@ from torch import Tensor
 from customized_grpo.config import RunConfig, dump_config
 from customized_grpo.errors import CheckpointError, ConfigError
 from customized_grpo.files import sync, write_atomic
-from customized_grpo.runs.files import CONFIG, ENVIRONMENT, FINISHED, METRICS, STOPPED, holds_run
+from customized_grpo.runs.files import (
+    CONFIG,
+    ENVIRONMENT,
+    FINISHED,
+    METRICS,
+    STOPPED,
+    WAITING,
+    WAITING_SECONDS,
+    holds_run,
+)
 from customized_grpo.runs.progress import LINE_SECONDS, heartbeat
 
 logger = logging.getLogger("customized_grpo")
@@ -90,7 +99,8 @@ class RunLog:
 
     def __init__(self, folder: Path, config: RunConfig, device: torch.device) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / STOPPED).unlink(missing_ok=True)
+        for name in (STOPPED, WAITING):
+            (folder / name).unlink(missing_ok=True)
         write_atomic(folder / ENVIRONMENT, json.dumps(describe_environment(device)) + "\n")
         write_atomic(folder / CONFIG, dump_config(config))
         self.folder = folder
@@ -100,8 +110,9 @@ class RunLog:
             f"reward/{reward.label}/mean": " ".join(dict.fromkeys((reward.objective, reward.label)))
             for reward in config.rewards
         }
-        self._rewards = ""
+        self._rewards = self._waits = ""
         self._first, self._started, self._said = 0, time.monotonic(), -math.inf
+        self._waiting_said = -math.inf
         self._seconds: dict[str, float] = {}
 
     @contextmanager
@@ -119,10 +130,29 @@ class RunLog:
     def _told(self, stage: str) -> AbstractContextManager[None]:
         if self._progress is None:
             after = f"after update {self._update} of {self._total}"
-            return heartbeat(lambda: f"{stage}, {after}")
+            return heartbeat(lambda: f"{self._waits or stage}, {after}")
         bar, task = self._progress
         bar.update(task, stage=stage)
         return nullcontext()
+
+    def waits(self, what: str) -> None:
+        """Says what the run waits for, and in ``waiting.json`` to those who watch; '' = nothing."""
+        now, is_news = time.monotonic(), what != self._waits
+        self._waits = what
+        if not what:
+            (self.folder / WAITING).unlink(missing_ok=True)
+        elif is_news or now - self._waiting_said > WAITING_SECONDS / 4:
+            self._waiting_said = now
+            write_atomic(self.folder / WAITING, json.dumps({"what": what}) + "\n")
+        if is_news and what:
+            self._show_waiting(what)
+
+    def _show_waiting(self, what: str) -> None:
+        if self._progress is None:
+            logger.info("%s", what)
+        else:
+            bar, task = self._progress
+            bar.update(task, stage=what)
 
     def row(self, update: int, values: dict[str, float]) -> None:
         """Writes one line of metrics and moves the progress on."""
@@ -243,7 +273,7 @@ class SilentLog(RunLog):
     def _nothing(self, *_: Any, **__: Any) -> None:
         """What the other one writes."""
 
-    row = schedule = advantages = rewind = sync = finish = stop = _nothing
+    row = waits = schedule = advantages = rewind = sync = finish = stop = _nothing
 
     def progress(self, update: int) -> AbstractContextManager[None]:
         """Nothing."""

@@ -37,7 +37,7 @@ _WHY = {
 # What an interrupted write leaves. Nothing deeper: other things may lie in the folder of a run.
 _TEMPORARY = (
     "*.tmp", "*.old", f"{SAMPLES}/*.tmp", f"{FAILURES}/*.tmp", f"{FAILURES}/*.old",
-    "sinks/*.tmp", "pictures/*/*.tmp",
+    "sinks/*.tmp", "pictures/*/*.tmp", "votes/*.tmp", "votes/pictures/*.tmp", "votes/asked-*.json",
 )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ class HackingAlarm:
     """Remembers the best validation of every evaluator whose objective is rewarded."""
 
     def __init__(self, config: RunConfig) -> None:
-        rewards = {reward.label: reward.objective for reward in config.rewards}
+        rewards = {reward.label: reward.objective for reward in config.pointwise_rewards}
         self._objectives = {e.label: e.objective for e in config.evaluators}
         self._rewards = {
             evaluator: [f"validation/reward/{n}" for n, other in rewards.items() if other == own]

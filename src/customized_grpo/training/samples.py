@@ -14,9 +14,15 @@ from customized_grpo.runs.interrupts import Interrupts
 from customized_grpo.runs.log import RunLog
 from customized_grpo.runs.ranks import Ranks
 from customized_grpo.training.algorithms import Algorithm
+from customized_grpo.training.people import with_answers
 from customized_grpo.training.policy import Policy
 from customized_grpo.training.rollout import collect_rollout
-from customized_grpo.training.scoring import ScoringQueue, gather_scores, settle_scores
+from customized_grpo.training.scoring import (
+    ScoringQueue,
+    WholeGroups,
+    gather_scores,
+    settle_scores,
+)
 from customized_grpo.types import Example, RewardScores, Rollout
 
 
@@ -63,9 +69,14 @@ class ScoredSampler:
         """
         with ScoringQueue(self.rewards.score) as queue:
 
+            def put(images: Tensor, groups: Tensor) -> None:
+                queue.put(images, [prompts[group] for group in groups.tolist()], groups)
+
+            together = WholeGroups(put, config.group_size if self.rewards.has_groupwise else 1)
+
             def hand_over(images: Tensor, groups: Tensor) -> None:
                 self.interrupts.check_alone()
-                queue.put(images, [prompts[group] for group in groups.tolist()])
+                together(images, groups)
 
             with self.log.timed("rollout"), self.algorithm.sampling():
                 rollout = collect_rollout(
@@ -79,8 +90,13 @@ class ScoredSampler:
                     num_groups=len(prompts),
                 )
             with self.log.timed("reward"):
+                scores = queue.result()
+            scores = with_answers(
+                scores, rollout, prompts, self.rewards, self.log, self.interrupts, self.ranks
+            )
+            with self.log.timed("reward"):
                 scores = settle_scores(
-                    queue.result(),
+                    scores,
                     rollout,
                     prompts,
                     self.rewards,
@@ -88,4 +104,6 @@ class ScoredSampler:
                     self.interrupts,
                     self.ranks,
                 )
+        for people in self.rewards.people:
+            people.dismiss()
         return rollout, gather_scores(scores, self.ranks, shares)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from threading import BoundedSemaphore
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from customized_grpo.types import Example, RewardScores, Rollout
 
 logger = logging.getLogger("customized_grpo")
 
-Score = Callable[[Tensor, Sequence[Example]], RewardScores]
+Score = Callable[..., RewardScores]
 
 
 class ScoringQueue:
@@ -43,14 +44,14 @@ class ScoringQueue:
     def __exit__(self, *_: object) -> None:
         self._worker.shutdown(wait=True, cancel_futures=True)
 
-    def put(self, images: Tensor, examples: Sequence[Example]) -> None:
-        """Hands over a micro-batch; waits while the queue is full.
+    def put(self, *batch: Any) -> None:
+        """Hands over a micro-batch as ``score`` takes it; waits while the queue is full.
 
         Raises:
             Exception: what the reward raised on an earlier one; nothing more is worth sampling.
         """
         self._places.acquire()
-        future = self._worker.submit(self._score, images, examples)
+        future = self._worker.submit(self._score, *batch)
         # A place is free again whether the reward succeeds, fails or is dropped: never a deadlock.
         future.add_done_callback(lambda _: self._places.release())
         self._futures.append(future)
@@ -71,6 +72,25 @@ class ScoringQueue:
             copy_gap=torch.cat([part.copy_gap for part in parts]),
             errors=tuple(error for part in parts for error in part.errors),
         )
+
+
+class WholeGroups:
+    """Hands images on in whole groups, in order, and keeps what is over for the next call."""
+
+    def __init__(self, put: Callable[[Tensor, Tensor], None], group_size: int) -> None:
+        """``put`` takes images ``[b, 3, H, W]`` and their groups ``[b]``."""
+        self._put, self._size = put, group_size
+        self._kept: tuple[Tensor, ...] = ()
+
+    def __call__(self, images: Tensor, groups: Tensor) -> None:
+        """Images and groups as ``collect_rollout`` has them, group after group."""
+        new = (images, groups)
+        if self._kept:
+            new = tuple(torch.cat(pair) for pair in zip(self._kept, new, strict=True))
+        whole = len(new[0]) // self._size * self._size
+        self._kept = tuple(part[whole:].clone() for part in new)
+        if whole:
+            self._put(new[0][:whole], new[1][:whole])
 
 
 def settle_scores(
@@ -108,11 +128,14 @@ def settle_scores(
         logger.warning("%s; trying again in %g s", what, pause)
         interrupts.sleep(pause)
         interrupts.check_together()
+        groups = rollout.group_ids
+        if rewards.has_groupwise:  # a rank means nothing without the others
+            is_lost = torch.isin(groups, groups[is_lost])
         rows = is_lost.nonzero()[:, 0]
         if not len(rows):
             continue
-        examples = [prompts[group] for group in rollout.group_ids[rows].tolist()]
-        again = rewards.score(rollout.images[rows], examples)
+        examples = [prompts[group] for group in groups[rows].tolist()]
+        again = rewards.score(rollout.images[rows], examples, groups[rows])
         filled, gap = scores.scores.clone(), scores.copy_gap.clone()
         filled[rows], gap[rows] = again.scores, again.copy_gap
         scores = replace(again, scores=filled, copy_gap=gap)

@@ -121,6 +121,8 @@ def _train(config: RunConfig, folder: Path, ranks: Ranks, *, resume: bool) -> No
         if ranks.is_first:
             remove_leftovers(folder, checkpoint.update if checkpoint else 0)
         log = RunLog(folder, config, device) if ranks.is_first else SilentLog(folder)
+        for people in rewards.people:
+            people.begin(folder, ranks.rank)
         session = Session(config, data, generator, rewards, samples, validation, log, ranks)
         for line in remark_lines(config, data):
             logger.info(line)
@@ -145,7 +147,7 @@ def _check_judges(config: RunConfig) -> None:
 def _check_even(config: RunConfig, ranks: Ranks) -> None:
     """With FSDP a pass through the transformer is a meeting of all processes, so each has to take
     equally many: the same number of groups, or of parts of groups, in every update, and of prompts
-    that are measured.
+    that are measured. Rewards that score groups have to find them whole in one process.
 
     Raises:
         ConfigError: if the groups of an update, or those prompts, do not divide by the processes.
@@ -161,10 +163,12 @@ def _check_even(config: RunConfig, ranks: Ranks) -> None:
             f"advantage.schedule.num_prompts: must be a multiple of the processes ({size}), got "
             f"{schedule.num_prompts}; {-(-schedule.num_prompts // size) * size} would do"
         )
-    if config.fsdp and prompts % unit:
+    ranked = [reward.label for reward in config.rewards if reward.is_groupwise and size > 1]
+    reasons = ["fsdp"] * config.fsdp + [f"reward {label}, which scores groups" for label in ranked]
+    if reasons and prompts % unit:
         fits = sorted({max(prompts // unit, 1) * unit, (prompts // unit + 1) * unit})
         raise ConfigError(
-            f"rollout.prompts_per_rollout: must be a multiple of {factors} with fsdp, got "
+            f"rollout.prompts_per_rollout: must be a multiple of {factors} with {reasons[0]}, got "
             f"{prompts}; {' or '.join(map(str, fits))} would do"
         )
 

@@ -16,7 +16,7 @@ from customized_grpo.errors import ConfigError
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.lora import add_lora
 from customized_grpo.generators.lora_files import Pair
-from customized_grpo.rewards.endpoints.rubrics import RUBRICS
+from customized_grpo.rewards.endpoints.rubrics import load_rubric
 from customized_grpo.rewards.endpoints.vlm_judge import VlmJudgeConfig
 from customized_grpo.tools.estimate.architectures import FAMILIES, PIPELINES
 from customized_grpo.tools.estimate.cards import card_for, hours_and_dollars
@@ -227,25 +227,51 @@ def test_a_run_says_what_it_was_counted_as(
     assert count_run(elsewhere).stand_in == "embedded:generator"
 
 
+def text_tokens(criterion: str, question: int = 0) -> float:
+    asked = load_rubric(criterion).questions[question]
+    return len(asked.system + asked.user) / 4 + 64
+
+
 def test_a_judge_is_asked_about_each_picture_of_the_run(emoji: Workload) -> None:
-    """80 updates, 2 a rollout of 96; validated at 0, 40 and 80, on 32 examples each."""
+    """80 updates, 2 a rollout of 96; validated at 0, 40 and 80, on 32 examples each, which the
+    rewards score too."""
     judge = VlmJudgeConfig(
         objective="identity", criterion="identity", base_url="http://127.0.0.1:9/v1", model="m",
         max_side=280, price_prompt=2.0, price_completion=10.0,
     )  # fmt: skip
     config = dataclasses.replace(emoji.config, rewards=(judge,), evaluators=(judge,))
     rollouts, validations = count_judges(dataclasses.replace(emoji, config=config))
-    assert (rollouts.requests, validations.requests) == (40 * 96, 3 * 32)
-    text = len(RUBRICS["identity"]) / 4 + 64
+    assert (rollouts.requests, validations.requests) == (40 * 96 + 3 * 32, 3 * 32)
+    text = text_tokens("identity")
     assert rollouts.tokens == round(text + 64 * 64 / 784 + 100)  # the picture, and a photo
     each = (rollouts.tokens * 2 + 256 * 10) / 1e6
-    assert rollouts.cost == pytest.approx(3840 * each)
+    assert rollouts.cost == pytest.approx(3936 * each)
     free = dataclasses.replace(judge, criterion="prompt", price_prompt=None, price_completion=None)
     config = dataclasses.replace(config, rewards=(free,), evaluators=())
     (counted,) = count_judges(dataclasses.replace(emoji, config=config))
     assert counted.cost is None
-    assert counted.tokens == round(len(RUBRICS["prompt"]) / 4 + 64 + 64 * 64 / 784)
+    assert counted.tokens == round(text_tokens("prompt") + 64 * 64 / 784)
     assert count_judges(emoji) == ()
+
+
+def test_a_ranking_is_one_request_a_group_and_a_rubric_one_a_question(emoji: Workload) -> None:
+    """40 rollouts of 8 groups of 12; 3 validations of 32, which rank nothing."""
+    rank = VlmJudgeConfig(
+        objective="prompt", criterion="prompt-ranking", base_url="http://127.0.0.1:9/v1", model="m",
+        price_prompt=0.0, price_completion=1.0,
+    )  # fmt: skip
+    edit = dataclasses.replace(rank, criterion="edit-score", max_side=280, max_tokens=100)
+    config = dataclasses.replace(emoji.config, rewards=(rank, edit))
+    rollout = config.rollout
+    assert (rollout.prompts_per_rollout, rollout.group_size) == (8, 12)
+    ranked, scored = count_judges(dataclasses.replace(emoji, config=config))
+    assert ranked.requests == 40 * 8
+    assert ranked.tokens == round(text_tokens("prompt-ranking") + 12 * 64 * 64 / 784)
+    assert ranked.cost == pytest.approx(320 * 512 / 1e6)
+    assert scored.requests == 2 * (40 * 96 + 96)
+    texts = text_tokens("edit-score") + text_tokens("edit-score", 1)
+    assert scored.tokens == round((texts + 2 * 64 * 64 / 784 + 100) / 2)  # a photo in one of them
+    assert scored.cost == pytest.approx(scored.requests * 100 / 1e6)
 
 
 @pytest.mark.parametrize(("gigabytes", "card"), [(20, "rtx4090"), (30, "l40s"), (700, "b200")])

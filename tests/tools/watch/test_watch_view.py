@@ -97,6 +97,10 @@ def test_states_are_named() -> None:
         (Facts(run="r", state="waiting"), "r waiting has not begun: no config.yaml there yet"),
         (Facts(run="r", state="starting", silent=40), "r starting no update yet, begun 40 s ago"),
         (Facts(run="r", state="finished", update=8), "r finished after update 8"),
+        (
+            Facts(run="r", state="running", waits_for="waiting for votes"),
+            "r running waiting for votes",
+        ),
     ):
         assert " ".join(" ".join(shown(facts, 80)).split()) == text
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from customized_grpo.rewards.endpoints.rubrics import MAX_POINTS
+from customized_grpo.rewards.endpoints.rubrics import MAX_POINTS, Question
 
 _POINTS = re.compile(rf"(\d+(?:[.,]\d+)?)\s*(?:/\s*{MAX_POINTS})?")
 # What is left of JSON that a model has not escaped, or of "Score: 3".
@@ -16,6 +16,7 @@ _SAID = re.compile(
     rf"""\bscore\b["'*\s]*[:=][\s"'*]*{_POINTS.pattern}["'*\s]*(?=[,}}\]\n]|$)""", re.IGNORECASE
 )
 _SCORE = re.compile(r'"score"\s*:\s*"?([0-9])')
+_NUMBER = r"[-+]?\d+(?:\.\d+)?"
 
 
 class BadAnswer(Exception):
@@ -64,6 +65,79 @@ def points(content: Any) -> float:
     if not 0 <= value <= MAX_POINTS:
         raise BadAnswer(f"the score must be a number from 0 to {MAX_POINTS}, got {_short(score)}")
     return value
+
+
+def rating(question: Question, content: Any) -> dict[str, float]:
+    """Aspect -> score, by an answer that is a list or has headings; without those that do not
+    apply.
+
+    Raises:
+        BadAnswer: if a score is missing or out of scale, or no aspect applies.
+    """
+    assert question.scale is not None
+    text = text_of(content)
+    if question.answer == "list":
+        found = _numbers(text, "score")
+        if len(found) != len(question.aspects):
+            raise BadAnswer(
+                f"the score must be a list of {len(question.aspects)} numbers, one for each of "
+                f"{', '.join(question.aspects)}: {_short(text)}"
+            )
+        scores = dict(zip(question.aspects, found, strict=True))
+    else:
+        under = {
+            aspect: _under_heading(aspect, question.aspects, text) for aspect in question.aspects
+        }
+        scores = {aspect: score for aspect, score in under.items() if score is not None}
+    least, most = question.scale
+    for aspect, score in scores.items():
+        if not least <= score <= most:
+            raise BadAnswer(f"{aspect} must be from {least:g} to {most:g}, got {score:g}")
+    if not scores:
+        raise BadAnswer(f"no aspect applies: {_short(text)}")
+    return scores
+
+
+def _under_heading(aspect: str, aspects: Sequence[str], text: str) -> float | None:
+    """The score in the part of an aspect; None where it says N/A."""
+    headings = "|".join(re.escape(other).replace("_", r"\s+") for other in aspects)
+    parts = re.split(rf"^[\W\d]*({headings})\b", text, flags=re.IGNORECASE | re.MULTILINE)
+    names = ["_".join(name.lower().split()) for name in parts[1::2]]
+    # On the heading's own line, or at the beginning of one below it.
+    score = re.compile(
+        rf"^\W*score\b\W*(?:\([^)\n]*\))?\W*[:=]\W*?({_NUMBER}|N/?A\b)",
+        re.IGNORECASE | re.MULTILINE,
+    )
+    own = [part for name, part in zip(names, parts[2::2], strict=True) if name == aspect]
+    said = [match[1] for part in own if (match := score.search(part))]
+    if not said:
+        raise BadAnswer(f"the answer has no score of {aspect.replace('_', ' ')}: {_short(text)}")
+    return None if said[-1][0] in "nN" else float(said[-1])
+
+
+def ranking(content: Any, count: int) -> list[float]:
+    """Scores of ``count`` pictures by their places in an answer's ranking: the best gets 1, the
+    worst 0, and the others lie evenly between.
+
+    Raises:
+        BadAnswer: if it does not name each picture once.
+    """
+    text = text_of(content)
+    places = _numbers(text, "ranking")
+    if sorted(places) != list(range(1, count + 1)):
+        raise BadAnswer(
+            f"the ranking must name each picture from 1 to {count} once: {_short(text)}"
+        )
+    return [1 - places.index(number) / (count - 1) for number in range(1, count + 1)]
+
+
+def _numbers(text: str, field: str) -> list[float]:
+    """The numbers of the last `"field": [...]` in a text, whether or not it is valid JSON around
+    it; [] if there is none, or something else is among them."""
+    said = re.findall(rf"""["']{field}["']\s*:\s*\[([^\]]*)\]""", text)
+    pieces = [piece.strip() for piece in said[-1].split(",")] if said else []
+    are_numbers = all(re.fullmatch(_NUMBER, piece) for piece in pieces)
+    return [float(piece) for piece in pieces] if are_numbers else []
 
 
 def json_objects(text: str) -> list[dict[str, Any]]:

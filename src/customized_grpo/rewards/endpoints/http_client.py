@@ -239,12 +239,12 @@ def retry_after(value: str | None) -> float | None:
     return max(0.0, seconds) if seconds == seconds else None
 
 
-def failure_lines(texts: Counter[str], num_images: int) -> list[str]:
-    """A line for each of the most frequent reasons why images of a batch could not be scored."""
+def failure_lines(texts: Counter[str], count: int, what: str = "images") -> list[str]:
+    """A line for each of the most frequent reasons why some of ``count`` could not be scored."""
     common = texts.most_common(_MAX_LINES)
-    lines = [f"{count} of {num_images} images: {text}" for text, count in common]
-    rest = texts.total() - sum(count for _, count in common)
-    return [*lines, f"{rest} of {num_images} images: other reasons"] if rest else lines
+    lines = [f"{lost} of {count} {what}: {text}" for text, lost in common]
+    rest = texts.total() - sum(lost for _, lost in common)
+    return [*lines, f"{rest} of {count} {what}: other reasons"] if rest else lines
 
 
 def check_url(field: str, url: str) -> None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import logging
 import math
-import re
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -29,7 +28,13 @@ from customized_grpo.pictures import to_pil
 from customized_grpo.registry import nearest, one_of
 from customized_grpo.rewards.base import distinct
 from customized_grpo.rewards.endpoints.answer_cache import AnswerCache, content_key
-from customized_grpo.rewards.endpoints.answers import BadAnswer, NoLogprobs, expected_points, points
+from customized_grpo.rewards.endpoints.answers import (
+    BadAnswer,
+    expected_points,
+    points,
+    ranking,
+    rating,
+)
 from customized_grpo.rewards.endpoints.budget import Ledger
 from customized_grpo.rewards.endpoints.http_client import (
     Backoff,
@@ -40,7 +45,15 @@ from customized_grpo.rewards.endpoints.http_client import (
     failure_lines,
     open_endpoint,
 )
-from customized_grpo.rewards.endpoints.rubrics import ANSWER_FORMAT, Criterion, messages
+from customized_grpo.rewards.endpoints.judge_client import JudgeClient
+from customized_grpo.rewards.endpoints.rubrics import (
+    SHIPPED,
+    Question,
+    Rubric,
+    answer_format,
+    load_rubric,
+    messages,
+)
 from customized_grpo.types import Example
 
 logger = logging.getLogger("customized_grpo")
@@ -50,22 +63,26 @@ _TOP_LOGPROBS = 20  # the most that OpenAI and a vLLM server as it is started by
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VlmJudgeConfig(RewardConfig):
-    """Points from 0 to 4 that a vision-language model gives by a rubric."""
+    """What a vision-language model says of pictures by a rubric."""
 
     type: Literal["vlm-judge"] = "vlm-judge"  # pyright: ignore[reportIncompatibleVariableOverride]
     base_url: str
     """The endpoint up to its version, such as 'http://localhost:8000/v1'."""
     model: str
     """Name of the model at the endpoint."""
-    criterion: Criterion
-    """identity = the same subject as in the references; prompt = everything that is asked for."""
+    criterion: str
+    """identity = the same subject as in the references; prompt = everything that is asked for;
+    another rubric by its name, or a YAML file with one of your own."""
+    aspects: tuple[str, ...] | None = None
+    """The aspects of the rubric that count; null = all. Questions with none of them are not
+    asked."""
     api_key_env: VariableName | None = None
     """Environment variable with the key; null = none is needed."""
     logit_weighted: bool = False
     """Expected points under the probabilities of the digits, instead of the digit: finer. The
-    endpoint must give logprobs."""
-    max_tokens: Count = 256
-    """Tokens of an answer."""
+    endpoint must give logprobs, and the rubric points."""
+    max_tokens: Count | None = None
+    """Tokens of an answer; null = as the rubric says."""
     max_side: Annotated[Side, Field(ge=32)] = 1024
     """Pixels of the longest side of the pictures sent; larger ones are scaled down."""
     request: dict[str, Any] = field(default_factory=dict)
@@ -94,10 +111,32 @@ class VlmJudgeConfig(RewardConfig):
             raise ValueError("price_prompt and price_completion go together, got one; give both")
         if self.max_cost is not None and self.price_prompt is None:
             raise ValueError("max_cost needs price_prompt and price_completion, got none")
+        try:
+            rubric = load_rubric(self.criterion)
+        except ConfigError as error:
+            raise ValueError(f"criterion {error}") from error
+        _check_fit(self, rubric)
+
+    @property
+    def rubric(self) -> Rubric:
+        """The questions to ask: those that rate an aspect that counts."""
+        rubric = load_rubric(self.criterion)
+        if self.aspects is None:
+            return rubric
+        asked = tuple(q for q in rubric.questions if set(q.aspects) & set(self.aspects))
+        return replace(rubric, questions=asked)
+
+    @property
+    def is_groupwise(self) -> bool:
+        """See RewardConfig."""
+        return self.rubric.is_groupwise
 
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         """See Plug: the model is the endpoint's, and the cache is written."""
-        return find_checkpoints(self, {"model": None, "cache": None})
+        known: dict[str, None] = dict.fromkeys(("model", "cache", "aspects"))
+        if self.criterion in SHIPPED:
+            known["criterion"] = None
+        return find_checkpoints(self, known)
 
     def hosts(self) -> tuple[Host, ...]:
         """See Plug."""
@@ -128,42 +167,87 @@ class VlmJudgeConfig(RewardConfig):
             fix = nearest(self.model, names) or (one_of(names) if names else "correct it")
             logger.warning("model: %s does not list %r; %s", url, self.model, fix)
 
-    def build(self, device: torch.device) -> VlmJudge:
+    def build(self, device: torch.device) -> VlmJudge | VlmRanker:
         """Opens the cache and reads the key; the endpoint is not asked before the first image."""
-        return VlmJudge(self, self._endpoint(), Backoff(retries=self.retries, base=1.0))
+        prices = (self.price_prompt, self.price_completion)
+        ledger = Ledger(self.max_requests, self.max_cost, prices)
+        backoff = Backoff(retries=self.retries, base=1.0)
+        client = JudgeClient(self.base_url, self._endpoint(), backoff, ledger)
+        return VlmRanker(self, client) if self.is_groupwise else VlmJudge(self, client)
 
     def _endpoint(self) -> Endpoint:
         return open_endpoint(self.timeout, "api_key_env", self.api_key_env, [self.base_url])
 
 
-class VlmJudge:
-    """See VlmJudgeConfig."""
+@dataclass(frozen=True, slots=True)
+class _Requests:
+    """What is sent, by a rubric that was read once."""
 
-    def __init__(self, config: VlmJudgeConfig, endpoint: Endpoint, backoff: Backoff) -> None:
-        self._config, self._endpoint, self._backoff = config, endpoint, backoff
-        self._url = f"{config.base_url.rstrip('/')}/chat/completions"
+    config: VlmJudgeConfig
+    rubric: Rubric
+
+    def pictures(self, images: Iterable[Tensor], pool: Executor) -> list[str]:
+        """Data URLs of pictures ``[3, H, W]``, large ones scaled down."""
+        return list(pool.map(partial(data_url, max_side=self.config.max_side), images))
+
+    def references(self, example: Example) -> list[str]:
+        """Data URLs of the references that the rubric shows: none, the first, or all."""
+        places = {place for question in self.rubric.questions for place in question.places}
+        if not places & {"references", "source"}:
+            return []
+        shown = example.references if "references" in places else example.references[:1]
+        return [data_url(picture, self.config.max_side) for picture in shown]
+
+    def body(
+        self,
+        question: Question,
+        pictures: Sequence[str],
+        example: Example,
+        references: Sequence[str],
+    ) -> dict[str, Any]:
+        """The request of a question about a picture, or those of a group."""
+        config = self.config
+        body: dict[str, Any] = {
+            "model": config.model,
+            "messages": messages(question, pictures, example.prompt, example.subject, references),
+            "temperature": 0,
+            "max_tokens": config.max_tokens or self.rubric.max_tokens,
+            "response_format": answer_format(question, len(pictures)),
+        }
+        if config.logit_weighted:
+            body |= {"logprobs": True, "top_logprobs": _TOP_LOGPROBS}
+        body |= config.request
+        return {name: value for name, value in body.items() if value is not None}
+
+
+class VlmJudge:
+    """Scores pictures one by one; see VlmJudgeConfig."""
+
+    def __init__(self, config: VlmJudgeConfig, client: JudgeClient) -> None:
+        self._config, self._client, self._rubric = config, client, config.rubric
+        self._requests = _Requests(config, self._rubric)
         self._cache = None if config.cache is None else AnswerCache(config.cache)
         self._how: dict[str, Any] = {"logit_weighted": config.logit_weighted}
+        if self._rubric.aspects:
+            self._how |= {"aspects": config.aspects, "combine": self._rubric.combine}
         if found := revisions(config):
             self._how["checkpoints"] = found
-        prices = (config.price_prompt, config.price_completion)
-        self._ledger = Ledger(config.max_requests, config.max_cost, prices)
-        self._structured: bool | None = None
-        """Whether the endpoint takes a response_format; None: not known yet."""
         self._errors: list[str] = []
 
     def score(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
         """See the Protocol; NaN where an image could not be judged."""
         unique, place = distinct(examples)
-        side = self._config.max_side
+        questions = self._rubric.questions
         with ThreadPoolExecutor(min(self._config.concurrency, len(images))) as pool:
-            references = list(pool.map(self._references, unique))
-            pictures = list(pool.map(lambda image: data_url(image, side), images.cpu()))
-            bodies = [
-                self._body(picture, example, references[i])
+            references = list(pool.map(self._requests.references, unique))
+            pictures = self._requests.pictures(images.cpu(), pool)
+            asked = [
+                (question, self._requests.body(question, [picture], example, references[i]))
                 for picture, example, i in zip(pictures, examples, place.tolist(), strict=True)
+                for question in questions
             ]
-            scored = list(pool.map(self._judge, bodies))
+            answers = iter(list(pool.map(self._judge, asked)))
+        scored = [self._combine([next(answers) for _ in questions]) for _ in examples]
         texts = Counter(text for _, text in scored if text)
         self._errors += failure_lines(texts, len(images))
         scores = [score for score, _ in scored]
@@ -171,125 +255,125 @@ class VlmJudge:
 
     def metrics(self) -> dict[str, float]:
         """See RewardMetrics: requests, retries, failures, cache hits, tokens, and cost if known."""
-        return self._ledger.totals()
+        return self._client.ledger.totals()
 
     def restore(self, totals: dict[str, float]) -> None:
         """See Budgeted."""
-        self._ledger.restore(totals)
+        self._client.ledger.restore(totals)
 
     def take_errors(self) -> tuple[str, ...]:
         """See PartialFailures."""
         errors, self._errors = tuple(self._errors), []
         return errors
 
-    def _references(self, example: Example) -> list[str]:
-        if self._config.criterion != "identity":
-            return []
-        return [data_url(picture, self._config.max_side) for picture in example.references]
-
-    def _body(self, picture: str, example: Example, references: list[str]) -> dict[str, Any]:
-        config = self._config
-        body: dict[str, Any] = {
-            "model": config.model,
-            "messages": messages(
-                config.criterion, picture, example.prompt, example.subject, references
-            ),
-            "temperature": 0,
-            "max_tokens": config.max_tokens,
-            "response_format": ANSWER_FORMAT,
-        }
-        if config.logit_weighted:
-            body |= {"logprobs": True, "top_logprobs": _TOP_LOGPROBS}
-        body |= config.request
-        return {name: value for name, value in body.items() if value is not None}
-
-    def _judge(self, body: dict[str, Any]) -> tuple[float, str | None]:
-        """Score of one image from the cache or the model; NaN and the reason if there is none."""
+    def _judge(self, asked: tuple[Question, dict[str, Any]]) -> tuple[float, str | None]:
+        """Score of one question from the cache or the model; NaN and the reason if none."""
+        question, body = asked
         key = content_key({**body, **self._how})
         if self._cache is not None and (known := self._cache.get(key)) is not None:
-            self._ledger.count("cache_hits")
+            self._client.ledger.count("cache_hits")
             return known, None
-        tries = 0
-
-        def attempt() -> float:
-            nonlocal tries
-            tries += 1
-            return self._ask(body, is_retry=tries > 1)
-
         try:
-            score = self._backoff.run(attempt)
+            score = self._client.ask(body, partial(self._read, question))
         except (TemporaryFailure, PermanentFailure) as failure:
-            self._ledger.count("failures")
-            return math.nan, f"{self._config.model} at {self._url}: {failure}"
+            return math.nan, f"{self._config.model} at {self._client.url}: {failure}"
         if self._cache is not None:
             self._cache.put(key, score)
         return score, None
 
-    def _ask(self, body: dict[str, Any], is_retry: bool) -> float:
-        """Asks the model once, or twice to find out whether it takes a response_format.
+    def _read(self, question: Question, choice: Any) -> float:
+        """The score in an answer: points, or that of the aspects that count."""
+        content = choice["message"].get("content")
+        if question.scale is None:
+            score = points(content)
+            is_weighted = self._config.logit_weighted
+            return expected_points(choice.get("logprobs")) if is_weighted else score
+        wanted = self._config.aspects or question.aspects
+        scores = [v for aspect, v in rating(question, content).items() if aspect in wanted]
+        if not scores:
+            raise BadAnswer(f"none of the aspects {', '.join(wanted)} applies")
+        if self._rubric.combine == "mean":
+            return sum(scores) / len(scores)
+        return min(scores) / question.scale[1] * 10
 
-        What a server says about it is worded in too many ways, so another try tells: without one
-        the rubric asks for JSON all the same.
-        """
-        plain = {name: value for name, value in body.items() if name != "response_format"}
-        if self._structured is False or plain == body:
-            return self._read(self._send(plain, is_retry), body)
-        try:
-            answer = self._send(body, is_retry)
-            self._structured = True
-        except PermanentFailure as failure:
-            if failure.status not in (400, 422) or self._structured:
-                raise
-            answer = self._send(plain, is_retry=True)
-            self._structured = False
-        return self._read(answer, body)
+    def _combine(self, answers: Sequence[tuple[float, str | None]]) -> tuple[float, str | None]:
+        """One score of an image from those of its questions; NaN with one that has failed."""
+        values = [value for value, _ in answers]
+        reason = next((text for _, text in answers if text), None)
+        if self._rubric.combine == "mean":
+            return sum(values) / len(values), reason
+        return math.prod(values) ** (1 / len(values)), reason
 
-    def _send(self, body: dict[str, Any], is_retry: bool) -> Any:
-        self._ledger.spend_request()
-        if is_retry:
-            self._ledger.count("retries")
-        content = json.dumps(body).encode()
-        try:
-            return self._endpoint.send("POST", self._url, content, "application/json")
-        except PermanentFailure as failure:
-            fix = _fix(str(failure), body) if failure.status in (400, 422) else ""
-            raise PermanentFailure(f"{failure}{fix}", failure.status) from failure
 
-    def _read(self, answer: Any, body: dict[str, Any]) -> float:
-        if isinstance(answer, dict):
-            self._ledger.book(answer.get("usage"))
+class VlmRanker:
+    """Ranks the pictures of a group in one request; see VlmJudgeConfig."""
+
+    def __init__(self, config: VlmJudgeConfig, client: JudgeClient) -> None:
+        self._config, self._client = config, client
+        self._requests = _Requests(config, config.rubric)
+        self._errors: list[str] = []
+
+    def score_groups(self, groups: Sequence[Tensor], examples: Sequence[Example]) -> list[Tensor]:
+        """See GroupReward; all NaN where a group could not be ranked."""
+        with ThreadPoolExecutor(min(self._config.concurrency, len(groups))) as pool:
+            pictures = [self._requests.pictures(images.cpu(), pool) for images in groups]
+            ranked = list(pool.map(self._rank, pictures, examples))
+        texts = Counter(text for _, text in ranked if text)
+        self._errors += failure_lines(texts, len(groups), "groups")
+        return [torch.tensor(scores, dtype=torch.float32) for scores, _ in ranked]
+
+    def metrics(self) -> dict[str, float]:
+        """See RewardMetrics: those of VlmJudge; nothing is cached."""
+        return self._client.ledger.totals()
+
+    def restore(self, totals: dict[str, float]) -> None:
+        """See Budgeted."""
+        self._client.ledger.restore(totals)
+
+    def take_errors(self) -> tuple[str, ...]:
+        """See PartialFailures."""
+        errors, self._errors = tuple(self._errors), []
+        return errors
+
+    def _rank(self, pictures: Sequence[str], example: Example) -> tuple[list[float], str | None]:
+        """Scores of a group's pictures, given as data URLs; NaN and the reason if none."""
+        (question,), count = self._requests.rubric.questions, len(pictures)
+        body = self._requests.body(question, pictures, example, self._requests.references(example))
         try:
-            choice = answer["choices"][0]
-            message, finish = choice["message"], choice.get("finish_reason")
-            refusal, text = message.get("refusal"), message.get("content")
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise TemporaryFailure("the answer is no chat completion") from error
-        if refusal or finish == "content_filter":
-            raise PermanentFailure(f"the model refused: {refusal or finish}")
-        if finish == "length":
-            raise PermanentFailure(
-                f"the answer was cut off at max_tokens = {self._config.max_tokens}; raise it"
+            return self._client.ask(body, partial(_places, count)), None
+        except (TemporaryFailure, PermanentFailure) as failure:
+            return [math.nan] * count, f"{self._config.model} at {self._client.url}: {failure}"
+
+
+def _places(count: int, choice: Any) -> list[float]:
+    return ranking(choice["message"].get("content"), count)
+
+
+def _check_fit(config: VlmJudgeConfig, rubric: Rubric) -> None:
+    """Refuses options that mean nothing to the rubric.
+
+    Raises:
+        ValueError: naming the field; as pydantic wants it.
+    """
+    kind = rubric.questions[0].answer
+    if config.logit_weighted and kind != "points":
+        raise ValueError(
+            f"logit_weighted must be false for criterion {config.criterion}, whose answer is no "
+            "single digit, got true"
+        )
+    if config.cache is not None and rubric.is_groupwise:
+        raise ValueError(
+            f"cache must be null for criterion {config.criterion}, got {config.cache!r}; no group "
+            "comes twice"
+        )
+    for aspect in config.aspects or ():
+        if aspect not in rubric.aspects:
+            there = one_of(rubric.aspects) if rubric.aspects else "null: it has none"
+            raise ValueError(
+                f"aspects must be of criterion {config.criterion}, got {aspect!r}; use {there}"
             )
-        try:
-            score = points(text)
-            return expected_points(choice.get("logprobs")) if self._config.logit_weighted else score
-        except NoLogprobs as error:
-            raise PermanentFailure(str(error)) from error
-        except BadAnswer as error:
-            # At temperature 0 the answer would be the same again.
-            kind = PermanentFailure if body.get("temperature") == 0 else TemporaryFailure
-            raise kind(str(error)) from error
-
-
-def _fix(text: str, body: dict[str, Any]) -> str:
-    """What to set where a server's refusal names fields of the request."""
-    named = [name for name in body if re.search(rf"\b{name}\b", text)]
-    if "logprobs" in named or "top_logprobs" in named:
-        return "; set logit_weighted: false"
-    fields = ", ".join(f"{name}: null" for name in named if name not in ("model", "messages"))
-    if not fields:
-        return ""
-    return f"; `request: {{{fields}}}` leaves it out, and what is wanted instead can stand there"
+    if config.aspects == ():
+        raise ValueError("aspects must name one, got []; null counts all")
 
 
 def data_url(image: Tensor, max_side: int) -> str:

@@ -79,6 +79,7 @@ def _planned(config: RunConfig, machine: Machine, *, resumes: bool) -> Iterator[
 
     yield from run.settings(config)
     yield from run.plugs(config)
+    yield from run.votes(config)
     yield from run.state(config, resumes=resumes)
     yield from weights(config)
     yield from run.data(config)

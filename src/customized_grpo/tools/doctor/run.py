@@ -25,10 +25,12 @@ from customized_grpo.runs.files import checkpoint_folders, finished_updates, hol
 from customized_grpo.runs.log import lock_folder, run_folder
 from customized_grpo.tools.doctor.findings import Finding, from_error, ok, problem, warning
 from customized_grpo.tools.doctor.machine import disk, existing
+from customized_grpo.tools.estimate.votes import count_votes
 from customized_grpo.tools.estimate.workload import Workload
 from customized_grpo.training.build import make_optimizer
 
 _PROBE_BYTES = 2**20
+_MANY_VOTES, _MANY_PICTURES = 32, 9  # some minutes of one person; the keys 1 to 9
 
 
 def settings(config: RunConfig) -> Iterator[Finding]:
@@ -73,6 +75,16 @@ def _logged(texts: list[str]) -> Iterator[None]:
     finally:
         logger.handlers, logger.propagate = before
         texts += [record.getMessage() for record in collector.buffer]
+
+
+def votes(config: RunConfig) -> Iterator[Finding]:
+    """How often people are asked, and whether that is more than they will answer."""
+    for count in count_votes(config):
+        if count.per_rollout > _MANY_VOTES or count.group_size > _MANY_PICTURES:
+            fix = f"at most {_MANY_VOTES} votes a rollout and {_MANY_PICTURES} pictures: lower "
+            yield warning("votes", str(count), f"{fix}rollout.prompts_per_rollout and group_size")
+        else:
+            yield ok("votes", str(count))
 
 
 def folders(config: RunConfig, work: Workload | None) -> Iterator[Finding]:

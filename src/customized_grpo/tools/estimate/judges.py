@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from customized_grpo.config import RewardConfig
-from customized_grpo.rewards.endpoints.rubrics import RUBRICS
+from customized_grpo.rewards.endpoints.rubrics import Question
 from customized_grpo.rewards.endpoints.vlm_judge import VlmJudgeConfig
 from customized_grpo.tools.estimate.workload import Workload
 
@@ -18,25 +16,32 @@ _PROMPT_TOKENS = 64  # the picture's prompt or subject, and what is written arou
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeCount:
-    """One judge; a picture that fails is asked about again, which is not counted."""
+    """One judge; what fails is asked about again, which is not counted."""
 
     label: str
     requests: int
-    """Of the whole run, one for each picture."""
+    """Of the whole run: one for each picture, or for each group, and question of the rubric."""
     tokens: int
-    """Of the question, pictures included; assumed."""
+    """Of a question, pictures included, on average; assumed."""
     cost: float | None
     """At most, in the currency of the config's prices: every answer as long as it may be."""
 
 
 def count_judges(work: Workload) -> tuple[JudgeCount, ...]:
     """The judges among a run's rewards and among the evaluators that validate it."""
-    config = work.config
-    rollouts = math.ceil(config.train.num_updates / config.train.inner_updates)
-    judged = work.samples * rollouts
-    validated = num_validations(config.train.num_updates, config.evaluation.validate_every)
-    validated *= config.evaluation.num_validation
-    return (*_counts(work, config.rewards, judged), *_counts(work, config.evaluators, validated))
+    train, evaluation = work.config.train, work.config.evaluation
+    rollouts = math.ceil(train.num_updates / train.inner_updates)
+    validated = num_validations(train.num_updates, evaluation.validate_every)
+    validated *= evaluation.num_validation
+    pictures = work.samples * rollouts + validated  # rewards are watched in validations too
+    groups = work.config.rollout.prompts_per_rollout * rollouts
+    counts = [
+        _count(work, judge, groups if judge.is_groupwise else scored)
+        for judges, scored in ((work.config.rewards, pictures), (work.config.evaluators, validated))
+        for judge in judges
+        if isinstance(judge, VlmJudgeConfig) and scored
+    ]
+    return tuple(counts)
 
 
 def num_validations(num_updates: int, every: int) -> int:
@@ -44,24 +49,29 @@ def num_validations(num_updates: int, every: int) -> int:
     return len({0, num_updates, *range(0, num_updates, every)}) if every else 0
 
 
-def _counts(work: Workload, judges: Sequence[RewardConfig], requests: int) -> list[JudgeCount]:
-    return [
-        _count(work, judge, requests)
-        for judge in judges
-        if isinstance(judge, VlmJudgeConfig) and requests
-    ]
-
-
-def _count(work: Workload, judge: VlmJudgeConfig, requests: int) -> JudgeCount:
-    height, width = work.size
-    scale = min(1.0, judge.max_side / max(height, width))
-    pixels = height * width * scale**2
-    if judge.criterion == "identity":  # with the photos, which are no larger than this
-        pixels += len(work.tokens.references) * judge.max_side**2
-    text = len(RUBRICS[judge.criterion]) / _CHARACTERS_PER_TOKEN + _PROMPT_TOKENS
-    tokens = round(text + pixels / _PIXELS_PER_TOKEN)
+def _count(work: Workload, judge: VlmJudgeConfig, times: int) -> JudgeCount:
+    """``times``: how often each question of the rubric is asked."""
+    rubric = judge.rubric
+    requests = times * len(rubric.questions)
+    asked = [_question_tokens(work, judge, question) for question in rubric.questions]
+    tokens = round(sum(asked) / len(asked))
     cost = None
     if judge.price_prompt is not None and judge.price_completion is not None:
-        each = tokens * judge.price_prompt + judge.max_tokens * judge.price_completion
-        cost = requests * each / 1e6
+        answer = judge.max_tokens or rubric.max_tokens
+        cost = requests * (tokens * judge.price_prompt + answer * judge.price_completion) / 1e6
     return JudgeCount(label=judge.label, requests=requests, tokens=tokens, cost=cost)
+
+
+def _question_tokens(work: Workload, judge: VlmJudgeConfig, question: Question) -> float:
+    height, width = work.size
+    scale = min(1.0, judge.max_side / max(height, width))
+    picture, photo = height * width * scale**2, judge.max_side**2  # photos are no larger than this
+    pixels = {
+        "output": picture,
+        "outputs": work.config.rollout.group_size * picture,
+        "source": photo,
+        "references": len(work.tokens.references) * photo,
+    }
+    seen = sum(pixels.get(place, 0.0) for place in question.places)
+    text = len(question.system + question.user) / _CHARACTERS_PER_TOKEN + _PROMPT_TOKENS
+    return text + seen / _PIXELS_PER_TOKEN

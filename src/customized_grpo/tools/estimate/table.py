@@ -13,6 +13,7 @@ from customized_grpo.tools.estimate.cards import RENTS
 from customized_grpo.tools.estimate.cost import Cluster, Estimate, Memory
 from customized_grpo.tools.estimate.devices import Device
 from customized_grpo.tools.estimate.judges import count_judges
+from customized_grpo.tools.estimate.votes import count_votes
 from customized_grpo.tools.estimate.workload import Workload
 
 
@@ -37,6 +38,7 @@ def as_json(work: Workload, cluster: Cluster, result: Estimate, price: float | N
         "not_counted": work.rewards.unknown,
         "stand_in": work.stand_in,
         "judges": [asdict(judge) for judge in count_judges(work)],
+        "votes": [asdict(votes) for votes in count_votes(work.config)],
     }
     if price is None and cluster.device.name in RENTS:
         price = RENTS[cluster.device.name].price
@@ -144,7 +146,7 @@ def _judges(work: Workload) -> list[str]:
         f"{judge.label}: {judge.requests:,} requests, each of about {judge.tokens:,} tokens and "
         "the answer" + ("" if judge.cost is None else f", at most {judge.cost:,.2f}") + "."
         for judge in count_judges(work)
-    ]
+    ] + [f"{votes}." for votes in count_votes(work.config)]
 
 
 def _measured(device: Device) -> str:

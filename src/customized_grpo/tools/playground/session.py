@@ -82,7 +82,7 @@ class Session:
         self._loaded: TrainedWeights | None = None
         in_memory = dataclasses.replace(config.cache, folder=None)  # uploads are not to stay
         self._encode = CachedEncoder(self._base, config.generator, in_memory)
-        self._rewards = RewardSet(config.rewards, device)
+        self._rewards = RewardSet(config.pointwise_rewards, device)
         spreads = _spreads(self._run, self.objectives)
         self._spread = self._mean(spreads) if spreads else {}
         self._kept: dict[Hashable, Drawn] = {}
@@ -94,22 +94,22 @@ class Session:
 
     @property
     def objectives(self) -> Mapping[str, str]:
-        """Reward -> objective, in the order of the config."""
-        return {config.label: config.objective for config in self.config.rewards}
+        """Reward -> objective, in the order of the config; those that score groups are left out."""
+        return {config.label: config.objective for config in self.config.pointwise_rewards}
 
     @property
     def receivers(self) -> Mapping[str, tuple[str, ...]]:
         """Reward -> hosts that pictures and prompts are sent to; of those that send any."""
         hosts = {
             config.label: tuple(dict.fromkeys(host.name for host in config.hosts()))
-            for config in self.config.rewards
+            for config in self.config.pointwise_rewards
         }
         return {reward: found for reward, found in hosts.items() if found}
 
     @property
     def wants_subject(self) -> bool:
         """Whether a reward looks for the subject by its name."""
-        return any(getattr(config, "segmenter", None) for config in self.config.rewards)
+        return any(getattr(config, "segmenter", None) for config in self.config.pointwise_rewards)
 
     def trained(self) -> tuple[TrainedWeights, ...]:
         """The weights there are now; a run that is under way writes more, and deletes old ones."""
@@ -200,7 +200,7 @@ class Session:
         """Objective -> mean of its rewards' numbers by their weights."""
         means = {}
         for objective in self._rewards.objectives:
-            rewards = [c for c in self.config.rewards if c.objective == objective]
+            rewards = [c for c in self.config.pointwise_rewards if c.objective == objective]
             total = sum(c.weight * numbers[c.label] for c in rewards)
             means[objective] = total / sum(c.weight for c in rewards)
         return means

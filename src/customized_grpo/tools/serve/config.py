@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt
 
+from customized_grpo.config.checks import groupwise_conflicts
 from customized_grpo.config.decoding import decode
 from customized_grpo.config.limits import Count, Side, VariableName
 from customized_grpo.config.sections import RewardPlug
@@ -65,6 +66,8 @@ def read_serve_config(raw: dict[str, Any], source: str) -> ServeConfig:
         raise ConfigError(
             f"{source}: rewards: names must be unique, got {min(repeated)!r} twice; set `name`"
         )
+    for conflict in groupwise_conflicts("rewards", config.rewards):
+        raise ConfigError(f"{source}: {conflict}")
     if config.max_waiting < config.max_images:
         raise ConfigError(
             f"{source}: max_waiting must be at least max_images = {config.max_images}, got "

@@ -20,6 +20,7 @@ from customized_grpo.runs.files import (
     check_run,
     checkpoint_folders,
     finished_updates,
+    what_awaited,
     why_stopped,
 )
 from customized_grpo.runs.works import does_it_work
@@ -66,6 +67,8 @@ class Facts:
     state: Literal["waiting", "starting", "running", "stalled", "stopped", "finished"]
     why: str | None = None
     """What has stopped it, and how it goes on."""
+    waits_for: str | None = None
+    """People whose votes it waits for, where they can give them, and how many have."""
     update: int = 0
     num_updates: int = 0
     silent: float = 0.0
@@ -155,7 +158,7 @@ class Watcher:
         longest = max((sum(_seconds(row).values()) for row in updates), default=0.0)
         patience = max(_LEAST_PATIENCE, _PATIENCE * longest)
         finished = finished_updates(self._folder) == plan.num_updates  # not yet, if made longer
-        why = why_stopped(self._folder)
+        why, awaited = why_stopped(self._folder), what_awaited(self._folder)
         checkpoint, checkpoint_age = self._checkpoint()
         validated = [row for row in rows if _scores(row)]
         return Facts(
@@ -163,9 +166,10 @@ class Watcher:
             state="finished" if finished
             else "stopped" if why
             else "starting" if not updates
-            else "stalled" if silent > patience
+            else "stalled" if silent > patience and not awaited
             else "running",
             why=why,
+            waits_for=awaited,
             update=updates[-1]["update"] if updates else 0,
             num_updates=plan.num_updates,
             silent=silent,

@@ -85,8 +85,8 @@ def _heading(facts: Facts) -> Text:
     silent, patience = duration(facts.silent), duration(facts.patience)
     what = {
         "waiting": "has not begun: no config.yaml there yet",
-        "starting": f"no update yet, begun {silent} ago",
-        "running": f"last line {silent} ago",
+        "starting": facts.waits_for or f"no update yet, begun {silent} ago",
+        "running": facts.waits_for or f"last line {silent} ago",
         "stopped": facts.why,
         "finished": f"after update {facts.update}",
         "stalled": f"no line for {silent}, {patience} are much for an update here. It has died, "
