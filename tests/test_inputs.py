@@ -44,6 +44,7 @@ from customized_grpo.evaluation.manifest import MANIFEST, read_outputs
 from customized_grpo.evaluation.sets import build_set
 from customized_grpo.rewards.ballots import Ballots, read_asked, read_votes
 from customized_grpo.rewards.endpoints.http_client import read_secret
+from customized_grpo.rewards.endpoints.rubrics import load_rubric
 from customized_grpo.rewards.hpsv3 import read_instruction
 from customized_grpo.tools.init.prompts import read_prompts
 from customized_grpo.tools.watch import facts
@@ -75,6 +76,11 @@ class TextInput:
 
 
 RUN = yaml.safe_load((ROOT / "configs" / "emoji.yaml").read_text("utf-8"))
+
+
+def rubric(folder: Path, word: str) -> str:
+    question = {"answer": "points", "user": f"{word}: {{output}}"}
+    return yaml.safe_dump({"questions": [question]}, allow_unicode=True)
 
 
 def run_config(folder: Path, word: str) -> str:
@@ -251,6 +257,9 @@ INPUTS = (
     TextInput("tools.init.prompts:read_prompts", "a.txt", prompts, lambda f: {
         p.text for p in read_prompts(f, "dog").training
     }),
+    TextInput("rewards.endpoints.rubrics:_read", "a.yaml", rubric, lambda f: (
+        load_rubric(str(f)).questions[0].user
+    )),
     TextInput("rewards.ballots:read_asked", "a.json", asked, lambda f: {
         group.prompt for group in read_asked(f)
     }),

@@ -12,8 +12,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ from customized_grpo.training.loop import Loop
 from customized_grpo.training.loss import policy_batch
 from customized_grpo.training.session import Session
 from customized_grpo.training.train import train
-from customized_grpo.types import Example, RewardScores
+from customized_grpo.types import RewardScores
 
 
 @pytest.fixture(autouse=True)
@@ -507,9 +507,9 @@ class TestLostRewards:
     def break_rewards(self, monkeypatch: pytest.MonkeyPatch, times: int) -> list[int]:
         score, calls = RewardSet.score, []
 
-        def broken(self: RewardSet, images: Tensor, examples: Sequence[Example]) -> RewardScores:
+        def broken(self: RewardSet, images: Tensor, *others: Any) -> RewardScores:
             calls.append(len(images))
-            found = score(self, images, examples)
+            found = score(self, images, *others)
             if len(calls) > times:
                 return found
             lost = torch.full_like(found.scores, torch.nan)
@@ -527,9 +527,9 @@ class TestLostRewards:
     def test_without_a_reason_stop_it_at_once(self, lossy, monkeypatch) -> None:
         score, calls = RewardSet.score, []
 
-        def silent(self: RewardSet, images: Tensor, examples: Sequence[Example]) -> RewardScores:
+        def silent(self: RewardSet, images: Tensor, *others: Any) -> RewardScores:
             calls.append(len(images))
-            found = score(self, images, examples)
+            found = score(self, images, *others)
             kept = torch.arange(len(images))[:, None] == (0 if len(calls) == 1 else -1)
             return dataclasses.replace(found, scores=found.scores.where(kept, torch.nan))
 

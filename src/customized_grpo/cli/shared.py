@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,9 @@ if TYPE_CHECKING:
 def hide_loading_bars() -> None:
     """The libraries draw a bar per checkpoint part, worth seeing on a terminal only."""
     if not sys.stderr.isatty():
-        import diffusers
-        import transformers
-
-        diffusers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.disable_progress_bar()
+        for library in ("diffusers", "transformers"):
+            with suppress(ModuleNotFoundError):  # the server of a reward may have neither
+                import_module(f"{library}.utils.logging").disable_progress_bar()
 
 
 def alone(command: str) -> None:

@@ -159,7 +159,7 @@ def test_a_key_is_needed_online(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         config.check()
     for mode in ("online", ""):
         monkeypatch.setenv("WANDB_MODE", mode)
-        with pytest.raises(ConfigError, match="WANDB_API_KEY, got nothing; export it, or WANDB_MO"):
+        with pytest.raises(ConfigError, match="WANDB_API_KEY, got nothing; export it, run"):
             config.check()
     (tmp_path / "netrc").write_text(f"machine api.wandb.ai login user password {SECRET}\n")
     (tmp_path / "netrc").chmod(0o600)
