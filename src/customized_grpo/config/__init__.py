@@ -24,6 +24,7 @@ from customized_grpo.config.benchmark import (
 )
 from customized_grpo.config.checks import conflicts, explain_batch
 from customized_grpo.config.decoding import decode, show, to_raw
+from customized_grpo.config.faults import FaultConfig
 from customized_grpo.config.overrides import FieldInfo, apply_overrides, list_fields
 from customized_grpo.config.plugs import (
     Checkpoint,
@@ -50,7 +51,6 @@ from customized_grpo.config.sections import (
     AdvantageConfig,
     CacheConfig,
     EvaluationConfig,
-    FaultConfig,
     LoraSettings,
     LossConfig,
     RolloutConfig,

@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from customized_grpo import registry
 from customized_grpo.buckets import Ratio
 from customized_grpo.config.algorithms import AlgorithmConfig, GrpoAlgorithm, NftAlgorithm
+from customized_grpo.config.faults import FaultConfig
 from customized_grpo.config.limits import (
     Count,
     EveryUpdates,
@@ -18,7 +19,6 @@ from customized_grpo.config.limits import (
     NumSteps,
     NumUpdates,
     Rank,
-    Seconds,
     Seed,
     Side,
 )
@@ -29,7 +29,6 @@ from customized_grpo.config.schedules import (
     ImportPath,
     ScheduleConfig,
     TdwSchedule,
-    UnitInterval,
 )
 from customized_grpo.errors import ConfigError
 
@@ -276,28 +275,6 @@ class TrainConfig:
     def saves(self) -> bool:
         """Whether there are checkpoints besides those of interrupts."""
         return bool(self.save_every or self.minutes("save"))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FaultConfig:
-    """What a run puts up with before it stops, resumable."""
-
-    max_skipped_updates: Count = 3
-    """Updates in a row without a finite gradient: each is skipped, so many stop the run."""
-
-    max_lost_rewards: UnitInterval = 0.5
-    """Share of a rollout's images that may stay unscored."""
-
-    reward_pauses: tuple[Seconds, ...] = (10.0, 60.0, 300.0)
-    """Seconds to wait, one after the other, before more lost images than that are scored again."""
-
-    hacking: Literal["warn", "stop", "best"] = "warn"
-    """Where validations show reward hacking: warn, stop, or end with the best checkpoint's weights
-    as the result."""
-
-    hacking_patience: Count = 3
-    """Validations in a row in which an evaluator is below its best and a reward of its objective
-    above what it was then, each by more than noise, that raise the alarm."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
