@@ -5,6 +5,7 @@ from pictures import paint
 
 from customized_grpo.data import templates
 from customized_grpo.data.folder import FolderConfig
+from customized_grpo.data.images import opened
 from customized_grpo.data.listed import ListedSource
 from customized_grpo.errors import ConfigError, DataError
 
@@ -188,3 +189,8 @@ def test_folders_that_are_not_as_described_are_refused(pets: Path) -> None:
     (pets / "owl" / "0.jpg").write_bytes(b"broken")
     with pytest.raises(DataError, match=r"owl/0\.jpg is not a readable picture"):
         build(pets)
+
+
+def test_a_picture_that_is_not_there_names_those_beside_it(pets: Path) -> None:
+    with pytest.raises(DataError, match=r"not there; check the path; its folder has 0\.jpg, 1\.j"):
+        opened(pets / "rex" / "front.jpg", "--reference")

@@ -23,7 +23,12 @@ def row(**signs: int) -> dict[str, float]:
             "it works: by the validation of update 40",
             "prompt is better (+0.0200 ± 0.0040).",
         ),
-        ((0, 0), "no effect yet", "; make more updates, or double train.learning_rate."),
+        (
+            (0, 0),
+            "no effect yet",
+            "; make more updates (`cgrpo resume` with a larger --train.num_updates), or double "
+            "train.learning_rate.",
+        ),
         ((1, 0), "half of it works", "; give prompt more weight (advantage.schedule)."),
         ((-1, 1), "one at the other's cost", "; give identity more weight (advantage.schedule)."),
         ((0, -1), "it does harm", "; halve train.learning_rate."),

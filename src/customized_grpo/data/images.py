@@ -11,9 +11,10 @@ import math
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import IO, Literal
 
@@ -167,6 +168,15 @@ def _check_range(image: Image.Image, where: str) -> None:
         )
 
 
+def _beside(file: Path) -> str:
+    """Names of a few pictures in the folder of one that is missing."""
+    names: list[str] = []
+    with suppress(OSError):
+        some = islice(file.parent.iterdir(), 1000)  # of a data set there may be millions
+        names = sorted(other.name for other in some if other.suffix.lower() in suffixes())
+    return f"; its folder has {', '.join(names[:5])}{', ...' * (len(names) > 5)}" if names else ""
+
+
 def opened(file: Path | IO[bytes], where: str) -> Image.Image:
     """A picture whose header is read and whose size is within bounds; to be used in a ``with``.
 
@@ -175,7 +185,9 @@ def opened(file: Path | IO[bytes], where: str) -> Image.Image:
     """
     with _decoding(where):
         if isinstance(file, Path) and not file.exists():
-            raise DataError(f"{where} is not a readable picture: it is not there; check the path")
+            raise DataError(
+                f"{where} is not a readable picture: it is not there; check the path{_beside(file)}"
+            )
         if isinstance(file, Path) and not file.is_file():
             raise DataError(f"{where} must be a file, got a folder, a pipe or a device")
         try:

@@ -31,7 +31,8 @@ def _judge(signs: Mapping[str, int]) -> tuple[str, str]:
     if not same and not worse:
         return "it works", ""
     if not better and not worse:
-        return "no effect yet", "; make more updates, or double train.learning_rate"
+        more = "`cgrpo resume` with a larger --train.num_updates"
+        return "no effect yet", f"; make more updates ({more}), or double train.learning_rate"
     if not better:
         return "it does harm", "; halve train.learning_rate"
     more = f"; give {' and '.join(worse or same)} more weight (advantage.schedule)"

@@ -58,7 +58,12 @@ def train(config: RunConfig, *, resume: bool = False, allow_changed: bool = Fals
         if resume and holds_run(folder):
             check_changes(load_config(folder / CONFIG), config, allow_changed=allow_changed)
             if _is_finished(folder, config):
-                logger.info("%s is finished, there is nothing to resume", folder)
+                logger.info(
+                    "%s is finished, there is nothing to resume; to go on, give a "
+                    "--train.num_updates above %d",
+                    folder,
+                    config.train.num_updates,
+                )
                 return folder
         _train(config, folder, ranks, resume=resume)
         return folder
