@@ -163,8 +163,8 @@ def test_two_processes_rank_as_one(tmp_path: Path) -> None:
     assert set(sizes) == {4}
     assert len(sizes) == 2 * (alone - 1)  # but for the GET of the start
     ours, theirs = weighed
-    assert max((ours[key]).abs().max() for key in ours if "lora_B" in key) > 5e-5
-    assert all((tensor - theirs[key]).abs().max() < 1e-4 for key, tensor in ours.items())
+    assert max(ours[key].abs().max() for key in ours if "lora_B" in key) > 3e-5
+    assert max((tensor - theirs[key]).abs().max() for key, tensor in ours.items()) < 1e-6
 
 
 @pytest.mark.parametrize("fsdp", ["false", "true"])
