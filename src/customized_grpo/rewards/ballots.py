@@ -36,7 +36,7 @@ class Group:
     """Pictures of one prompt that a person is to compare."""
 
     id: _Digest
-    """Digest of all the rest."""
+    """Digest of question, prompt, references and pictures: whatever a vote has to name."""
     question: str
     prompt: str
     references: tuple[_Digest, ...]

@@ -220,11 +220,33 @@ class _Requests:
         return {name: value for name, value in body.items() if value is not None}
 
 
-class VlmJudge:
+class _Accounts:
+    """What a judge has cost and could not answer."""
+
+    def __init__(self, client: JudgeClient) -> None:
+        self._client = client
+        self._errors: list[str] = []
+
+    def metrics(self) -> dict[str, float]:
+        """See RewardMetrics: requests, retries, failures, cache hits, tokens, and cost if known."""
+        return self._client.ledger.totals()
+
+    def restore(self, totals: dict[str, float]) -> None:
+        """See Budgeted."""
+        self._client.ledger.restore(totals)
+
+    def take_errors(self) -> tuple[str, ...]:
+        """See PartialFailures."""
+        errors, self._errors = tuple(self._errors), []
+        return errors
+
+
+class VlmJudge(_Accounts):
     """Scores pictures one by one; see VlmJudgeConfig."""
 
     def __init__(self, config: VlmJudgeConfig, client: JudgeClient) -> None:
-        self._config, self._client, self._rubric = config, client, config.rubric
+        super().__init__(client)
+        self._config, self._rubric = config, config.rubric
         self._requests = _Requests(config, self._rubric)
         self._cache = None if config.cache is None else AnswerCache(config.cache)
         self._how: dict[str, Any] = {"logit_weighted": config.logit_weighted}
@@ -232,7 +254,6 @@ class VlmJudge:
             self._how |= {"aspects": config.aspects, "combine": self._rubric.combine}
         if found := revisions(config):
             self._how["checkpoints"] = found
-        self._errors: list[str] = []
 
     def score(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
         """See the Protocol; NaN where an image could not be judged."""
@@ -252,19 +273,6 @@ class VlmJudge:
         self._errors += failure_lines(texts, len(images))
         scores = [score for score, _ in scored]
         return torch.tensor(scores, dtype=torch.float32, device=images.device)
-
-    def metrics(self) -> dict[str, float]:
-        """See RewardMetrics: requests, retries, failures, cache hits, tokens, and cost if known."""
-        return self._client.ledger.totals()
-
-    def restore(self, totals: dict[str, float]) -> None:
-        """See Budgeted."""
-        self._client.ledger.restore(totals)
-
-    def take_errors(self) -> tuple[str, ...]:
-        """See PartialFailures."""
-        errors, self._errors = tuple(self._errors), []
-        return errors
 
     def _judge(self, asked: tuple[Question, dict[str, Any]]) -> tuple[float, str | None]:
         """Score of one question from the cache or the model; NaN and the reason if none."""
@@ -305,13 +313,13 @@ class VlmJudge:
         return math.prod(values) ** (1 / len(values)), reason
 
 
-class VlmRanker:
+class VlmRanker(_Accounts):
     """Ranks the pictures of a group in one request; see VlmJudgeConfig."""
 
     def __init__(self, config: VlmJudgeConfig, client: JudgeClient) -> None:
-        self._config, self._client = config, client
+        super().__init__(client)
+        self._config = config
         self._requests = _Requests(config, config.rubric)
-        self._errors: list[str] = []
 
     def score_groups(self, groups: Sequence[Tensor], examples: Sequence[Example]) -> list[Tensor]:
         """See GroupReward; all NaN where a group could not be ranked."""
@@ -321,19 +329,6 @@ class VlmRanker:
         texts = Counter(text for _, text in ranked if text)
         self._errors += failure_lines(texts, len(groups), "groups")
         return [torch.tensor(scores, dtype=torch.float32) for scores, _ in ranked]
-
-    def metrics(self) -> dict[str, float]:
-        """See RewardMetrics: those of VlmJudge; nothing is cached."""
-        return self._client.ledger.totals()
-
-    def restore(self, totals: dict[str, float]) -> None:
-        """See Budgeted."""
-        self._client.ledger.restore(totals)
-
-    def take_errors(self) -> tuple[str, ...]:
-        """See PartialFailures."""
-        errors, self._errors = tuple(self._errors), []
-        return errors
 
     def _rank(self, pictures: Sequence[str], example: Example) -> tuple[list[float], str | None]:
         """Scores of a group's pictures, given as data URLs; NaN and the reason if none."""

@@ -134,11 +134,11 @@ def _run(work: Workload, cluster: Cluster, result: Estimate, price: float | None
 def _cost(name: str, hours: float, price: float | None) -> str:
     rent = RENTS.get(name)
     if price is not None:
-        return f", {hours * price:,.2f} at {price:g} each"
+        return f", {hours * price:,.2f} at {price:g} a device hour"
     if rent is None:
         return "; --price gives the cost"
     cost, whose = hours * rent.price, f"{rent.who}, {rent.when}"
-    return f", ${cost:,.2f} at ${rent.price:g} each ({whose}; yours by --price)"
+    return f", ${cost:,.2f} at ${rent.price:g} a device hour ({whose}; yours by --price)"
 
 
 def _judges(work: Workload) -> list[str]:
