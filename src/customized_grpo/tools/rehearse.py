@@ -29,8 +29,8 @@ from customized_grpo.files import read_number
 from customized_grpo.runs.files import SAMPLES, MetricsReader
 from customized_grpo.runs.log import run_folder
 from customized_grpo.tools.doctor.machine import look
-from customized_grpo.tools.doctor.memory import TIGHT, predict, what_to_lower
-from customized_grpo.tools.estimate.cost import Cluster, Estimate, assumed_mfu, estimate
+from customized_grpo.tools.doctor.memory import predict, what_to_lower
+from customized_grpo.tools.estimate.cost import TIGHT, Cluster, Estimate, assumed_mfu, estimate
 from customized_grpo.tools.estimate.devices import device_called, find_device
 from customized_grpo.tools.estimate.judges import num_validations
 from customized_grpo.tools.estimate.workload import Workload

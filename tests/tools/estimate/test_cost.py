@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from helpers import ROOT, changed
+from rich.console import Console
 
 from customized_grpo.config import NftAlgorithm, RunConfig, load_config
 from customized_grpo.errors import ConfigError
@@ -21,6 +23,7 @@ from customized_grpo.tools.estimate.cost import (
 )
 from customized_grpo.tools.estimate.devices import Device
 from customized_grpo.tools.estimate.encoders import EncoderCount, RewardCount
+from customized_grpo.tools.estimate.table import show
 from customized_grpo.tools.estimate.transformer import Tokens, TransformerCount
 from customized_grpo.tools.estimate.workload import Workload, count_run
 
@@ -223,3 +226,17 @@ def test_mfu_is_measured_or_given(tmp_path: Path) -> None:
         read_mfu(0.3, file)
     with pytest.raises(ConfigError, match="--mfu must be a share"):
         Cluster(device=DEVICE, rollout_mfu=1.5)
+
+
+@pytest.mark.parametrize(
+    ("share", "said"), [(0.8, ""), (0.95, "! tight: 0.1 GB to spare"), (1.05, "! does not fit")]
+)
+def test_what_fits_only_just_is_said(config: RunConfig, share: float, said: str) -> None:
+    model = replace(MODEL, parameters=10**9)
+    needed = estimate(work(config, transformer=model), Cluster(device=DEVICE)).memory["ddp"].total
+    cluster = Cluster(device=replace(DEVICE, memory=needed / share))
+    counted, text = work(config, transformer=model), io.StringIO()
+    show(counted, cluster, estimate(counted, cluster), None, Console(file=text, width=200))
+    assert said in text.getvalue()
+    for other in ("! tight", "! does not fit"):
+        assert (other in text.getvalue()) == said.startswith(other)

@@ -11,10 +11,9 @@ from customized_grpo.config import RunConfig
 from customized_grpo.errors import ConfigError
 from customized_grpo.tools.doctor.findings import Finding, from_error, gigabytes
 from customized_grpo.tools.doctor.machine import Machine
-from customized_grpo.tools.estimate.cost import Memory, loading_ram, predict_memory
+from customized_grpo.tools.estimate.cost import TIGHT, Memory, loading_ram, predict_memory
 from customized_grpo.tools.estimate.workload import Workload, count_run
 
-TIGHT = 0.9  # of the memory: the prediction leaves out fragmentation and kernels' workspaces
 _REST = (
     "no field makes enough room: take a GPU with more memory, smaller generator.height and width, "
     "or serve the rewards elsewhere (docs/remote_rewards.md)"

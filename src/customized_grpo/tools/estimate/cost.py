@@ -20,6 +20,9 @@ from customized_grpo.tools.estimate.workload import (
 )
 from customized_grpo.training.validation import NUM_SAMPLES
 
+TIGHT = 0.9
+"""Of a memory: the prediction leaves out fragmentation and kernels' workspaces."""
+
 DEFAULT_MFU = 0.4
 """Share of the peak that the model's products reach; assumed until a benchmark says otherwise."""
 _CPU_MFU = 0.75

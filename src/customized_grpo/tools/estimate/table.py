@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from customized_grpo.tools.estimate.cards import RENTS
-from customized_grpo.tools.estimate.cost import Cluster, Estimate, Memory
+from customized_grpo.tools.estimate.cost import TIGHT, Cluster, Estimate, Memory
 from customized_grpo.tools.estimate.devices import Device
 from customized_grpo.tools.estimate.judges import count_judges
 from customized_grpo.tools.estimate.votes import count_votes
@@ -124,8 +124,14 @@ def _run(work: Workload, cluster: Cluster, result: Estimate, price: float | None
         f"assumed: MFU {cluster.rollout_mfu:.0%} (rollout), {cluster.update_mfu:.0%} (update)"
         f"{_measured(device)}; evaluation, checkpoints and loading not counted.",
     ]
-    if result.memory[result.layout].total > device.memory:
+    memory = result.memory[result.layout].total
+    if memory > device.memory:
         lines.append("! does not fit (see docs/generators.md, Memory).")
+    elif memory > TIGHT * device.memory:
+        lines.append(
+            f"! tight: {(device.memory - memory) / 1e9:.1f} GB to spare, and fragmentation and "
+            "kernels' workspaces are not counted; measure with `cgrpo train CONFIG --rehearse`."
+        )
     if work.rewards.unknown:
         lines.append(f"! time not counted: {', '.join(work.rewards.unknown)}.")
     return "\n".join(lines)
