@@ -289,7 +289,10 @@ def test_estimate_prints_tables_or_json(capsys) -> None:
     out = capsys.readouterr().out
     for text in ("96 images", "480 trained pairs", "rollout", "GB per device", "fsdp", "--price"):
         assert text in out
-    for text in ("RAM for loading: up to 0.0 GB", "at $2.69 a device hour (RunPod, 2026-11; yours by"):
+    for text in (
+        "RAM for loading: up to 0.0 GB",
+        "at $2.69 a device hour (RunPod, 2026-11; yours by",
+    ):
         assert text in out
     only = ["estimate", emoji, "--device", "h100", "--tflops", "90", "--memory", "20"]
     assert main(only) == 0
