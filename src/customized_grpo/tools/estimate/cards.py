@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from customized_grpo.tools.estimate.cost import Cluster, estimate, predict_memory
+from customized_grpo.tools.estimate.cost import TIGHT, Cluster, estimate, predict_memory
 from customized_grpo.tools.estimate.devices import CPU, DEVICES, Device, device_called, find_device
 from customized_grpo.tools.estimate.workload import Workload
 
@@ -53,20 +53,20 @@ def card_for(work: Workload, num_devices: int) -> Device:
     if generator.path.startswith("embedded:"):
         return find_device(CPU)
     usual = [DEVICES[name] for name in _USUAL]
-    return next((card for card in usual if fits(work, card, num_devices)), usual[-1])
+    memory = _memory(work, num_devices)
+    return next((card for card in usual if memory <= card.memory), usual[-1])
 
 
-def fits(work: Workload, card: Device, num_devices: int = 1) -> bool:
-    """Whether the prediction of a run's memory, as it is configured, is within a card's."""
+def _memory(work: Workload, num_devices: int = 1) -> float:
+    """Bytes that the run, as it is configured, is predicted to take on each device."""
     config = work.config
     generator: Any = config.generator
     checkpointing = generator.gradient_checkpointing
-    memory = predict_memory(work, num_devices, fsdp=config.fsdp, checkpointing=checkpointing)
-    return memory.total <= card.memory
+    return predict_memory(work, num_devices, fsdp=config.fsdp, checkpointing=checkpointing).total
 
 
 def price_list(works: dict[str, Workload]) -> Iterator[str]:
-    """Rows of a Markdown table: hours and dollars of each run on one of each card it fits on."""
+    """Rows of a Markdown table: hours and dollars of each run on one of each card."""
     yield f"| | {' | '.join(works)} |"
     yield f"|---|{'---|' * len(works)}"
     for card in DEVICES.values():
@@ -78,15 +78,18 @@ def card_label(card: Device) -> str:
     """Name, memory and price of a card."""
     rent = RENTS.get(card.name)
     price = f", ${rent.price:.2f} ({rent.who}, {rent.when})" if rent else ""
-    return f"`{card.name}`, {card.memory / 1e9:.0f} GB{price}"
+    return f"`{card.name}`, {card.sold_as} GB{price}"
 
 
 def hours_and_dollars(work: Workload, card: Device) -> str:
-    """Of a whole run, such as '4.9 h, $1.67'; a dash where it does not fit."""
-    if not fits(work, card):
+    """Of a whole run, such as '4.9 h, $1.7'; '~' before it where memory is tight, a dash where it
+    does not fit."""
+    memory = _memory(work)
+    if memory > card.memory:
         return "-"
     hours, rent = estimate(work, Cluster(device=card)).hours, RENTS.get(card.name)
-    return f"{_short(hours)} h" + (f", ${_short(hours * rent.price)}" if rent else "")
+    tight = "~ " * (memory > TIGHT * card.memory)
+    return f"{tight}{_short(hours)} h" + (f", ${_short(hours * rent.price)}" if rent else "")
 
 
 def _short(number: float) -> str:

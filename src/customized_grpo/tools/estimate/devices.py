@@ -25,37 +25,40 @@ class Device:
     name: str
     bf16: float  # dense bfloat16 matrix products, accumulated in float32
     float32: float  # float32 without TensorFloat-32, as PyTorch's default
-    memory: float  # bytes
+    memory: float  # bytes that CUDA has to give, less than the card is named for
     bandwidth: float  # rate of its memory
     link: float  # to the others of a node of 8, one direction
     network: float
     """To other nodes, one direction; assumed: an InfiniBand or Ethernet port per device."""
     is_cpu: bool = False
+    sold_as: int = 0
+    """GB by which it is called."""
 
 
 CPU = "cpu"
 
-# TFLOP/s without sparsity, GB, GB/s. NVIDIA's datasheets of the cards, and its whitepapers of GA102
+# TFLOP/s without sparsity; GB by name, GiB that CUDA reports (its messages when memory runs out, in
+# public issues); GB/s. NVIDIA's datasheets of the cards, and its whitepapers of GA102
 # (RTX 3090), Ada (RTX 4090) and Blackwell (RTX 5090), whose bfloat16 products are half as fast with
 # float32 sums as without; link: half of NVLink's or PCIe's total.
 DEVICES = {
     name: Device(
-        name=name, bf16=bf16 * 1e12, float32=float32 * 1e12, memory=memory * 1e9,
-        bandwidth=bandwidth * 1e9, link=link * 1e9, network=network * 1e9,
+        name=name, bf16=bf16 * 1e12, float32=float32 * 1e12, memory=memory * 2**30,
+        bandwidth=bandwidth * 1e9, link=link * 1e9, network=network * 1e9, sold_as=sold_as,
     )
-    for name, bf16, float32, memory, bandwidth, link, network in (
-        ("rtx3090", 71, 35.6, 24, 936, 32, 3),
-        ("rtx4090", 165, 82.6, 24, 1008, 32, 3),
-        ("rtx5090", 209, 104.8, 32, 1792, 64, 3),
-        ("l4", 121, 30.3, 24, 300, 32, 12.5),
-        ("a10g", 70, 35, 24, 600, 32, 12.5),
-        ("a6000", 155, 38.7, 48, 768, 32, 12.5),
-        ("l40s", 362, 91.6, 48, 864, 32, 12.5),
-        ("a100-40gb", 312, 19.5, 40, 1555, 300, 25),
-        ("a100-80gb", 312, 19.5, 80, 2039, 300, 25),
-        ("h100", 989, 67, 80, 3350, 450, 50),
-        ("h200", 989, 67, 141, 4800, 450, 50),
-        ("b200", 2250, 75, 180, 8000, 900, 50),
+    for name, bf16, float32, sold_as, memory, bandwidth, link, network in (
+        ("rtx3090", 71, 35.6, 24, 23.5, 936, 32, 3),
+        ("rtx4090", 165, 82.6, 24, 23.5, 1008, 32, 3),
+        ("rtx5090", 209, 104.8, 32, 31.4, 1792, 64, 3),
+        ("l4", 121, 30.3, 24, 22.0, 300, 32, 12.5),
+        ("a10g", 70, 35, 24, 22.0, 600, 32, 12.5),
+        ("a6000", 155, 38.7, 48, 47.4, 768, 32, 12.5),
+        ("l40s", 362, 91.6, 48, 44.4, 864, 32, 12.5),
+        ("a100-40gb", 312, 19.5, 40, 39.4, 1555, 300, 25),
+        ("a100-80gb", 312, 19.5, 80, 79.1, 2039, 300, 25),
+        ("h100", 989, 67, 80, 79.1, 3350, 450, 50),
+        ("h200", 989, 67, 141, 139.7, 4800, 450, 50),
+        ("b200", 2250, 75, 180, 178.3, 8000, 900, 50),
     )
 }  # fmt: skip
 
