@@ -290,7 +290,7 @@ def test_estimate_prints_tables_or_json(capsys) -> None:
     for text in ("96 images", "480 trained pairs", "rollout", "GB per device", "fsdp", "--price"):
         assert text in out
     for text in (
-        "RAM for loading: up to 0.0 GB",
+        "RAM for loading: up to 0.034 GB",
         "at $2.69 a device hour (RunPod, 2026-11; yours by",
     ):
         assert text in out
@@ -306,7 +306,10 @@ def test_estimate_names_what_it_cannot_take(capsys) -> None:
     assert "--device must be" in error_line(capsys, "estimate", emoji, "--device", "h1000")
     both = ("--mfu", "0.3", "--benchmark", "mfu.json")
     assert "--mfu must be left out" in error_line(capsys, "estimate", emoji, *both)
-    assert "generator.type must be" in error_line(capsys, "estimate", "run.yaml")
+    assert main(["estimate", "run.yaml"]) == 2
+    begun, error = capsys.readouterr().err.splitlines()
+    assert begun == "counting the operations and bytes of the run"
+    assert "generator.type must be" in error
 
 
 @pytest.mark.parametrize("words", [["train", "--help"], ["--help"], ["version"]])

@@ -52,13 +52,15 @@ def test_a_run_is_rehearsed_and_leaves_a_picture(
     file = tmp_path / "config.yaml"
     file.write_text(dump_config(config))
     assert main(["train", str(file), "--rehearse", "--price=2.5"]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert f"next: cgrpo train {file}\n" in err
     for name in ("seconds per update", "peak memory, GB"):
         measured, estimated = re.search(rf"{name} +([\d.]+) +([\d.]+)\n", out).groups()  # pyright: ignore
         assert float(measured) > 0 < float(estimated)
     assert re.search(r"seconds per validation +[\d.]+", out)
     assert "100 updates, 3 validations, " in out
     assert re.search(r"1 device, [\d.]+ at 2.5 an hour", out)
+    assert "memory: measured with Python and its libraries, estimated without" in out
     assert "picture: emoji-rehearsal.png" in out
     assert sorted(path.name for path in tmp_path.rglob("*") if path != file) == [
         "emoji-rehearsal.png", "here"
@@ -70,7 +72,7 @@ def test_the_whole_run_and_its_price(tiny_config: RunConfig) -> None:
     config = changed(tiny_config, evaluation=settings, train={"num_updates": 110})
     text = module._whole_run(config, MEASURED, 2.0)
     # 110 x 30 s and 0, 20, ..., 100, 110: 7 validations of 60 s
-    assert "110 updates, 7 validations, 1 hours on 1 device, 2.07 at 2 an hour" in text
+    assert "110 updates, 7 validations, 62 minutes on 1 device, 2.07 at 2 an hour" in text
     assert module._whole_run(tiny_config, MEASURED, None).endswith("; --price gives the cost")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from customized_grpo.cli.shared import number, positive
+from customized_grpo.cli.shared import announce, number, positive
 from customized_grpo.errors import ConfigError
 
 
@@ -67,9 +67,11 @@ def _estimate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     if options.mfu is not None and options.benchmark is not None:
         raise ConfigError(f"--mfu must be left out with --benchmark, got {options.mfu}")
+    count = options.num_devices
+    device = None if options.device is None else find_device(options.device)
+    announce("counting the operations and bytes of the run")
     work = count_run(config, options.references)
-    name, count = options.device, options.num_devices
-    device = card_for(work, count) if name is None else find_device(name)
+    device = device or card_for(work, count)
     mfu = assumed_mfu(config, device) if options.mfu is None else options.mfu
     rollout_mfu, update_mfu = read_mfu(mfu, options.benchmark)
     cluster = Cluster(

@@ -144,7 +144,8 @@ def judge(
 ) -> None:
     """Base against tuned of a run."""
     from customized_grpo.evaluation.evaluate import Place, evaluate_run
-    from customized_grpo.evaluation.tables import run_table, verdict
+    from customized_grpo.evaluation.tables import makes_a_difference, run_table, verdict
+    from customized_grpo.runs.run import Run
 
     hide_loading_bars()
     outcome = evaluate_run(run, split, num_examples)
@@ -154,4 +155,8 @@ def judge(
     print(f"picture: {Place(run, split).grid}")
     print(run_table(outcome))
     print(verdict(outcome))
-    next_step(*export_words(run))
+    if makes_a_difference(outcome):
+        next_step(*export_words(run))
+    else:
+        longer = 2 * Run.open(run).config.train.num_updates
+        next_step("resume", run, "--train.num_updates", longer)

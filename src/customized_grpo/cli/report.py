@@ -7,6 +7,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from customized_grpo.cli.shared import announce
+
 
 def add(commands: Any) -> None:
     """Adds the parser."""
@@ -29,6 +31,8 @@ def add(commands: Any) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
+    announce("reading the results and drawing figures")
+
     from customized_grpo.evaluation.report.page import run_pictures, study_pictures, write_report
     from customized_grpo.evaluation.results import Results
     from customized_grpo.evaluation.study import RESULTS, results_of_runs

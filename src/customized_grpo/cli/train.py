@@ -98,8 +98,11 @@ def _rehearse(config_path: Path, overrides: Sequence[str], price: float | None) 
     from customized_grpo.tools.rehearse import rehearse
 
     hide_loading_bars()
-    for line in rehearse(config, price, free_path(Path(f"{config.name}-rehearsal.png"))):
+    lines = rehearse(config, price, free_path(Path(f"{config.name}-rehearsal.png")))
+    for line in lines:
         print(line)
+    if lines:  # the first of several processes
+        next_step("train", config_path, *overrides)
 
 
 def train_config(

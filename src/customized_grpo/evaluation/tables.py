@@ -71,6 +71,7 @@ def run_table(outcome: Outcome) -> str:
         rows.append([headings.get(name, name), *cells, change])
     heads = ["", *columns, f"{outcome.name} - {yardstick.base_name}"]
     note = f"{yardstick.describe()}; ± is the standard error, of a mean or of the paired difference"
+    note += "; what each row means: docs/evaluation.md"
     return f"{Table(heads=heads, rows=rows).aligned()}\n{note}"
 
 
@@ -100,7 +101,7 @@ def verdict(outcome: Outcome) -> str:
     if not known:
         return ""
     numbers = {o: "{:+z.4f} ± {:.4f}".format(*outcome.change(c)) for o, c in known.items()}
-    if not any(map(outcome.differs, known.values())):
+    if not makes_a_difference(outcome):
         texts = ", ".join(f"{objective} {number}" for objective, number in numbers.items())
         pair = f"{outcome.name} and {outcome.yardstick.base_name}"
         return f"No difference to speak of between {pair}: {texts}."
@@ -110,6 +111,13 @@ def verdict(outcome: Outcome) -> str:
         word = word if outcome.differs(column) else "no different to speak of"
         parts.append(f"{word} in {objective} ({numbers[objective]})")
     return f"{outcome.name} is {', '.join(parts)}."
+
+
+def makes_a_difference(outcome: Outcome) -> bool:
+    """Whether what ``verdict`` begins with has changed: both right, or a leading evaluator."""
+    shares, leading = ("both_right",), outcome.yardstick.leading.values()
+    names = shares if "both_right" in outcome.changes else leading
+    return any(outcome.differs(name) for name in names if name in outcome.changes)
 
 
 def _verdict_of_shares(outcome: Outcome) -> str:

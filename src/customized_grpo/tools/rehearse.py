@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import resource
 import shutil
@@ -28,6 +29,7 @@ from customized_grpo.evaluation.tables import Table
 from customized_grpo.files import read_number
 from customized_grpo.runs.files import SAMPLES, MetricsReader
 from customized_grpo.runs.log import run_folder
+from customized_grpo.tools.doctor.findings import duration
 from customized_grpo.tools.doctor.machine import look
 from customized_grpo.tools.doctor.memory import predict, what_to_lower
 from customized_grpo.tools.estimate.cost import TIGHT, Cluster, Estimate, assumed_mfu, estimate
@@ -35,6 +37,8 @@ from customized_grpo.tools.estimate.devices import device_called, find_device
 from customized_grpo.tools.estimate.judges import num_validations
 from customized_grpo.tools.estimate.workload import Workload
 from customized_grpo.training.train import train
+
+logger = logging.getLogger("customized_grpo")
 
 _ROLLOUTS = 2
 _AFTER_FAILURE = 0.8  # of the memory: more is predicted to fit, and did not
@@ -69,6 +73,9 @@ def rehearse(config: RunConfig, price: float | None, picture: Path) -> list[str]
         CustomizedGRPOError: as the run would; where memory runs out, with what to lower first.
     """
     small = _shortened(config)
+    logger.info(
+        "rehearsal of %s: %d rollouts of it, in a folder that is deleted", config.name, _ROLLOUTS
+    )
     folder, output_dir = run_folder(small), Path(config.output_dir)
     is_first, is_new = read_number("RANK", 0) == 0, not output_dir.exists()
     try:
@@ -153,7 +160,8 @@ def _report(config: RunConfig, measured: Measured, price: float | None) -> list[
     lines = [
         f"on {place.name if place.is_gpu else 'the CPU'}, in the second of {_ROLLOUTS} rollouts:",
         *table.aligned().splitlines(),
-        _whole_run(config, measured, price),
+        *["memory: measured with Python and its libraries, estimated without"] * (not place.is_gpu),
+        _whole_run(config, measured, price, is_paid=place.is_gpu),
     ]
     if measured.micro_batch_size is not None:
         lines.append(
@@ -234,15 +242,17 @@ def _table(measured: Measured, work: Workload | None, predicted: Estimate | None
     return Table(heads=["", "measured", "estimated"], rows=rows)
 
 
-def _whole_run(config: RunConfig, measured: Measured, price: float | None) -> str:
+def _whole_run(
+    config: RunConfig, measured: Measured, price: float | None, *, is_paid: bool = True
+) -> str:
     updates, every = config.train.num_updates, config.evaluation.validate_every
     validations = num_validations(updates, every)
     hours = (updates * measured.seconds + validations * measured.validation) / 3600
     processes = read_number("WORLD_SIZE", 1)
-    cost = "; --price gives the cost"
+    cost = "; --price gives the cost" * is_paid
     if price is not None:
         cost = f", {hours * processes * price:.2f} at {price:g} an hour for each device"
     return (
-        f"the whole run: {updates} updates, {validations} validations, {hours:.2g} hours on "
+        f"the whole run: {updates} updates, {validations} validations, {duration(hours)} on "
         f"{processes} {'device' if processes == 1 else 'devices'}{cost}"
     )

@@ -3,8 +3,8 @@
 The way of a score that is missing: ``RewardSet.score`` turns whatever a reward returned that is not
 finite, or what it raised, into NaN; ``settle_scores`` asks for it again and stops the run if too
 much stays lost; ``objective_advantages`` leaves the sample out of its group's mean and makes its
-row NaN, ``Advantages.valid`` false; the loss (``loss.py``, ``nft.py``) leaves it out. No guess takes
-the place of a score.
+row NaN, ``Advantages.valid`` false; the loss (``loss.py``, ``nft.py``) leaves it out. No guess
+takes the place of a score.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from helpers import ROOT, changed
 from customized_grpo.config import RunConfig, load_config
 from customized_grpo.tools.doctor.findings import Finding
 from customized_grpo.tools.doctor.machine import Machine, Place
-from customized_grpo.tools.doctor.memory import memory, what_fits
+from customized_grpo.tools.doctor.memory import memory, time_on_cpu, what_fits
 from customized_grpo.tools.estimate.cost import Cluster, estimate
 from customized_grpo.tools.estimate.devices import DEVICES
 from customized_grpo.tools.estimate.workload import Workload
@@ -142,3 +142,15 @@ def test_a_generator_that_cannot_be_counted(tiny_config: RunConfig, tmp_path: Pa
     assert finding.status == "warning"
     assert "cannot be counted" in finding.found
     assert finding.fix
+
+
+def test_a_run_that_takes_a_cpu_for_days_is_sent_to_a_gpu(emoji: Workload) -> None:
+    short, long = (
+        time_on_cpu(with_flags(emoji, ["--train.num_updates", str(updates)]))
+        for updates in (10, 10_000_000)
+    )
+    assert (short.status, short.fix) == ("ok", "")
+    assert "minutes on this CPU" in short.found
+    assert long.status == "warning"
+    assert "docs/rented_gpu.md" in long.fix
+    assert "days on this CPU" in long.found

@@ -31,7 +31,7 @@ from customized_grpo.training.policy import make_policy
 from customized_grpo.training.sampling import sample_images
 from customized_grpo.types import Example
 
-PROMPT = "a picture of it on the beach"
+PROMPT = "an animal on the beach"
 
 
 @pytest.fixture

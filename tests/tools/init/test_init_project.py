@@ -151,14 +151,15 @@ def test_what_is_printed_leads_on(photos: Path, capsys: pytest.CaptureFixture[st
     (photos / "notes.txt").write_text("any")
     assert main(init()) == 0
     out = capsys.readouterr().out
-    assert out.startswith("project: my-dog\n  model: embedded\n  photos: 10, 2 of them kept aside")
+    assert out.startswith("project: my-dog\n  model: embedded, to try every step here; for ")
+    assert "\n  photos: 10, 2 of them kept aside" in out
     assert "  notes.txt: not used: a text" in out
     assert "prompts say 'animal': it does not know 'dog'" in out
     commands = [shlex.split(line) for line in out.splitlines() if line.startswith("    cgrpo ")]
     assert [words[1] for words in commands] == [
-        "data", "doctor", "train", "watch", "generate", "evaluate", "export"
+        "data", "doctor", "train", "train", "watch", "generate", "evaluate", "export"
     ]  # fmt: skip
-    generate = commands[4]
+    generate = commands[5]
     reference = generate[generate.index("--reference") + 1]
     first = rows("held_out.jsonl")[0]
     assert generate[generate.index("--prompt") + 1] == first["prompt"]

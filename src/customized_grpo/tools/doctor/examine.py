@@ -74,7 +74,7 @@ def _import_error() -> Finding | None:
 
 def _planned(config: RunConfig, machine: Machine, *, resumes: bool) -> Iterator[Finding]:
     from customized_grpo.tools.doctor import run
-    from customized_grpo.tools.doctor.memory import loading, memory, predict
+    from customized_grpo.tools.doctor.memory import loading, memory, predict, time_on_cpu
     from customized_grpo.tools.doctor.weights import weights
 
     yield from run.settings(config)
@@ -87,8 +87,7 @@ def _planned(config: RunConfig, machine: Machine, *, resumes: bool) -> Iterator[
     try:
         work = predict(config)
         yield memory("memory", work, machine)
-        if machine.place(config.device).is_gpu:
-            yield loading(work, machine)
+        yield loading(work, machine) if machine.place(config.device).is_gpu else time_on_cpu(work)
     except ConfigError as error:
         yield dataclasses.replace(from_error("memory", error), status="warning")
     yield from run.folders(config, work)

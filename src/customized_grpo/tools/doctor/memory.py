@@ -9,11 +9,21 @@ from typing import Any
 from customized_grpo.assets import one_line
 from customized_grpo.config import RunConfig
 from customized_grpo.errors import ConfigError
-from customized_grpo.tools.doctor.findings import Finding, from_error, gigabytes
+from customized_grpo.tools.doctor.findings import Finding, duration, from_error, gigabytes
 from customized_grpo.tools.doctor.machine import Machine
-from customized_grpo.tools.estimate.cost import TIGHT, Memory, loading_ram, predict_memory
+from customized_grpo.tools.estimate.cost import (
+    TIGHT,
+    Cluster,
+    Memory,
+    assumed_mfu,
+    estimate,
+    loading_ram,
+    predict_memory,
+)
+from customized_grpo.tools.estimate.devices import CPU, find_device
 from customized_grpo.tools.estimate.workload import Workload, count_run
 
+_LONG = 24.0  # hours
 _REST = (
     "no field makes enough room: take a GPU with more memory, smaller generator.height and width, "
     "or serve the rewards elsewhere (docs/remote_rewards.md)"
@@ -56,6 +66,18 @@ def loading(work: Workload, machine: Machine) -> Finding:
         return Finding(check="ram for loading", status="ok", found=found)
     fix = "take a machine with more, or add swap: each weight is read once"
     return Finding(check="ram for loading", status="warning", found=found, fix=fix)
+
+
+def time_on_cpu(work: Workload) -> Finding:
+    """How long the run takes where no GPU does it."""
+    cpu = find_device(CPU)
+    mfu = assumed_mfu(work.config, cpu)
+    hours = estimate(work, Cluster(device=cpu, rollout_mfu=mfu, update_mfu=mfu)).hours
+    found = f"no GPU does the work: about {duration(hours)} on this CPU"
+    if hours < _LONG:
+        return Finding(check="time", status="ok", found=found)
+    fix = "rent a GPU, for which `cgrpo estimate CONFIG` has hours and a price (docs/rented_gpu.md)"
+    return Finding(check="time", status="warning", found=found, fix=fix)
 
 
 def what_fits(name: str, config: RunConfig, machine: Machine) -> Finding:

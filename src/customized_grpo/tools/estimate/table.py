@@ -104,12 +104,17 @@ def _memory_table(work: Workload, cluster: Cluster, result: Estimate) -> Table:
         is_away = field.name == "encoders" and generator.offload
         table.add_row(
             field.name + " (offloaded)" * is_away,
-            *(f"{getattr(memory, field.name) / 1e9:.1f}" for memory in shown.values()),
+            *(_gigabytes(getattr(memory, field.name)) for memory in shown.values()),
         )
     table.add_section()
     totals = (memory.total for memory in shown.values())
-    table.add_row("total", *(f"{total / 1e9:.1f}{' !' * (total > room)}" for total in totals))
+    table.add_row("total", *(f"{_gigabytes(total)}{' !' * (total > room)}" for total in totals))
     return table
+
+
+def _gigabytes(size: float) -> str:
+    """A digit behind the point, two of what is smaller: nothing that is there reads 0.0."""
+    return f"{size / 1e9:.1f}" if size >= 1e8 or not size else f"{size / 1e9:.2g}"
 
 
 def _run(work: Workload, cluster: Cluster, result: Estimate, price: float | None) -> str:
@@ -119,7 +124,7 @@ def _run(work: Workload, cluster: Cluster, result: Estimate, price: float | None
         f"update: {result.seconds_per_update:,.3g} s; {result.images_per_second:,.3g} images / s.",
         f"run: {train.num_updates} updates = {result.hours:,.3g} h on {count} x {device.name}"
         f"{in_all}{_cost(device.name, result.device_hours, price)}.",
-        f"RAM for loading: up to {result.ram / 1e9:.1f} GB in each process.",
+        f"RAM for loading: up to {_gigabytes(result.ram)} GB in each process.",
         *_judges(work),
         f"assumed: MFU {cluster.rollout_mfu:.0%} (rollout), {cluster.update_mfu:.0%} (update)"
         f"{_measured(device)}; evaluation, checkpoints and loading not counted.",

@@ -16,7 +16,7 @@ from customized_grpo.evaluation.outcome import Outcome
 from customized_grpo.evaluation.tables import run_table, verdict
 from customized_grpo.generators.lora import DEFAULT_RANK
 from customized_grpo.runs.run import Run
-from customized_grpo.tools.export.snippet import is_stock, snippet
+from customized_grpo.tools.export.snippet import example_prompt, is_stock, snippet
 
 logger = logging.getLogger("customized_grpo")
 
@@ -67,10 +67,11 @@ def _use(run: Run, folder: str) -> str:
     generator: Any = run.config.generator
     note = _QWEN if generator.type == "qwen-image-edit-plus" else ""
     generate = (
-        f"cgrpo generate config.yaml --lora . --prompt 'a picture of it on the beach' "
+        f"cgrpo generate config.yaml --lora . --prompt '{example_prompt(_base(run))}' "
         f"--reference reference.png{'' if run.is_lora else ' --no-base'}"
     )
-    command = f"in this folder:\n\n```bash\n{generate}\n```\n"
+    command = "in this folder, a picture of the subject being `reference.png`:\n\n"
+    command += f"```bash\n{generate}\n```\n"
     if not is_stock(run):
         return f"No stock pipeline takes references for this model. With customized-grpo, {command}"
     return f"```python\n{snippet(run, folder)}\n```\n{note}\nOr with customized-grpo, {command}"

@@ -88,7 +88,7 @@ def snippet(run: Run, folder: str) -> str:
     lines.append("image = pipeline(")
     arguments = {
         "image": f"ImageOps.fit(reference, ({width}, {height}))",
-        "prompt": repr("a picture of it on the beach"),
+        "prompt": repr(example_prompt(generator.path)),
         "height": height,
         "width": width,
         "num_inference_steps": config.evaluation.num_steps or config.rollout.num_steps,
@@ -100,6 +100,11 @@ def snippet(run: Run, folder: str) -> str:
         arguments["sigmas"] = f"[1 - step / {number} for step in range({number})]"
     lines += [f"    {name}={value}," for name, value in arguments.items()]
     return "\n".join([*lines, ").images[0]", 'image.save("picture.png")'])
+
+
+def example_prompt(path: str) -> str:
+    """In words that the base model knows."""
+    return "an animal on the beach" if is_embedded(path) else "a picture of it on the beach"
 
 
 def _base_lines(path: str) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from customized_grpo.tools.estimate.cards import RENTS
 from customized_grpo.tools.init.features import knows_photos
 from customized_grpo.tools.init.models import Step
 from customized_grpo.tools.init.prompts import OWN, with_article
@@ -24,6 +25,10 @@ short a run changes nothing that one could see. For pictures that look like your
 large model: cgrpo init --model flux2-klein-base, with a GPU of 24 GB, which can be rented
 (docs/rented_gpu.md).
 """
+_WHY_EMBEDDED = (
+    ", to try every step here; for pictures that look like your subject: --model flux2-klein-base "
+    f"on a GPU of 24 GB, from ${RENTS['rtx4090'].price:.2f} an hour (docs/rented_gpu.md)"
+)
 _JUDGES = {
     True: "identity is judged by photo features, EfficientNet-Lite of the extra photo",
     False: "identity is judged by models of drawn emoji; for models of photos, and a look for odd "
@@ -45,7 +50,7 @@ def summary(project: Project) -> list[str]:
     """What the project is, and what was decided without asking."""
     aside, count = len(project.aside), len(project.album.photos)
     lines = [
-        f"model: {project.preset.name}",
+        f"model: {project.preset.name}{_WHY_EMBEDDED * project.is_embedded}",
         f"photos: {count}, {aside} of them kept aside to judge by",
         f"prompts: {len(project.prompts.training)} to train on, {len(project.prompts.validation)} "
         f"to watch by, {len(project.prompts.held_out)} to judge by; examples: "
@@ -98,8 +103,8 @@ def steps(project: Project, folder: Path) -> list[Step]:
             else [("what it will take, and cost on a rented card, computed", estimate)]
         ),
         ("is all there that the run needs", ["doctor", config]),
-        *([] if project.is_embedded else [("two rollouts here, measured", rehearse)]),
-        ("train" + " (about two minutes of one CPU core)" * project.is_embedded, ["train", config]),
+        ("two rollouts here, measured: memory, hours", rehearse),
+        ("train" + " (minutes on a CPU)" * project.is_embedded, ["train", config]),
         ("does it work? also while it trains, from another terminal", ["watch", run, "--once"]),
         ("pictures of a prompt that was not trained on, before and after", generate),
         (

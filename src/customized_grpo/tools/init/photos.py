@@ -187,7 +187,7 @@ def _duplicates(photos: Sequence[CheckedPhoto]) -> Iterator[Remark]:
             named.add(other.path)
             text = (
                 f"nearly the same picture as {printable(one.path)}: it counts double and shows "
-                "nothing new; keep one of the two"
+                "nothing new; move one of the two away, then init again"
             )
             yield Remark(printable(other.path), "duplicate", text)
 
