@@ -153,7 +153,7 @@ def judge(
         print(outcome.to_json(), end="")
         return
     print(f"picture: {Place(run, split).grid}")
-    print(run_table(outcome))
+    print(f"{run_table(outcome)}; rows: docs/evaluation.md")
     print(verdict(outcome))
     if makes_a_difference(outcome):
         next_step(*export_words(run))

@@ -70,8 +70,7 @@ def run_table(outcome: Outcome) -> str:
             change = f"{mean:+z.4f} ± {error:.4f}"
         rows.append([headings.get(name, name), *cells, change])
     heads = ["", *columns, f"{outcome.name} - {yardstick.base_name}"]
-    note = f"{yardstick.describe()}; ± is the standard error, of a mean or of the paired difference"
-    note += "; what each row means: docs/evaluation.md"
+    note = f"{yardstick.describe()}; ±: standard error, of a mean or of the paired difference"
     return f"{Table(heads=heads, rows=rows).aligned()}\n{note}"
 
 
