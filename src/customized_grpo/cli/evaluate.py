@@ -154,8 +154,8 @@ def judge(
         return
     print(f"picture: {Place(run, split).grid}")
     print(f"{run_table(outcome)}; rows: docs/evaluation.md")
-    print(verdict(outcome))
-    if makes_a_difference(outcome):
+    print(sentence := verdict(outcome))
+    if not sentence or makes_a_difference(outcome):
         next_step(*export_words(run))
     else:
         longer = 2 * Run.open(run).config.train.num_updates
