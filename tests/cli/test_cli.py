@@ -52,6 +52,7 @@ def calls(monkeypatch, tmp_path) -> list:
     for table in ("run_table", "share_table"):
         monkeypatch.setattr(evaluation_tables, table, lambda outcome: "base tuned")
     monkeypatch.setattr(evaluation_tables, "verdict", lambda outcome: "It is better.")
+    monkeypatch.setattr(evaluation_tables, "makes_a_difference", lambda outcome: True)
     monkeypatch.setitem(sys.modules, "customized_grpo.training.train", trainer)
     monkeypatch.setitem(sys.modules, "customized_grpo.evaluation.evaluate", evaluate)
     hero.save_hero = lambda path, run, heading: calls.append(path)  # pyright: ignore
@@ -70,7 +71,10 @@ def test_evaluate_opens_with_the_picture(capsys, calls):
     assert main(["evaluate", "runs/x"]) == 0
     assert main(["evaluate", "runs/x", "--split", "validation", "--num-examples", "9"]) == 0
     assert calls == [(Path("runs/x"), "held_out", None), (Path("runs/x"), "validation", 9)]
-    assert capsys.readouterr().out == "picture: runs/x/grid.png\nbase tuned\nIt is better.\n" * 2
+    out, err = capsys.readouterr()
+    table = "base tuned; rows: docs/evaluation.md"
+    assert out == f"picture: runs/x/grid.png\n{table}\nIt is better.\n" * 2
+    assert err == "next: cgrpo export runs/x --to hub-folder --out x-lora\n" * 2
     assert main(["evaluate", "runs/x", "--json"]) == 0
     assert capsys.readouterr().out == "{}\n"
 
