@@ -31,7 +31,7 @@ def add(commands: Any) -> None:
         '  cgrpo generate runs/emoji --prompt "a fox on the beach" --reference fox.png --count 4\n'
         "  cgrpo generate runs/emoji --file prompts.jsonl --seeds 3 7 --strength 0.7 --out mine\n"
         "  cgrpo generate configs/emoji.yaml --lora my-lora --no-base --file prompts.jsonl\n"
-        "what the options do: docs/using.md",
+        "what a picture depends on, and says of itself: docs/using.md",
     )
     parser.add_argument("target", metavar="TARGET", type=Path, help="folder of a run, or a config")
     text = "what to show; may be repeated: every prompt is drawn with all references"
