@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import codecs
 import json
+import tempfile
 import unicodedata
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ from customized_grpo.config import (
 )
 from customized_grpo.data.dreambench import read_subjects
 from customized_grpo.data.folder import FolderConfig
+from customized_grpo.data.hf import HfConfig
 from customized_grpo.data.jsonl import read_entries
 from customized_grpo.data.listed import ListedSource
 from customized_grpo.data.syncd import SynCDConfig
@@ -130,6 +132,20 @@ def everything(source: ListedSource) -> set[tuple[str, str]]:
     splits = source.splits
     entries = (*splits.training, *splits.held_out, *splits.validation)
     return {(entry.prompt, entry.subject) for entry in entries}
+
+
+def metadata(folder: Path, word: str) -> str:
+    rows = [f"{photo(folder / f'{n}.png').name},{word} {n}\n" for n in range(3)]
+    return "".join(["file_name,caption\n", *rows])
+
+
+def read_metadata(file: Path) -> Any:
+    datasets = pytest.importorskip("datasets", reason="needs the extra [datasets]")
+    with tempfile.TemporaryDirectory() as cache, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+        source = HfConfig(path=str(file.parent), held_out=0.3).build(0)
+        assert isinstance(source, ListedSource)
+        return everything(source)
 
 
 def templates(folder: Path, word: str) -> str:
@@ -243,6 +259,7 @@ INPUTS = (
         (e.id, e.prompt) for e in read_entries(f)
     }),
     TextInput("data.syncd:_read", "a.json", syncd, read_syncd),
+    TextInput("data.hub:_check_texts", "metadata.csv", metadata, read_metadata),
     TextInput("data.templates:read_templates", "a.txt", templates, read_own_templates),
     TextInput("data.folder:_words", "subject.txt", subject, read_folder),
     TextInput("data.sidecars:read_captions", "0.txt", caption, read_folder),

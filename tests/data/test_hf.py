@@ -156,6 +156,20 @@ def test_mistakes_are_named(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", [ImportError, RuntimeError, OSError])
+def test_whatever_the_hub_s_client_raises_is_a_line(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    """Behind a proxy socks5:// it lacks a package, which is an ImportError."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise kind("Using SOCKS proxy,\nbut the package is not installed")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(ConfigError, match="got 'owner/name': Using SOCKS proxy, but the package"):
+        HfConfig(path="owner/name").build(0)
+
+
 def test_a_set_of_one_row_or_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="must have two rows or subjects at least"):
         listed(path=write(tmp_path / "one", [syncd_row(0)]))
