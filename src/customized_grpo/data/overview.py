@@ -73,7 +73,7 @@ def remark_lines(config: RunConfig, source: DataSource) -> list[str]:
 
 
 def long_prompt_lines(config: RunConfig, source: DataSource) -> list[str]:
-    """See read_in_part: of a run's models and the prompts of its data, of a stream those at hand."""
+    """See read_in_part: of a run's models and the prompts of its data, in a stream of a block."""
     if isinstance(source, StreamedSource):
         prompts = source.prompts
     else:
