@@ -672,6 +672,8 @@ def test_names_are_looked_up_by_one_class() -> None:
         "data.photos:photos_in": "a folder is no photo",
         "data.photos:photos_of": "a folder that has been found",
         "data.photos:left_out": "a folder that has been found",
+        "data.dreambench:_unnamed": "a folder that has been found",
+        "data.hub:_check_texts": "the path that the config names",
         "data.syncd:_metadata": "the path that the config names",
         "data.subjects200k:hosts": "the path that the config names",
         "data.hf:hosts": "the path that the config names",
