@@ -44,6 +44,7 @@ from customized_grpo.data.templates import read_templates
 from customized_grpo.errors import CustomizedGRPOError, DataError
 from customized_grpo.evaluation.manifest import MANIFEST, read_outputs
 from customized_grpo.evaluation.sets import build_set
+from customized_grpo.generators.lora_files import _peft_config
 from customized_grpo.rewards.ballots import Ballots, read_asked, read_votes
 from customized_grpo.rewards.endpoints.http_client import read_secret
 from customized_grpo.rewards.endpoints.rubrics import load_rubric
@@ -132,6 +133,11 @@ def everything(source: ListedSource) -> set[tuple[str, str]]:
     splits = source.splits
     entries = (*splits.training, *splits.held_out, *splits.validation)
     return {(entry.prompt, entry.subject) for entry in entries}
+
+
+def adapter(folder: Path, word: str) -> str:
+    raw = {"peft_type": "LORA", "r": 4, "base_model_name_or_path": word}
+    return json.dumps(raw, ensure_ascii=False, indent=1)
 
 
 def metadata(folder: Path, word: str) -> str:
@@ -259,6 +265,9 @@ INPUTS = (
         (e.id, e.prompt) for e in read_entries(f)
     }),
     TextInput("data.syncd:_read", "a.json", syncd, read_syncd),
+    TextInput("generators.lora_files:_peft_config", "adapter_config.json", adapter, lambda f: (
+        _peft_config(f).base_model_name_or_path
+    )),
     TextInput("data.hub:_check_texts", "metadata.csv", metadata, read_metadata),
     TextInput("data.templates:read_templates", "a.txt", templates, read_own_templates),
     TextInput("data.folder:_words", "subject.txt", subject, read_folder),
@@ -475,6 +484,13 @@ def live_class(folder: Path, name: Callable[[str], str]) -> Any:
     return [subject.kind for subject in found.subjects.values()]
 
 
+def syncd_metadata(folder: Path, name: Callable[[str], str]) -> Any:
+    for part in ("a", "b"):
+        text = syncd(folder, part)
+        (folder / name(f"{part}_metadata.json")).write_text(text)
+    return everything(SynCDConfig(path=str(folder), held_out=0.3).build(0))
+
+
 def manifest_files(folder: Path, name: Callable[[str], str]) -> Any:
     (folder / name(MANIFEST)).write_text(manifest(folder, "dog"))
     if name("out.png") != "out.png":
@@ -493,6 +509,7 @@ NAMED = (
     listed_reference_of_windows,
     syncd_cut_out,
     syncd_mask,
+    syncd_metadata,
     dreambench_files,
     live_class,
     manifest_files,

@@ -31,7 +31,7 @@ from customized_grpo.data.texts import (
     short,
 )
 from customized_grpo.errors import ConfigError, DataError
-from customized_grpo.files import Names, read_text
+from customized_grpo.files import Names, alike_name, read_text
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 _DUPLICATE = 0.98  # the dataset's own code leaves out pictures that are more alike than this
@@ -80,10 +80,10 @@ class SynCDConfig(DataConfig):
         if path.is_file():
             return [path]
         scored = self.min_dino is not None or self.min_aesthetics is not None
-        pattern = "*metadata_with_scores.json" if scored else "*metadata.json"
-        files = sorted(path.glob(pattern))
+        end = "metadata_with_scores.json" if scored else "metadata.json"
+        files = [file for file in sorted(path.glob("*")) if alike_name(file.name).endswith(end)]
         if not files:
-            raise ConfigError(f"path: must be a JSON file or a folder with {pattern}, got {path}")
+            raise ConfigError(f"path: must be a JSON file or a folder with *{end}, got {path}")
         return files
 
     def _rows(
