@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from customized_grpo.data.texts import short
 from customized_grpo.errors import within
 from customized_grpo.pictures import save_grid
 
+logger = logging.getLogger("customized_grpo")
+
 _MOST_REMARKS = 40
 _MUCH = 0.25
 
@@ -26,6 +29,7 @@ def show_data(config: RunConfig, picture: Path) -> str:
     Raises:
         DataError, ConfigError: at the first mistake in the data, as before a run.
     """
+    logger.info("reading data: %s", config.data.type)
     with within("data"):
         source: DataSource = config.data.build(config.seed)
     batch = source.training(0, config.rollout.prompts_per_rollout)

@@ -365,7 +365,7 @@ def _places(trained: Sequence[TrainedWeights]) -> dict[str, Any]:
         "maximum": max(count, 2),
         "value": max(count, 1),
         "label": "Checkpoint",
-        "info": f"along training, 1 to {count}",
+        "info": f"1: {trained[0].label}; {count}: {trained[-1].label}" if trained else "",
         "visible": count > 1,
     }
 
