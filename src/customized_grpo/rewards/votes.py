@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -144,7 +144,7 @@ class DrawnVotesConfig(VotesConfig):
     @classmethod
     def of(cls, config: VotesConfig) -> DrawnVotesConfig:
         """In place of a run's own, in the folder of the rehearsal."""
-        values = {field.name: getattr(config, field.name) for field in fields(config)}
+        values: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(config)}
         return cls(**(values | {"folder": None}))
 
     def build(self, device: torch.device) -> DrawnVotes:
