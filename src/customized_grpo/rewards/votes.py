@@ -145,7 +145,8 @@ class DrawnVotesConfig(VotesConfig):
     def of(cls, config: VotesConfig) -> DrawnVotesConfig:
         """In place of a run's own, in the folder of the rehearsal."""
         values: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(config)}
-        return cls(**(values | {"folder": None}))
+        values["folder"] = None
+        return cls(**values)
 
     def build(self, device: torch.device) -> DrawnVotes:
         """See VotesConfig."""
