@@ -99,12 +99,15 @@ def weighted_sum(results: Results) -> Figure:
         off = (totals(labelled, gamma)[:, None] - torch.tensor(lines.levels)).abs()
         axes.clabel(lines, fontsize=8, manual=labelled[off.argmin(0)].flip(1).tolist())
         axes.scatter(samples[1], samples[0], s=10, color="#56B4E9", lw=0)
-        for point, name in ((SPECIALIST, "specialist"), (ALL_ROUNDER, "all-rounder")):
+        for point, name, side in (
+            (SPECIALIST, "specialist", "right"),  # it lies near the frame
+            (ALL_ROUNDER, "all-rounder", "center"),
+        ):
             total = totals(torch.tensor([point]), gamma).item()
             axes.scatter(point[1], point[0], s=50, color=BLACK, zorder=3)
             axes.annotate(
-                f"{name}: {total:+.2f}", (point[1], point[0]), xytext=(0, 8), ha="center",
-                textcoords="offset points", bbox={"fc": "white", "ec": "none", "pad": 1},
+                f"{name}: {total:+.2f}", (point[1], point[0]), xytext=(8 * (side == "right"), 8),
+                ha=side, textcoords="offset points", bbox={"fc": "white", "ec": "none", "pad": 1},
             )  # fmt: skip
         axes.axhline(0, color=GREY, lw=0.6)
         axes.axvline(0, color=GREY, lw=0.6)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import codecs
 import json
+import tempfile
 import unicodedata
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ from customized_grpo.config import (
 )
 from customized_grpo.data.dreambench import read_subjects
 from customized_grpo.data.folder import FolderConfig
+from customized_grpo.data.hf import HfConfig
 from customized_grpo.data.jsonl import read_entries
 from customized_grpo.data.listed import ListedSource
 from customized_grpo.data.syncd import SynCDConfig
@@ -42,6 +44,7 @@ from customized_grpo.data.templates import read_templates
 from customized_grpo.errors import CustomizedGRPOError, DataError
 from customized_grpo.evaluation.manifest import MANIFEST, read_outputs
 from customized_grpo.evaluation.sets import build_set
+from customized_grpo.generators.lora_files import _peft_config
 from customized_grpo.rewards.ballots import Ballots, read_asked, read_votes
 from customized_grpo.rewards.endpoints.http_client import read_secret
 from customized_grpo.rewards.endpoints.rubrics import load_rubric
@@ -130,6 +133,25 @@ def everything(source: ListedSource) -> set[tuple[str, str]]:
     splits = source.splits
     entries = (*splits.training, *splits.held_out, *splits.validation)
     return {(entry.prompt, entry.subject) for entry in entries}
+
+
+def adapter(folder: Path, word: str) -> str:
+    raw = {"peft_type": "LORA", "r": 4, "base_model_name_or_path": word}
+    return json.dumps(raw, ensure_ascii=False, indent=1)
+
+
+def metadata(folder: Path, word: str) -> str:
+    rows = [f"{photo(folder / f'{n}.png').name},{word} {n}\n" for n in range(3)]
+    return "".join(["file_name,caption\n", *rows])
+
+
+def read_metadata(file: Path) -> Any:
+    datasets = pytest.importorskip("datasets", reason="needs the extra [datasets]")
+    with tempfile.TemporaryDirectory() as cache, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+        source = HfConfig(path=str(file.parent), held_out=0.3).build(0)
+        assert isinstance(source, ListedSource)
+        return everything(source)
 
 
 def templates(folder: Path, word: str) -> str:
@@ -243,6 +265,10 @@ INPUTS = (
         (e.id, e.prompt) for e in read_entries(f)
     }),
     TextInput("data.syncd:_read", "a.json", syncd, read_syncd),
+    TextInput("generators.lora_files:_peft_config", "adapter_config.json", adapter, lambda f: (
+        _peft_config(f).base_model_name_or_path
+    )),
+    TextInput("data.hub:_check_texts", "metadata.csv", metadata, read_metadata),
     TextInput("data.templates:read_templates", "a.txt", templates, read_own_templates),
     TextInput("data.folder:_words", "subject.txt", subject, read_folder),
     TextInput("data.sidecars:read_captions", "0.txt", caption, read_folder),
@@ -458,6 +484,13 @@ def live_class(folder: Path, name: Callable[[str], str]) -> Any:
     return [subject.kind for subject in found.subjects.values()]
 
 
+def syncd_metadata(folder: Path, name: Callable[[str], str]) -> Any:
+    for part in ("a", "b"):
+        text = syncd(folder, part)
+        (folder / name(f"{part}_metadata.json")).write_text(text)
+    return everything(SynCDConfig(path=str(folder), held_out=0.3).build(0))
+
+
 def manifest_files(folder: Path, name: Callable[[str], str]) -> Any:
     (folder / name(MANIFEST)).write_text(manifest(folder, "dog"))
     if name("out.png") != "out.png":
@@ -476,6 +509,7 @@ NAMED = (
     listed_reference_of_windows,
     syncd_cut_out,
     syncd_mask,
+    syncd_metadata,
     dreambench_files,
     live_class,
     manifest_files,
@@ -655,6 +689,8 @@ def test_names_are_looked_up_by_one_class() -> None:
         "data.photos:photos_in": "a folder is no photo",
         "data.photos:photos_of": "a folder that has been found",
         "data.photos:left_out": "a folder that has been found",
+        "data.dreambench:_unnamed": "a folder that has been found",
+        "data.hub:_check_texts": "the path that the config names",
         "data.syncd:_metadata": "the path that the config names",
         "data.subjects200k:hosts": "the path that the config names",
         "data.hf:hosts": "the path that the config names",

@@ -32,6 +32,10 @@ def test_a_folder_in_the_published_form(tmp_path: Path) -> None:
     assert {e.id.split("/")[0] for e in splits.held_out} == {"robot"}
     assert {e.subject for e in splits.training} == {"toy", "dog"}
     assert "a toy stands at noon" in {e.prompt for e in splits.held_out}
+    (tmp_path / "mug").mkdir()
+    assert config.build(seed=0).remarks[3:] == [
+        "mug not used: prompts_and_classes.txt does not name it"
+    ]
     running = {e.subject for e in (*splits.training, *splits.validation) if " runs " in e.prompt}
     assert running == {"dog"}
 

@@ -153,6 +153,7 @@ def test_built_in_templates_are_our_own_25(name: str) -> None:
     [
         ({"path": "nowhere"}, ConfigError, "path: must be a folder"),
         ({"live": ("rexx",)}, ConfigError, "live: must name.*'rexx'; did you mean 'rex'"),
+        ({"live": ("REX",)}, ConfigError, "got 'REX'; 'rex' differs in case or accents only; copy"),
         ({"held_out": ("rexx",)}, ConfigError, "held_out: must name.*did you mean 'rex'"),
         ({"together": (("rex", "rexx"),)}, ConfigError, "together: must name.*did you mean 'rex'"),
         ({"together": (("rex", "rex"),)}, ConfigError, "must be subjects of different words, got"),

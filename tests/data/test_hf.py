@@ -156,6 +156,20 @@ def test_mistakes_are_named(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", [ImportError, RuntimeError, OSError])
+def test_whatever_the_hub_s_client_raises_is_a_line(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    """Behind a proxy socks5:// it lacks a package, which is an ImportError."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise kind("Using SOCKS proxy,\nbut the package is not installed")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(ConfigError, match="got 'owner/name': Using SOCKS proxy, but the package"):
+        HfConfig(path="owner/name").build(0)
+
+
 def test_a_set_of_one_row_or_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="must have two rows or subjects at least"):
         listed(path=write(tmp_path / "one", [syncd_row(0)]))
@@ -208,19 +222,22 @@ def test_a_streamed_block_shows_its_rows_equally_often(tmp_path: Path) -> None:
 def test_what_of_a_stream_is_used_and_what_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [syncd_row(n) for n in range(10)] + [syncd_row(10, caption=" ")]
+    rows = [syncd_row(n) for n in range(9)] + [syncd_row(9, caption="a thing on a desk " * 9)]
+    rows.append(syncd_row(10, caption=" "))
     data = {"type": "customized_grpo.data.hf:HfConfig", "path": write(tmp_path / "set", rows)}
     data |= {"streaming": True, "held_out": 1e-9, "masks": ["mask"]}
     raw = yaml.safe_load((ROOT / "configs" / "emoji.yaml").read_text("utf-8"))
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw | {"data": data}))
     command = ["data", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "sheet.png")]
     assert main(command) == 0
-    assert capsys.readouterr().out.splitlines()[:4] == [
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [
         "examples: streamed, and not counted",
         "rows 0 to 10 of the stream: 10 are trained on",
         "1 rows not used: no text in the column caption",
-        "first batch:",
     ]
+    assert lines[3].startswith("generator: reads 30 tokens of a prompt; 1 of 10 prompts are longer")
+    assert "first batch:" in lines
 
 
 def test_streamed_splits_are_by_subject_and_the_first_are_the_same(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def config(folder: Path, **data: object) -> str:
     return str(file)
 
 
-def test_counts_shapes_prompts_and_a_picture(tmp_path: Path, capsys) -> None:
+def test_counts_shapes_prompts_and_a_picture(tmp_path: Path, capsys, caplog) -> None:
     (tmp_path / "rex").mkdir()
     for i, size in enumerate([(60, 40), (61, 40), (40, 40)]):
         Image.new("RGB", size, "red").save(tmp_path / "rex" / f"{i}.png")
@@ -37,6 +37,7 @@ def test_counts_shapes_prompts_and_a_picture(tmp_path: Path, capsys) -> None:
     file = config(tmp_path, type=FOLDER, path=str(tmp_path / "rex"), num_references=2)
     assert main(["data", file, "--out", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert caplog.messages[0] == "reading data: folder"  # of many pictures it takes minutes
     assert lines[:2] == ["training: 45 examples", "held out: 15, validation: 15"]
     assert lines[3:6] == [
         "  3:2 + 3:2: 15 examples",

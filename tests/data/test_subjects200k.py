@@ -122,9 +122,11 @@ def test_filters(tmp_path: Path, fields: dict, kept: set[int]) -> None:
         row(5, collection="collection_2", quality_assessment={"objectConsistency": None}),
         row(6, description={"description_1": " "}),
     ]
-    splits = Subjects200KConfig(path=write(tmp_path / "p", rows), **fields).build(seed=0).splits
+    source = Subjects200KConfig(path=write(tmp_path / "p", rows), **fields).build(seed=0)
+    splits = source.splits
     entries = (*splits.training, *splits.held_out, *splits.validation)
     assert {int(e.id.split("/")[-1]) for e in entries} == kept
+    assert f"p: {len(kept)} of 7 pairs are used, the others are of another" in source.remarks[0]
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

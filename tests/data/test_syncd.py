@@ -85,6 +85,18 @@ def test_several_references(tmp_path: Path) -> None:
         SynCDConfig(path=str(tmp_path), num_references=3).build(seed=0)
 
 
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+    items = sets(tmp_path)
+    del items[0]["filenames"][2]  # of two pictures none has two others
+    write(tmp_path / "metadata.json", items)
+    (tmp_path / "masks" / "1_0_0.jpg").unlink()  # a reference of two of its set
+    assert SynCDConfig(path=str(tmp_path), num_references=2).build(seed=0).remarks == [
+        f"{tmp_path}: 9 examples, 9 pictures, 8 masks",
+        "2 pictures not used: their sets have fewer than num_references others",
+        "2 examples without masks: some of their references have none",
+    ]
+
+
 @pytest.mark.parametrize(
     ("filters", "places"),
     [
@@ -96,9 +108,13 @@ def test_several_references(tmp_path: Path) -> None:
 )
 def test_filters_by_score(tmp_path: Path, filters: dict, places: set) -> None:
     write(tmp_path / "metadata_with_scores.json", sets(tmp_path))
-    splits = SynCDConfig(path=str(tmp_path), **filters).build(seed=0).splits
+    source = SynCDConfig(path=str(tmp_path), **filters).build(seed=0)
+    splits = source.splits
     entries = (*splits.training, *splits.held_out, *splits.validation)
     assert {e.prompt[-1] for e in entries} == places
+    left = 4 * (3 - len(places))
+    why = "pictures not used: below min_dino or min_aesthetics, or as a twin"
+    assert source.remarks[1:] == ([f"{left} {why}"] if left else [])
 
 
 def test_pairs_of_customized_grpo(tmp_path: Path) -> None:

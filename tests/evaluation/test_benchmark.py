@@ -58,6 +58,18 @@ def read(path: Path) -> Tensor:
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
 
 
+def test_prompts_that_a_metric_reads_in_part_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_png(tmp_path / "rex.png", smooth(0))
+    prompts = ["a dog", " ".join(["a dog on the beach"] * 20)]
+    rows = [{"subject": "rex", "prompt": text, "references": ["rex.png"]} for text in prompts]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_outputs(tmp_path / "outputs", own_set(tmp_path), lambda item: smooth(1))
+    evaluate(tmp_path, [EMOJI_CLIP])
+    assert "metrics.clip-text: reads 32 tokens of a prompt; 1 of 2 prompts are" in caplog.text
+
+
 class Plain:
     """Features by the libraries' models, one picture at a time, straight from the files."""
 

@@ -81,7 +81,12 @@ def test_encodings_come_back_from_disk(checkpoint: str, tmp_path: Path) -> None:
 
 
 def test_a_long_prompt_is_cut(checkpoint: str) -> None:
-    short = dataclasses.replace(FAMILY.config(checkpoint), max_sequence_length=5).build(CPU)
+    config = dataclasses.replace(FAMILY.config(checkpoint), max_sequence_length=5)
+    limit, short = config.text_limit(), config.build(CPU)
+    assert limit is not None
+    fits, longer = limit.count(["a dog", "a dog in the snow"])
+    assert fits <= limit.most == 5 < longer
+    assert FAMILY.config(checkpoint).text_limit() is None
     whole = FAMILY.config(checkpoint).build(CPU)
     ours = short.encode([blocks(prompt="a dog in the snow")]).per_sample["positive"]
     assert torch.equal(ours, whole.encode([blocks(prompt="a dog")]).per_sample["positive"])

@@ -15,7 +15,9 @@ from helpers import changed, finished, torchrun, weights
 
 from customized_grpo.config import MeasuredSchedule, RunConfig
 from customized_grpo.errors import ConfigError
+from customized_grpo.rewards.ballots import VOTES
 from customized_grpo.rewards.endpoints.vlm_judge import VlmJudgeConfig
+from customized_grpo.rewards.votes import VotesConfig
 from customized_grpo.runs.checkpoint import checkpoint_folders
 from customized_grpo.runs.ranks import Ranks
 from customized_grpo.training.build import build_generator
@@ -162,6 +164,32 @@ def test_two_processes_rank_as_one(tmp_path: Path) -> None:
     sizes = [len(servers.pictures_of(r)) for r in requests if r.method == "POST"]
     assert set(sizes) == {4}
     assert len(sizes) == 2 * (alone - 1)  # but for the GET of the start
+    ours, theirs = weighed
+    assert max(ours[key].abs().max() for key in ours if "lora_B" in key) > 3e-5
+    assert max((tensor - theirs[key]).abs().max() for key, tensor in ours.items()) < 1e-6
+
+
+@pytest.mark.long
+def test_two_processes_ask_people_as_one(tmp_path: Path) -> None:
+    """Each about its own groups, whole and once, and all go on when the last is answered."""
+    voter = pytest.importorskip("voter", reason="cgrpo vote needs the extra [playground]")
+    rollout = "--rollout.prompts_per_rollout 4 --rollout.batch_size 3 --rollout.group_size 3"
+    weighed, asked = [], []
+    for name in ("one", "two"):
+        config = small_run(tmp_path, name, 4, "--train.learning_rate", "1e-4", *rollout.split())
+        identity = next(r for r in config.rewards if r.objective == "identity")
+        votes = VotesConfig(objective="prompt", choice="best-and-worst")
+        config = dataclasses.replace(config, rewards=(identity, votes))
+        with voter.Voter(tmp_path / name / "votes"):
+            if name == "one":
+                train(config)
+            else:
+                finished(torchrun(config, tmp_path))
+        weighed.append(weights(tmp_path / name))
+        lines = (tmp_path / name / "votes" / VOTES).read_text().splitlines()
+        asked.append([json.loads(line)["group"] for line in lines])
+    assert set(asked[0][:4]) == set(asked[1][:4])  # later pictures are equal but for rounding
+    assert [len(set(groups)) for groups in asked] == [len(groups) for groups in asked] == [8, 8]
     ours, theirs = weighed
     assert max(ours[key].abs().max() for key in ours if "lora_B" in key) > 3e-5
     assert max((tensor - theirs[key]).abs().max() for key, tensor in ours.items()) < 1e-6

@@ -18,7 +18,14 @@ from customized_grpo.config.text_limits import unknown_words
 from customized_grpo.data.emoji.catalog import _CLASS_RUNS
 from customized_grpo.errors import CheckpointError, ResourceError
 from customized_grpo.tools import generate as generate_module
-from customized_grpo.tools.generate import Shot, Target, generate, open_target, read_prompts
+from customized_grpo.tools.generate import (
+    Shot,
+    Target,
+    generate,
+    open_target,
+    prompt_remarks,
+    read_prompts,
+)
 from customized_grpo.tools.init.prompts import write_embedded
 
 FOX, CUP = "a golden fox on the beach", "a cup in the snow"
@@ -86,6 +93,12 @@ def test_words_that_the_embedded_model_has_never_seen_are_named() -> None:
     kinds = ("context", "property", "accessory")
     its_own = [write_embedded(n, k, h, random) for n in nouns for k in kinds for h in (True, False)]
     assert unknown_words("embedded:generator", its_own) == ""
+
+
+def test_a_prompt_that_is_read_in_part_is_said(tiny_config: RunConfig) -> None:
+    assert prompt_remarks(tiny_config, [CUP]) == []
+    (line,) = prompt_remarks(tiny_config, [CUP, " ".join([CUP] * 10)])
+    assert line.startswith("generator: reads 30 tokens of a prompt; 1 of 2 prompts are longer")
 
 
 def test_a_picture_depends_on_seed_prompt_and_references_alone(run: Path) -> None:

@@ -14,6 +14,7 @@ from helpers import ROOT, changed
 from customized_grpo.cli.main import main
 from customized_grpo.config import RunConfig, dump_config, load_config
 from customized_grpo.errors import ResourceError
+from customized_grpo.rewards.votes import VotesConfig
 from customized_grpo.tools import rehearse as module
 from customized_grpo.tools.doctor.machine import Machine, Place
 from customized_grpo.tools.doctor.memory import predict
@@ -189,3 +190,21 @@ def test_whether_copies_are_rewarded(
     schedule = {"objectives": ["prompt", "identity"], "weights": [[0.7, 0.3], [0.3, 0.7]]}
     found = module._copying(config, rows, schedule)
     assert says in found[0] if says else not found
+
+
+def test_a_rehearsal_asks_nobody_for_votes(
+    tiny_config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By lot, and in its own folder: the run's votes stay as they are."""
+    kept = tmp_path / "kept"
+    asks = VotesConfig(
+        objective="prompt", choice="best-and-worst", min_votes=2, folder=str(kept), patience=1.0
+    )
+    identity = next(r for r in tiny_config.rewards if r.objective == "identity")
+    config = dataclasses.replace(tiny_config, rewards=(identity, asks))
+    with caplog.at_level("INFO", "customized_grpo"):
+        lines = rehearse(config, None, tmp_path / "x.png")
+    assert not kept.exists()
+    assert "waiting for votes" not in caplog.text
+    (line,) = [line for line in lines if "votes of people" in line]
+    assert line.startswith("not rehearsed, drawn by lot: votes: ")

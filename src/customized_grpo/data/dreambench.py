@@ -6,6 +6,7 @@ The dataset is github.com/google/dreambooth, CC BY 4.0; nothing of it is part of
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -59,7 +60,15 @@ class DreamBenchConfig(DataConfig):
         check_names("held_out", self.held_out, [subject.name for subject in subjects])
         splits = split_photos(subjects, self.held_out, self.num_references)
         how = f"restore {PROMPTS}: a fifth of the prompts is for it"
-        return ListedSource(splits, seed, how, remarks_on(subjects, self.num_references))
+        remarks = [*remarks_on(subjects, self.num_references), *_unnamed(Path(self.path), subjects)]
+        return ListedSource(splits, seed, how, remarks)
+
+
+def _unnamed(root: Path, subjects: Sequence[Subject]) -> Iterator[str]:
+    known = {subject.photos[0].parent.name for subject in subjects}
+    for path in sorted(root.iterdir()):
+        if path.is_dir() and path.name not in known and not path.name.startswith("."):
+            yield f"{path.name} not used: {PROMPTS} does not name it"
 
 
 def read_subjects(path: str) -> list[Subject]:

@@ -27,7 +27,7 @@ from customized_grpo.data.photos import (
 from customized_grpo.data.sidecars import SUBJECT, CaptionEnding, Sidecars, photos_by_caption
 from customized_grpo.data.templates import INANIMATE, LIVE, read_templates
 from customized_grpo.errors import ConfigError, DataError
-from customized_grpo.files import Names, read_text
+from customized_grpo.files import Names, alike_name, read_text
 from customized_grpo.registry import nearest, one_of
 
 _REPEATS = re.compile(r"([1-9]\d{0,2})_(.+)")  # the folders of kohya's sd-scripts
@@ -167,5 +167,8 @@ def check_names(field: str, given: tuple[str, ...], names: list[str]) -> None:
     """Raises a ConfigError if a config names a subject that is not there."""
     for name in given:
         if name not in names:
+            alike = [n for n in names if alike_name(n) == alike_name(name)]  # may look the same
             fix = nearest(name, names) or one_of(names)
+            if alike:
+                fix = f"{alike[0]!r} differs in case or accents only; copy it, or rename that"
             raise ConfigError(f"{field}: must name folders of subjects, got {name!r}; {fix}")

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from customized_grpo.data.images import Mode, opened, size_of, to_tensor, upright
 from customized_grpo.errors import ConfigError, DataError, needs_extra
+from customized_grpo.files import read_text
+
+_METADATA = ("metadata.csv", "metadata.jsonl")  # what the library reads beside pictures
 
 
 def load_rows(
@@ -37,15 +40,16 @@ def load_rows(
 
     Raises:
         ConfigError: if there is no such dataset, or the library is missing.
-        DataError: if it lacks a column, or one of pictures holds something else.
+        DataError: if it lacks a column, one of pictures holds something else, or text in a folder
+            is not UTF-8.
     """
     with needs_extra("datasets", who):
         import datasets
-        from datasets.exceptions import DatasetsError
+    _check_texts(Path(path))
     try:
         rows = datasets.load_dataset(path, subset, split=split, streaming=streaming)
         names = list(rows.column_names or next(iter(rows), {}))
-    except (OSError, ValueError, DatasetsError) as error:
+    except Exception as error:  # of the library, of the hub's client and of its proxies
         raise ConfigError(
             f"path: must be a hub id or a folder of parquet files, got {path!r}: "
             + " ".join(str(error).split())
@@ -60,6 +64,13 @@ def load_rows(
             raise DataError(f"{path}: {name}: must hold pictures or lists of them, got {feature}")
         rows = rows.cast_column(name, encoded)
     return rows
+
+
+def _check_texts(folder: Path) -> None:
+    """Raises a DataError if captions beside pictures are not UTF-8: the library names no line."""
+    for file in sorted(folder.rglob("metadata.*")) if folder.is_dir() else ():
+        if file.name in _METADATA:
+            read_text(file)
 
 
 def _encoded(feature: Any) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from customized_grpo.buckets import NAMES, RATIOS, nearest_ratio
@@ -16,6 +17,8 @@ from customized_grpo.data.texts import short
 from customized_grpo.errors import within
 from customized_grpo.pictures import save_grid
 
+logger = logging.getLogger("customized_grpo")
+
 _MOST_REMARKS = 40
 _MUCH = 0.25
 
@@ -26,6 +29,7 @@ def show_data(config: RunConfig, picture: Path) -> str:
     Raises:
         DataError, ConfigError: at the first mistake in the data, as before a run.
     """
+    logger.info("reading data: %s", config.data.type)
     with within("data"):
         source: DataSource = config.data.build(config.seed)
     batch = source.training(0, config.rollout.prompts_per_rollout)
@@ -63,7 +67,7 @@ def count_lines(source: DataSource) -> list[str]:
 def remark_lines(config: RunConfig, source: DataSource) -> list[str]:
     """What of the data is not used, or in part: files, ends of pictures, ends of prompts."""
     if isinstance(source, StreamedSource):
-        return source.remarks
+        return [*source.remarks, *long_prompt_lines(config, source)]
     if not isinstance(source, ListedSource):
         return long_prompt_lines(config, source)
     rest = len(source.remarks) - _MOST_REMARKS
@@ -73,12 +77,20 @@ def remark_lines(config: RunConfig, source: DataSource) -> list[str]:
 
 
 def long_prompt_lines(config: RunConfig, source: DataSource) -> list[str]:
-    """A line for each model that reads some prompts in part, which says so nowhere else."""
-    prompts = list(dict.fromkeys(example.prompt for example in source.listed()))
+    """See read_in_part: of a run's models and the prompts of its data, in a stream of a block."""
+    if isinstance(source, StreamedSource):
+        prompts = source.prompts
+    else:
+        prompts = [example.prompt for example in source.listed()]
     plugs: dict[str, Plug] = {"generator": config.generator}
     for field in ("rewards", "evaluators"):
         plugs |= {f"{field}.{reward.label}": reward for reward in getattr(config, field)}
-    lines = []
+    return read_in_part(plugs, prompts)
+
+
+def read_in_part(plugs: Mapping[str, Plug], prompts: Iterable[str]) -> list[str]:
+    """A line for each model that reads some prompts in part, which says so nowhere else."""
+    prompts, lines = list(dict.fromkeys(prompts)), []
     for where, plug in plugs.items():
         if (limit := plug.text_limit()) is None:
             continue

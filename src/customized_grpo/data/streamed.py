@@ -46,6 +46,8 @@ class StreamedSource:
         self._num_blocks: int | None = None
         self.remarks: list[str] = []
         """What was found in the block that was read last."""
+        self.prompts: list[str] = []
+        """Those of its rows, one each."""
         self._block = lru_cache(maxsize=1)(self._open_block)
         self._kept = lru_cache(self._first)
 
@@ -81,6 +83,7 @@ class StreamedSource:
                 rng = torch.Generator().manual_seed(self._seed * 1_000_003 + number)
                 draws = torch.rand(len(found), generator=rng).tolist()
                 chosen = [some[int(u * len(some))] for some, u in zip(found, draws, strict=True)]
+                self.prompts = [entry.prompt for entry in chosen]
                 return ListedSource(Splits(training=chosen, held_out=()), self._seed + number, "")
             if self._num_blocks is not None and number - block > self._num_blocks:
                 break

@@ -70,7 +70,11 @@ class Subjects200KConfig(DataConfig):
         splits = split_by_subject(entries, items, self.held_out)
         if not splits.training:
             raise DataError(f"{self.path}: must show at least two items, got one")
-        return ListedSource(splits, seed, "use more data: it gets a share of the items")
+        remark = (
+            f"{self.path}: {len(wanted)} of {len(rows)} pairs are used, the others are of another "
+            "collection, not valid, without a text, or below min_quality"
+        )
+        return ListedSource(splits, seed, "use more data: it gets a share of the items", [remark])
 
     def _wanted(self, row: dict[str, Any]) -> bool:
         text, quality = row["description"] or {}, row["quality_assessment"] or {}

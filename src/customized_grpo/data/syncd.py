@@ -9,6 +9,7 @@ is one. Neither was tried on the published pictures, which need a download.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from pydantic import Field
 
 from customized_grpo.config import DataConfig
 from customized_grpo.config.limits import Count
+from customized_grpo.data.jsonl import count_pictures
 from customized_grpo.data.listed import ListedSource
 from customized_grpo.data.rows import Row, read_rows
 from customized_grpo.data.splits import split_by_subject
@@ -29,7 +31,7 @@ from customized_grpo.data.texts import (
     short,
 )
 from customized_grpo.errors import ConfigError, DataError
-from customized_grpo.files import Names, read_text
+from customized_grpo.files import Names, alike_name, read_text
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 _DUPLICATE = 0.98  # the dataset's own code leaves out pictures that are more alike than this
@@ -55,12 +57,12 @@ class SynCDConfig(DataConfig):
 
     def build(self, seed: int) -> ListedSource:
         """Reads the metadata and checks every picture in use."""
-        names = Names()
+        names, left = Names(), Counter[str]()
         found = [
             pair
             for file in self._metadata()
             for number, item in enumerate(_read(file))
-            for pair in self._rows(file, number, item, names)
+            for pair in self._rows(file, number, item, names, left)
         ]
         if not found:
             raise DataError(f"{self.path}: no example is left; lower min_dino or min_aesthetics")
@@ -68,21 +70,26 @@ class SynCDConfig(DataConfig):
         splits = split_by_subject(entries, [subject for subject, _ in found], self.held_out)
         if not splits.training:
             raise DataError(f"{self.path}: must show at least two subjects, got one")
-        return ListedSource(splits, seed, "use data of more subjects: it gets a share of them")
+        remarks = [f"{self.path}: {count_pictures(entries)}"]
+        remarks += [f"{count} {why}" for why, count in left.items()]
+        how = "use data of more subjects: it gets a share of them"
+        return ListedSource(splits, seed, how, remarks)
 
     def _metadata(self) -> list[Path]:
         path = Path(self.path)
         if path.is_file():
             return [path]
         scored = self.min_dino is not None or self.min_aesthetics is not None
-        pattern = "*metadata_with_scores.json" if scored else "*metadata.json"
-        files = sorted(path.glob(pattern))
+        end = "metadata_with_scores.json" if scored else "metadata.json"
+        files = [file for file in sorted(path.glob("*")) if alike_name(file.name).endswith(end)]
         if not files:
-            raise ConfigError(f"path: must be a JSON file or a folder with {pattern}, got {path}")
+            raise ConfigError(f"path: must be a JSON file or a folder with *{end}, got {path}")
         return files
 
-    def _rows(self, file: Path, number: int, item: Any, names: Names) -> Iterator[tuple[str, Row]]:
-        """Rows, each with what tells its subject from others."""
+    def _rows(
+        self, file: Path, number: int, item: Any, names: Names, left: Counter[str]
+    ) -> Iterator[tuple[str, Row]]:
+        """Rows, each with what tells its subject from others; what is not used is counted."""
         where, root = f"{file}: item {number}", Path(self.root) if self.root else file.parent
         if not isinstance(item, dict) or not ("filenames" in item or "ref_img" in item):
             raise DataError(
@@ -91,7 +98,7 @@ class SynCDConfig(DataConfig):
         if "ref_img" in item:
             yield self._pair(where, root, item, names)
         else:
-            yield from self._set(where, root, item, names)
+            yield from self._set(where, root, item, names, left)
 
     def _pair(self, where: str, root: Path, item: dict[str, Any], names: Names) -> tuple[str, Row]:
         if self.num_references > 1 or self.min_dino or self.min_aesthetics:
@@ -115,7 +122,7 @@ class SynCDConfig(DataConfig):
         return str(reference.parent), row
 
     def _set(
-        self, where: str, root: Path, item: dict[str, Any], names: Names
+        self, where: str, root: Path, item: dict[str, Any], names: Names, left: Counter[str]
     ) -> Iterator[tuple[str, Row]]:
         given = check_list(where, item, "filenames", "path")
         files = [inside(f"{where}: filenames", root, name, names) for name in given]
@@ -123,14 +130,19 @@ class SynCDConfig(DataConfig):
         if len(prompts) < len(given):
             raise DataError(f"{where}: prompts: must be one per file, got {len(prompts)}")
         kept = self._kept(where, item, given)
+        if filtered := len(given) - len(kept):
+            left["pictures not used: below min_dino or min_aesthetics, or as a twin"] += filtered
         subject = str(item.get("objaverse_id") or where)
         for number, index in enumerate(kept):
             others = [files[i] for i in (*kept[number + 1 :], *kept[:number])]
             if len(others) < self.num_references:
+                left["pictures not used: their sets have fewer than num_references others"] += 1
                 continue
             references = tuple(others[: self.num_references])
             found = (names.find(p.parent / "masks" / f"{p.stem}.jpg") for p in references)
             masks = tuple(mask for mask in found if mask)
+            if 0 < len(masks) < len(references):
+                left["examples without masks: some of their references have none"] += 1
             place = f"{where}: picture {index}"
             yield (
                 subject,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 from customized_grpo.assets import path_revision
-from customized_grpo.config import BenchmarkConfig
+from customized_grpo.config import BenchmarkConfig, Plug
 from customized_grpo.config.decoding import to_raw
+from customized_grpo.data.overview import read_in_part
 from customized_grpo.devices import pick_device
 from customized_grpo.errors import CheckpointError, ConfigError
 from customized_grpo.evaluation.items import BenchmarkSet
@@ -22,6 +24,8 @@ from customized_grpo.evaluation.store import FeatureStore
 from customized_grpo.evaluation.tables import benchmark_markdown
 from customized_grpo.files import write_atomic
 from customized_grpo.runs.ranks import ALONE, Ranks
+
+logger = logging.getLogger("customized_grpo")
 
 JSON, TABLES, GALLERY = "benchmark.json", "benchmark.md", "gallery.html"
 
@@ -51,6 +55,8 @@ def evaluate_benchmark(config: BenchmarkConfig, ranks: Ranks = ALONE) -> Outcome
     outputs = read_outputs(pictures, wanted, config.allow_partial)
     metrics = [Metric(c, position, device) for position, c in enumerate(config.metrics)]
     encoders = {metric.label: metric.identity for metric in metrics}
+    if ranks.is_first:
+        _say_what_is_read_in_part(config, wanted)
     if baseline is not None:
         _check_baseline(baseline, wanted.digest, encoders, config.allow_partial)
     store = FeatureStore(Path(config.cache or folder / "cache"), config.batch_size)
@@ -62,6 +68,14 @@ def evaluate_benchmark(config: BenchmarkConfig, ranks: Ranks = ALONE) -> Outcome
     write_atomic(folder / GALLERY, gallery(outcome, wanted, outputs))
     write_atomic(folder / JSON, outcome.to_json())  # the last: it says that all is there
     return outcome
+
+
+def _say_what_is_read_in_part(config: BenchmarkConfig, wanted: BenchmarkSet) -> None:
+    plugs: dict[str, Plug] = {f"metrics.{metric.label}": metric for metric in config.metrics}
+    if config.generator is not None:
+        plugs["generator"] = config.generator
+    for line in read_in_part(plugs, (item.prompt for item in wanted.items)):
+        logger.warning(line)
 
 
 def _outcome(

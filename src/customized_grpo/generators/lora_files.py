@@ -19,6 +19,7 @@ import json
 import logging
 import math
 import re
+import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 
 from customized_grpo.assets import check_finite, one_line
 from customized_grpo.errors import CheckpointError
-from customized_grpo.files import LORA_FILE
+from customized_grpo.files import LORA_FILE, load_text
 
 LORA_METADATA = "lora_adapter_metadata"  # where diffusers keeps rank and alpha
 
@@ -162,7 +163,7 @@ def alpha_of(name: str, rank: int, config: Any) -> float:
 
 def _read(file: Path) -> tuple[dict[str, Tensor], Any]:
     """Tensors, and the LoraConfig that came with them, if one did."""
-    from peft import LoraConfig, PeftConfig
+    from peft import LoraConfig
     from safetensors import safe_open
 
     with safe_open(file, "pt") as opened:
@@ -175,7 +176,7 @@ def _read(file: Path) -> tuple[dict[str, Tensor], Any]:
             raise CheckpointError(
                 f"must have {_PEFT_CONFIG} beside it, without which alpha is not known; restore it"
             )
-        config = PeftConfig.from_pretrained(str(file.parent))
+        config = _peft_config(file.parent / _PEFT_CONFIG)
         if not isinstance(config, LoraConfig):
             raise CheckpointError(
                 f"must be a LoRA, {_PEFT_CONFIG} says {config.peft_type}; train or export a LoRA"
@@ -183,6 +184,20 @@ def _read(file: Path) -> tuple[dict[str, Tensor], Any]:
     if config is not None and config.use_dora:
         raise _other_kind("use_dora", "DoRA")
     return tensors, config
+
+
+def _peft_config(file: Path) -> Any:
+    """The config beside a LoRA of PEFT, which reads it in the locale's encoding and without a byte
+    order mark."""
+    from peft import PeftConfig
+
+    try:
+        values = json.loads(load_text(file))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: cannot be read as JSON: {error}") from error
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, _PEFT_CONFIG).write_text(json.dumps(values), encoding="ascii")
+        return PeftConfig.from_pretrained(folder)
 
 
 def _other_kind(name: str, kind: str) -> CheckpointError:

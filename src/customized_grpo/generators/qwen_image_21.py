@@ -22,6 +22,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from customized_grpo.buckets import bucket_for
 from customized_grpo.config.limits import Area
+from customized_grpo.config.text_limits import TextLimit, tokenizer_limit
 from customized_grpo.errors import DataError
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.pipeline import (
@@ -69,6 +70,12 @@ class QwenImage21Config(PipelineConfig):
     def picture_tokens(self, references: int) -> int:
         """See PipelineConfig."""
         return references * round(self.reference_area / _SLOT**2)
+
+    def text_limit(self) -> TextLimit | None:
+        """See Plug: there is none unless the config sets one."""
+        if (most := self.max_sequence_length) is None:
+            return None
+        return tokenizer_limit(self.path, "processor", most, around=0)
 
     def build(self, device: torch.device) -> QwenImage21Generator:
         """Loads the pipeline onto the device."""

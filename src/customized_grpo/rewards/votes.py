@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from customized_grpo.config import Checkpoint, RewardConfig
 from customized_grpo.config.limits import Count, Seconds
 from customized_grpo.errors import RewardError
-from customized_grpo.rewards.ballots import Ballots, Group, best_worst_scores, is_answered
+from customized_grpo.rewards.ballots import Ballots, Group, Vote, best_worst_scores, is_answered
 from customized_grpo.types import Example
 
 _QUESTIONS = {
@@ -134,3 +135,49 @@ class VotesReward:
         """See People."""
         self._asked = {}
         self._open().ask(self._name, ())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DrawnVotesConfig(VotesConfig):
+    """Votes by lot, for a rehearsal: nobody is asked about pictures that are thrown away."""
+
+    @classmethod
+    def of(cls, config: VotesConfig) -> DrawnVotesConfig:
+        """In place of a run's own, in the folder of the rehearsal."""
+        values: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(config)}
+        values["folder"] = None
+        return cls(**values)
+
+    def build(self, device: torch.device) -> DrawnVotes:
+        """See VotesConfig."""
+        return DrawnVotes(self)
+
+
+class DrawnVotes(VotesReward):
+    """See DrawnVotesConfig; nothing is ever waited for."""
+
+    def score_groups(
+        self, groups: Sequence[Tensor], examples: Sequence[Example]
+    ) -> Sequence[Tensor]:
+        """See VotesReward."""
+        super().score_groups(groups, examples)
+        ballots = self._open()
+        votes = ballots.votes()
+        for group in self._asked.values():
+            for number in range(0 if is_answered(group, votes) else group.min_votes):
+                ballots.cast(_lot(group, f"lot {number}"))
+        return super().score_groups(groups, examples)
+
+
+def _lot(group: Group, voter: str) -> Vote:
+    """By the group's digest, so that two rehearsals are equal."""
+    drawn = random.Random(group.id + voter).sample(group.pictures, len(group.pictures))
+    return Vote(
+        group=group.id,
+        prompt=group.prompt,
+        pictures=group.pictures,
+        best=drawn[0],
+        worst=drawn[-1] if group.needs_worst else None,
+        voter=voter,
+        time="",
+    )

@@ -23,6 +23,7 @@ from customized_grpo.config.text_limits import unknown_words
 from customized_grpo.data.images import File, Picture, check_pictures
 from customized_grpo.data.jsonl import read_entries
 from customized_grpo.data.listed import Entry, PictureCache, complete, outline
+from customized_grpo.data.overview import read_in_part
 from customized_grpo.data.texts import check_text
 from customized_grpo.devices import memory_named, pick_device
 from customized_grpo.errors import CheckpointError, ConfigError
@@ -157,7 +158,7 @@ def generate(
     config, generator = _build(target.config, size)
     for shot in shots:
         generator.check(outline(shot.entry))
-    if line := unknown_to(config, [shot.entry.prompt for shot in shots]):
+    for line in prompt_remarks(config, [shot.entry.prompt for shot in shots]):
         logger.warning(line)
     out.mkdir(parents=True, exist_ok=True)
     together = batch_size or config.evaluation.batch_size
@@ -187,9 +188,10 @@ def generate(
     return _write_sheets(shots, columns, out)
 
 
-def unknown_to(config: RunConfig, prompts: Sequence[str]) -> str:
-    """See ``unknown_words``, of the config's generator."""
-    return unknown_words(getattr(config.generator, "path", ""), prompts)
+def prompt_remarks(config: RunConfig, prompts: Sequence[str]) -> list[str]:
+    """What the generator does not know, or does not read to its end."""
+    unknown = unknown_words(getattr(config.generator, "path", ""), prompts)
+    return [*filter(None, [unknown]), *read_in_part({"generator": config.generator}, prompts)]
 
 
 def seeded_sampler(

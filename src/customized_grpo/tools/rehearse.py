@@ -27,6 +27,7 @@ from customized_grpo.devices import is_out_of_memory, pick_device
 from customized_grpo.errors import ConfigError, CustomizedGRPOError
 from customized_grpo.evaluation.tables import Table
 from customized_grpo.files import read_number
+from customized_grpo.rewards.votes import DrawnVotesConfig, VotesConfig
 from customized_grpo.runs.files import SAMPLES, MetricsReader
 from customized_grpo.runs.log import run_folder
 from customized_grpo.tools.doctor.findings import duration
@@ -35,6 +36,7 @@ from customized_grpo.tools.doctor.memory import predict, what_to_lower
 from customized_grpo.tools.estimate.cost import TIGHT, Cluster, Estimate, assumed_mfu, estimate
 from customized_grpo.tools.estimate.devices import device_called, find_device
 from customized_grpo.tools.estimate.judges import num_validations
+from customized_grpo.tools.estimate.votes import count_votes
 from customized_grpo.tools.estimate.workload import Workload
 from customized_grpo.training.train import train
 
@@ -97,8 +99,9 @@ def rehearse(config: RunConfig, price: float | None, picture: Path) -> list[str]
     if not is_first:
         return []
     measured = _measured(reader.rows, config.train.inner_updates, pick_device(config.device))
-    copying = _copying(config, reader.rows, schedule)
-    return [*_report(config, measured, price), *copying, f"picture: {picture}"]
+    votes = [f"not rehearsed, drawn by lot: {count}" for count in count_votes(config)]
+    remarks = votes or _copying(config, reader.rows, schedule)  # lots do not know what a copy is
+    return [*_report(config, measured, price), *remarks, f"picture: {picture}"]
 
 
 def _shortened(config: RunConfig) -> RunConfig:
@@ -110,6 +113,10 @@ def _shortened(config: RunConfig) -> RunConfig:
         config,
         name=f"rehearsal-of-{config.name}",
         train=train_config,
+        rewards=tuple(
+            DrawnVotesConfig.of(reward) if isinstance(reward, VotesConfig) else reward
+            for reward in config.rewards
+        ),
         faults=dataclasses.replace(config.faults, hacking="warn"),
         sinks=(),
     )

@@ -27,9 +27,11 @@ def writer(url: str, **fields) -> Writer:
     return Writer(url=f"{url}/v1/", model="m", **({"retries": 0} | fields))
 
 
-def test_good_answers_become_prompts_of_every_kind() -> None:
-    with scripted_server(good) as (url, requests):
+def test_good_answers_become_prompts_of_every_kind(caplog: pytest.LogCaptureFixture) -> None:
+    info = caplog.at_level("INFO", "customized_grpo")
+    with info, scripted_server(good) as (url, requests):
         prompts = writer(url).write("dog", True, 40)
+    assert caplog.messages == ["asking m for 40 prompts"]
     everything = [*prompts.training, *prompts.validation, *prompts.held_out]
     assert len({p.text for p in everything}) == 40
     counts = [sum(p.kind == kind for p in everything) for kind in KINDS]

@@ -17,8 +17,10 @@ def found(album: Album) -> set[tuple[str, str]]:
     return {(remark.photo, remark.kind) for remark in album.remarks}
 
 
-def test_good_photos_get_no_remark(tmp_path: Path) -> None:
-    album = read_album(take(tmp_path / "photos", 6), 512)
+def test_good_photos_get_no_remark(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "customized_grpo"):
+        album = read_album(take(tmp_path / "photos", 6), 512)
+    assert caplog.messages == ["reading 6 photos"]
     assert [photo.path.name for photo in album.photos] == [f"{c}.jpg" for c in "abcdef"]
     assert album.remarks == ()
 

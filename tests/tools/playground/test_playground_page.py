@@ -186,6 +186,7 @@ def test_the_slider_draws_by_checkpoints(page: Any, folder: Path) -> None:
     says(page, "Done")
     answer, pictures = page.locator("#answer"), [shown(page, "tuned")]
     base = shown(page, "base")
+    page.get_by_text("1: after update 10; 3: at the end of training").wait_for()
     handle = page.locator("#place input[type=range]")
     for label in ("after update 40", "after update 10"):
         handle.press("ArrowLeft")

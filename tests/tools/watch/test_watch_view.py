@@ -70,6 +70,13 @@ def test_the_same_is_there_on_40_columns(log: RunLog) -> None:
     assert wide <= words
 
 
+def test_what_judges_cost_is_said(log: RunLog) -> None:
+    add(log, 9, **{"reward/judge/requests": 1920.0, "reward/judge/cost": 1.234})
+    facts = Watcher(log.folder).look()
+    assert facts.judges == {"judge": {"requests": 1920.0, "cost": 1.234}}
+    assert "judges judge 1,920 requests, cost 1.23" in " ".join(" ".join(shown(facts, 80)).split())
+
+
 @pytest.mark.parametrize("width", [40, 80])
 def test_whether_it_works_is_said(log: RunLog, width: int) -> None:
     gains = {"identity": (0.25, 1.0), "prompt": (0.001, 0.0)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from customized_grpo.rewards.endpoints.http_client import (
     open_endpoint,
 )
 from customized_grpo.tools.init.prompts import KINDS, Prompt, Prompts, mistake_in, split_prompts
+
+logger = logging.getLogger("customized_grpo")
 
 _AT_ONCE = 20  # prompts of an answer: a longer list becomes monotonous, or is cut off
 _ASKED = {
@@ -52,6 +55,7 @@ class Writer:
             check_url("--llm", self.url)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        logger.info("asking %s for %d prompts", self.model, count)
         endpoint = open_endpoint(self.timeout, "--llm-key-env", self.key_env, [self.url])
         with endpoint.client:
             author = _Author(self, endpoint, f"a {'live' if live else 'lifeless'} subject", words)

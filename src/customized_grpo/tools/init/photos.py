@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from customized_grpo.data.sidecars import is_sidecar
 from customized_grpo.errors import ConfigError, DataError
 from customized_grpo.pictures import to_pil
 from customized_grpo.tools.init import features, measures
+
+logger = logging.getLogger("customized_grpo")
 
 TOO_FEW, TOO_MANY, MOST = 5, 40, 200
 _WIDEST = max(RATIOS)
@@ -91,6 +94,7 @@ def read_album(folder: Path, side: int, *, squares: bool = False) -> Album:
             f"--photos: {folder} must hold at most {MOST} photos of one subject, got {len(paths)}; "
             "keep the best 10 to 30"
         )
+    logger.info("reading %d photos", len(paths))
     photos: list[CheckedPhoto] = []
     remarks = list(_unused(folder, set(paths)))
     encode = features.photo_encoder()

@@ -29,7 +29,7 @@ from customized_grpo.errors import ConfigError, CustomizedGRPOError
 from customized_grpo.files import read_variable
 from customized_grpo.pictures import to_pil
 from customized_grpo.rewards.endpoints.http_client import PROXY_VARIABLES, open_client
-from customized_grpo.tools.generate import unknown_to
+from customized_grpo.tools.generate import prompt_remarks
 from customized_grpo.tools.playground import markup
 from customized_grpo.tools.playground.request import (
     MOST_LETTERS,
@@ -292,8 +292,8 @@ class Page:
             logger.exception("a request of the playground has failed")
             text = f"{type(error).__name__}: see the terminal. The page goes on working."
             return {self._status: markup.error(text)}
-        unknown = unknown_to(self._session.config, [compared.request.example.prompt])
-        said = markup.note(f"Done; {unknown}." if unknown else "Done.")
+        remarks = prompt_remarks(self._session.config, [compared.request.example.prompt])
+        said = markup.note(f"{'; '.join(['Done', *remarks])}.")
         return {self._status: said} | self._show(compared)
 
     def _browse(
@@ -365,7 +365,7 @@ def _places(trained: Sequence[TrainedWeights]) -> dict[str, Any]:
         "maximum": max(count, 2),
         "value": max(count, 1),
         "label": "Checkpoint",
-        "info": f"along training, 1 to {count}",
+        "info": f"1: {trained[0].label}; {count}: {trained[-1].label}" if trained else "",
         "visible": count > 1,
     }
 

@@ -87,6 +87,8 @@ class Facts:
     """What part of the last ten rollouts' samples has which signs of the two advantages."""
     policy: dict[str, float] = field(default_factory=dict)
     """Means of the last rollout's updates."""
+    judges: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Reward behind an endpoint -> its ``requests``, and their ``cost`` where prices are known."""
     validated: int | None = None
     """Update of the last validation scores."""
     validation: dict[str, ValidationScore] = field(default_factory=dict)
@@ -179,6 +181,7 @@ class Watcher:
             copying=_curve(updates, "copy_gap", "copy gap", "identity"),
             shares=_means(recent, _SHARES),
             policy=_means(updates[-plan.inner_updates :], _POLICY),
+            judges=_judges(updates[-plan.inner_updates :]),
             validated=validated[-1]["update"] if validated else None,
             validation=_validation(validated),
             works=does_it_work(validated[-1]) if validated else "",
@@ -255,6 +258,15 @@ def _rewards(updates: Sequence[Row], plan: _Plan) -> list[RewardCurve]:
         for column, name in zip(columns, names, strict=True)
     )
     return sorted((c for c in curves if c is not None), key=lambda reward: reward.objective)
+
+
+def _judges(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for column, total in ((column, total) for row in rows for column, total in row.items()):
+        start, _, what = column.rpartition("/")
+        if start.startswith("reward/") and what in ("requests", "cost"):
+            found.setdefault(start.removeprefix("reward/"), {})[what] = total
+    return found
 
 
 def _curve(updates: Sequence[Row], column: str, name: str, objective: str) -> RewardCurve | None:

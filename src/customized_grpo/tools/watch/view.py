@@ -67,6 +67,7 @@ def frame(facts: Facts, width: int) -> RenderableType:
             f"{_POLICY[n]} {v:{'.1%' if n == 'clip_fraction' else '.3g'}}"
             for n, v in facts.policy.items()
         ],
+        "judges": _judges(facts),
         "validation": _validation(facts),
         "works?": [facts.works] if facts.works else [],
         "checkpoint": _checkpoint(facts),
@@ -130,6 +131,14 @@ def _validation(facts: Facts) -> list[str]:
     for name, score in facts.validation.items():
         change = "" if score.base is None else f" ({score.last - score.base:+.3f})"
         texts.append(f"{name} {score.last:.3f}{change}")
+    return texts
+
+
+def _judges(facts: Facts) -> list[str]:
+    texts = []
+    for name, spent in facts.judges.items():
+        cost = f", cost {spent['cost']:,.2f}" if "cost" in spent else ""
+        texts.append(f"{name} {spent['requests']:,.0f} requests{cost}")
     return texts
 
 
