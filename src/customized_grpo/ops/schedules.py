@@ -1,6 +1,6 @@
 """Schedules: how the objectives share the weight of every step, TDW and others.
 
-Legend of axis suffixes: K trained steps, N objectives.
+Legend of axis suffixes: K steps (those that are trained, or all), N objectives.
 """
 
 import math
@@ -46,7 +46,7 @@ def tdw_weights(
     step to another phase.
 
     Args:
-        sigmas: `[K]` noise level at which each trained step starts, in [0, 1], not half precision.
+        sigmas: `[K]` noise level at which each step starts, in [0, 1], not half precision.
         high: prompt weight at high noise, in [0, 1].
         low: prompt weight the descent tends to, in [0, 1].
         start: where the descent starts, in paper steps (0 to 25).
@@ -118,7 +118,7 @@ def linear_weights(
     shape changes and nothing else. The identity weight rises from `1 - high` to `1 - low`.
 
     Args:
-        sigmas: `[K]` noise level at which each trained step starts, in [0, 1], not half precision.
+        sigmas: `[K]` noise level at which each step starts, in [0, 1], not half precision.
         high: prompt weight at pure noise, in [0, 1].
         low: prompt weight at the image, in [0, 1].
 
@@ -150,7 +150,7 @@ def cosine_weights(
     `1 - high` to `1 - low` as sigma falls.
 
     Args:
-        sigmas: `[K]` noise level at which each trained step starts, in [0, 1], not half precision.
+        sigmas: `[K]` noise level at which each step starts, in [0, 1], not half precision.
         high: prompt weight at pure noise, in [0, 1].
         low: prompt weight at the image, in [0, 1].
 

@@ -6,9 +6,9 @@ mathematics is in ``customized_grpo.ops``. Axes: P prompts, G samples of a group
 b of them this process's own, K trained of T denoising steps, M (sample, step) pairs, N objectives,
 R rewards.
 
-Several processes draw the same random numbers and compute a share of the samples each. They meet at
-two points: once a rollout to gather scores, as an advantage needs its whole group, and once an
-update to sum gradients.
+Several processes draw the same random numbers and compute a share of the samples each. What they
+compute meets at two points: once a rollout the scores, as an advantage needs its whole group, and
+once an update the gradients.
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ def policy_batch(
 ) -> PolicyBatch:
     """Trained transitions of the samples ``rows`` (int64) of the rollout.
 
-    Advantages are multiplied by the factor ``step_weights`` ``[T]`` of their step.
+    Advantages are multiplied by the factor ``step_weights`` ``[T]`` of their step, that of
+    ``loss.step_weight``; TDW's weights are in the advantages already.
     Invalid samples, whose advantage is 0, are left out, or kept with zeros for all they have.
     """
     is_valid = advantages.valid[rows]

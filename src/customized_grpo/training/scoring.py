@@ -1,10 +1,12 @@
-"""Scores of a rollout: rewards run beside the sampling, and what they lose is asked for again.
+"""Scores of a rollout: rewards run beside the sampling, and where too many are lost to errors they
+are asked for again.
 
 The way of a score that is missing: ``RewardSet.score`` turns whatever a reward returned that is not
-finite, or what it raised, into NaN; ``settle_scores`` asks for it again and stops the run if too
-much stays lost; ``objective_advantages`` leaves the sample out of its group's mean and makes its
-row NaN, ``Advantages.valid`` false; the loss (``loss.py``, ``nft.py``) leaves it out. No guess
-takes the place of a score.
+finite, or what it raised, into NaN; where more than ``faults.max_lost_rewards`` of a rollout is
+lost, ``settle_scores`` asks again if there was an error, and stops the run in the end;
+``objective_advantages`` leaves the sample out of its group's mean and makes its row NaN,
+``Advantages.valid`` false; the loss (``loss.py``, ``nft.py``) leaves it out. No guess takes the
+place of a score.
 """
 
 from __future__ import annotations
@@ -109,7 +111,8 @@ def settle_scores(
     interrupts: Interrupts,
     ranks: Ranks,
 ) -> RewardScores:
-    """Scores with few enough gaps; lost ones are asked for again after longer and longer pauses.
+    """Scores with few enough gaps; where there are more, those that were lost to an error are asked
+    for again after longer and longer pauses.
 
     A sample whose own latents or log-probability are not finite gets NaN: it is no sample of the
     policy.
