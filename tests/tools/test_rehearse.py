@@ -73,7 +73,7 @@ def test_the_whole_run_and_its_price(tiny_config: RunConfig) -> None:
     config = changed(tiny_config, evaluation=settings, train={"num_updates": 110})
     text = module._whole_run(config, MEASURED, 2.0)
     # 110 x 30 s and 0, 20, ..., 100, 110: 7 validations of 60 s
-    assert "110 updates, 7 validations, 62 minutes on 1 device, 2.07 at 2 an hour" in text
+    assert "110 updates, 7 validations, 62 min on 1 device, 2.07 at 2 an hour" in text
     assert module._whole_run(tiny_config, MEASURED, None).endswith("; --price gives the cost")
 
 

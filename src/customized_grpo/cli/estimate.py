@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from customized_grpo.cli.shared import announce, number, positive
+from customized_grpo.cli.shared import number, positive
 from customized_grpo.errors import ConfigError
+
+logger = logging.getLogger("customized_grpo")
 
 
 def add(commands: Any) -> None:
@@ -69,7 +72,7 @@ def _estimate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         raise ConfigError(f"--mfu must be left out with --benchmark, got {options.mfu}")
     count = options.num_devices
     device = None if options.device is None else find_device(options.device)
-    announce("counting the operations and bytes of the run")
+    logger.info("counting the operations and bytes of the run")
     work = count_run(config, options.references)
     device = device or card_for(work, count)
     mfu = assumed_mfu(config, device) if options.mfu is None else options.mfu

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import shlex
 from pathlib import Path
 from typing import Any
 
-from customized_grpo.cli.shared import announce
+logger = logging.getLogger("customized_grpo")
 
 
 def add(commands: Any) -> None:
@@ -31,7 +32,7 @@ def add(commands: Any) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    announce("reading the results and drawing figures")
+    logger.info("reading the results and drawing figures")
 
     from customized_grpo.evaluation.report.page import run_pictures, study_pictures, write_report
     from customized_grpo.evaluation.results import Results

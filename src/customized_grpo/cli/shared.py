@@ -102,11 +102,6 @@ def hint(text: str) -> None:
     print(f"next: {text}", file=sys.stderr)
 
 
-def announce(text: str) -> None:
-    """Says what takes a while, before it does; on stderr as well."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def after_training(config: RunConfig, run: Path) -> tuple[object, ...]:
     """Pictures of the first held-out prompt where it is about one's own photos, else numbers."""
     from customized_grpo.data.folder import FolderConfig

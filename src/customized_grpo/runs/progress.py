@@ -16,6 +16,15 @@ logger = logging.getLogger("customized_grpo")
 LINE_SECONDS = 60.0
 
 
+def duration(seconds: float) -> str:
+    """``42 s``, ``12 min``, ``3.5 h`` or ``2.0 days``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
+
+
 @contextmanager
 def heartbeat(describe: Callable[[], str], every: float = LINE_SECONDS) -> Iterator[None]:
     """Inside, a line each minute says what goes on, and how long it has."""

@@ -30,7 +30,7 @@ from customized_grpo.files import read_number
 from customized_grpo.rewards.votes import DrawnVotesConfig, VotesConfig
 from customized_grpo.runs.files import SAMPLES, MetricsReader
 from customized_grpo.runs.log import run_folder
-from customized_grpo.tools.doctor.findings import duration
+from customized_grpo.runs.progress import duration
 from customized_grpo.tools.doctor.machine import look
 from customized_grpo.tools.doctor.memory import predict, what_to_lower
 from customized_grpo.tools.estimate.cost import TIGHT, Cluster, Estimate, assumed_mfu, estimate
@@ -260,6 +260,6 @@ def _whole_run(
     if price is not None:
         cost = f", {hours * processes * price:.2f} at {price:g} an hour for each device"
     return (
-        f"the whole run: {updates} updates, {validations} validations, {duration(hours)} on "
+        f"the whole run: {updates} updates, {validations} validations, {duration(3600 * hours)} on "
         f"{processes} {'device' if processes == 1 else 'devices'}{cost}"
     )

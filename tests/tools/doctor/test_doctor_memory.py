@@ -147,10 +147,10 @@ def test_a_generator_that_cannot_be_counted(tiny_config: RunConfig, tmp_path: Pa
 def test_a_run_that_takes_a_cpu_for_days_is_sent_to_a_gpu(emoji: Workload) -> None:
     short, long = (
         time_on_cpu(with_flags(emoji, ["--train.num_updates", str(updates)]))
-        for updates in (10, 10_000_000)
+        for updates in (100, 10_000_000)
     )
     assert (short.status, short.fix) == ("ok", "")
-    assert "minutes on this CPU" in short.found
+    assert " min on this CPU" in short.found
     assert long.status == "warning"
     assert "docs/rented_gpu.md" in long.fix
     assert "days on this CPU" in long.found

@@ -12,8 +12,9 @@ from rich.padding import Padding
 
 from customized_grpo.config import RunConfig
 from customized_grpo.runs.log import RunLog
+from customized_grpo.runs.progress import duration
 from customized_grpo.tools.watch.facts import Facts, RewardCurve, ValidationScore, Watcher
-from customized_grpo.tools.watch.view import Sparkline, duration, frame
+from customized_grpo.tools.watch.view import Sparkline, frame
 
 
 def shown(facts: Facts, width: int, encoding: str = "utf-8") -> list[str]:

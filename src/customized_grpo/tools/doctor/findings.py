@@ -50,13 +50,6 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 5e7 or not size else f"{size / 1e6:.1f} MB"
 
 
-def duration(hours: float) -> str:
-    """For people: two digits in the unit that suits them."""
-    sizes = ((24, "days"), (1, "hours"), (1 / 60, "minutes"))
-    size, unit = next((pair for pair in sizes if hours >= 2 * pair[0]), (1 / 60, "minutes"))
-    return f"{float(f'{hours / size:.2g}'):,g} {unit}"
-
-
 def line(finding: Finding) -> str:
     """A finding for people."""
     fix = f" -> {finding.fix}" if finding.fix else ""

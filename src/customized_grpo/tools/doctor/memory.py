@@ -9,7 +9,8 @@ from typing import Any
 from customized_grpo.assets import one_line
 from customized_grpo.config import RunConfig
 from customized_grpo.errors import ConfigError
-from customized_grpo.tools.doctor.findings import Finding, duration, from_error, gigabytes
+from customized_grpo.runs.progress import duration
+from customized_grpo.tools.doctor.findings import Finding, from_error, gigabytes
 from customized_grpo.tools.doctor.machine import Machine
 from customized_grpo.tools.estimate.cost import (
     TIGHT,
@@ -73,7 +74,7 @@ def time_on_cpu(work: Workload) -> Finding:
     cpu = find_device(CPU)
     mfu = assumed_mfu(work.config, cpu)
     hours = estimate(work, Cluster(device=cpu, rollout_mfu=mfu, update_mfu=mfu)).hours
-    found = f"no GPU does the work: about {duration(hours)} on this CPU"
+    found = f"no GPU does the work: about {duration(3600 * hours)} on this CPU"
     if hours < _LONG:
         return Finding(check="time", status="ok", found=found)
     fix = "rent a GPU, for which `cgrpo estimate CONFIG` has hours and a price (docs/rented_gpu.md)"

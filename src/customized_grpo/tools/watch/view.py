@@ -14,6 +14,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from customized_grpo.runs.progress import duration
 from customized_grpo.tools.watch.facts import Facts, binned
 
 _QUADRANTS = {
@@ -151,12 +152,3 @@ def _checkpoint(facts: Facts) -> list[str]:
 
 def _items(texts: Sequence[str]) -> Columns:
     return Columns([Text(text) for text in texts], padding=(0, 2))  # names may have brackets
-
-
-def duration(seconds: float) -> str:
-    """``42 s``, ``12 min``, ``3.5 h`` or ``2.0 days``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
