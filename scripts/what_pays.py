@@ -4,7 +4,8 @@ python scripts/what_pays.py configs/emoji.yaml --num_examples 256
 
 Groups of the base, each sample sorted by the truth (the data must know it): copies of the
 reference, right in both, another subject, prompt missed, neither. Of each kind the mean advantage
-by each objective alone, and by both, as the config shapes them, at several weights of the prompt.
+by each objective alone, what the config's shaping adds to their sum, and by both, as the config
+shapes them, at several weights of the prompt.
 Where copies are above 0 a policy gradient begins by making more of them; a schedule that shall
 unlearn copying must weigh the prompt more than that where it is decided, in the early steps.
 Validation examples (training subjects).
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import track
@@ -29,6 +31,7 @@ from customized_grpo.training.advantages import assign_credit
 from customized_grpo.training.build import build_world
 from customized_grpo.training.policy import make_policy
 from customized_grpo.training.rollout import collect_rollout
+from customized_grpo.types import Advantages
 
 OBJECTIVES = ("identity", "prompt")
 WEIGHTS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -70,18 +73,21 @@ def samples(config: RunConfig, num_examples: int) -> tuple[Tensor, dict[str, Ten
 
 
 def advantages(config: RunConfig, scores: Tensor) -> dict[str, Tensor]:
-    """By each objective, and by both at each of the weights, ``[P * G]``."""
+    """By each objective, by the shaping, and by both at each of the weights, ``[P * G]``."""
     groups = torch.arange(len(scores), device=scores.device).repeat_interleave(scores.shape[1])
-    found: dict[str, Tensor] = {}
-    for weight in WEIGHTS:
-        setting = replace(config.advantage, schedule=ConstantSchedule(prompt=weight))
-        sigmas = torch.tensor([1.0, 0.0], device=scores.device)
-        credit = assign_credit(
+    sigmas = torch.tensor([1.0, 0.0], device=scores.device)
+
+    def credit(weight: float, **changes: Any) -> Advantages:
+        schedule = ConstantSchedule(prompt=weight)
+        setting = replace(config.advantage, schedule=schedule, **changes)
+        return assign_credit(
             scores.flatten(0, 1), groups, sigmas, setting, config.rewards, OBJECTIVES
         )
-        found |= dict(zip(OBJECTIVES, credit.per_objective.unbind(1), strict=True))
-        found[f"{weight:.1f}"] = credit.per_step[:, 0]
-    return found
+
+    plain = credit(0.5, shaping="linear", center=False)
+    shaped = {f"{weight:.1f}": credit(weight).per_step[:, 0] for weight in WEIGHTS}
+    added = {config.advantage.shaping: shaped["0.5"] - plain.per_step[:, 0]}
+    return dict(zip(OBJECTIVES, plain.per_objective.unbind(1), strict=True)) | added | shaped
 
 
 def main() -> None:
@@ -93,7 +99,10 @@ def main() -> None:
     scores, kinds = samples(config, args.num_examples)
     columns = advantages(config, scores)
     print(f"{len(scores)} examples x {scores.shape[1]} samples, seed {config.seed}")
-    print("mean advantage ± standard error, by one objective and by both at weights of the prompt")
+    print(
+        "mean advantage ± standard error: by one objective, what the shaping adds to the sum, "
+        "by both at weights of the prompt"
+    )
     print(f"{'':16}{'share':>8}" + "".join(f"{name:>16}" for name in columns))
     for name, kind in kinds.items():
         rows = kind.flatten()

@@ -313,7 +313,11 @@ def test_the_weights_mix_what_the_objectives_say(monkeypatch: pytest.MonkeyPatch
     script = importlib.import_module("what_pays")
     config = load_config(ROOT / "configs" / "emoji.yaml")
     linear = replace(config, advantage=replace(config.advantage, shaping="linear", center=False))
-    columns = script.advantages(linear, torch.randn(3, 4, 2))
+    scores = torch.randn(3, 4, 2)
+    columns, shaped = script.advantages(linear, scores), script.advantages(config, scores)
+    assert not columns["linear"].any()
+    assert shaped["sars"].abs().max() > 0.01
     for weight in (0.5, 0.9):
         mixed = weight * columns["prompt"] + (1 - weight) * columns["identity"]
         assert_near(columns[f"{weight}"], mixed, scale=1)
+        assert_near(shaped[f"{weight}"], mixed + shaped["sars"], scale=1)
