@@ -33,6 +33,7 @@ from customized_grpo.training.train import train
 from customized_grpo.training.validation import Validation
 from customized_grpo.types import Example, RewardScores
 
+GAP = "copy_gap/validation"
 EVALUATOR, REWARD = "validation/dinov2", "validation/reward/dinov2"
 OTHER, OTHER_REWARD = "validation/clip-text", "validation/reward/preference"
 
@@ -41,7 +42,7 @@ def scores(evaluator: np.ndarray, reward: np.ndarray) -> dict[str, torch.Tensor]
     """Of the identity; the prompt stays as it is."""
     still = torch.zeros(len(evaluator))
     identity = {EVALUATOR: torch.tensor(evaluator), REWARD: torch.tensor(reward)}
-    return identity | {OTHER: still, OTHER_REWARD: still}
+    return identity | {OTHER: still, OTHER_REWARD: still, GAP: still * math.nan}
 
 
 def counted(evaluators: Sequence[np.ndarray], rewards: Sequence[np.ndarray]) -> list[int]:
@@ -98,7 +99,39 @@ def test_both_have_to_move_apart(
         wanted = (
             r"this looks like reward hacking: evaluator 'dinov2' has fallen by 0\.\d+ since its "
         )
-        wanted += r"best while a reward of identity has risen by 0\.\d+, 3 validations in a row"
+        wanted += (
+            r"best while a reward of its objective has risen by 0\.\d+, 3 validations in a row"
+        )
+        assert re.fullmatch(wanted, alarm.raised())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "gap", "raised"),
+    [(-0.1, 0.1, True), (-0.1, -0.1, False), (0.1, 0.1, False), (-0.1, math.nan, None)],
+)
+def test_copying_is_a_prompt_that_falls_while_the_copy_gap_rises(
+    tiny_config: RunConfig, prompt: float, gap: float, raised: bool | None
+) -> None:
+    """Both of the prompt's scores fall and both of the identity's rise: nothing else sees it."""
+    alarm, rows = HackingAlarm(tiny_config), np.arange(10) / 100
+    counts: list[dict[str, float]] = []
+    for i in range(4):
+        assert not alarm.raised()
+        found = scores(0.1 * i + i * rows, 0.1 * i + i * rows)
+        found |= {OTHER: torch.tensor(prompt * i - i * rows), GAP: torch.tensor(gap * i + i * rows)}
+        counts.append(alarm.look(found | {OTHER_REWARD: found[OTHER]}))
+    assert [row["hacking/clip-text"] for row in counts] == [0, 0, 0, 0]
+    assert "copying/dinov2" not in counts[-1]
+    if raised is None:  # no masks
+        assert "copying/clip-text" not in counts[-1]
+    else:
+        assert [row["copying/clip-text"] for row in counts] == [0, *np.array([1, 2, 3]) * raised]
+    assert bool(alarm.raised()) == bool(raised)
+    if raised:
+        wanted = (
+            r"this looks like copying: evaluator 'clip-text' has fallen by 0\.\d+ since its best "
+            r"while the copy gap has risen by 0\.\d+, 3 validations in a row"
+        )
         assert re.fullmatch(wanted, alarm.raised())
 
 

@@ -23,9 +23,10 @@ class FaultConfig:
     """Seconds to wait, one after the other, before more lost images than that are scored again."""
 
     hacking: Literal["warn", "stop", "best"] = "warn"
-    """Where validations show reward hacking: warn, stop, or end with the best checkpoint's weights
-    as the result."""
+    """Where validations show reward hacking or copying of the reference: warn, stop, or end with
+    the best checkpoint's weights as the result."""
 
     hacking_patience: Count = 3
-    """Validations in a row in which an evaluator is below its best and a reward of its objective
-    above what it was then, each by more than noise, that raise the alarm."""
+    """Validations in a row in which an evaluator is below its best and a reward of its objective,
+    or for the prompt's the copy gap, above what it was then, each by more than noise, that raise
+    the alarm."""

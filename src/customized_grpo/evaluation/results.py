@@ -21,6 +21,7 @@ from customized_grpo.evaluation.outcome import BASE, Judgement, Yardstick, read_
 from customized_grpo.evaluation.statistics import Estimate, over_seeds, over_subjects
 from customized_grpo.files import write_atomic
 from customized_grpo.rewards.truth import SHARES
+from customized_grpo.runs.alarms import counts
 from customized_grpo.runs.files import CONFIG, ENVIRONMENT, METRICS
 
 _SHARES = ("share/conflicted", "share/both_positive", "share/both_negative")
@@ -38,7 +39,7 @@ class Cell:
     curve: dict[str, list[int | float]] = field(default_factory=dict)
     """``update``, the validation scores then, and ``seconds`` of training until then."""
     alarms: dict[str, list[int | float]] = field(default_factory=dict)
-    """``update`` and, by evaluator, the validations in a row that look hacked."""
+    """``update`` and, by ``KIND/EVALUATOR``, the validations in a row that look bad."""
     shares: dict[str, list[int | float]] = field(default_factory=dict)
     """``update`` and the shares of conflicted, both-positive and both-negative samples."""
     advantages: dict[str, list[float | None]] = field(default_factory=dict)
@@ -160,7 +161,7 @@ def read_cell(folder: Path, method: str, seed: int, judgement: Judgement) -> Cel
         raise CheckpointError(f"RUN: {folder} is not the folder of a run: {error}") from error
     names = dict.fromkeys(name for row in rows for name in row)
     scores = [name for name in names if name.startswith("validation/")]
-    alarms = [name for name in names if name.startswith("hacking/")]
+    alarms = ["/".join(count) for count in counts(names)]
     looking = ("seconds/validation", "seconds/samples")  # is no training
     timed = [name for name in names if name.startswith("seconds/") and name not in looking]
     per_row = (sum(row.get(name, 0.0) for name in timed) for row in rows)

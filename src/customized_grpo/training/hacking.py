@@ -1,8 +1,10 @@
-"""An alarm for reward hacking: an evaluator falls while a reward of the same objective rises.
+"""Alarms: an evaluator falls while a reward of the same objective, or the copy gap, rises.
 
-So it looks when a reward is over-optimised: both rise, then the evaluator turns, and the reward
-does not (Gao et al., arXiv:2210.10760). Both are held against the validation at which the evaluator
-was best, picture by picture, and both changes have to be more than noise, several times in a row.
+The first is how it looks when a reward is over-optimised: both rise, then the evaluator turns, and
+the reward does not (Gao et al., arXiv:2210.10760). The second is the competitive degradation of
+arXiv:2510.18263: pictures come nearer to the reference, background and all, and do less of what the
+prompt asks for. Both numbers are held against the validation at which the evaluator was best,
+picture by picture, and both changes have to be more than noise, several times in a row.
 """
 
 from __future__ import annotations
@@ -21,10 +23,13 @@ from torch import Tensor
 from customized_grpo.config import RunConfig
 from customized_grpo.files import replace_folder
 from customized_grpo.ops.significance import change, is_clear
+from customized_grpo.runs.alarms import ALARMS
 from customized_grpo.runs.checkpoint import WEIGHTS, best_checkpoint
 from customized_grpo.runs.log import RunLog
 
 logger = logging.getLogger("customized_grpo")
+
+COPY_GAP = "copy_gap/validation"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -32,64 +37,72 @@ class Peak:
     """The validation at which an evaluator was best, and what came after."""
 
     scores: dict[str, list[float]]
-    """Of every example then, by the evaluator and the rewards; NaN: not scored."""
+    """Of every example then, by the evaluator and what may rise; NaN: not scored."""
     in_a_row: int = 0
-    """Validations up to now that look hacked."""
+    """Validations up to now that look bad."""
     fall: float = 0.0
     """The evaluator's last change since."""
     rise: float = 0.0
-    """That of the reward which has risen."""
+    """That of what has risen."""
 
 
 class HackingAlarm:
-    """Remembers the best validation of every evaluator whose objective is rewarded."""
+    """Remembers the best validation of every evaluator whose objective is rewarded, and of every
+    one that is not of the identity."""
 
     def __init__(self, config: RunConfig) -> None:
         rewards = {reward.label: reward.objective for reward in config.pointwise_rewards}
-        self._objectives = {e.label: e.objective for e in config.evaluators}
-        self._rewards = {
-            evaluator: [f"validation/reward/{n}" for n, other in rewards.items() if other == own]
-            for evaluator, own in self._objectives.items()
-        }
+        self._rises: dict[str, list[str]] = {}
+        for evaluator in config.evaluators:
+            own = [n for n, objective in rewards.items() if objective == evaluator.objective]
+            if own:
+                self._rises[f"hacking/{evaluator.label}"] = [f"validation/reward/{n}" for n in own]
+            if evaluator.objective != "identity":
+                self._rises[f"copying/{evaluator.label}"] = [COPY_GAP]
         self._patience = config.faults.hacking_patience
         self._peaks: dict[str, Peak] = {}
 
     def look(self, scores: Mapping[str, Tensor]) -> dict[str, float]:
-        """Takes in a validation, ``validation/EVALUATOR``, ``validation/reward/NAME`` -> ``[B]``.
+        """Takes in a validation: ``validation/EVALUATOR``, ``validation/reward/NAME`` and
+        ``copy_gap/validation`` -> ``[B]``; NaN: not scored.
 
-        Returns ``hacking/EVALUATOR``, the validations in a row that look hacked.
+        Returns ``hacking/EVALUATOR`` and ``copying/EVALUATOR``, the validations in a row that look
+        so; nothing where one side was never known, as the copy gap without masks.
         """
-        for evaluator, rewards in self._rewards.items():
-            name = f"validation/{evaluator}"
-            if rewards and not scores[name].isnan().all():
-                self._compare(evaluator, {n: scores[n] for n in (name, *rewards)})
-        return {f"hacking/{name}": float(peak.in_a_row) for name, peak in self._peaks.items()}
+        for count, rises in self._rises.items():
+            name = f"validation/{_evaluator(count)}"
+            known = [n for n in (name, *rises) if not scores[n].isnan().all()]
+            if known[:1] == [name] and known[1:]:  # else it says nothing
+                self._compare(count, {n: scores[n] for n in (name, *rises)})
+        return {count: float(peak.in_a_row) for count, peak in self._peaks.items()}
 
-    def _compare(self, evaluator: str, now: Mapping[str, Tensor]) -> None:
+    def _compare(self, count: str, now: Mapping[str, Tensor]) -> None:
         columns = {name: column.double().tolist() for name, column in now.items()}
-        peak = self._peaks.setdefault(evaluator, Peak(scores=columns))
+        peak = self._peaks.setdefault(count, Peak(scores=columns))
         if _sizes(peak.scores) != _sizes(columns):  # resumed with other examples or rewards
-            peak = self._peaks[evaluator] = Peak(scores=columns)
+            peak = self._peaks[count] = Peak(scores=columns)
         then = {n: torch.tensor(scores, dtype=torch.float64) for n, scores in peak.scores.items()}
         changes = [change(column.double().cpu(), then[name]) for name, column in now.items()]
         if changes[0][0] >= 0:
-            self._peaks[evaluator] = Peak(scores=columns)
+            self._peaks[count] = Peak(scores=columns)
             return
         (peak.fall, error), risen = changes[0], [m for m, e in changes[1:] if is_clear(m, e)]
         peak.rise = max(risen, default=0.0)
-        is_hacked = is_clear(peak.fall, error) and peak.rise > 0
-        peak.in_a_row = peak.in_a_row + 1 if is_hacked else 0
+        looks_bad = is_clear(peak.fall, error) and peak.rise > 0
+        peak.in_a_row = peak.in_a_row + 1 if looks_bad else 0
 
     def raised(self) -> str:
         """A sentence where the last validations raise the alarm; "" where they do not."""
-        found = [
-            f"evaluator {name!r} has fallen by {-peak.fall:.4f} since its best while a reward of "
-            f"{self._objectives[name]} has risen by {peak.rise:.4f}, {peak.in_a_row} validations "
-            "in a row"
-            for name, peak in self._peaks.items()
-            if peak.in_a_row >= self._patience
-        ]
-        return f"this looks like reward hacking: {'; '.join(found)}" if found else ""
+        found: list[str] = []
+        for count, peak in self._peaks.items():
+            if peak.in_a_row >= self._patience:
+                alarm = ALARMS[count.partition("/")[0]]
+                found.append(
+                    f"this looks like {alarm.name}: evaluator {_evaluator(count)!r} has fallen by "
+                    f"{-peak.fall:.4f} since its best while {alarm.rise} has risen by "
+                    f"{peak.rise:.4f}, {peak.in_a_row} validations in a row"
+                )
+        return "; ".join(found)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -98,7 +111,7 @@ class HackingAlarm:
 
     @state.setter
     def state(self, peaks: Mapping[str, Any]) -> None:
-        self._peaks = {n: Peak(**peak) for n, peak in peaks.items() if self._rewards.get(n)}
+        self._peaks = {n: Peak(**peak) for n, peak in peaks.items() if n in self._rises}
 
 
 def end_with_best(log: RunLog, update: int, why: str) -> None:
@@ -120,6 +133,10 @@ def end_with_best(log: RunLog, update: int, why: str) -> None:
     logger.warning("%s", text)
     log.stop(text)
     log.finish(best.update)
+
+
+def _evaluator(count: str) -> str:
+    return count.partition("/")[2]
 
 
 def _sizes(scores: Mapping[str, Sequence[float]]) -> dict[str, int]:

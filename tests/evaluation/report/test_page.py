@@ -209,9 +209,11 @@ def test_hacking_alarms_stand_above_the_tables(tmp_path: Path) -> None:
     assert "acking alarm" not in markdown(results)  # nobody has looked
     cells = [replace(cell, alarms=calm) for cell in results.cells]
     assert "\nNo hacking alarm in 6 runs.\n" in markdown(replace(results, cells=cells))
+    cells[0] = replace(cells[0], alarms=calm | {"copying/clip-text": [0.0] * 5})
+    assert "\nNo copying alarm in one run.\n" in markdown(replace(results, cells=cells))
     cells[2] = replace(cells[2], alarms=raised)  # naive, seed 1; patience is 3
     text = (
-        "Hacking alarm: naive GRPO 1:1, seed 1, update 30: dinov2 fell while a reward of its "
+        "Reward hacking: naive GRPO 1:1, seed 1, update 30: dinov2 fell while a reward of its "
         "objective rose, 3 validations in a row."
     )
     hacked = replace(results, cells=cells)

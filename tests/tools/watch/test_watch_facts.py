@@ -233,10 +233,16 @@ def test_an_alarm_for_hacking_is_a_warning(tiny_config: RunConfig) -> None:
         add(log, update, **{"hacking/dinov2": count, "validation/dinov2": score})
     assert Watcher(log.folder).look().warnings == []  # faults.hacking_patience is 3
     add(log, 7)
-    add(log, 8, **{"hacking/dinov2": 3.0, "validation/dinov2": 0.625, "hacking/clip-text": 0.0})
+    calm = {"hacking/clip-text": 0.0, "copying/clip-text": 0.0, "validation/clip-text": 0.25}
+    add(log, 8, **{"hacking/dinov2": 3.0, "validation/dinov2": 0.625} | calm)
     assert Watcher(log.folder).look().warnings == [
         "reward hacking: dinov2 is 0.1250 below its best while a reward of its objective has "
         "risen, 3 validations in a row"
+    ]
+    add(log, 10, **calm | {"copying/clip-text": 4.0, "validation/clip-text": 0.125})
+    assert Watcher(log.folder).look().warnings == [
+        "copying: clip-text is 0.1250 below its best while the copy gap has risen, 4 validations "
+        "in a row"
     ]
 
 

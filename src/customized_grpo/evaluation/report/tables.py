@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -11,6 +12,7 @@ from customized_grpo.config import read_config
 from customized_grpo.evaluation.outcome import BASE
 from customized_grpo.evaluation.results import Results
 from customized_grpo.evaluation.tables import Table
+from customized_grpo.runs.alarms import ALARMS, counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,22 +164,26 @@ def _first_at(results: Results, method: str, level: float) -> str:
 
 
 def alarms(results: Results) -> list[str]:
-    """A sentence for every hacking alarm of a run; that there was none, of those that looked."""
-    looked = [cell for cell in results.cells if cell.alarms]
-    found = []
-    for cell in looked:
+    """A sentence for every alarm of a run, and for every kind that none of those has raised that
+    looked."""
+    found: list[str] = []
+    looked, loud = Counter[str](), set[str]()
+    for cell in results.cells:
         config = read_config(cell.config, f"{cell.method}/seed{cell.seed}")
-        updates, patience = cell.alarms["update"], config.faults.hacking_patience
-        for name in cell.alarms.keys() - {"update"}:
-            rows = zip(updates, cell.alarms[name], strict=True)
+        patience, by_count = config.faults.hacking_patience, counts(cell.alarms)
+        looked.update({kind for kind, _ in by_count})
+        for (kind, evaluator), column in by_count.items():
+            rows = zip(cell.alarms["update"], column, strict=True)
             raised = [update for update, count in rows if count >= patience]
             if raised:
+                loud.add(kind)
                 found.append(
-                    f"Hacking alarm: {results.labels[cell.method]}, seed {cell.seed}, update "
-                    f"{raised[0]}: {name.removeprefix('hacking/')} fell while a reward of its "
-                    f"objective rose, {patience} validations in a row."
+                    f"{ALARMS[kind].name.capitalize()}: {results.labels[cell.method]}, seed "
+                    f"{cell.seed}, update {raised[0]}: {evaluator} fell while {ALARMS[kind].rise} "
+                    f"rose, {patience} validations in a row."
                 )
-    return sorted(found) or ([f"No hacking alarm in {_runs(len(looked))}."] if looked else [])
+    calm = [kind for kind in ALARMS if looked[kind] and kind not in loud]
+    return sorted(found) + [f"No {kind} alarm in {_runs(looked[kind])}." for kind in calm]
 
 
 def _runs(count: int) -> str:

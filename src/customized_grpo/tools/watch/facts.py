@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from customized_grpo.config import read_mapping
 from customized_grpo.errors import CheckpointError
+from customized_grpo.runs.alarms import ALARMS, counts
 from customized_grpo.runs.files import (
     CONFIG,
     FAILURES,
@@ -114,7 +115,7 @@ class _Plan:
     objectives: dict[str, str]
     """Reward, by its name or else its type -> what it measures."""
     patience: int
-    """Validations in a row that raise the hacking alarm."""
+    """Validations in a row that raise an alarm."""
     begun: float
 
     @classmethod
@@ -187,7 +188,7 @@ class Watcher:
             works=does_it_work(validated[-1]) if validated else "",
             checkpoint=checkpoint,
             checkpoint_age=checkpoint_age,
-            warnings=_hacking(validated, plan) + _warnings(recent, plan, self._folder),
+            warnings=_alarms(validated, plan) + _warnings(recent, plan, self._folder),
         )  # fmt: skip
 
     def _checkpoint(self) -> tuple[int | None, float | None]:
@@ -300,16 +301,15 @@ def _validation(validated: Sequence[Row]) -> dict[str, ValidationScore]:
     return {name: ValidationScore(last=value, base=base.get(name)) for name, value in last.items()}
 
 
-def _hacking(validated: Sequence[Row], plan: _Plan) -> list[str]:
-    """A warning for every evaluator that has raised the hacking alarm by the last validation."""
+def _alarms(validated: Sequence[Row], plan: _Plan) -> list[str]:
+    """A warning for every evaluator that has raised an alarm by the last validation."""
     found = []
-    for name, count in (validated[-1] if validated else {}).items():
-        if name.startswith("hacking/") and count >= plan.patience:
-            evaluator = name.removeprefix("hacking/")
+    for (kind, evaluator), count in counts(validated[-1] if validated else {}).items():
+        if count >= plan.patience:
             scores = _series(validated, f"validation/{evaluator}")
             found.append(
-                f"reward hacking: {evaluator} is {max(scores) - scores[-1]:.4f} below its best "
-                f"while a reward of its objective has risen, {count:.0f} validations in a row"
+                f"{ALARMS[kind].name}: {evaluator} is {max(scores) - scores[-1]:.4f} below its "
+                f"best while {ALARMS[kind].rise} has risen, {count:.0f} validations in a row"
             )
     return found
 
