@@ -4,11 +4,10 @@ python scripts/what_pays.py configs/emoji.yaml --num_examples 256
 
 Groups of the base, each sample sorted by the truth (the data must know it): copies of the
 reference, right in both, another subject, prompt missed, neither. Of each kind the mean advantage
-by each objective alone, what the config's shaping adds to their sum, and by both, as the config
-shapes them, at several weights of the prompt.
-Where copies are above 0 a policy gradient begins by making more of them; a schedule that shall
-unlearn copying must weigh the prompt more than that where it is decided, in the early steps.
-Validation examples (training subjects).
+by each objective alone, what the config's shaping adds to their even sum, and by both, as the
+config shapes them, at several weights of the prompt. Where copies are above 0 a policy gradient
+begins by making more of them; a schedule that shall unlearn copying must weigh the prompt more than
+that where it is decided, in the early steps. Validation examples (training subjects).
 """
 
 from __future__ import annotations
@@ -100,7 +99,7 @@ def main() -> None:
     columns = advantages(config, scores)
     print(f"{len(scores)} examples x {scores.shape[1]} samples, seed {config.seed}")
     print(
-        "mean advantage ± standard error: by one objective, what the shaping adds to the sum, "
+        "mean advantage ± standard error: by one objective, what the shaping adds at .5, "
         "by both at weights of the prompt"
     )
     print(f"{'':16}{'share':>8}" + "".join(f"{name:>16}" for name in columns))

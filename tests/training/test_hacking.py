@@ -1,4 +1,4 @@
-"""The hacking alarm: against a slow count, silent on noise, and what it does to a run."""
+"""The alarms: against a slow count, silent on noise, and what it does to a run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from customized_grpo.training.train import train
 from customized_grpo.training.validation import Validation
 from customized_grpo.types import Example, RewardScores
 
-GAP = "copy_gap/validation"
+GAP, REWARDS_GAP = "copy_gap/validation", "copy_gap/reward"
 EVALUATOR, REWARD = "validation/dinov2", "validation/reward/dinov2"
 OTHER, OTHER_REWARD = "validation/clip-text", "validation/reward/preference"
 
@@ -42,7 +42,8 @@ def scores(evaluator: np.ndarray, reward: np.ndarray) -> dict[str, torch.Tensor]
     """Of the identity; the prompt stays as it is."""
     still = torch.zeros(len(evaluator))
     identity = {EVALUATOR: torch.tensor(evaluator), REWARD: torch.tensor(reward)}
-    return identity | {OTHER: still, OTHER_REWARD: still, GAP: still * math.nan}
+    unknown = dict.fromkeys((GAP, REWARDS_GAP), still * math.nan)
+    return identity | {OTHER: still, OTHER_REWARD: still} | unknown
 
 
 def counted(evaluators: Sequence[np.ndarray], rewards: Sequence[np.ndarray]) -> list[int]:
@@ -149,6 +150,20 @@ def test_its_memory_survives_json_and_what_is_not_scored(tiny_config: RunConfig)
     assert again.look(now)["hacking/dinov2"] == 3
     fewer = scores(rows[:5], rows[:5])  # resumed with --allow-changed
     assert again.look(fewer)["hacking/dinov2"] == 0
+    older = HackingAlarm(tiny_config)
+    older.state = {"dinov2": alarm.state["hacking/dinov2"]}  # of a checkpoint before copying/
+    assert older.look(now)["hacking/dinov2"] == 3
+
+
+def test_a_gap_is_held_against_its_own_encoders(tiny_config: RunConfig) -> None:
+    """The evaluators' is known first, then only the rewards', of another scale; then both."""
+    alarm, rows = HackingAlarm(tiny_config), np.arange(10) / 100
+    for i, known in enumerate((True, False, False, False, True)):
+        gaps = {GAP: torch.full((10,), 0.1 if known else math.nan)}
+        gaps |= {REWARDS_GAP: torch.tensor(0.5 + (0.1 + rows) * (i == 4))}
+        found = scores(rows, rows) | gaps | {OTHER: torch.tensor(-0.1 * i - i * rows)}
+        count = alarm.look(found)["copying/clip-text"]
+        assert count == (i == 4)
 
 
 @pytest.mark.parametrize(

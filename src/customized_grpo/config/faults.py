@@ -27,6 +27,6 @@ class FaultConfig:
     the best checkpoint's weights as the result."""
 
     hacking_patience: Count = 3
-    """Validations in a row in which an evaluator is below its best and a reward of its objective,
-    or for the prompt's the copy gap, above what it was then, each by more than noise, that raise
-    the alarm."""
+    """Validations in a row that raise an alarm: an evaluator is below its best, and a reward of its
+    objective or, unless it is of the identity, the copy gap is above what it was then, each by more
+    than noise."""

@@ -21,7 +21,7 @@ from customized_grpo.evaluation.outcome import BASE, Judgement, Yardstick, read_
 from customized_grpo.evaluation.statistics import Estimate, over_seeds, over_subjects
 from customized_grpo.files import write_atomic
 from customized_grpo.rewards.truth import SHARES
-from customized_grpo.runs.alarms import counts
+from customized_grpo.runs.alarms import ALARMS
 from customized_grpo.runs.files import CONFIG, ENVIRONMENT, METRICS
 
 _SHARES = ("share/conflicted", "share/both_positive", "share/both_negative")
@@ -161,7 +161,8 @@ def read_cell(folder: Path, method: str, seed: int, judgement: Judgement) -> Cel
         raise CheckpointError(f"RUN: {folder} is not the folder of a run: {error}") from error
     names = dict.fromkeys(name for row in rows for name in row)
     scores = [name for name in names if name.startswith("validation/")]
-    alarms = ["/".join(count) for count in counts(names)]
+    alarms = [name for name in names if name.partition("/")[0] in ALARMS]
+    validated = [row for row in rows if row.keys() & set(alarms)]  # a count may begin late
     looking = ("seconds/validation", "seconds/samples")  # is no training
     timed = [name for name in names if name.startswith("seconds/") and name not in looking]
     per_row = (sum(row.get(name, 0.0) for name in timed) for row in rows)
@@ -173,7 +174,7 @@ def read_cell(folder: Path, method: str, seed: int, judgement: Judgement) -> Cel
         judgement=judgement,
         config=config,
         curve=_series(clocked, scores and [*scores, "seconds"]),
-        alarms=_series(rows, alarms),
+        alarms=_series([dict.fromkeys(alarms, 0.0) | row for row in validated], alarms),
         shares=_series(rows, _SHARES),
         advantages={name: values for name, values in first.items() if name != "rollout"},
         schedule=schedule,

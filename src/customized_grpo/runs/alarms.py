@@ -13,7 +13,7 @@ class Alarm(NamedTuple):
 
     name: str
     rise: str
-    """What."""
+    """What has risen."""
 
 
 ALARMS = {
@@ -26,4 +26,4 @@ ALARMS = {
 def counts(columns: Mapping[str, _Column]) -> dict[tuple[str, str], _Column]:
     """(kind, evaluator) -> the column that counts, of all of a log."""
     parts = {name: name.partition("/") for name in columns}
-    return {(k, e): columns[name] for name, (k, _, e) in parts.items() if k in ALARMS}
+    return {(kind, of): columns[n] for n, (kind, _, of) in parts.items() if kind in ALARMS}

@@ -2,9 +2,10 @@
 
 The first is how it looks when a reward is over-optimised: both rise, then the evaluator turns, and
 the reward does not (Gao et al., arXiv:2210.10760). The second is the competitive degradation of
-arXiv:2510.18263: pictures come nearer to the reference, background and all, and do less of what the
-prompt asks for. Both numbers are held against the validation at which the evaluator was best,
-picture by picture, and both changes have to be more than noise, several times in a row.
+arXiv:2510.18263, seen by evaluators of anything but the identity: pictures come nearer to the
+reference, background and all, and do less of what the prompt asks for. Both numbers are held
+against the validation at which the evaluator was best, picture by picture, and both changes have to
+be more than noise, several times in a row.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from customized_grpo.runs.log import RunLog
 
 logger = logging.getLogger("customized_grpo")
 
-COPY_GAP = "copy_gap/validation"
+COPY_GAPS = {"validation": "copy_gap/validation", "validation/reward": "copy_gap/reward"}
+"""Their columns, by those whose encoder measures: of evaluators and of rewards."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -47,8 +49,8 @@ class Peak:
 
 
 class HackingAlarm:
-    """Remembers the best validation of every evaluator whose objective is rewarded, and of every
-    one that is not of the identity."""
+    """Remembers the best validation of evaluators: for ``hacking`` of those whose objective is
+    rewarded, for ``copying`` of those that are not of the identity."""
 
     def __init__(self, config: RunConfig) -> None:
         rewards = {reward.label: reward.objective for reward in config.pointwise_rewards}
@@ -58,22 +60,23 @@ class HackingAlarm:
             if own:
                 self._rises[f"hacking/{evaluator.label}"] = [f"validation/reward/{n}" for n in own]
             if evaluator.objective != "identity":
-                self._rises[f"copying/{evaluator.label}"] = [COPY_GAP]
+                self._rises[f"copying/{evaluator.label}"] = [*COPY_GAPS.values()]
         self._patience = config.faults.hacking_patience
         self._peaks: dict[str, Peak] = {}
 
     def look(self, scores: Mapping[str, Tensor]) -> dict[str, float]:
-        """Takes in a validation: ``validation/EVALUATOR``, ``validation/reward/NAME`` and
-        ``copy_gap/validation`` -> ``[B]``; NaN: not scored.
+        """Takes in a validation: ``validation/EVALUATOR``, ``validation/reward/NAME`` and the copy
+        gaps -> ``[B]``; NaN: not scored.
 
         Returns ``hacking/EVALUATOR`` and ``copying/EVALUATOR``, the validations in a row that look
         so; nothing where one side was never known, as the copy gap without masks.
         """
         for count, rises in self._rises.items():
-            name = f"validation/{_evaluator(count)}"
-            known = [n for n in (name, *rises) if not scores[n].isnan().all()]
-            if known[:1] == [name] and known[1:]:  # else it says nothing
-                self._compare(count, {n: scores[n] for n in (name, *rises)})
+            evaluator, *others = [f"validation/{_evaluator(count)}", *rises]
+            is_known = {name: not scores[name].isnan().all() for name in (evaluator, *others)}
+            begun = count in self._peaks or any(is_known[name] for name in others)
+            if is_known[evaluator] and begun:
+                self._compare(count, {name: scores[name] for name in is_known})
         return {count: float(peak.in_a_row) for count, peak in self._peaks.items()}
 
     def _compare(self, count: str, now: Mapping[str, Tensor]) -> None:
@@ -111,7 +114,9 @@ class HackingAlarm:
 
     @state.setter
     def state(self, peaks: Mapping[str, Any]) -> None:
-        self._peaks = {n: Peak(**peak) for n, peak in peaks.items() if n in self._rises}
+        # The alarm for hacking was alone once, and went by the evaluator's name.
+        named = {n if n in self._rises else f"hacking/{n}": peak for n, peak in peaks.items()}
+        self._peaks = {n: Peak(**peak) for n, peak in named.items() if n in self._rises}
 
 
 def end_with_best(log: RunLog, update: int, why: str) -> None:

@@ -192,7 +192,7 @@ class Session:
             self._save_checkpoint()
 
     def _is_ended_by_alarm(self) -> bool:
-        """Says what has raised the hacking alarm, and ends with the best weights if so configured.
+        """Says what has raised an alarm, and ends with the best weights if so configured.
 
         Raises:
             RewardError: if the run shall stop.

@@ -70,8 +70,8 @@ def train(config: RunConfig, *, resume: bool = False, allow_changed: bool = Fals
 
 
 def _is_finished(folder: Path, config: RunConfig) -> bool:
-    """Whether the run in the folder has made all updates it shall make, or the hacking alarm has
-    ended it, and still would.
+    """Whether the run in the folder has made all updates it shall make, or an alarm has ended
+    it, and still would.
 
     Raises:
         CheckpointError: if it has ended earlier and kept nothing that it could go on from.

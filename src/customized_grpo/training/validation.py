@@ -24,7 +24,7 @@ from customized_grpo.runs.ranks import ALONE, Ranks
 from customized_grpo.runs.sharding import is_sharded
 from customized_grpo.training.advantages import share_statistics
 from customized_grpo.training.gains import Gains
-from customized_grpo.training.hacking import COPY_GAP, HackingAlarm
+from customized_grpo.training.hacking import COPY_GAPS, HackingAlarm
 from customized_grpo.training.sampling import FixedSampler, as_evaluated
 from customized_grpo.training.scoring import gather_scores
 from customized_grpo.types import Advantages, Example, RewardScores
@@ -113,10 +113,8 @@ class Validation:
             found = {f"{prefix}/{n}": v for n, v in zip(scores.names, values, strict=True)}
             columns |= found
             means |= {name: column.nanmean().item() for name, column in found.items()}
-            gap = scores.copy_gap[: self._num_examples]
-            if COPY_GAP not in columns or columns[COPY_GAP].isnan().all():
-                columns[COPY_GAP] = gap  # the evaluators' before the rewards'
-        means |= known_mean(COPY_GAP, columns[COPY_GAP])
+            gap = columns[COPY_GAPS[prefix]] = scores.copy_gap[: self._num_examples]
+            means = known_mean("copy_gap/validation", gap) | means  # the evaluators' first
         counts = self.evaluators.metrics()
         means |= {f"evaluator/{name}": value for name, value in counts.items()}
         return means | self.alarm.look(columns) | self.gains.look(columns | shares, is_base=is_base)

@@ -206,11 +206,16 @@ def test_hacking_alarms_stand_above_the_tables(tmp_path: Path) -> None:
     calm = {"update": [0, 10, 20, 30, 40], "hacking/dinov2": [0.0, 1.0, 0.0, 1.0, 2.0]}
     raised = calm | {"hacking/dinov2": [0.0, 1.0, 2.0, 3.0, 4.0], "hacking/clip-text": [0.0] * 5}
     results = made_up()
-    assert "acking alarm" not in markdown(results)  # nobody has looked
+    assert "alarm for" not in markdown(results)  # nobody has looked
     cells = [replace(cell, alarms=calm) for cell in results.cells]
-    assert "\nNo hacking alarm in 6 runs.\n" in markdown(replace(results, cells=cells))
+    assert "\nNo alarm for reward hacking in 6 runs.\n" in markdown(replace(results, cells=cells))
     cells[0] = replace(cells[0], alarms=calm | {"copying/clip-text": [0.0] * 5})
-    assert "\nNo copying alarm in one run.\n" in markdown(replace(results, cells=cells))
+    assert "\nNo alarm for copying in one run.\n" in markdown(replace(results, cells=cells))
+    copied = calm | {"copying/clip-text": [0.0, 1.0, 2.0, 2.0, 3.0]}
+    cells[1] = replace(cells[1], alarms=copied)
+    assert "seed 0, update 40: clip-text fell while the copy gap rose, 3 validations" in markdown(
+        replace(results, cells=cells)
+    )
     cells[2] = replace(cells[2], alarms=raised)  # naive, seed 1; patience is 3
     text = (
         "Reward hacking: naive GRPO 1:1, seed 1, update 30: dinov2 fell while a reward of its "

@@ -164,8 +164,7 @@ def _first_at(results: Results, method: str, level: float) -> str:
 
 
 def alarms(results: Results) -> list[str]:
-    """A sentence for every alarm of a run, and for every kind that none of those has raised that
-    looked."""
+    """A sentence for every alarm of a run, and one for every kind that runs looked for in vain."""
     found: list[str] = []
     looked, loud = Counter[str](), set[str]()
     for cell in results.cells:
@@ -183,7 +182,8 @@ def alarms(results: Results) -> list[str]:
                     f"rose, {patience} validations in a row."
                 )
     calm = [kind for kind in ALARMS if looked[kind] and kind not in loud]
-    return sorted(found) + [f"No {kind} alarm in {_runs(looked[kind])}." for kind in calm]
+    none = [f"No alarm for {ALARMS[kind].name} in {_runs(looked[kind])}." for kind in calm]
+    return sorted(found) + none
 
 
 def _runs(count: int) -> str:
