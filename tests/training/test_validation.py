@@ -58,7 +58,7 @@ def test_each_process_samples_and_scores_its_share(
     for rank, rows in ((0, [0, 2, 4]), (1, [1, 3])):
         part = Validation(generator, config, data, *sets, None, Parts(rank=rank, world_size=2))
         own = part.sample()
-        assert_near(own, images[rows], scale=1)
+        assert_near(own, images[rows], terms=2**16, scale=1)  # over several noisy steps
         together = part.metrics(own, is_base=True)
     assert together == pytest.approx(expected, abs=1e-5)
     with pytest.raises(ConfigError, match=r"^evaluation\.num_validation: .* 8 processes, got 5"):
