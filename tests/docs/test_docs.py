@@ -26,7 +26,11 @@ def test_tables_are_those_of_what_is_kept(study: str) -> None:
 def test_the_shares_are_those_of_what_is_kept(page: str, methods: int) -> None:
     text = (ROOT / page).read_text()
     kept = (RESULTS / "proof" / "tables.md").read_text().replace("0.", ".")
-    shown = re.findall(r"^\| (?:base|naive|SARS|TDW|prompt only|identity only|\*\*Customized|Customized).*\|$", text, re.M)
+    shown = re.findall(
+        r"^\| (?:base|naive|SARS|TDW|prompt only|identity only|\*\*Customized|Customized).*\|$",
+        text,
+        re.M,
+    )
     own = [row for row in shown if row.count("|") == 6]  # shares; the paper's numbers have less
     assert len(own) == methods + 1
     for row in own:
