@@ -149,3 +149,17 @@ def test_a_cell_knows_when_its_curve_first_passed_a_level(tmp_path: Path) -> Non
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"RUN: {tmp_path} is not the folder of a run"):
         read_cell(tmp_path, "x", 0, Judgement(columns={}))
+
+
+def test_an_alarm_that_begins_late_hides_no_other(tmp_path: Path) -> None:
+    """As in a run that was resumed by a version with one more."""
+    rows = [{"update": u, "hacking/dinov2": float(n)} for u, n in ((0, 0), (20, 3), (40, 4))]
+    rows += [{"update": 50}, {"update": 60, "hacking/dinov2": 0.0, "copying/clip-text": 1.0}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    files = {"metrics.jsonl": lines, "advantages.jsonl": '{"rollout": 0}\n', "config.yaml": ""}
+    for name, text in (files | dict.fromkeys(("schedule.json", "environment.json"), "{}")).items():
+        (tmp_path / name).write_text(text)
+    alarms = read_cell(tmp_path, "m", 0, Judgement(columns={})).alarms
+    assert alarms["update"] == [0, 20, 40, 60]
+    assert alarms["hacking/dinov2"] == [0, 3, 4, 0]
+    assert alarms["copying/clip-text"] == [0, 0, 0, 1]

@@ -1,4 +1,4 @@
-"""The alarms: against a slow count, silent on noise, and what it does to a run."""
+"""The alarms: against a slow count, silent on noise, and what they do to a run."""
 
 from __future__ import annotations
 

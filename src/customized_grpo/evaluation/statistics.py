@@ -54,6 +54,10 @@ class Estimate:
             return self
         return replace(self, low=max(self.low, low), high=min(self.high, high))
 
+    def as_drawn(self) -> Estimate:
+        """Without the interval of two seeds, whose t is 12.7: it would hide those of the others."""
+        return self if self.count >= _FEW_SEEDS else replace(self, low=None, high=None)
+
     def is_clear(self, digits: int) -> bool:
         """Whether a difference over seeds, printed with so many digits, is more than chance.
 

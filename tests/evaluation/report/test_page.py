@@ -182,6 +182,18 @@ def test_the_bonus_shown_is_the_one_the_run_got() -> None:
         assert torch.allclose(bonus[group], sars - sars.mean(), atol=1e-6)
 
 
+def test_two_seeds_are_drawn_without_an_interval() -> None:
+    results = made_up()
+    for seeds, bands in ((3, 2), (2, 0), (1, 0)):
+        some = replace(results, cells=[c for c in results.cells if c.seed < seeds])
+        curves, plane = (
+            figures.figures(some)[name].axes[0] for name in ("learning-curves", "plane")
+        )
+        assert len(curves.collections) == bands
+        bars = [bar for bar in plane.containers if bar.has_xerr]
+        assert len(bars) == (0 if seeds == 2 else 2)  # of one, over the examples
+
+
 def test_a_report_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy", None)
     wanted = r"^a report needs the extra packages \(.*scipy.*'customized-grpo\[report\]'$"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette, told apart by colour-blind readers too; the main method gets black.
 _PALETTE = ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C00", "#7F3C8D",
-            "#666666", "#11A579")  # fmt: skip
+            "#666666", "#7A4A21")  # fmt: skip
 _MARKERS = "osD^vP*Xph"
 _FLAT = 0.01  # of a similarity: curves are not drawn larger than within it
 
@@ -138,7 +138,7 @@ def _with_error(results: Results, method: str, name: str) -> Estimate | None:
     own = results.over_seeds(method, name)
     change = results.over_seeds(method, name, minus=BASE)
     if own is None or own.low is not None or change is None or math.isnan(change.half_width):
-        return own
+        return own and own.as_drawn()
     half = change.half_width
     return replace(own, low=own.mean - half, high=own.mean + half)
 
@@ -348,7 +348,8 @@ def _band(
 
     A run that has ended early ends the mean of all.
     """
-    intervals = [over_seeds(values).within(*bounds) for values in zip(*curves, strict=False)]
+    means = (over_seeds(values) for values in zip(*curves, strict=False))
+    intervals = [mean.within(*bounds).as_drawn() for mean in means]
     middle, x = [i.mean for i in intervals], x[: len(intervals)]
     axes.plot(x, middle, ms=3, lw=1.4, **style)
     known = [(i.low, i.high) for i in intervals if i.low is not None and i.high is not None]
