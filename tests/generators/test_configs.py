@@ -18,6 +18,7 @@ from tiny_pipelines import build_flux1
 
 from customized_grpo.config import AdvantageConfig, ConstantSchedule, load_config
 from customized_grpo.generators.lora import attach_lora
+from customized_grpo.tools.estimate.judges import num_validations
 from customized_grpo.training.train import train
 
 LARGE = sorted(p for p in (ROOT / "configs").glob("*.yaml") if "embedded:" not in p.read_text())
@@ -40,6 +41,13 @@ def photos(tmp_path: Path) -> Path:
             picture = Image.fromarray(pixels.numpy())
             picture.save(tmp_path / "photos" / subject / f"{number}.png")
     return tmp_path / "photos"
+
+
+@pytest.mark.parametrize("path", [*LARGE, ROOT / "configs" / "emoji.yaml"], ids=lambda p: p.stem)
+def test_an_alarm_can_sound_before_the_last_validation(path: Path) -> None:
+    config = load_config(path)
+    after_the_base = num_validations(config.train.num_updates, config.evaluation.validate_every) - 1
+    assert after_the_base > config.faults.hacking_patience
 
 
 def test_the_papers_recipe_is_that_of_the_released_code() -> None:
