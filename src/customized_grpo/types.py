@@ -165,7 +165,10 @@ class PolicyBatch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ForwardBatch:
-    """Samples to train on at noise levels drawn for them; noise is made where it is needed."""
+    """Samples to train on at noise levels drawn for them; noise is made where it is needed.
+
+    A batch alone tells its loss: its kind, and the numbers of that (0-d float32 on the CPU).
+    """
 
     final_latents: Tensor
     """``[b, *L]`` of the rollout's samples, not of the pairs; 0 for invalid ones."""
@@ -179,12 +182,26 @@ class ForwardBatch:
     """``[M]`` int64, row of ``final_latents`` (and of the conditioning) each pair belongs to."""
     weight: Tensor
     """``[M]`` float32, as in ``PolicyBatch``."""
-    beta: Tensor
-    """0-d float32 on the CPU, of ``ops.nft_loss``, so that a batch alone tells its loss."""
-    clip: Tensor
-    """0-d float32 on the CPU, likewise."""
     old_velocity: Tensor | None = None
     """``[M, *L]`` of the policy that sampled; None: it is the one that is trained."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NftBatch(ForwardBatch):
+    """For ``ops.nft_loss``."""
+
+    beta: Tensor
+    clip: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AwmBatch(ForwardBatch):
+    """For ``ops.clipped_surrogate`` of ``ops.matching_log_prob``."""
+
+    power: Tensor
+    clip_range: Tensor
+    old_weight: Tensor
+    """Of the squared distance to ``old_velocity``."""
 
 
 Batch: TypeAlias = PolicyBatch | ForwardBatch

@@ -25,7 +25,13 @@ from torch import Tensor
 from toy_world import blocks
 
 from customized_grpo.cli.main import main
-from customized_grpo.config import GrpoAlgorithm, LoraSettings, NftAlgorithm
+from customized_grpo.config import (
+    AlgorithmConfig,
+    AwmAlgorithm,
+    GrpoAlgorithm,
+    LoraSettings,
+    NftAlgorithm,
+)
 from customized_grpo.errors import ConfigError, DataError
 from customized_grpo.generators.base import Conditioning, Generator
 from customized_grpo.generators.flux2_klein import Flux2KleinGenerator
@@ -279,7 +285,9 @@ def test_bfloat16_weights_without_autocast(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", [GrpoAlgorithm(), NftAlgorithm()], ids=lambda a: a.type)
+@pytest.mark.parametrize(
+    "algorithm", [GrpoAlgorithm(), NftAlgorithm(), AwmAlgorithm()], ids=lambda a: a.type
+)
 @pytest.mark.parametrize(
     "family",
     [
@@ -289,7 +297,7 @@ def test_bfloat16_weights_without_autocast(
     indirect=True,
 )
 def test_redness_goes_up(
-    family: Family, checkpoint: str, tmp_path: Path, algorithm: GrpoAlgorithm | NftAlgorithm
+    family: Family, checkpoint: str, tmp_path: Path, algorithm: AlgorithmConfig
 ) -> None:
     """Deterministic pictures of the same four prompts, before and after training all weights."""
     updates = 20 if algorithm.type == "grpo" else 8
@@ -302,7 +310,7 @@ def test_redness_goes_up(
         lora=None,
         algorithm=algorithm,
     )
-    if algorithm.type == "nft":
+    if algorithm.type != "grpo":
         own = {"dynamics": "ode", "shared_noise": False, "prompts_per_rollout": 4}  # all there are
         config = changed(config, rollout=own)
     run = train(config)

@@ -1,4 +1,4 @@
-"""The forward process and DiffusionNFT's loss: slow loops, gradients, limits."""
+"""The forward process, DiffusionNFT's loss, AWM's log-probability: slow loops, gradients."""
 
 import inspect
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from customized_grpo.ops import nft_loss, noised
+from customized_grpo.ops import matching_log_prob, nft_loss, noised
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=40)
 
@@ -108,6 +108,44 @@ class TestNftLoss:
             unchecked(v, v[:1], v, sigma, advantage)
         with pytest.raises(ValueError, match=r"^sigma must have one value per sample, 2, got"):
             unchecked(v, v, v, sigma[:1], advantage)
+
+
+class TestMatchingLogProb:
+    @PROPERTY
+    @given(seed=st.integers(0, 2**31 - 1), power=st.sampled_from([0.25, 0.5, 1.0]))
+    def test_equals_a_slow_loop(self, seed: int, power: float) -> None:
+        velocity, _, latents, noise, sigma, _ = random_velocities(seed)
+        found = matching_log_prob(velocity, noise - latents, sigma, power)
+        for i, log_prob in enumerate(found.tolist()):
+            pairs = zip(
+                velocity[i].flatten().tolist(), latents[i].flatten().tolist(),
+                noise[i].flatten().tolist(), strict=True,
+            )  # fmt: skip
+            errors = [(v - (eps - x0)) ** 2 for v, x0, eps in pairs]
+            slow = -sigma[i].item() * (sum(errors) / len(errors)) ** power / power
+            assert log_prob == pytest.approx(slow, rel=1e-5, abs=1e-6)
+
+    def test_a_sample_that_is_met_has_a_finite_gradient(self) -> None:
+        velocity = torch.ones(2, 3, requires_grad=True)
+        matching_log_prob(velocity, torch.ones(2, 3), torch.ones(2)).sum().backward()
+        assert velocity.grad is not None
+        assert torch.equal(velocity.grad, torch.zeros(2, 3))
+
+    def test_half_precision_is_computed_in_float32(self) -> None:
+        velocity, _, latents, noise, sigma, _ = random_velocities(5)
+        half, target = velocity.bfloat16(), (noise - latents).bfloat16()
+        found = matching_log_prob(half, target, sigma)
+        assert found.dtype == torch.float32
+        assert torch.equal(found, matching_log_prob(half.float(), target.float(), sigma))
+
+    def test_mistakes_are_named(self) -> None:
+        v, sigma = torch.zeros(2, 3), torch.ones(2)
+        for power in (0, 1.5):
+            with pytest.raises(ValueError, match=rf"^power must lie in \(0, 1\], got {power};"):
+                matching_log_prob(v, v, sigma, power)
+        unchecked = inspect.unwrap(matching_log_prob)
+        with pytest.raises(ValueError, match="target"):
+            unchecked(v, v[:1], sigma)
 
 
 def test_noised_latents_are_a_slow_loop() -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from customized_grpo.config.overrides import FieldInfo
 
 
 class FieldsHelp(argparse._HelpAction):
@@ -50,8 +54,29 @@ def field_lines(config: Any) -> list[str]:
             types = groups.get(info.path)
             plugs = f" Types: {', '.join(registry.plug_types(types))}." if types else ""
             lines += ["", f"{info.path}: {info.doc}{plugs}"]
+            lines += [] if types else _alternatives(info)
             continue
         value = "" if info.value is MISSING else f" = {show(to_raw(info.value))}"
         lines.append(f"  --{info.path}{value}  ({info.type})")
         lines += textwrap.wrap(info.doc, 92, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        lines += _alternatives(info)
+    return lines
+
+
+def _alternatives(info: FieldInfo) -> list[str]:
+    """What a section could be instead, with the defaults of its fields: its own are not listed."""
+    from dataclasses import MISSING, fields, is_dataclass
+
+    from customized_grpo.config.decoding import default_of, members, show, to_raw
+
+    lines: list[str] = []
+    for kind in members(info.hint):
+        if not is_dataclass(kind) or isinstance(info.value, kind):
+            continue
+        known = [f for f in fields(kind) if default_of(f) is not MISSING]
+        known.sort(key=lambda f: f.name != "type")
+        values = {f.name: to_raw(default_of(f)) for f in known}
+        about = (inspect.getdoc(kind) or "").partition("\n\n")[0]
+        text = f"or {show(values, None)}: {about}"
+        lines += textwrap.wrap(text, 92, initial_indent=" " * 6, subsequent_indent=" " * 8)
     return lines

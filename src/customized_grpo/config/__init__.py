@@ -13,7 +13,12 @@ from typing import Any
 
 import yaml
 
-from customized_grpo.config.algorithms import AlgorithmConfig, GrpoAlgorithm, NftAlgorithm
+from customized_grpo.config.algorithms import (
+    AlgorithmConfig,
+    AwmAlgorithm,
+    GrpoAlgorithm,
+    NftAlgorithm,
+)
 from customized_grpo.config.benchmark import (
     BenchmarkConfig,
     DreamBenchSet,
@@ -67,6 +72,7 @@ from customized_grpo.registry import nearest, one_of
 __all__ = [
     "AdvantageConfig",
     "AlgorithmConfig",
+    "AwmAlgorithm",
     "BalanceSettings",
     "BenchmarkConfig",
     "CacheConfig",

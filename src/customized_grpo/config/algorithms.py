@@ -17,13 +17,31 @@ class GrpoAlgorithm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NftAlgorithm:
-    """DiffusionNFT (arXiv:2509.16117): pictures are noised anew, and the model is led towards the
-    better and away from the worse ones. No trajectory is kept, and any sampler will do.
+class ForwardAlgorithm:
+    """Pictures are noised anew: no trajectory is kept, and any sampler will do.
 
     Each sample is trained at rollout.num_trained_steps noise levels of its own, drawn from the
     window or else from all steps of the sampler, with the advantage of that level.
     """
+
+    old_decay: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """The policy that samples keeps this share of itself after a rollout, and takes the rest from
+    the trained one (NFT's paper: 0.5 or 0.999, AWM's code: 0.3); 0 = the trained one samples.
+    Above 0, or with several updates per rollout, it stays in memory (4 bytes per trained
+    weight)."""
+
+    old_decay_rate: NonNegativeFloat = 0.001
+    """The share begins at 0 and grows by this per update, up to old_decay (NFT's: 0.001)."""
+
+    def decay(self, num_updates: int) -> float:
+        """The share after so many updates."""
+        return min(self.old_decay_rate * num_updates, self.old_decay)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NftAlgorithm(ForwardAlgorithm):
+    """DiffusionNFT (arXiv:2509.16117): the model is led towards the better and away from the worse
+    pictures, noised anew. No trajectory is kept, and any sampler will do."""
 
     type: Literal["nft"] = "nft"
     """On the forward process."""
@@ -32,17 +50,28 @@ class NftAlgorithm:
     """How far the policies that are fitted to good and bad samples are from the one that sampled,
     in parts of the step to the trained one: smaller = a stronger pull (paper: 1 or 0.1)."""
 
-    old_decay: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """The policy that samples keeps this share of itself after a rollout, and takes the rest from
-    the trained one (paper: 0.5 or 0.999); 0 = the trained one samples. Above 0, or with several
-    updates per rollout, it stays in memory (4 bytes per trained weight)."""
 
-    old_decay_rate: NonNegativeFloat = 0.001
-    """The share begins at 0 and grows by this per update, up to old_decay (paper: 0.001)."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AwmAlgorithm(ForwardAlgorithm):
+    """Advantage weighted matching (AWM, arXiv:2509.25050): GRPO's policy gradient with the loss of
+    pretraining on the samples, noised anew, as their log-probability. No trajectory is kept."""
 
-    def decay(self, num_updates: int) -> float:
-        """The share after so many updates."""
-        return min(self.old_decay_rate * num_updates, self.old_decay)
+    type: Literal["awm"] = "awm"
+    """On the forward process."""
+
+    power: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """The log-probability of a sample at a noise level is -sigma error^power / power, of the mean
+    squared error of its velocity: 1 = the error itself, less = large errors count less (code:
+    0.25)."""
+
+    clip_range: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """PPO's clip of the ratio to the policy that sampled (code: 1, which hardly cuts)."""
+
+    old_weight: NonNegativeFloat = 1.0
+    """Weight of the mean squared distance to the velocities of the policy that sampled, without
+    which others report collapse (code: 1)."""
 
 
-AlgorithmConfig = Annotated[GrpoAlgorithm | NftAlgorithm, Field(discriminator="type")]
+AlgorithmConfig = Annotated[
+    GrpoAlgorithm | NftAlgorithm | AwmAlgorithm, Field(discriminator="type")
+]

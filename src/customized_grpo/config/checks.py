@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from customized_grpo import registry
-from customized_grpo.config.algorithms import NftAlgorithm
+from customized_grpo.config.algorithms import ForwardAlgorithm
 from customized_grpo.config.decoding import show, to_raw
 from customized_grpo.config.limits import MOST_AT_ONCE
 from customized_grpo.config.plugs import RewardConfig
@@ -135,8 +135,8 @@ def _algorithm_conflicts(config: RunConfig) -> Iterator[str]:
     """Deterministic pictures are for an algorithm that needs no log-probabilities, and what limits
     or weighs those is for one that does."""
     rollout, algorithm = config.rollout, config.algorithm
-    is_ode, is_nft = rollout.dynamics == "ode", isinstance(algorithm, NftAlgorithm)
-    if is_ode and not is_nft:
+    is_ode, is_forward = rollout.dynamics == "ode", isinstance(algorithm, ForwardAlgorithm)
+    if is_ode and not is_forward:
         yield (
             f"rollout.dynamics must be dance, flow or cps for algorithm {algorithm.type}, got ode; "
             "a step without noise has no log-probability"
@@ -151,17 +151,17 @@ def _algorithm_conflicts(config: RunConfig) -> Iterator[str]:
             "advantage.schedule.type must be another than measured for rollout.dynamics ode, got "
             "measured; there is no noise whose effect could be measured"
         )
-    for name in ("clip_range", "kl_mask", "ratio_norm", "step_weight", "pin_ratio") * is_nft:
+    for name in ("clip_range", "kl_mask", "ratio_norm", "step_weight", "pin_ratio") * is_forward:
         default = getattr(LossConfig(), name)
         if (value := getattr(config.loss, name)) != default:
             yield (
-                f"loss.{name} must be left out for algorithm nft, got {show(value)}; it is about "
-                "the log-probabilities of steps, and nft has none: take it out of the file, or "
-                f"write --loss.{name} {show(default)}"
+                f"loss.{name} must be left out for algorithm {algorithm.type}, got {show(value)}; "
+                f"it is about the log-probabilities of steps, and {algorithm.type} has none: take "
+                f"it out of the file, or write --loss.{name} {show(default)}"
             )
-    if is_nft and config.advantage.balance is not None:
+    if is_forward and config.advantage.balance is not None:
         yield (
-            f"advantage.balance must be null for algorithm nft, got "
+            f"advantage.balance must be null for algorithm {algorithm.type}, got "
             f"{show(to_raw(config.advantage.balance))}; its loss is not linear in the advantage "
             "beside an old policy: use grpo"
         )
@@ -355,8 +355,9 @@ def explain_batch(config: RunConfig) -> str:
             f"measured first: {end - first} steps x {prompts} prompts x {samples} samples = "
             f"{(end - first) * prompts * samples} images, for the weights of the steps.",
         )
-    if isinstance(config.algorithm, NftAlgorithm):
-        lines.append("nft: pictures are noised anew at these steps' noise levels for the update.")
+    if isinstance(config.algorithm, ForwardAlgorithm):
+        what = "pictures are noised anew at these steps' noise levels for the update."
+        lines.append(f"{config.algorithm.type}: {what}")
     elif train.inner_updates == 1 and config.loss.pin_ratio:
         lines.append("ratio: 1 at every update (pinned, one update per rollout), as it should be.")
     return "\n".join(lines)

@@ -130,7 +130,7 @@ ScheduleConfig = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BalanceSettings:
-    """Weights of the objectives corrected by their gradients."""
+    """Weights of the objectives corrected by their gradients (MARBLE, arXiv:2605.06507; MGDA)."""
 
     method: Literal["mgda", "marble"] = "marble"
     """marble = as if all gradients were equally long (MARBLE, arXiv:2605.06507), mgda = as they

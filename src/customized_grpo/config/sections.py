@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from customized_grpo import registry
 from customized_grpo.buckets import Ratio
-from customized_grpo.config.algorithms import AlgorithmConfig, GrpoAlgorithm, NftAlgorithm
+from customized_grpo.config.algorithms import AlgorithmConfig, ForwardAlgorithm, GrpoAlgorithm
 from customized_grpo.config.faults import FaultConfig
 from customized_grpo.config.limits import (
     Count,
@@ -74,7 +74,7 @@ class RolloutConfig:
 
     dynamics: Literal["dance", "flow", "cps", "ode"] = "dance"
     """SDE of a step: DanceGRPO's (the paper's), Flow-GRPO's or Flow-CPS's; ode = without noise, for
-    algorithm nft."""
+    algorithms nft and awm."""
 
     noise_level: PositiveFloat = 0.4
     """Noise of the SDE: eta of dance (paper: 0.4), a of flow (0.7) and cps (at most 1)."""
@@ -174,8 +174,8 @@ class LossConfig:
     this, 1e-5 for example, and would grow (Flow-DPPO, arXiv:2606.11025); null = the clip."""
 
     kl_weight: NonNegativeFloat = 0.0
-    """Weight of the Gaussian KL to the untrained model, see kl_to (paper: 0); for algorithm nft of
-    the mean squared difference of the velocities (its paper: 1e-4)."""
+    """Weight of the Gaussian KL to the untrained model, see kl_to (paper: 0); for algorithms nft
+    and awm of the mean squared difference of the velocities (their authors: 1e-4)."""
 
     kl_to: Literal["base", "start"] = "base"
     """The untrained model, of norm_weight too: base = without any LoRA; start = with the LoRA of
@@ -377,7 +377,7 @@ class RunConfig:
     """Low-rank adapters; null = train all weights of the transformer."""
 
     algorithm: AlgorithmConfig = field(default_factory=GrpoAlgorithm)
-    """How samples and their advantages become a gradient: grpo, nft."""
+    """How samples and their advantages become a gradient: grpo, nft, awm."""
 
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     """How images are sampled for training."""
@@ -412,9 +412,9 @@ class RunConfig:
     def has_old_policy(self) -> bool:
         """Whether older weights than those that are trained sample, or may have sampled.
 
-        With one update per rollout and no memory, nft trains what samples.
+        With one update per rollout and no memory, nft and awm train what samples.
         """
-        if not isinstance(self.algorithm, NftAlgorithm):
+        if not isinstance(self.algorithm, ForwardAlgorithm):
             return False
         return bool(self.algorithm.old_decay) or self.train.inner_updates > 1
 

@@ -11,7 +11,7 @@ from customized_grpo.ops.advantages import (
     synergy_bonus,
 )
 from customized_grpo.ops.balance import BalanceMethod, balanced_factors
-from customized_grpo.ops.forward import nft_loss, noised
+from customized_grpo.ops.forward import matching_log_prob, nft_loss, noised
 from customized_grpo.ops.losses import (
     StepWeight,
     clipped_surrogate,
@@ -55,6 +55,7 @@ __all__ = [
     "group_normalize",
     "linear_weights",
     "masked_surrogate",
+    "matching_log_prob",
     "measured_weights",
     "nft_loss",
     "noise_variance",

@@ -1,4 +1,5 @@
-"""The forward process: latents noised anew, and the loss of DiffusionNFT on them."""
+"""The forward process: latents noised anew, and on them the loss of DiffusionNFT and the
+log-probability of advantage weighted matching."""
 
 from jaxtyping import Float, Float32
 from torch import Tensor
@@ -6,6 +7,7 @@ from torch import Tensor
 from customized_grpo.ops.sde import Real, check_same_shape
 
 _SMALLEST_ERROR = 1e-5  # of the adaptive weight, as in the authors' code
+_ROUNDING = 1e-10  # below it an error has no slope that is finite, as in AWM's code
 
 
 def noised(
@@ -96,6 +98,44 @@ def nft_loss(
     positive = _error(level * ((1.0 - beta) * old + beta * new - target))
     negative = _error(level * ((1.0 + beta) * old - beta * new - target))
     return (clip / beta) * (share * positive + (1.0 - share) * negative)
+
+
+def matching_log_prob(
+    velocity: Float[Tensor, " batch *dims"],
+    target: Float[Tensor, " batch *dims"],
+    sigma: Float[Tensor, " batch"],
+    power: Real = 0.25,
+) -> Float32[Tensor, " batch"]:
+    """Returns what advantage weighted matching takes for log-probabilities (AWM, arXiv:2509.25050).
+
+    `log p = -sigma (mean((v - v*)^2) + 1e-10)^power / power`, with `v* = noise - latents`, the
+    velocity that leads back to the sample: pretraining's loss, which bounds the likelihood of the
+    sample. The power makes large errors count less; 1/4 is the generalised Huber loss of the
+    authors' code. `clipped_surrogate` of these, with those of the policy that sampled at the same
+    noise, is AWM's loss.
+
+    Args:
+        velocity: `[B, ...]` of a model at the noised latents; gradients flow.
+        target: `[B, ...]`, v*.
+        sigma: `[B]`, the noise levels, positive.
+        power: in (0, 1].
+
+    Returns:
+        `[B]` float32.
+
+    Raises:
+        ValueError: if shapes differ, or `power` is not in (0, 1].
+
+    Example:
+        >>> velocity, target = torch.zeros(2, 2), torch.tensor([[0.25, 0.25], [4.0, 4.0]])
+        >>> matching_log_prob(velocity, target, torch.tensor([1.0, 0.5]), power=0.5)
+        tensor([-0.5000, -4.0000])
+    """
+    check_same_shape("velocity", velocity, "target", target)
+    if not 0 < power <= 1:
+        raise ValueError(f"power must lie in (0, 1], got {power}; AWM has 0.25.")
+    error = (velocity.float() - target.float()).flatten(1).square().mean(1)
+    return -_like(sigma, velocity).flatten() * (error + _ROUNDING) ** power / power
 
 
 def _error(difference: Tensor) -> Tensor:

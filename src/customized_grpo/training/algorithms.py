@@ -7,12 +7,12 @@ from typing import Protocol
 
 from torch import Tensor
 
-from customized_grpo.config import NftAlgorithm, RolloutConfig, RunConfig
+from customized_grpo.config import GrpoAlgorithm, RolloutConfig, RunConfig
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.runs.ema import Ema
 from customized_grpo.runs.sharding import is_sharded
+from customized_grpo.training.forward import Forward
 from customized_grpo.training.loss import policy_batch
-from customized_grpo.training.nft import Nft
 from customized_grpo.training.policy import Policy
 from customized_grpo.training.rollout import noisy_steps
 from customized_grpo.types import Advantages, Batch, PolicyBatch, Rollout
@@ -86,6 +86,6 @@ class Grpo:
 
 def make_algorithm(policy: Policy, config: RunConfig) -> Algorithm:
     """The algorithm of a run."""
-    if isinstance(config.algorithm, NftAlgorithm):
-        return Nft(policy, config, config.algorithm)
-    return Grpo(policy, config)
+    if isinstance(config.algorithm, GrpoAlgorithm):
+        return Grpo(policy, config)
+    return Forward(policy, config, config.algorithm)

@@ -21,15 +21,24 @@ from customized_grpo.ops import (
     clipped_surrogate,
     gaussian_kl,
     masked_surrogate,
+    matching_log_prob,
     nft_loss,
     norm_excess,
     normalize_ratio,
 )
 from customized_grpo.runs.ranks import ALONE, Ranks
 from customized_grpo.runs.sharding import is_sharded
-from customized_grpo.training.nft import forward_process
+from customized_grpo.training.forward import forward_process
 from customized_grpo.training.policy import Policy
-from customized_grpo.types import Advantages, Batch, ForwardBatch, PolicyBatch, Rollout
+from customized_grpo.types import (
+    Advantages,
+    AwmBatch,
+    Batch,
+    ForwardBatch,
+    NftBatch,
+    PolicyBatch,
+    Rollout,
+)
 
 logger = logging.getLogger("customized_grpo")
 
@@ -259,18 +268,29 @@ def _forward_loss(
     latents, target = forward_process(batch, rows, sigma)
     velocity = policy.velocity(latents, step_index, condition)
     old = velocity.detach() if batch.old_velocity is None else batch.old_velocity[rows]
-    beta, clip = batch.beta.item(), batch.clip.item()
-    losses = nft_loss(velocity, old, target, sigma, batch.advantage[rows], beta, clip)
-    loss = (losses * weight).sum() / num_pairs
-    stats = {"old_distance": (velocity.detach() - old).square().mean()}
-    if not config.needs_base:
-        return loss, stats
-    with torch.no_grad(), _reference(policy.generator, config):
-        reference = policy.velocity(latents, step_index, condition)
-    penalties = {
-        "kl": (config.kl_weight, (velocity - reference).square().flatten(1).mean(1)),
-        "norm_excess": (config.norm_weight, norm_excess(velocity, reference)),
-    }
+    advantage, stats = batch.advantage[rows], {}
+    old_distance = (velocity - old).square().flatten(1).mean(1)
+    if isinstance(batch, NftBatch):
+        beta, clip = batch.beta.item(), batch.clip.item()
+        losses = nft_loss(velocity, old, target, sigma, advantage, beta, clip)
+        loss, old_weight = (losses * weight).sum() / num_pairs, 0.0
+    else:
+        assert isinstance(batch, AwmBatch)
+        power, old_weight = batch.power.item(), batch.old_weight.item()
+        log_prob, old_log_prob = (
+            matching_log_prob(v, target, sigma, power) for v in (velocity, old)
+        )
+        loss, stats = clipped_surrogate(
+            log_prob, old_log_prob, advantage, batch.clip_range.item(), num_pairs
+        )
+    penalties = {"old_distance": (old_weight, old_distance)}
+    if config.needs_base:
+        with torch.no_grad(), _reference(policy.generator, config):
+            reference = policy.velocity(latents, step_index, condition)
+        penalties |= {
+            "kl": (config.kl_weight, (velocity - reference).square().flatten(1).mean(1)),
+            "norm_excess": (config.norm_weight, norm_excess(velocity, reference)),
+        }
     return _penalised(loss, stats, penalties, weight, num_pairs)
 
 

@@ -26,7 +26,7 @@ from customized_grpo.training.algorithms import make_algorithm
 from customized_grpo.training.build import build_generator, make_optimizer, make_trainable
 from customized_grpo.training.loss import accumulate_gradient, outputs
 from customized_grpo.training.policy import Policy, make_policy
-from customized_grpo.types import Batch, ForwardBatch, PolicyBatch
+from customized_grpo.types import AwmBatch, Batch, NftBatch, PolicyBatch
 
 REPORT = "diagnosis.json"
 _STATE = "state.safetensors"
@@ -130,7 +130,8 @@ def load_failure(
     """Batch, conditioning, training state of a dump, and whether the ratio was pinned."""
     batch = {n: t.to(device) for n, t in load_file(folder / "batch.safetensors").items()}
     conditioning = Conditioning.from_tensors(load_file(folder / "conditioning.safetensors"))
-    kind = ForwardBatch if "noise_seed" in batch else PolicyBatch
+    own = {"beta": NftBatch, "power": AwmBatch}  # a field that no other kind has
+    kind = next((own[name] for name in own if name in batch), PolicyBatch)
     return (
         kind(**batch),
         conditioning.to(device),

@@ -5,7 +5,7 @@ The way of a score that is missing: ``RewardSet.score`` turns whatever a reward 
 finite, or what it raised, into NaN; where more than ``faults.max_lost_rewards`` of a rollout is
 lost, ``settle_scores`` asks again if there was an error, and stops the run in the end;
 ``objective_advantages`` leaves the sample out of its group's mean and makes its row NaN,
-``Advantages.valid`` false; the loss (``loss.py``, ``nft.py``) leaves it out. No guess takes the
+``Advantages.valid`` false; the loss (``loss.py``, ``forward.py``) leaves it out. No guess takes the
 place of a score.
 """
 

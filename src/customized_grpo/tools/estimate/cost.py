@@ -218,18 +218,18 @@ def _encoder_bytes(work: Workload) -> tuple[float, float]:
 
 
 def _transition_bytes(work: Workload) -> float:
-    """Latents of one before and after a step in float32, and its mean if that is kept; of nft the
-    velocity by an old policy."""
+    """Latents of one before and after a step in float32, and its mean if that is kept; of nft
+    and awm the velocity by an old policy."""
     config = work.config
-    is_nft = config.algorithm.type == "nft"
-    kept = config.has_old_policy if is_nft else 2 + config.loss.needs_means
+    is_forward = config.algorithm.type != "grpo"
+    kept = config.has_old_policy if is_forward else 2 + config.loss.needs_means
     return 4 * kept * work.transformer.latents
 
 
 def _sample_bytes(work: Workload) -> float:
-    """A sample's trained transitions, of which nft keeps none, its final latents and picture."""
-    rollout, is_nft = work.config.rollout, work.config.algorithm.type == "nft"
-    trajectory = 0 if is_nft else rollout.num_trained_steps * _transition_bytes(work)
+    """A sample's trained transitions, of which grpo alone keeps any, its final latents, picture."""
+    rollout, is_grpo = work.config.rollout, work.config.algorithm.type == "grpo"
+    trajectory = rollout.num_trained_steps * _transition_bytes(work) if is_grpo else 0
     return trajectory + 4 * work.transformer.latents + _picture_bytes(work)
 
 

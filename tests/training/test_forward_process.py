@@ -1,4 +1,4 @@
-"""DiffusionNFT in a run: its updates are those of plain code, on the embedded models."""
+"""DiffusionNFT and AWM in a run: updates are those of plain code, on the embedded models."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from loops import make_loop
 from torch import Tensor
 
 from customized_grpo.config import (
+    AwmAlgorithm,
     GrpoAlgorithm,
     NftAlgorithm,
     RunConfig,
@@ -23,20 +24,24 @@ from customized_grpo.config import (
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.training.advantages import objective_weights
 from customized_grpo.training.algorithms import make_algorithm
+from customized_grpo.training.forward import forward_batch, forward_process
 from customized_grpo.training.loop import Experience, Loop
-from customized_grpo.training.nft import forward_batch, forward_process
 from customized_grpo.training.nonfinite import diagnose, dump_failure, load_failure
 from customized_grpo.training.policy import Policy, make_policy
 from customized_grpo.training.rollout import collect_rollout
 from customized_grpo.training.sampling import sample_images
-from customized_grpo.types import Advantages, ForwardBatch, Rollout
+from customized_grpo.types import Advantages, AwmBatch, ForwardBatch, NftBatch, Rollout
+
+ALGORITHMS = {
+    "nft": "type: nft, beta: 0.5",
+    "awm": "type: awm, power: 0.5, clip_range: 3.0e-3, old_weight: 0.7",
+}
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+def make_config(algorithm: str, folder: Path) -> RunConfig:
     """Two updates per rollout, each on half of two groups; weights of objectives by noise level."""
     flags = (
-        "--algorithm {type: nft, beta: 0.5, old_decay: 0.6, old_decay_rate: 0.15} "
+        f"--algorithm {{{ALGORITHMS[algorithm]}, old_decay: 0.6, old_decay_rate: 0.15}} "
         "--rollout.num_steps 3 --rollout.num_trained_steps 2 --rollout.dynamics ode "
         "--rollout.shared_noise false --rollout.group_size 2 --rollout.prompts_per_rollout 2 "
         "--advantage.shaping linear --advantage.center false --advantage.schedule {type: linear} "
@@ -45,8 +50,12 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
         "--lora.rank 4 --lora.target_modules to_q"
     )
     words = re.findall(r"{.*?}|\S+", flags)
-    folder = str(tmp_path_factory.mktemp("nft"))
-    return load_config(ROOT / "configs" / "emoji.yaml", ["--output_dir", folder, *words])
+    return load_config(ROOT / "configs" / "emoji.yaml", ["--output_dir", str(folder), *words])
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    return make_config("nft", tmp_path_factory.mktemp("nft"))
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +82,43 @@ def velocity(
     return found
 
 
-def plain_update(loop: Loop, experience: Experience, old: list[Tensor], rows: list[int]) -> None:
-    """One update as the authors' trainer makes it, pair by pair (DiffusionNFT's
-    scripts/train_nft_sd3.py), with the advantage of the pair's noise level."""
+def plain_loss(
+    algorithm: GrpoAlgorithm | NftAlgorithm | AwmAlgorithm,
+    forward: Tensor,
+    before: Tensor,
+    x0: Tensor,
+    noise: Tensor,
+    t: float,
+    advantage: Tensor,
+    clip: float,
+) -> tuple[Tensor, bool]:
+    """Of one pair, as DiffusionNFT's scripts/train_nft_sd3.py and AWM's scripts/train_sd3_awm.py
+    have it (``loss_type: exp_first``, ``weighting: ghuber``), and whether it is clipped."""
+    if isinstance(algorithm, NftAlgorithm):
+        beta, xt = algorithm.beta, (1 - t) * x0 + t * noise
+        r = (advantage.clamp(-clip, clip) / clip) / 2 + 0.5
+        parts = []
+        for v in (beta * forward + (1 - beta) * before, (1 + beta) * before - beta * forward):
+            error = xt - t * v - x0
+            parts.append((error**2 / error.detach().abs().mean().clip(min=1e-5)).mean())
+        return (r * parts[0] / beta + (1 - r) * parts[1] / beta) * clip, False
+    assert isinstance(algorithm, AwmAlgorithm)
+    new, old = (
+        -((((v - (noise - x0)) ** 2).mean() + 1e-10) ** algorithm.power) * t / algorithm.power
+        for v in (forward, before)
+    )
+    ratio = torch.exp(new - old)
+    bounded = ratio.clamp(1 - algorithm.clip_range, 1 + algorithm.clip_range)
+    loss = torch.maximum(-advantage * ratio, -advantage * bounded)
+    is_clipped = bool(-advantage * ratio < loss)
+    return loss + algorithm.old_weight * ((forward - before) ** 2).mean(), is_clipped
+
+
+def plain_update(loop: Loop, experience: Experience, old: list[Tensor], rows: list[int]) -> int:
+    """One update pair by pair, with the advantage of the pair's noise level; how many clipped."""
     rollout, config = experience.rollout, loop.config
     weights = objective_weights(rollout.sigmas[:-1], config.advantage, loop.rewards.objectives)
-    beta, clip, num_levels = 0.5, config.advantage.clip, config.rollout.num_trained_steps
+    clip, num_levels, num_clipped = config.advantage.clip, config.rollout.num_trained_steps, 0
     loop.optimizer.zero_grad()
     for row in rows:
         rng = torch.Generator().manual_seed(int(rollout.seeds[row]) + 1)
@@ -95,20 +135,21 @@ def plain_update(loop: Loop, experience: Experience, old: list[Tensor], rows: li
                 base = loop.policy.velocity(xt[None], torch.tensor([step]), condition)[0]
             forward = loop.policy.velocity(xt[None], torch.tensor([step]), condition)[0]
             advantage = experience.advantages.per_objective[row] @ weights[step]
-            r = (advantage.clamp(-clip, clip) / clip) / 2 + 0.5
-            parts = []
-            for v in (beta * forward + (1 - beta) * before, (1 + beta) * before - beta * forward):
-                error = xt - t * v - x0
-                parts.append((error**2 / error.detach().abs().mean().clip(min=1e-5)).mean())
-            loss = (r * parts[0] / beta + (1 - r) * parts[1] / beta) * clip
+            loss, is_clipped = plain_loss(
+                config.algorithm, forward, before, x0, noise, t, advantage, clip
+            )
+            num_clipped += is_clipped
             loss = loss + 0.1 * ((forward - base) ** 2).mean()
             (loss / (len(rows) * num_levels)).backward()
     torch.nn.utils.clip_grad_norm_(loop.parameters, config.train.max_grad_norm)
     loop.optimizer.step()
+    return num_clipped
 
 
-def test_updates_are_those_of_a_plain_loop(config: RunConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_updates_are_those_of_a_plain_loop(algorithm: str, tmp_path: Path) -> None:
     """Over two rollouts: of each, the pictures are the old policy's, which follows slowly."""
+    config, cut = make_config(algorithm, tmp_path), []
     ours, plain = make_loop(config, tmp_path), make_loop(config, tmp_path)
     for loop in (ours, plain):
         loop.optimizer = torch.optim.SGD(loop.parameters, 0.3)
@@ -120,7 +161,8 @@ def test_updates_are_those_of_a_plain_loop(config: RunConfig, tmp_path: Path) ->
             tensor.copy_(expected)
         experience = plain.collect(number)
         for stats, rows in zip(ours.iterate(number), ([0, 2], [1, 3]), strict=True):
-            plain_update(plain, experience, old, rows)
+            cut.append(plain_update(plain, experience, old, rows) / (2 * len(rows)))
+            assert stats.get("clip_fraction", 0) == pytest.approx(cut[-1])
             assert stats["old_distance"] > 0 or (number, rows[0]) == (0, 0)
             for parameter, expected in zip(ours.parameters, plain.parameters, strict=True):
                 assert_near(parameter, expected, terms=2**16)
@@ -133,6 +175,7 @@ def test_updates_are_those_of_a_plain_loop(config: RunConfig, tmp_path: Path) ->
             assert_near(tensor, expected, terms=2**16)
     moved = max((p - s).abs().max() for p, s in zip(ours.parameters, start, strict=True))
     assert moved > 1e-2
+    assert (algorithm == "awm") == any(0 < share < 1 for share in cut)
 
 
 def test_pictures_are_the_deterministic_ones_of_the_old_policy(
@@ -194,7 +237,8 @@ def made_advantages(valid: Tensor) -> Advantages:
     return Advantages(per_objective=torch.ones(8, 2), per_step=per_step, valid=valid)
 
 
-batch_of = partial(forward_batch, steps=range(4), num_levels=3, beta=1.0, clip=5.0)
+kind = partial(NftBatch, beta=torch.tensor(1.0), clip=torch.tensor(5.0))
+batch_of = partial(forward_batch, steps=range(4), num_levels=3, kind=kind)
 
 
 def test_noise_levels_and_noise_belong_to_the_sample() -> None:
@@ -261,19 +305,25 @@ def test_without_memory_nothing_is_kept_and_samples_of_advantage_0_are_not_compu
     assert stats["grad_norm"] > 0
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_failed_update_can_be_shown_again(
-    collected: tuple[Loop, Experience], tmp_path: Path
+    collected: tuple[Loop, Experience], algorithm: str, tmp_path: Path
 ) -> None:
     loop, experience = collected
-    batch = loop._batch_of(experience, torch.arange(4))
-    assert isinstance(batch, ForwardBatch)
+    config = make_config(algorithm, tmp_path)
+    trained = make_algorithm(loop.policy, config)
+    conditioning = experience.conditioning
+    batch = trained.batch(
+        loop.policy, experience.rollout, experience.advantages, conditioning, torch.arange(4)
+    )
+    assert isinstance(batch, AwmBatch if algorithm == "awm" else NftBatch)
     batch.final_latents[0] = torch.nan
     transformer = loop.policy.generator.transformer
-    report = diagnose(loop.policy, batch, experience.conditioning, transformer, 5)
+    report = diagnose(loop.policy, batch, conditioning, transformer, 5)
     assert report.inputs == ("final_latents",)
     assert {sample for sample, _ in report.pairs} == {0}
     state, folder = {"policy/x": torch.ones(1)}, tmp_path / "000001"
-    dump_failure(folder, loop.config, report, batch, experience.conditioning, state, pinned=False)
+    dump_failure(folder, config, report, batch, conditioning, state, pinned=False)
     found, conditioning, _, _ = load_failure(folder, torch.device("cpu"))
-    assert isinstance(found, ForwardBatch)
+    assert type(found) is type(batch)
     assert diagnose(loop.policy, found, conditioning, transformer, 5).pairs == report.pairs

@@ -1,4 +1,5 @@
-"""DiffusionNFT (arXiv:2509.16117): pictures noised anew, and an older policy that samples.
+"""DiffusionNFT (arXiv:2509.16117) and AWM (arXiv:2509.25050): pictures noised anew, and an older
+policy that samples.
 
 Nothing of a trajectory is kept. Each sample is trained at noise levels of its own, with the
 advantage that it has there: so a schedule of the objectives' weights, TDW for one, holds by noise
@@ -7,26 +8,30 @@ level, as for GRPO.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from customized_grpo.config import NftAlgorithm, RunConfig
+from customized_grpo.config import AwmAlgorithm, NftAlgorithm, RunConfig
 from customized_grpo.generators.base import Conditioning, keeping
 from customized_grpo.generators.cpu import lora_merged
 from customized_grpo.ops import noised
 from customized_grpo.runs.ema import Ema
 from customized_grpo.runs.sharding import is_sharded
 from customized_grpo.training.policy import Policy
-from customized_grpo.types import Advantages, ForwardBatch, Rollout
+from customized_grpo.types import Advantages, AwmBatch, ForwardBatch, NftBatch, Rollout
 
 
-class Nft:
+class Forward:
     """See ``algorithms.Algorithm``."""
 
-    def __init__(self, policy: Policy, config: RunConfig, settings: NftAlgorithm) -> None:
+    def __init__(
+        self, policy: Policy, config: RunConfig, settings: NftAlgorithm | AwmAlgorithm
+    ) -> None:
         self._config, self._settings = config, settings
         self.rollout = replace(config.rollout, num_trained_steps=0)  # keeps no transition
         self.steps = range(*config.rollout.window or (0, config.rollout.num_steps))
@@ -52,8 +57,7 @@ class Nft:
             rows,
             self.steps,
             self._config.rollout.num_trained_steps,
-            beta=self._settings.beta,
-            clip=self._config.advantage.clip,
+            _kind(self._settings, self._config.advantage.clip),
             keep_invalid=is_sharded(policy.generator.transformer),
         )
         if self.old is None:
@@ -68,19 +72,33 @@ class Nft:
             self.old.update(self._settings.decay(num_updates))
 
 
+def _kind(settings: NftAlgorithm | AwmAlgorithm, clip: float) -> Callable[..., ForwardBatch]:
+    """Makes a batch for the loss of these settings."""
+    number = torch.tensor
+    if isinstance(settings, NftAlgorithm):
+        return partial(NftBatch, beta=number(settings.beta), clip=number(clip))
+    return partial(
+        AwmBatch,
+        power=number(settings.power),
+        clip_range=number(settings.clip_range),
+        old_weight=number(settings.old_weight),
+    )
+
+
 def forward_batch(
     rollout: Rollout,
     advantages: Advantages,
     rows: Tensor,
     steps: range,
     num_levels: int,
+    kind: Callable[..., ForwardBatch],
     *,
-    beta: float,
-    clip: float,
     keep_invalid: bool = False,
 ) -> ForwardBatch:
     """Samples ``rows`` (int64) of the rollout at ``num_levels`` of the noise levels ``steps`` each,
     without repetition; which ones, and the noise, follow from the sample's own seed.
+
+    The batch is made by ``kind`` from the fields that all of them have.
 
     Invalid samples are left out, or kept with weight 0 and latents 0.
     """
@@ -92,15 +110,13 @@ def forward_batch(
     step_index, noise_seed = torch.stack(drawn, 1) if drawn else empty
     step_index = step_index.to(rows.device)
     kept = valid.view(-1, *[1] * (rollout.final_latents.dim() - 1))
-    return ForwardBatch(
+    return kind(
         final_latents=rollout.final_latents.where(kept, 0),
         noise_seed=noise_seed.flatten(),
         step_index=step_index.flatten(),
         advantage=advantages.per_step[rows].gather(1, step_index).flatten(),
         sample_index=rows.repeat_interleave(num_levels),
         weight=valid[rows].float().repeat_interleave(num_levels),
-        beta=torch.tensor(beta),
-        clip=torch.tensor(clip),
     )
 
 
