@@ -339,6 +339,19 @@ def test_overrides(load, arguments, expected):
         (["--lora", "null", "--loss.kl_weight", "0.1"], "loss.kl_weight must be 0 when lora"),
         (["--lora", "null", "--loss.norm_weight", "1"], "loss.norm_weight must be 0 when lora"),
         (
+            ["--train.inner_updates", "2", "--loss.kl_mask", "1e-5", "--loss.clip_range", "1e-3"],
+            "loss.clip_range must be left out with loss.kl_mask, got 0.001;",
+        ),
+        (
+            ["--loss.ratio_norm", "true", "--loss.step_weight", "noise"],
+            "loss.step_weight must be none or equal with loss.ratio_norm, got noise;",
+        ),
+        (["--loss.kl_share", "0.1"], "loss.kl_share must be 1 when loss.kl_weight is 0, got 0.1;"),
+        (
+            ["--loss.kl_share", "0.1", "--loss.kl_weight", "1"],
+            "loss.kl_share must be 1 when evaluation.validate_every is 0, got 0.1;",
+        ),
+        (
             ["--evaluation.validate_every", "5"],
             "evaluators must name a model when evaluation.validate_every is set, got none",
         ),
@@ -357,7 +370,10 @@ def test_overrides(load, arguments, expected):
         ([*NFT, "--loss.step_weight", "equal"], 'left out for algorithm nft, got "equal"'),
         ([*NFT, "--loss.pin_ratio", "false"], "loss.pin_ratio must be left out for algorithm nft"),
         ([*NFT, "--advantage.balance", "{}"], "advantage.balance must be null for algorithm nft"),
-        (["--algorithm", "{type: ntf}"], "algorithm.type must be one of grpo, nft, got ntf; did"),
+        (
+            ["--algorithm", "{type: ntf}"],
+            "algorithm.type must be one of grpo, nft, awm, got ntf; did",
+        ),
         (["--algorithm.beta", "1"], "override must be a field"),
         ([*NFT, "--algorithm.beta", "0"], "algorithm.beta must be greater than 0, got 0"),
         ([*NFT, "--algorithm.old_decay", "1"], "algorithm.old_decay must be less than 1, got 1"),

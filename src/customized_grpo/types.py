@@ -130,6 +130,8 @@ class Advantages:
     """``[B, T]`` float32, shaped and weighted for every step of the schedule; 0 if invalid."""
     valid: Tensor
     """``[B]`` bool."""
+    kl: Tensor | None = None
+    """``[B]`` float32: 1 for samples that ``loss.kl_weight`` holds for, else 0; None: for all."""
 
     def take(self, rows: Tensor) -> Advantages:
         """The same for samples ``rows`` (int64) only."""
@@ -137,6 +139,7 @@ class Advantages:
             per_objective=self.per_objective[rows],
             per_step=self.per_step[rows],
             valid=self.valid[rows],
+            kl=None if self.kl is None else self.kl[rows],
         )
 
 
@@ -161,6 +164,8 @@ class PolicyBatch:
     compute equally many, else 1."""
     old_mean: Tensor | None = None
     """``[M, *L]`` under the policy that sampled, where the loss needs it."""
+    kl: Tensor | None = None
+    """``[M]`` float32 as in ``Advantages``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,6 +189,8 @@ class ForwardBatch:
     """``[M]`` float32, as in ``PolicyBatch``."""
     old_velocity: Tensor | None = None
     """``[M, *L]`` of the policy that sampled; None: it is the one that is trained."""
+    kl: Tensor | None = None
+    """``[M]`` float32 as in ``Advantages``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

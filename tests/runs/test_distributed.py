@@ -46,7 +46,7 @@ def load_base(config: RunConfig) -> dict[str, torch.Tensor]:
         (
             "split",
             "--rollout.group_size 3 --train.num_updates 6 --loss.kl_weight 0.01 "
-            "--train.learning_rate 1e-4",
+            "--train.learning_rate 1e-4 --loss.kl_share 0.4",
         ),
         ("whole", "--train.inner_updates 1 --train.num_updates 5 --train.micro_batch_size 3"),
         # whole groups, as many in each process; ratios and KL are used

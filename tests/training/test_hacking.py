@@ -169,16 +169,27 @@ def test_a_gap_is_held_against_its_own_encoders(tiny_config: RunConfig) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"evaluation": {"validate_every": 0}}, "must be warn when evaluation.validate_every is 0"),
-        ({"train": {"save_every": 0}}, "must be warn or stop when train.save_every is 0, got best"),
+        (
+            {"evaluation": {"validate_every": 0}},
+            "faults.hacking must be warn when evaluation.validate_every is 0",
+        ),
+        (
+            {"train": {"save_every": 0}},
+            "faults.hacking must be warn or stop when train.save_every is 0, got best",
+        ),
+        (
+            {"evaluation": {"validate_every": 3}},
+            "evaluation.validate_every must be a multiple of train.inner_updates = 2 for "
+            "faults.hacking best, got 3;",
+        ),
     ],
 )
 def test_what_could_have_no_effect_is_refused(
     tiny_config: RunConfig, flags: dict[str, Any], message: str
 ) -> None:
-    given = {"evaluation": {"validate_every": 1}, "train": {"save_every": 1}} | flags
+    given = {"evaluation": {"validate_every": 2}, "train": {"save_every": 1}} | flags
     words = [f"--{s}.{f}={v}" for s, fields in given.items() for f, v in fields.items()]
-    with pytest.raises(ConfigError, match=f"faults.hacking {message}"):
+    with pytest.raises(ConfigError, match=message):
         load_config("configs/emoji.yaml", [*words, "--faults.hacking", "best"])
 
 

@@ -203,6 +203,33 @@ def test_kl_is_zero_at_the_base_and_its_gradient_flows(scene: Scene) -> None:
     assert stats["kl"] == 0
 
 
+def test_the_kl_holds_for_the_samples_that_it_shall(scene: Scene) -> None:
+    """Its gradient is that of those samples' pairs alone, computed pair by pair."""
+    rollout, policy = scene.rollout, scene.policy
+    _, plain = scene.gradient(rollout)
+    config = dataclasses.replace(UNPINNED, kl_weight=2.0)
+    for_all, of_all = scene.gradient(rollout, config)
+    held = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 0.0])
+    scene.advantages = dataclasses.replace(scene.advantages, kl=held)
+    stats, gradient = scene.gradient(rollout, config)
+    assert stats["kl"] == for_all["kl"]  # a number of all pairs either way
+    for parameter in scene.parameters:
+        parameter.grad = None
+    for row, column in itertools.product(held.nonzero()[:, 0].tolist(), range(4)):
+        condition = scene.conditioning.take(torch.tensor([row]))
+        step, latents = rollout.step_index[row, column][None], rollout.latents[row, column][None]
+        mean, std = policy.transition(latents, step, condition)
+        with torch.no_grad(), policy.generator.base_policy():
+            base, _ = policy.transition(latents, step, condition)
+        kl = ((mean - base).square() / (2 * std.square())).mean()
+        torch.autograd.backward(2.0 * kl / rollout.step_index.numel())
+    alone = torch.cat([p.grad.flatten() for p in scene.parameters if p.grad is not None])
+    assert alone.norm() > 0
+    assert_near(gradient, plain + alone, NOISY)
+    scene.advantages = dataclasses.replace(scene.advantages, kl=torch.ones(6))
+    assert torch.equal(scene.gradient(rollout, config)[1], of_all)
+
+
 @pytest.mark.parametrize(
     ("dynamics", "ratio_norm"), [("flow", False), ("flow", True), ("dance", False), ("cps", False)]
 )

@@ -71,7 +71,7 @@ def _alternatives(info: FieldInfo) -> list[str]:
 
     lines: list[str] = []
     for kind in members(info.hint):
-        if not is_dataclass(kind) or isinstance(info.value, kind):
+        if not (inspect.isclass(kind) and is_dataclass(kind)) or isinstance(info.value, kind):
             continue
         known = [f for f in fields(kind) if default_of(f) is not MISSING]
         known.sort(key=lambda f: f.name != "type")

@@ -84,6 +84,16 @@ def conflicts(config: RunConfig) -> Iterator[str]:
             f"loss.kl_mask must be null when train.inner_updates is 1, got {loss.kl_mask:g}; the "
             "policy is still the one that sampled, so it has no effect: raise inner_updates"
         )
+    if loss.kl_mask is not None and loss.clip_range != LossConfig().clip_range:
+        yield (
+            f"loss.clip_range must be left out with loss.kl_mask, got {loss.clip_range:g}; the "
+            "mask takes the place of the clip"
+        )
+    if loss.ratio_norm and loss.step_weight == "noise":
+        yield (
+            "loss.step_weight must be none or equal with loss.ratio_norm, got noise; normalised "
+            "ratios weigh the steps so already"
+        )
     for name in ("kl_weight", "norm_weight"):
         if (weight := getattr(loss, name)) and config.lora is None:
             yield (
@@ -91,6 +101,7 @@ def conflicts(config: RunConfig) -> Iterator[str]:
                 "model with its adapters switched off, so keep lora"
             )
     yield from _lora_conflicts(config)
+    yield from _share_conflicts(config)
     if rollout.aspect_ratios and not hasattr(config.generator, "height"):
         yield (
             f"rollout.aspect_ratios must be empty for generator {config.generator.type}, got "
@@ -116,6 +127,13 @@ def conflicts(config: RunConfig) -> Iterator[str]:
         yield (
             "faults.hacking must be warn or stop when train.save_every is 0, got best; there is no "
             "checkpoint to be the best: set save_every"
+        )
+    if config.faults.hacking == "best" and config.evaluation.validate_every % train.inner_updates:
+        yield (
+            "evaluation.validate_every must be a multiple of train.inner_updates = "
+            f"{train.inner_updates} for faults.hacking best, got "
+            f"{config.evaluation.validate_every}; weights are kept at the end of a rollout, and "
+            "the best are to be among those that were validated"
         )
     yield from groupwise_conflicts("evaluators", config.evaluators)
     yield from _size_conflicts(config)
@@ -164,6 +182,30 @@ def _algorithm_conflicts(config: RunConfig) -> Iterator[str]:
             f"advantage.balance must be null for algorithm {algorithm.type}, got "
             f"{show(to_raw(config.advantage.balance))}; its loss is not linear in the advantage "
             "beside an old policy: use grpo"
+        )
+
+
+def _share_conflicts(config: RunConfig) -> Iterator[str]:
+    """A KL for some samples needs a KL, and evaluators that tell which."""
+    share = config.loss.kl_share
+    if share == 1:
+        return
+    if not config.loss.kl_weight:
+        yield (
+            f"loss.kl_share must be 1 when loss.kl_weight is 0, got {share:g}; there is no KL: set "
+            "its weight"
+        )
+    if not config.evaluation.validate_every:
+        yield (
+            f"loss.kl_share must be 1 when evaluation.validate_every is 0, got {share:g}; the "
+            "evaluators are not loaded: set validate_every"
+        )
+    trained = {reward.objective for reward in config.rewards}
+    judged = {evaluator.objective for evaluator in config.evaluators}
+    if not trained & judged:
+        yield (
+            f"loss.kl_share must be 1 when no evaluator is of an objective of the rewards, got "
+            f"{share:g}; add one of {' or '.join(sorted(trained))}"
         )
 
 

@@ -177,6 +177,11 @@ class LossConfig:
     """Weight of the Gaussian KL to the untrained model, see kl_to (paper: 0); for algorithms nft
     and awm of the mean squared difference of the velocities (their authors: 1e-4)."""
 
+    kl_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of a rollout's samples that the KL holds for: those that rewards put higher in their
+    group than evaluators do, by most (GARDO, arXiv:2512.24138: 0.1); 1 = all. The evaluators are
+    then not blind to the training."""
+
     kl_to: Literal["base", "start"] = "base"
     """The untrained model, of norm_weight too: base = without any LoRA; start = with the LoRA of
     lora.path, which stays in memory beside the trained one (4 bytes per weight of it)."""

@@ -9,6 +9,7 @@ from customized_grpo.ops.advantages import (
     shape_advantages,
     shaping_bonus,
     synergy_bonus,
+    win_rates,
 )
 from customized_grpo.ops.balance import BalanceMethod, balanced_factors
 from customized_grpo.ops.forward import matching_log_prob, nft_loss, noised
@@ -69,4 +70,5 @@ __all__ = [
     "step_weights",
     "synergy_bonus",
     "tdw_weights",
+    "win_rates",
 ]

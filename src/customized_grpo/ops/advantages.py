@@ -73,6 +73,39 @@ def group_normalize(
     return advantages_BR.masked_fill(tied_PR[index_B] & ~scores_BR.isnan(), 0.0)
 
 
+def win_rates(
+    scores: Float[Tensor, "batch rewards"], group_ids: Int64[Tensor, " batch"]
+) -> Float32[Tensor, "batch rewards"]:
+    """Returns the share of its group's other samples that a sample beats, equal ones counting half.
+
+    So scores of different models compare, as in GARDO (arXiv:2512.24138), where a sample with a
+    higher win rate by the reward than by other models is suspected of hacking.
+
+    Args:
+        scores: `[B, R]`, NaN where an image could not be scored.
+        group_ids: as in `group_normalize`.
+
+    Returns:
+        `[B, R]` float32 in [0, 1]. NaN stays NaN and is nobody's rival; 0.5 without rivals.
+
+    Raises:
+        ValueError: if `group_ids` does not have one label per row of `scores`.
+
+    Example:
+        >>> win_rates(torch.tensor([[0.2], [0.6], [0.6]]), torch.tensor([0, 0, 0])).T
+        tensor([[0.0000, 0.7500, 0.7500]])
+    """
+    _check_group_ids(group_ids, scores)
+    mine_BR, rival_BR = scores.float()[:, None], scores.float()[None]
+    met_BB = group_ids[:, None] == group_ids
+    met_BB = met_BB & ~torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+    met_BBR = met_BB[:, :, None] & ~rival_BR.isnan()
+    won_BBR = (mine_BR > rival_BR).float() + 0.5 * (mine_BR == rival_BR)
+    rivals_BR = met_BBR.sum(1)
+    rate_BR = (won_BBR * met_BBR).sum(1) / rivals_BR.clamp(min=1)
+    return rate_BR.masked_fill(rivals_BR == 0, 0.5).masked_fill(scores.isnan(), math.nan)
+
+
 def noise_variance(
     scores: Float[Tensor, "batch rewards"], group_ids: Int64[Tensor, " batch"]
 ) -> Float32[Tensor, " rewards"]:

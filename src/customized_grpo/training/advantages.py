@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -23,6 +24,7 @@ from customized_grpo.ops import (
     group_normalize,
     measured_weights,
     shape_advantages,
+    win_rates,
 )
 from customized_grpo.registry import import_object
 from customized_grpo.types import Advantages
@@ -84,6 +86,31 @@ def raw_scores(scores: Tensor, rewards: Sequence[RewardConfig]) -> Tensor:
 def mean_levels(scores: Tensor, rewards: Sequence[RewardConfig]) -> tuple[float, ...]:
     """Means of ``raw_scores`` over the images that could be scored."""
     return tuple(raw_scores(scores, rewards).nanmean(0).tolist())
+
+
+def disagreement(
+    scores: Tensor,
+    rewards: Sequence[RewardConfig],
+    evaluations: Tensor,
+    evaluators: Sequence[RewardConfig],
+    group_ids: Tensor,
+) -> Tensor:
+    """How much higher every sample stands in its group by the rewards of an objective, scores
+    ``[B, R]``, than by its evaluators, ``[B, E]``: the difference of the win rates ``[B]``, the
+    largest of the objectives that have both, in [-1, 1]; 0 where it is not known."""
+    judged = {evaluator.objective for evaluator in evaluators}
+    objectives = dict.fromkeys(r.objective for r in rewards if r.objective in judged)
+    by_rewards, by_evaluators = win_rates(scores, group_ids), win_rates(evaluations, group_ids)
+    gaps = [_mix(by_rewards, rewards, o) - _mix(by_evaluators, evaluators, o) for o in objectives]
+    return torch.cat(gaps, 1).nan_to_num(0.0).amax(1)
+
+
+def suspects(disagreement: Tensor, share: float) -> Tensor:
+    """1 for the ``share`` of the samples ``[B]`` that disagree most, if they do at all, else 0; no
+    fewer where several disagree equally (GARDO, arXiv:2512.24138)."""
+    count = math.ceil(share * len(disagreement))
+    least = disagreement.sort(descending=True).values[count - 1]
+    return ((disagreement >= least) & (disagreement > 0)).float()
 
 
 def shares_of_noise(

@@ -117,6 +117,7 @@ def forward_batch(
         advantage=advantages.per_step[rows].gather(1, step_index).flatten(),
         sample_index=rows.repeat_interleave(num_levels),
         weight=valid[rows].float().repeat_interleave(num_levels),
+        kl=None if advantages.kl is None else advantages.kl[rows].repeat_interleave(num_levels),
     )
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -35,9 +35,11 @@ from customized_grpo.runs.sharding import is_sharded, whole
 from customized_grpo.training.advantages import (
     NOTHING,
     assign_credit,
+    disagreement,
     gate_statistics,
     mean_levels,
     objective_weights,
+    suspects,
 )
 from customized_grpo.training.algorithms import make_algorithm
 from customized_grpo.training.balance import Gradients, rebalance
@@ -47,7 +49,7 @@ from customized_grpo.training.measure import measure_noise
 from customized_grpo.training.samples import ScoredSampler
 from customized_grpo.training.sizes import Sizes
 from customized_grpo.training.validation import rollout_metrics
-from customized_grpo.types import Advantages, Batch, Rollout
+from customized_grpo.types import Advantages, Batch, Example, Rollout
 
 logger = logging.getLogger("customized_grpo")
 
@@ -85,8 +87,11 @@ class Loop:
         interrupts: Interrupts,
         guard: Callable[[Batch, Conditioning, bool], None],
         ranks: Ranks = ALONE,
+        evaluators: RewardSet | None = None,
     ) -> None:
         self.config, self.data, self.rewards = config, data, rewards
+        self.evaluators = evaluators
+        """They say which samples the KL holds for; None: it holds for all."""
         self.log, self.guard, self.ranks = log, guard, ranks
         self.sizes = Sizes(generator, config, come_again=bool(data.listed()))
         self.policy = self.sizes.own.policy
@@ -195,6 +200,11 @@ class Loop:
             advantages = credit(factors)
         self.log.advantages(number, advantages.per_objective, objectives)
         metrics = rollout_metrics(scores, advantages, group_ids, objectives) | balanced
+        if self.evaluators is not None:
+            judged = self._evaluate(self.evaluators, rollout, prompts, shares)
+            gap = disagreement(scores.scores, config.rewards, judged, config.evaluators, group_ids)
+            advantages = replace(advantages, kl=suspects(gap, config.loss.kl_share))
+            metrics["disagreement"] = gap.clamp(min=0).mean().item()
         metrics |= gate_statistics(scores.scores, config.advantage, config.rewards, self.measured)
         metrics |= {f"reward/{name}": value for name, value in self.rewards.metrics().items()}
         return Experience(
@@ -205,6 +215,26 @@ class Loop:
             metrics=metrics,
             factors=factors,
         )
+
+    def _evaluate(
+        self,
+        evaluators: RewardSet,
+        rollout: Rollout,
+        prompts: Sequence[Example],
+        shares: Sequence[Tensor],
+    ) -> Tensor:
+        """What the evaluators say of the samples of all processes ``[B, E]``."""
+        size = self.algorithm.rollout.batch_size or len(rollout.images)
+        with self.log.timed("evaluators"):
+            parts = [
+                evaluators.score(images, [prompts[group] for group in groups.tolist()])
+                for images, groups in zip(
+                    rollout.images.split(size), rollout.group_ids.split(size), strict=True
+                )
+            ]
+        for error in dict.fromkeys(error for part in parts for error in part.errors):
+            logger.warning("evaluators: %s", error)
+        return self.ranks.all_gather(torch.cat([part.scores for part in parts]), shares)
 
     def _rebalance(
         self,

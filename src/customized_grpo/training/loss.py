@@ -77,6 +77,7 @@ def policy_batch(
         sample_index=rows.repeat_interleave(num_trained),
         weight=is_valid.float().repeat_interleave(num_trained),
         old_mean=None if rollout.means is None else pairs(rollout.means),
+        kl=None if advantages.kl is None else advantages.kl[rows].repeat_interleave(num_trained),
     )
 
 
@@ -252,7 +253,7 @@ def _pairs_loss(
         "kl": (config.kl_weight, gaussian_kl(mean, reference_mean, std)),
         "norm_excess": (config.norm_weight, norm_excess(velocity, reference)),
     }
-    return _penalised(loss, stats, penalties, batch.weight[rows], num_pairs)
+    return _penalised(loss, stats, penalties, batch, num_pairs, rows)
 
 
 def _forward_loss(
@@ -263,7 +264,7 @@ def _forward_loss(
     num_pairs: int,
     rows: Tensor,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    step_index, weight = batch.step_index[rows], batch.weight[rows]
+    step_index = batch.step_index[rows]
     sigma, condition = policy.sigmas[step_index], conditioning.take(batch.sample_index[rows])
     latents, target = forward_process(batch, rows, sigma)
     velocity = policy.velocity(latents, step_index, condition)
@@ -273,7 +274,7 @@ def _forward_loss(
     if isinstance(batch, NftBatch):
         beta, clip = batch.beta.item(), batch.clip.item()
         losses = nft_loss(velocity, old, target, sigma, advantage, beta, clip)
-        loss, old_weight = (losses * weight).sum() / num_pairs, 0.0
+        loss, old_weight = (losses * batch.weight[rows]).sum() / num_pairs, 0.0
     else:
         assert isinstance(batch, AwmBatch)
         power, old_weight = batch.power.item(), batch.old_weight.item()
@@ -291,19 +292,24 @@ def _forward_loss(
             "kl": (config.kl_weight, (velocity - reference).square().flatten(1).mean(1)),
             "norm_excess": (config.norm_weight, norm_excess(velocity, reference)),
         }
-    return _penalised(loss, stats, penalties, weight, num_pairs)
+    return _penalised(loss, stats, penalties, batch, num_pairs, rows)
 
 
 def _penalised(
     loss: Tensor,
     stats: dict[str, Tensor],
     penalties: dict[str, tuple[float, Tensor]],
-    weight: Tensor,
+    batch: Batch,
     num_pairs: int,
+    rows: Tensor,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss and its statistics with penalties ``[m]``, each by its weight."""
+    """The loss and its statistics with penalties ``[m]``, each by its weight; the KL's only where
+    it holds."""
     for name, (factor, penalty) in penalties.items():
         stats[name] = penalty.detach().mean()
+        weight = batch.weight[rows]
+        if name == "kl" and batch.kl is not None:
+            weight = weight * batch.kl[rows]
         if factor:
             loss = loss + factor * (penalty * weight).sum() / num_pairs
     return loss, stats

@@ -64,7 +64,10 @@ class Session:
         self.config, self.generator, self.ranks = config, generator, ranks
         self.rewards, self.samples, self.validation, self.log = rewards, samples, validation, log
         self.interrupts = Interrupts(ranks)
-        self.loop = Loop(config, data, generator, rewards, log, self.interrupts, self._skip, ranks)
+        judges = validation.evaluators if validation and config.loss.kl_share < 1 else None
+        self.loop = Loop(
+            config, data, generator, rewards, log, self.interrupts, self._skip, ranks, judges
+        )
         self.state = TrainingState(
             generator.transformer, self.loop.optimizer, self.loop.ema, self.loop.algorithm.old
         )

@@ -233,19 +233,22 @@ def text_tokens(criterion: str, question: int = 0) -> float:
 
 
 def test_a_judge_is_asked_about_each_picture_of_the_run(emoji: Workload) -> None:
-    """80 updates, 2 a rollout of 96; validated at 0, 40 and 80, on 32 examples each, which the
-    rewards score too."""
+    """80 updates, 2 a rollout of 96; validated at 0, 20, ... 80, on 32 examples each, which the
+    rewards score too; asked where the KL shall hold, an evaluator sees all samples."""
     judge = VlmJudgeConfig(
         objective="identity", criterion="identity", base_url="http://127.0.0.1:9/v1", model="m",
         max_side=280, price_prompt=2.0, price_completion=10.0,
     )  # fmt: skip
     config = dataclasses.replace(emoji.config, rewards=(judge,), evaluators=(judge,))
     rollouts, validations = count_judges(dataclasses.replace(emoji, config=config))
-    assert (rollouts.requests, validations.requests) == (40 * 96 + 3 * 32, 3 * 32)
+    assert (rollouts.requests, validations.requests) == (40 * 96 + 5 * 32, 5 * 32)
     text = text_tokens("identity")
     assert rollouts.tokens == round(text + 64 * 64 / 784 + 100)  # the picture, and a photo
     each = (rollouts.tokens * 2 + 256 * 10) / 1e6
-    assert rollouts.cost == pytest.approx(3936 * each)
+    assert rollouts.cost == pytest.approx(4000 * each)
+    gated = changed(config, loss={"kl_weight": 0.1, "kl_share": 0.1})
+    _, validations = count_judges(dataclasses.replace(emoji, config=gated))
+    assert validations.requests == 40 * 96 + 5 * 32
     free = dataclasses.replace(judge, criterion="prompt", price_prompt=None, price_completion=None)
     config = dataclasses.replace(config, rewards=(free,), evaluators=())
     (counted,) = count_judges(dataclasses.replace(emoji, config=config))
@@ -255,7 +258,7 @@ def test_a_judge_is_asked_about_each_picture_of_the_run(emoji: Workload) -> None
 
 
 def test_a_ranking_is_one_request_a_group_and_a_rubric_one_a_question(emoji: Workload) -> None:
-    """40 rollouts of 8 groups of 12; 3 validations of 32, which rank nothing."""
+    """40 rollouts of 8 groups of 12; 5 validations of 32, which rank nothing."""
     rank = VlmJudgeConfig(
         objective="prompt", criterion="prompt-ranking", base_url="http://127.0.0.1:9/v1", model="m",
         price_prompt=0.0, price_completion=1.0,
@@ -268,7 +271,7 @@ def test_a_ranking_is_one_request_a_group_and_a_rubric_one_a_question(emoji: Wor
     assert ranked.requests == 40 * 8
     assert ranked.tokens == round(text_tokens("prompt-ranking") + 12 * 64 * 64 / 784)
     assert ranked.cost == pytest.approx(320 * 512 / 1e6)
-    assert scored.requests == 2 * (40 * 96 + 96)
+    assert scored.requests == 2 * (40 * 96 + 5 * 32)
     texts = text_tokens("edit-score") + text_tokens("edit-score", 1)
     assert scored.tokens == round((texts + 2 * 64 * 64 / 784 + 100) / 2)  # a photo in one of them
     assert scored.cost == pytest.approx(scored.requests * 100 / 1e6)

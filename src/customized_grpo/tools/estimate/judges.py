@@ -33,7 +33,9 @@ def count_judges(work: Workload) -> tuple[JudgeCount, ...]:
     rollouts = math.ceil(train.num_updates / train.inner_updates)
     validated = num_validations(train.num_updates, evaluation.validate_every)
     validated *= evaluation.num_validation
-    pictures = work.samples * rollouts + validated  # rewards are watched in validations too
+    sampled = work.samples * rollouts
+    pictures = sampled + validated  # rewards are watched in validations too
+    validated += sampled * (work.config.loss.kl_share < 1)  # evaluators say where the KL holds
     groups = work.config.rollout.prompts_per_rollout * rollouts
     counts = [
         _count(work, judge, groups if judge.is_groupwise else scored)

@@ -140,7 +140,8 @@ class Workload:
         """encode, rollout, decode, reward, update."""
         config, model, rewards = self.config, self.transformer, self.rewards
         prompts = config.rollout.prompts_per_rollout
-        scored = self.samples * rewards.image_flops + prompts * rewards.example_flops
+        judges = [rewards] + [self.evaluators] * (config.loss.kl_share < 1)
+        scored = sum(self.samples * j.image_flops + prompts * j.example_flops for j in judges)
         dtype, autocast = _precision(config)
         is_float32 = float(dtype == torch.float32)
         by_autocast = is_float32 * (not autocast)
