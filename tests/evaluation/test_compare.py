@@ -265,7 +265,7 @@ def test_the_leaderboard_has_every_shaping_and_takes_the_cells_of_the_proof() ->
     assert {task.config.advantage.shaping for task in board.values()} == set(SHAPINGS)
     both = board.keys() & proof.keys()
     naive = {"naive-1to1", "naive-1to1.5"}
-    methods = naive | {"customized", "ours", "published", "sars-only", "min", "gdpo"}
+    methods = naive | {"customized", "ours", "published", "sars-only", "tdw-only", "min", "gdpo"}
     assert {board[name].method for name in both} == methods
     for name in both:
         board[name].check(dump_config(proof[name].config), "the proof's")

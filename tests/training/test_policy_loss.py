@@ -203,6 +203,10 @@ def test_kl_is_zero_at_the_base_and_its_gradient_flows(scene: Scene) -> None:
     assert stats["kl"] == 0
 
 
+def test_without_a_step_weight_each_advantage_is_what_it_was(scene: Scene) -> None:
+    assert torch.equal(scene.policy.step_weights("none", range(5), False), torch.ones(6))
+
+
 def test_the_kl_holds_for_the_samples_that_it_shall(scene: Scene) -> None:
     """Its gradient is that of those samples' pairs alone, computed pair by pair."""
     rollout, policy = scene.rollout, scene.policy
