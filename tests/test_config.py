@@ -352,6 +352,14 @@ def test_overrides(load, arguments, expected):
             "loss.kl_share must be 1 when evaluation.validate_every is 0, got 0.1;",
         ),
         (
+            ["--algorithm", "{type: awm, old_decay: 0, old_weight: 3}", *ODE],
+            "algorithm.old_weight must be left out for old_decay 0 and one update per rollout, got",
+        ),
+        (
+            ["--algorithm", "{type: awm}", *ODE, "--loss.clip_range", "0.1"],
+            "and awm has none (its clip is algorithm.clip_range): take it out",
+        ),
+        (
             ["--evaluation.validate_every", "5"],
             "evaluators must name a model when evaluation.validate_every is set, got none",
         ),

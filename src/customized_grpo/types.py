@@ -130,7 +130,7 @@ class Advantages:
     """``[B, T]`` float32, shaped and weighted for every step of the schedule; 0 if invalid."""
     valid: Tensor
     """``[B]`` bool."""
-    kl: Tensor | None = None
+    kl_gate: Tensor | None = None
     """``[B]`` float32: 1 for samples that ``loss.kl_weight`` holds for, else 0; None: for all."""
 
     def take(self, rows: Tensor) -> Advantages:
@@ -139,7 +139,7 @@ class Advantages:
             per_objective=self.per_objective[rows],
             per_step=self.per_step[rows],
             valid=self.valid[rows],
-            kl=None if self.kl is None else self.kl[rows],
+            kl_gate=None if self.kl_gate is None else self.kl_gate[rows],
         )
 
 
@@ -164,7 +164,7 @@ class PolicyBatch:
     compute equally many, else 1."""
     old_mean: Tensor | None = None
     """``[M, *L]`` under the policy that sampled, where the loss needs it."""
-    kl: Tensor | None = None
+    kl_gate: Tensor | None = None
     """``[M]`` float32 as in ``Advantages``."""
 
 
@@ -189,7 +189,7 @@ class ForwardBatch:
     """``[M]`` float32, as in ``PolicyBatch``."""
     old_velocity: Tensor | None = None
     """``[M, *L]`` of the policy that sampled; None: it is the one that is trained."""
-    kl: Tensor | None = None
+    kl_gate: Tensor | None = None
     """``[M]`` float32 as in ``Advantages``."""
 
 
@@ -205,6 +205,8 @@ class NftBatch(ForwardBatch):
 class AwmBatch(ForwardBatch):
     """For ``ops.clipped_surrogate`` of ``ops.matching_log_prob``."""
 
+    clip: Tensor
+    """Advantages are divided by this, the largest one."""
     power: Tensor
     clip_range: Tensor
     old_weight: Tensor

@@ -103,6 +103,13 @@ def load_base(config: RunConfig) -> dict[str, torch.Tensor]:
             "--loss.step_weight none",
         ),
         pytest.param(
+            "awm",
+            '--algorithm {"type":"awm","old_decay":0.5,"old_decay_rate":0.1} '
+            "--rollout.group_size 3 --train.num_updates 6 --train.learning_rate 1e-4 "
+            "--rollout.dynamics ode --rollout.shared_noise false --loss.step_weight none",
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
             "sharded-nft",
             '--algorithm {"type":"nft","old_decay":0.5,"old_decay_rate":0.1} --fsdp true '
             "--rollout.prompts_per_rollout 4 --train.num_updates 6 --train.learning_rate 1e-4 "
@@ -130,8 +137,9 @@ def test_two_processes_are_one(tmp_path: Path, name: str, flags: str) -> None:
     assert ours.keys() == theirs.keys()
     distance = torch.cat([(tensor - theirs[key]).abs().flatten() for key, tensor in ours.items()])
     # Of nft's gradients some nearly cancel, good samples against bad ones, and Adam makes steps of
-    # their rounding: 1 in 10,000 weights differed, by up to a quarter of a step.
-    assert (distance > 1e-6).float().mean() <= (1e-3 if "nft" in name else 0)
+    # their rounding: 1 in 10,000 weights differed, by up to a quarter of a step. Of awm 1 of all.
+    apart = int((distance > 1e-6).sum())
+    assert apart <= (len(distance) // 1000 if "nft" in name else 3 if name == "awm" else 0)
     assert distance.max() < 1e-4
     for row, other in zip(metrics(one), metrics(run), strict=True):
         assert row == pytest.approx(other, rel=2e-3, abs=1e-4)  # the loss is a sum around 0

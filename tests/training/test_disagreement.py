@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from customized_grpo.config import RewardConfig, RunConfig, load_config
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.training.advantages import disagreement, suspects
 from customized_grpo.training.loop import Loop
+from customized_grpo.types import RewardScores
 
 
 @pytest.fixture(scope="module")
@@ -62,19 +65,19 @@ def test_a_loop_suspects_what_counting_does(config: RunConfig, tmp_path: Path) -
     assert experience.metrics["disagreement"] == pytest.approx(gaps.clamp(min=0).mean().item())
     limit = sorted(gaps.tolist())[-2]  # a quarter of 8
     expected = [float(gap >= limit and gap > 0) for gap in gaps.tolist()]
-    assert experience.advantages.kl is not None
-    assert experience.advantages.kl.tolist() == expected
+    assert experience.advantages.kl_gate is not None
+    assert experience.advantages.kl_gate.tolist() == expected
     assert 0 < sum(expected) < 8
     (rows,) = loop.inner_rows()
     batch = loop._batch_of(experience, rows)
-    assert batch.kl is not None
-    assert batch.kl.view(8, 2).tolist() == [[value] * 2 for value in expected]
+    assert batch.kl_gate is not None
+    assert batch.kl_gate.view(8, 2).tolist() == [[value] * 2 for value in expected]
 
 
 def test_for_all_samples_no_evaluator_is_asked(config: RunConfig, tmp_path: Path) -> None:
     loop = make_loop(changed(config, loss={"kl_share": 1.0}), tmp_path)
     experience = loop.collect(0)
-    assert experience.advantages.kl is None
+    assert experience.advantages.kl_gate is None
     assert "disagreement" not in experience.metrics
 
 
@@ -92,6 +95,36 @@ def test_what_is_not_known_is_not_suspected() -> None:
     scores = torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [nan, 9.0]])
     evaluations = torch.tensor([[1.0], [nan], [0.0], [2.0]])
     found = disagreement(scores, plugs("prompt", "identity"), evaluations, plugs("prompt"), groups)
-    assert found.tolist() == pytest.approx([0 - 0.5, 0, 1 - 0, 0])  # identity has no evaluator
-    assert suspects(found, 0.5).tolist() == [0, 0, 1, 0]  # no more disagree at all
-    assert suspects(torch.tensor([0.2, 0.2, 0.1, 0.2]), 0.25).tolist() == [1, 1, 0, 1]
+    # Identity has no evaluator; two that are not known are no rivals either.
+    assert found.tolist() == pytest.approx([0 - 1, nan, 1 - 0, nan], nan_ok=True)
+    for values, share, expected in (
+        (found.tolist(), 1.0, [0, 0, 1, 0]),  # no more disagree at all
+        ([0.2, 0.2, 0.1, 0.2], 0.25, [1, 1, 0, 1]),
+        ([nan, 0.1, nan, 0.2], 0.5, [0, 0, 0, 1]),
+    ):
+        held = suspects(torch.tensor(values), share)
+        assert held is not None
+        assert held.tolist() == expected
+    held = suspects(torch.arange(1.0, 101.0), 0.07)
+    assert held is not None
+    assert held.sum() == 7
+    assert suspects(torch.full((4,), nan), 0.5) is None
+
+
+def test_evaluators_that_fail_leave_the_kl_for_all(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = judged(config, tmp_path)
+    assert loop.evaluators is not None
+    score = loop.evaluators.score
+
+    def lost(*arguments: Any) -> RewardScores:
+        found = score(*arguments)
+        scores = found.scores.clone()
+        scores[:, 0] = torch.nan
+        return dataclasses.replace(found, scores=scores, errors=("clip-text: is not there",))
+
+    monkeypatch.setattr(loop.evaluators, "score", lost)
+    experience = loop.collect(0)
+    assert experience.advantages.kl_gate is None
+    assert "disagreement" not in experience.metrics

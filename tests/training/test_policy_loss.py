@@ -214,7 +214,7 @@ def test_the_kl_holds_for_the_samples_that_it_shall(scene: Scene) -> None:
     config = dataclasses.replace(UNPINNED, kl_weight=2.0)
     for_all, of_all = scene.gradient(rollout, config)
     held = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 0.0])
-    scene.advantages = dataclasses.replace(scene.advantages, kl=held)
+    scene.advantages = dataclasses.replace(scene.advantages, kl_gate=held)
     stats, gradient = scene.gradient(rollout, config)
     assert stats["kl"] == for_all["kl"]  # a number of all pairs either way
     for parameter in scene.parameters:
@@ -230,7 +230,7 @@ def test_the_kl_holds_for_the_samples_that_it_shall(scene: Scene) -> None:
     alone = torch.cat([p.grad.flatten() for p in scene.parameters if p.grad is not None])
     assert alone.norm() > 0
     assert_near(gradient, plain + alone, NOISY)
-    scene.advantages = dataclasses.replace(scene.advantages, kl=torch.ones(6))
+    scene.advantages = dataclasses.replace(scene.advantages, kl_gate=torch.ones(6))
     assert torch.equal(scene.gradient(rollout, config)[1], of_all)
 
 

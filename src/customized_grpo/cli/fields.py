@@ -73,9 +73,9 @@ def _alternatives(info: FieldInfo) -> list[str]:
     for kind in members(info.hint):
         if not (inspect.isclass(kind) and is_dataclass(kind)) or isinstance(info.value, kind):
             continue
-        known = [f for f in fields(kind) if default_of(f) is not MISSING]
-        known.sort(key=lambda f: f.name != "type")
-        values = {f.name: to_raw(default_of(f)) for f in known}
+        own = sorted(fields(kind), key=lambda f: f.name != "type")
+        given = {f.name: default_of(f) for f in own}
+        values = {name: "..." if v is MISSING else to_raw(v) for name, v in given.items()}
         about = (inspect.getdoc(kind) or "").partition("\n\n")[0]
         text = f"or {show(values, None)}: {about}"
         lines += textwrap.wrap(text, 92, initial_indent=" " * 6, subsequent_indent=" " * 8)

@@ -26,9 +26,9 @@ class ForwardAlgorithm:
 
     old_decay: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """The policy that samples keeps this share of itself after a rollout, and takes the rest from
-    the trained one (NFT's paper: 0.5 or 0.999, AWM's code: 0.3); 0 = the trained one samples.
-    Above 0, or with several updates per rollout, it stays in memory (4 bytes per trained
-    weight)."""
+    the trained one (NFT's paper: 0.5 or 0.999; in AWM's code 0.3 for old_weight alone, while the
+    trained one samples); 0 = the trained one samples. Above 0, or with several updates per
+    rollout, it stays in memory (4 bytes per trained weight)."""
 
     old_decay_rate: NonNegativeFloat = 0.001
     """The share begins at 0 and grows by this per update, up to old_decay (NFT's: 0.001)."""
@@ -54,7 +54,10 @@ class NftAlgorithm(ForwardAlgorithm):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AwmAlgorithm(ForwardAlgorithm):
     """Advantage weighted matching (AWM, arXiv:2509.25050): GRPO's policy gradient with the loss of
-    pretraining on the samples, noised anew, as their log-probability. No trajectory is kept."""
+    pretraining on the samples, noised anew, as their log-probability. No trajectory is kept.
+
+    Advantages are divided by advantage.clip, as in the authors' code.
+    """
 
     type: Literal["awm"] = "awm"
     """On the forward process."""
@@ -65,7 +68,7 @@ class AwmAlgorithm(ForwardAlgorithm):
     0.25)."""
 
     clip_range: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """PPO's clip of the ratio to the policy that sampled (code: 1, which hardly cuts)."""
+    """PPO's clip of the ratio to the policy that sampled (the code's 1 cuts above 2 alone)."""
 
     old_weight: NonNegativeFloat = 1.0
     """Weight of the mean squared distance to the velocities of the policy that sampled, without

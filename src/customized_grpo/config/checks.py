@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from customized_grpo import registry
-from customized_grpo.config.algorithms import ForwardAlgorithm
+from customized_grpo.config.algorithms import AwmAlgorithm, ForwardAlgorithm
 from customized_grpo.config.decoding import show, to_raw
 from customized_grpo.config.limits import MOST_AT_ONCE
 from customized_grpo.config.plugs import RewardConfig
@@ -128,12 +128,12 @@ def conflicts(config: RunConfig) -> Iterator[str]:
             "faults.hacking must be warn or stop when train.save_every is 0, got best; there is no "
             "checkpoint to be the best: set save_every"
         )
-    if config.faults.hacking == "best" and config.evaluation.validate_every % train.inner_updates:
+    every, updates = config.evaluation.validate_every, train.inner_updates
+    if config.faults.hacking == "best" and every and every % updates and updates % every:
         yield (
-            "evaluation.validate_every must be a multiple of train.inner_updates = "
-            f"{train.inner_updates} for faults.hacking best, got "
-            f"{config.evaluation.validate_every}; weights are kept at the end of a rollout, and "
-            "the best are to be among those that were validated"
+            f"evaluation.validate_every must be a multiple of train.inner_updates = {updates} for "
+            f"faults.hacking best, got {every}; weights are kept at the end of a rollout, and the "
+            "best are to be among those that were validated"
         )
     yield from groupwise_conflicts("evaluators", config.evaluators)
     yield from _size_conflicts(config)
@@ -154,6 +154,7 @@ def _algorithm_conflicts(config: RunConfig) -> Iterator[str]:
     or weighs those is for one that does."""
     rollout, algorithm = config.rollout, config.algorithm
     is_ode, is_forward = rollout.dynamics == "ode", isinstance(algorithm, ForwardAlgorithm)
+    is_awm = isinstance(algorithm, AwmAlgorithm)
     if is_ode and not is_forward:
         yield (
             f"rollout.dynamics must be dance, flow or cps for algorithm {algorithm.type}, got ode; "
@@ -172,10 +173,17 @@ def _algorithm_conflicts(config: RunConfig) -> Iterator[str]:
     for name in ("clip_range", "kl_mask", "ratio_norm", "step_weight", "pin_ratio") * is_forward:
         default = getattr(LossConfig(), name)
         if (value := getattr(config.loss, name)) != default:
+            own = f" (its clip is algorithm.{name})" * hasattr(algorithm, name)
             yield (
                 f"loss.{name} must be left out for algorithm {algorithm.type}, got {show(value)}; "
-                f"it is about the log-probabilities of steps, and {algorithm.type} has none: take "
-                f"it out of the file, or write --loss.{name} {show(default)}"
+                f"it is about the log-probabilities of steps, and {algorithm.type} has none{own}: "
+                f"take it out of the file, or write --loss.{name} {show(default)}"
+            )
+    for name in ("clip_range", "old_weight") * (is_awm and not config.has_old_policy):
+        if (value := getattr(algorithm, name)) != getattr(AwmAlgorithm(), name):
+            yield (
+                f"algorithm.{name} must be left out for old_decay 0 and one update per rollout, "
+                f"got {value:g}; the policy that sampled is the trained one"
             )
     if is_forward and config.advantage.balance is not None:
         yield (

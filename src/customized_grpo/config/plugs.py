@@ -165,7 +165,7 @@ class GeneratorConfig(Plug, ABC):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardConfig(Plug, ABC):
-    """Base of every reward's config, also of the evaluators, which are never trained on."""
+    """Base of every reward's config, also of the evaluators, which are not trained on."""
 
     group: ClassVar[str] = registry.REWARDS
 

@@ -175,12 +175,13 @@ class LossConfig:
 
     kl_weight: NonNegativeFloat = 0.0
     """Weight of the Gaussian KL to the untrained model, see kl_to (paper: 0); for algorithms nft
-    and awm of the mean squared difference of the velocities (their authors: 1e-4)."""
+    and awm of the mean squared difference of the velocities (NFT's authors: 1e-4; AWM's: 1e-4,
+    3e-3)."""
 
     kl_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of a rollout's samples that the KL holds for: those that rewards put higher in their
-    group than evaluators do, by most (GARDO, arXiv:2512.24138: 0.1); 1 = all. The evaluators are
-    then not blind to the training."""
+    """At least this share of a rollout's samples are those that the KL holds for, each as without
+    it: those that rewards put higher in their group than evaluators do, by most (after GARDO,
+    arXiv:2512.24138: 0.1); 1 = all. The evaluators are then not blind to the training."""
 
     kl_to: Literal["base", "start"] = "base"
     """The untrained model, of norm_weight too: base = without any LoRA; start = with the LoRA of

@@ -78,7 +78,7 @@ def win_rates(
 ) -> Float32[Tensor, "batch rewards"]:
     """Returns the share of its group's other samples that a sample beats, equal ones counting half.
 
-    So scores of different models compare, as in GARDO (arXiv:2512.24138), where a sample with a
+    So scores of different models compare, after GARDO (arXiv:2512.24138), where a sample with a
     higher win rate by the reward than by other models is suspected of hacking.
 
     Args:
@@ -96,14 +96,16 @@ def win_rates(
         tensor([[0.0000, 0.7500, 0.7500]])
     """
     _check_group_ids(group_ids, scores)
-    mine_BR, rival_BR = scores.float()[:, None], scores.float()[None]
-    met_BB = group_ids[:, None] == group_ids
-    met_BB = met_BB & ~torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-    met_BBR = met_BB[:, :, None] & ~rival_BR.isnan()
-    won_BBR = (mine_BR > rival_BR).float() + 0.5 * (mine_BR == rival_BR)
-    rivals_BR = met_BBR.sum(1)
-    rate_BR = (won_BBR * met_BBR).sum(1) / rivals_BR.clamp(min=1)
-    return rate_BR.masked_fill(rivals_BR == 0, 0.5).masked_fill(scores.isnan(), math.nan)
+    rates_BR = torch.empty_like(scores, dtype=torch.float32)
+    for group in group_ids.unique():
+        rows = (group_ids == group).nonzero()[:, 0]
+        mine, rival = scores[rows].float()[:, None], scores[rows].float()[None]  # [G, G, R]
+        won = (mine > rival).float() + 0.5 * (mine == rival)
+        rivals = (~rival.isnan()).sum(1) - 1
+        beaten = won.sum(1) - 0.5  # less the draw with itself
+        rates = torch.where(rivals > 0, beaten / rivals.clamp(min=1), 0.5)
+        rates_BR[rows] = rates.masked_fill(scores[rows].isnan(), math.nan)
+    return rates_BR
 
 
 def noise_variance(

@@ -97,19 +97,33 @@ def disagreement(
 ) -> Tensor:
     """How much higher every sample stands in its group by the rewards of an objective, scores
     ``[B, R]``, than by its evaluators, ``[B, E]``: the difference of the win rates ``[B]``, the
-    largest of the objectives that have both, in [-1, 1]; 0 where it is not known."""
+    largest of the objectives that have both, in [-1, 1].
+
+    A sample that a reward or an evaluator could not score is NaN, and nobody's rival.
+    """
     judged = {evaluator.objective for evaluator in evaluators}
     objectives = dict.fromkeys(r.objective for r in rewards if r.objective in judged)
-    by_rewards, by_evaluators = win_rates(scores, group_ids), win_rates(evaluations, group_ids)
+    unknown = scores.isnan().any(1) | evaluations.isnan().any(1)
+    by_rewards, by_evaluators = (
+        win_rates(table.masked_fill(unknown[:, None], torch.nan), group_ids)
+        for table in (scores, evaluations)
+    )
     gaps = [_mix(by_rewards, rewards, o) - _mix(by_evaluators, evaluators, o) for o in objectives]
-    return torch.cat(gaps, 1).nan_to_num(0.0).amax(1)
+    return torch.cat(gaps, 1).amax(1)
 
 
-def suspects(disagreement: Tensor, share: float) -> Tensor:
-    """1 for the ``share`` of the samples ``[B]`` that disagree most, if they do at all, else 0; no
-    fewer where several disagree equally (GARDO, arXiv:2512.24138)."""
-    count = math.ceil(share * len(disagreement))
-    least = disagreement.sort(descending=True).values[count - 1]
+def suspects(disagreement: Tensor, share: float) -> Tensor | None:
+    """1 for the ``share`` of the samples ``[B]`` that disagree most, if they do at all, else 0;
+    more where several disagree equally. None if nothing is known of any sample.
+
+    After GARDO (arXiv:2512.24138), which ranks by one reward and over the whole rollout, adapts the
+    share, and moves the reference.
+    """
+    known = disagreement[~disagreement.isnan()]
+    if not len(known):
+        return None
+    count = math.ceil(share * len(known) - 1e-6)  # .07 of 100 are 7
+    least = known.sort(descending=True).values[count - 1]
     return ((disagreement >= least) & (disagreement > 0)).float()
 
 

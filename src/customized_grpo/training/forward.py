@@ -79,6 +79,7 @@ def _kind(settings: NftAlgorithm | AwmAlgorithm, clip: float) -> Callable[..., F
         return partial(NftBatch, beta=number(settings.beta), clip=number(clip))
     return partial(
         AwmBatch,
+        clip=number(clip),
         power=number(settings.power),
         clip_range=number(settings.clip_range),
         old_weight=number(settings.old_weight),
@@ -109,6 +110,7 @@ def forward_batch(
     empty = torch.empty(2, 0, num_levels, dtype=torch.int64)
     step_index, noise_seed = torch.stack(drawn, 1) if drawn else empty
     step_index = step_index.to(rows.device)
+    gate = advantages.kl_gate
     kept = valid.view(-1, *[1] * (rollout.final_latents.dim() - 1))
     return kind(
         final_latents=rollout.final_latents.where(kept, 0),
@@ -117,7 +119,7 @@ def forward_batch(
         advantage=advantages.per_step[rows].gather(1, step_index).flatten(),
         sample_index=rows.repeat_interleave(num_levels),
         weight=valid[rows].float().repeat_interleave(num_levels),
-        kl=None if advantages.kl is None else advantages.kl[rows].repeat_interleave(num_levels),
+        kl_gate=None if gate is None else gate[rows].repeat_interleave(num_levels),
     )
 
 

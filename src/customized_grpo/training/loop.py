@@ -48,8 +48,8 @@ from customized_grpo.training.loss import accumulate_gradient
 from customized_grpo.training.measure import measure_noise
 from customized_grpo.training.samples import ScoredSampler
 from customized_grpo.training.sizes import Sizes
-from customized_grpo.training.validation import rollout_metrics
-from customized_grpo.types import Advantages, Batch, Example, Rollout
+from customized_grpo.training.validation import known_mean, rollout_metrics
+from customized_grpo.types import Advantages, Batch, Example, RewardScores, Rollout
 
 logger = logging.getLogger("customized_grpo")
 
@@ -203,8 +203,10 @@ class Loop:
         if self.evaluators is not None:
             judged = self._evaluate(self.evaluators, rollout, prompts, shares)
             gap = disagreement(scores.scores, config.rewards, judged, config.evaluators, group_ids)
-            advantages = replace(advantages, kl=suspects(gap, config.loss.kl_share))
-            metrics["disagreement"] = gap.clamp(min=0).mean().item()
+            advantages = replace(advantages, kl_gate=suspects(gap, config.loss.kl_share))
+            metrics |= known_mean("disagreement", gap.clamp(min=0))
+            numbers = self.evaluators.metrics()
+            metrics |= {f"evaluator/{name}": value for name, value in numbers.items()}
         metrics |= gate_statistics(scores.scores, config.advantage, config.rewards, self.measured)
         metrics |= {f"reward/{name}": value for name, value in self.rewards.metrics().items()}
         return Experience(
@@ -224,14 +226,12 @@ class Loop:
         shares: Sequence[Tensor],
     ) -> Tensor:
         """What the evaluators say of the samples of all processes ``[B, E]``."""
-        size = self.algorithm.rollout.batch_size or len(rollout.images)
+        size, parts = self.algorithm.rollout.batch_size or len(rollout.images), list[RewardScores]()
+        batches = zip(rollout.images.split(size), rollout.group_ids.split(size), strict=True)
         with self.log.timed("evaluators"):
-            parts = [
-                evaluators.score(images, [prompts[group] for group in groups.tolist()])
-                for images, groups in zip(
-                    rollout.images.split(size), rollout.group_ids.split(size), strict=True
-                )
-            ]
+            for images, groups in batches:
+                self.sample.interrupts.check_alone()
+                parts.append(evaluators.score(images, [prompts[g] for g in groups.tolist()]))
         for error in dict.fromkeys(error for part in parts for error in part.errors):
             logger.warning("evaluators: %s", error)
         return self.ranks.all_gather(torch.cat([part.scores for part in parts]), shares)

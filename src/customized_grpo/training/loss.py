@@ -60,7 +60,7 @@ def policy_batch(
     if not keep_invalid:
         rows, is_valid = rows[is_valid], is_valid[is_valid]
     step_index = rollout.step_index[rows]
-    num_trained = step_index.shape[1]
+    num_trained, gate = step_index.shape[1], advantages.kl_gate
 
     def pairs(values: Tensor) -> Tensor:
         kept = values[rows]
@@ -77,7 +77,7 @@ def policy_batch(
         sample_index=rows.repeat_interleave(num_trained),
         weight=is_valid.float().repeat_interleave(num_trained),
         old_mean=None if rollout.means is None else pairs(rollout.means),
-        kl=None if advantages.kl is None else advantages.kl[rows].repeat_interleave(num_trained),
+        kl_gate=None if gate is None else gate[rows].repeat_interleave(num_trained),
     )
 
 
@@ -114,9 +114,9 @@ def accumulate_gradient(
         Means over the computed pairs: ``ratio_mean``, ``ratio_abs_dev``, ``clip_fraction``,
         ``mismatch`` (mean |ratio - 1| against the rollout's own log-probs), or of a
         ``ForwardBatch`` ``old_distance`` (mean square to the velocities of the policy that
-        sampled); and, if used, ``rollout_kl`` (to the policy that sampled), or ``kl`` and
-        ``norm_excess`` (to the untrained one); ``loss``, the mean over all; and, if it did not fit,
-        the ``micro_batch_size`` that did.
+        sampled), and of an ``AwmBatch`` the first three too; and, if used, ``rollout_kl`` (to the
+        policy that sampled), or ``kl`` and ``norm_excess`` (to the untrained one); ``loss``, the
+        mean over all; and, if it did not fit, the ``micro_batch_size`` that did.
     """
     transformer = policy.generator.transformer
     sharded = is_sharded(transformer)
@@ -269,21 +269,21 @@ def _forward_loss(
     latents, target = forward_process(batch, rows, sigma)
     velocity = policy.velocity(latents, step_index, condition)
     old = velocity.detach() if batch.old_velocity is None else batch.old_velocity[rows]
-    advantage, stats = batch.advantage[rows], {}
-    old_distance = (velocity - old).square().flatten(1).mean(1)
+    advantage, stats, old_weight = batch.advantage[rows], {}, 0.0
     if isinstance(batch, NftBatch):
         beta, clip = batch.beta.item(), batch.clip.item()
         losses = nft_loss(velocity, old, target, sigma, advantage, beta, clip)
-        loss, old_weight = (losses * batch.weight[rows]).sum() / num_pairs, 0.0
+        loss = (losses * batch.weight[rows]).sum() / num_pairs
     else:
         assert isinstance(batch, AwmBatch)
         power, old_weight = batch.power.item(), batch.old_weight.item()
         log_prob, old_log_prob = (
             matching_log_prob(v, target, sigma, power) for v in (velocity, old)
         )
-        loss, stats = clipped_surrogate(
-            log_prob, old_log_prob, advantage, batch.clip_range.item(), num_pairs
-        )
+        advantage, clip_range = advantage / batch.clip.item(), batch.clip_range.item()
+        loss, stats = clipped_surrogate(log_prob, old_log_prob, advantage, clip_range, num_pairs)
+    trained = velocity if old_weight else velocity.detach()
+    old_distance = (trained - old).square().flatten(1).mean(1)
     penalties = {"old_distance": (old_weight, old_distance)}
     if config.needs_base:
         with torch.no_grad(), _reference(policy.generator, config):
@@ -308,8 +308,8 @@ def _penalised(
     for name, (factor, penalty) in penalties.items():
         stats[name] = penalty.detach().mean()
         weight = batch.weight[rows]
-        if name == "kl" and batch.kl is not None:
-            weight = weight * batch.kl[rows]
+        if name == "kl" and batch.kl_gate is not None:
+            weight = weight * batch.kl_gate[rows]
         if factor:
             loss = loss + factor * (penalty * weight).sum() / num_pairs
     return loss, stats

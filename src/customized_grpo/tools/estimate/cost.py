@@ -265,7 +265,8 @@ def activations(work: Workload, count: int, *, fsdp: bool, checkpointing: bool) 
     other = work.shown or work  # as pictures that are not trained on
     drawing = other.transformer.forward_peak + other.guidance_passes * other.transformer.prefix.kept
     scoring = min(batch, _REWARD_BATCH) * work.rewards.peak
-    validating = min(validated, _REWARD_BATCH) * max(work.rewards.peak, work.evaluators.peak)
+    judged = max(validated, batch * (config.loss.kl_share < 1))
+    validating = min(judged, _REWARD_BATCH) * max(work.rewards.peak, work.evaluators.peak)
     return {
         "encode": max(texts, vae) + work.encode.peak,
         "rollout": max(sampling + merged, decoding) + scoring,
