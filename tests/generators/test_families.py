@@ -288,7 +288,11 @@ def test_bfloat16_weights_without_autocast(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "algorithm",
-    [GrpoAlgorithm(), NftAlgorithm(), AwmAlgorithm(old_weight=0.01)],
+    [
+        GrpoAlgorithm(),
+        NftAlgorithm(),
+        pytest.param(AwmAlgorithm(old_weight=0.01), marks=pytest.mark.long),
+    ],
     ids=lambda a: a.type,
 )
 @pytest.mark.parametrize(
