@@ -352,6 +352,14 @@ def test_overrides(load, arguments, expected):
             "loss.kl_share must be 1 when evaluation.validate_every is 0, got 0.1;",
         ),
         (
+            [
+                *("--evaluators", '[{type: "tiny_plugs:TinyReward", objective: quality}]'),
+                *("--evaluation.validate_every", "1", "--loss.kl_weight", "1"),
+                *("--loss.kl_share", "0.1"),
+            ],
+            "loss.kl_share must be 1 when no evaluator is of an objective of the rewards, got 0.1;",
+        ),
+        (
             ["--algorithm", "{type: awm, old_decay: 0, old_weight: 3}", *ODE],
             "algorithm.old_weight must be left out for old_decay 0 and one update per rollout, got",
         ),

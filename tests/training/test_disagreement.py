@@ -108,6 +108,9 @@ def test_what_is_not_known_is_not_suspected() -> None:
     held = suspects(torch.arange(1.0, 101.0), 0.07)
     assert held is not None
     assert held.sum() == 7
+    held = suspects(torch.tensor([0.1, 0.3, 0.2]), 1e-9)
+    assert held is not None
+    assert held.tolist() == [0, 1, 0]  # the smallest share is the one that disagrees most
     assert suspects(torch.full((4,), nan), 0.5) is None
 
 

@@ -122,7 +122,7 @@ def suspects(disagreement: Tensor, share: float) -> Tensor | None:
     known = disagreement[~disagreement.isnan()]
     if not len(known):
         return None
-    count = math.ceil(share * len(known) - 1e-6)  # .07 of 100 are 7
+    count = max(1, math.ceil(share * len(known) - 1e-6))  # .07 of 100 are 7
     least = known.sort(descending=True).values[count - 1]
     return ((disagreement >= least) & (disagreement > 0)).float()
 
