@@ -123,6 +123,20 @@ def test_results_survive_the_file(tmp_path: Path) -> None:
     assert file.read_bytes() == first
 
 
+def test_the_copy_gap_is_kept_where_every_validation_has_it(tmp_path: Path) -> None:
+    score, gap = "validation/clip-text", "copy_gap/validation"
+    for name in ("advantages.jsonl", "schedule.json", "config.yaml", "environment.json"):
+        (tmp_path / name).write_text("{}\n")
+    for gaps, kept in (([0.1, 0.4], [0.1, 0.4]), ([0.1, None], None)):
+        rows = [
+            {"update": u, score: 0.3} | ({} if g is None else {gap: g}) for u, g in enumerate(gaps)
+        ]
+        rows.insert(1, {"update": 0, "seconds/rollout": 2.0})
+        (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        cell = read_cell(tmp_path, "x", 0, Judgement(columns={}))
+        assert (cell.curve.get(gap), cell.curve[score]) == (kept, [0.3, 0.3])
+
+
 def test_a_cell_knows_when_its_curve_first_passed_a_level(tmp_path: Path) -> None:
     """Seconds of all stages but validation, also of the updates between two validations."""
     share = "validation/share/both_right"

@@ -23,7 +23,9 @@ from customized_grpo.files import write_atomic
 from customized_grpo.rewards.truth import SHARES
 from customized_grpo.runs.alarms import ALARMS
 from customized_grpo.runs.files import CONFIG, ENVIRONMENT, METRICS
+from customized_grpo.training.hacking import COPY_GAPS
 
+COPY_GAP = COPY_GAPS["validation"]
 _SHARES = ("share/conflicted", "share/both_positive", "share/both_negative")
 
 
@@ -37,7 +39,8 @@ class Cell:
     config: str
     """The resolved YAML."""
     curve: dict[str, list[int | float]] = field(default_factory=dict)
-    """``update``, the validation scores then, and ``seconds`` of training until then."""
+    """``update``, the validation scores then, ``copy_gap/validation`` where it is known, and
+    ``seconds`` of training until then."""
     alarms: dict[str, list[int | float]] = field(default_factory=dict)
     """``update`` and, by ``KIND/EVALUATOR``, the validations in a row that look bad."""
     shares: dict[str, list[int | float]] = field(default_factory=dict)
@@ -161,8 +164,11 @@ def read_cell(folder: Path, method: str, seed: int, judgement: Judgement) -> Cel
         raise CheckpointError(f"RUN: {folder} is not the folder of a run: {error}") from error
     names = dict.fromkeys(name for row in rows for name in row)
     scores = [name for name in names if name.startswith("validation/")]
+    validated = [row for row in rows if any(name in row for name in scores)]
+    if validated and all(COPY_GAP in row for row in validated):
+        scores.append(COPY_GAP)
     alarms = [name for name in names if name.partition("/")[0] in ALARMS]
-    validated = [row for row in rows if row.keys() & set(alarms)]  # a count may begin late
+    looked = [row for row in rows if row.keys() & set(alarms)]  # a count may begin late
     looking = ("seconds/validation", "seconds/samples")  # is no training
     timed = [name for name in names if name.startswith("seconds/") and name not in looking]
     per_row = (sum(row.get(name, 0.0) for name in timed) for row in rows)
@@ -174,7 +180,7 @@ def read_cell(folder: Path, method: str, seed: int, judgement: Judgement) -> Cel
         judgement=judgement,
         config=config,
         curve=_series(clocked, scores and [*scores, "seconds"]),
-        alarms=_series([dict.fromkeys(alarms, 0.0) | row for row in validated], alarms),
+        alarms=_series([dict.fromkeys(alarms, 0.0) | row for row in looked], alarms),
         shares=_series(rows, _SHARES),
         advantages={name: values for name, values in first.items() if name != "rollout"},
         schedule=schedule,

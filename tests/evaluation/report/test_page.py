@@ -194,6 +194,21 @@ def test_two_seeds_are_drawn_without_an_interval() -> None:
         assert len(bars) == (0 if seeds == 2 else 2)  # of one, over the examples
 
 
+def test_the_copy_gap_is_drawn_beside_the_gains_where_it_is_known() -> None:
+    results = made_up()
+    titles = [axes.get_title() for axes in figures.figures(results)["learning-curves"].axes]
+    assert titles == ["prompt", "identity"]
+    cells = [
+        replace(
+            c, curve=c.curve | {"copy_gap/validation": [0.1 + 0.1 * u for u in c.curve["update"]]}
+        )
+        for c in results.cells
+    ]
+    *_, gap = figures.figures(replace(results, cells=cells))["learning-curves"].axes
+    assert gap.get_title() == "copy gap"
+    assert gap.lines[0].get_ydata()[0] == 0  # the change since the base, as of the others
+
+
 def test_a_report_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy", None)
     wanted = r"^a report needs the extra packages \(.*scipy.*'customized-grpo\[report\]'$"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from customized_grpo.config import read_config
 from customized_grpo.evaluation.outcome import BASE, COPY, TRUTH, UNRELATED
-from customized_grpo.evaluation.results import Cell, Results
+from customized_grpo.evaluation.results import COPY_GAP, Cell, Results
 from customized_grpo.evaluation.statistics import Estimate, over_seeds
 from customized_grpo.ops import shaping_bonus
 from customized_grpo.rewards.truth import SHARES
@@ -170,11 +170,13 @@ def right_over_training(results: Results) -> Figure | None:
 
 
 def learning_curves(results: Results) -> Figure | None:
-    """Gains on validation examples over the updates: by the evaluators, dashed by the rewards."""
+    """Gains on validation examples over the updates: by the evaluators, dashed by the rewards; and
+    that of the copy gap, where it is known."""
     yardstick = results.yardstick
     rewards = {o: f"validation/reward/{name}" for name, o in reversed(yardstick.rewards.items())}
-    evaluators = {o: f"validation/{yardstick.leading.get(o)}" for o in ("prompt", "identity")}
-    drawn = {o: n for o, n in evaluators.items() if any(n in c.curve for c in results.cells)}
+    shown = {o: f"validation/{yardstick.leading.get(o)}" for o in ("prompt", "identity")}
+    shown["copy gap"] = COPY_GAP
+    drawn = {o: n for o, n in shown.items() if any(n in c.curve for c in results.cells)}
     if not drawn:
         return None
     figure, panels = _subplots(1, len(drawn), (6, 3.8))
