@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _PALETTE = ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C00", "#7F3C8D",
             "#666666", "#7A4A21")  # fmt: skip
 _MARKERS = "osD^vP*Xph"
+_MANY = 6  # methods: bands of more of them are one brown, and tables have the intervals
 _FLAT = 0.01  # of a similarity: curves are not drawn larger than within it
 
 
@@ -76,6 +77,11 @@ def to_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def has_bands(results: Results) -> bool:
+    """Whether curves are drawn with their intervals over the seeds."""
+    return len(results.methods) <= _MANY
+
+
 def right_plane(results: Results) -> Figure | None:
     """The (subject right, prompt right) plane: where every method ends, and what it came from."""
     drawn = _plane(results, "subject_right", "prompt_right")
@@ -115,6 +121,8 @@ def _plane(
     }
     if not known:
         return None
+    from matplotlib.patheffects import withStroke
+
     figure, (axes,) = _subplots(1, 1, (6, 5.2))
     points = [known[name] for name in (BASE, TRUTH) if name in known]
     for method, style in _styles(results).items():
@@ -127,7 +135,10 @@ def _plane(
     for name, marker in ((COPY, "s"), (TRUTH, "*"), (UNRELATED, "x"), (BASE, "o")):
         if name in known:
             axes.scatter(*known[name], marker=marker, s=70, color=grey, zorder=3)
-            axes.annotate(name, known[name], textcoords="offset points", xytext=(7, 5), color=grey)
+            text = axes.annotate(
+                name, known[name], textcoords="offset points", xytext=(7, 5), color=grey, zorder=5
+            )
+            text.set_path_effects([withStroke(linewidth=3, foreground="white")])
     _legend_below(figure, axes)
     return figure, axes, points
 
@@ -154,13 +165,15 @@ def right_over_training(results: Results) -> Figure | None:
     drawn = {n: title for n, title in names.items() if any(n in c.curve for c in results.cells)}
     if not drawn:
         return None
+    filled = has_bands(results)
     figure, panels = _subplots(math.ceil(len(drawn) / 2), min(2, len(drawn)), (6, 5.6))
     for axes, (name, title) in zip(panels, drawn.items(), strict=False):
         means = [0.05]
         for method, style in _styles(results).items():
             curves = [c.curve for c in results.of(method).values() if name in c.curve]
             if curves:
-                means += _band(axes, curves[0]["update"], [c[name] for c in curves], style, (0, 1))
+                x, own = curves[0]["update"], [c[name] for c in curves]
+                means += _band(axes, x, own, style, (0, 1), filled=filled)
         axes.set_ylim(0, min(1.02, 1.2 * max(means)))
         axes.set(title=title, xlabel="update")
     for axes in panels[len(drawn) :]:
@@ -179,12 +192,13 @@ def learning_curves(results: Results) -> Figure | None:
     drawn = {o: n for o, n in shown.items() if any(n in c.curve for c in results.cells)}
     if not drawn:
         return None
+    filled = has_bands(results)
     figure, panels = _subplots(1, len(drawn), (6, 3.8))
     for axes, (objective, name) in zip(panels, drawn.items(), strict=True):
         for method, style in _styles(results).items():
             curves = [c.curve for c in results.of(method).values() if name in c.curve]
             if curves:
-                _curve(axes, curves, name, rewards.get(objective, ""), style)
+                _curve(axes, curves, name, rewards.get(objective, ""), style, filled=filled)
         axes.axhline(0, color="#444444", lw=0.8)
         low, high = axes.get_ylim()  # a change of next to nothing is to look like one
         axes.set(title=objective, xlabel="update", ylim=(min(low, -_FLAT), max(high, _FLAT)))
@@ -194,10 +208,16 @@ def learning_curves(results: Results) -> Figure | None:
 
 
 def _curve(
-    axes: Axes, curves: Sequence[dict[str, list[float]]], name: str, reward: str, style: dict
+    axes: Axes,
+    curves: Sequence[dict[str, list[float]]],
+    name: str,
+    reward: str,
+    style: dict,
+    *,
+    filled: bool,
 ) -> None:
     updates = curves[0]["update"]
-    _band(axes, updates, [_gains(curve[name]) for curve in curves], style)
+    _band(axes, updates, [_gains(curve[name]) for curve in curves], style, filled=filled)
     dashed = _means([_gains(curve[reward]) for curve in curves if reward in curve])
     if dashed:
         axes.plot(updates[: len(dashed)], dashed, lw=0.9, ls="--", color=style["color"])
@@ -345,8 +365,10 @@ def _band(
     curves: Sequence[Sequence[float]],
     style: dict,
     bounds: tuple[float, float] = (-math.inf, math.inf),
+    *,
+    filled: bool,
 ) -> list[float]:
-    """Draws the mean of one curve a seed, with its interval; returns the mean.
+    """Draws the mean of one curve a seed, with its interval if ``filled``; returns the mean.
 
     A run that has ended early ends the mean of all.
     """
@@ -355,7 +377,7 @@ def _band(
     middle, x = [i.mean for i in intervals], x[: len(intervals)]
     axes.plot(x, middle, ms=3, lw=1.4, **style)
     known = [(i.low, i.high) for i in intervals if i.low is not None and i.high is not None]
-    if known:
+    if known and filled:
         low, high = zip(*known, strict=True)
         axes.fill_between(x, low, high, color=style["color"], alpha=0.10, lw=0)
     return middle
@@ -374,7 +396,8 @@ def _smooth(values: Sequence[float], width: int = 5) -> list[float]:
 
 
 def _legend_below(figure: Figure, axes: Axes, columns: int = 3) -> None:
+    """The legend, in as many columns as fit the figure's width: a wider one would shrink it all."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        columns = min(columns, len(handles))
+        columns = min(columns, len(handles), max(1, 100 // (max(map(len, labels)) + 6)))
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9)

@@ -111,7 +111,7 @@ def write_report(
     shown under them, left out where there is no file.
     """
     check_extra()
-    from customized_grpo.evaluation.report.figures import figures, to_png, to_svg
+    from customized_grpo.evaluation.report.figures import figures, has_bands, to_png, to_svg
     from customized_grpo.evaluation.report.tables import alarms, markdown, sections
 
     drawn = figures(results)
@@ -123,6 +123,7 @@ def write_report(
         for heading, shown in pictures.items()
         if shown.strip.exists()
     }
+    has_seeds = max((len(results.of(m)) for m in results.methods), default=0) > 1
     page = render(
         "report.html.j2",
         title=results.name,
@@ -132,7 +133,8 @@ def write_report(
         figures={name: to_svg(figure) for name, figure in drawn.items()},
         pictures=cells,
         verdict=_verdict(results),
-        has_seeds=max((len(results.of(m)) for m in results.methods), default=0) > 1,
+        has_seeds=has_seeds,
+        has_bands=has_seeds and has_bands(results),
         truth=TRUTH in results.yardstick.anchors,
         alarms=alarms(results),
         legend=dict.fromkeys(m for column in cells.values() for cell in column for m in cell.marks),
