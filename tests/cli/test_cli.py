@@ -239,6 +239,7 @@ def test_train_help_lists_fields_and_plugs(capsys):
     assert "Types: clip-" in out
     assert ", dinov2" in out
     assert 'or {"type": "nft", "old_decay": 0.5,' in out  # what the section could be instead
+    assert "\n          beta: How far the policies" in out  # and what its fields are
     assert {"arXiv:2509.16117", "arXiv:2509.25050", "arXiv:2605.06507"} <= set(
         re.findall(r"arXiv:[\d.]+\d", out)
     )

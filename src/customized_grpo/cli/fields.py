@@ -64,9 +64,10 @@ def field_lines(config: Any) -> list[str]:
 
 
 def _alternatives(info: FieldInfo) -> list[str]:
-    """What a section could be instead, with the defaults of its fields: its own are not listed."""
+    """What a section could be instead, with its fields."""
     from dataclasses import MISSING, fields, is_dataclass
 
+    from customized_grpo.config import list_fields
     from customized_grpo.config.decoding import default_of, members, show, to_raw
 
     lines: list[str] = []
@@ -79,4 +80,8 @@ def _alternatives(info: FieldInfo) -> list[str]:
         about = (inspect.getdoc(kind) or "").partition("\n\n")[0]
         text = f"or {show(values, None)}: {about}"
         lines += textwrap.wrap(text, 92, initial_indent=" " * 6, subsequent_indent=" " * 8)
+        for part in list_fields(kind):
+            if part.path not in ("type", "method") and part.doc:
+                own = f"{part.path}: {part.doc}"
+                lines += textwrap.wrap(own, 92, initial_indent=" " * 10, subsequent_indent=" " * 12)
     return lines
