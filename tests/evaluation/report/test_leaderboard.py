@@ -68,17 +68,21 @@ def test_when_a_level_is_first_reached(ranked: Results) -> None:
     """Of the mean over the seeds that got there, how many did; without seconds, updates alone."""
     table = ranking(ranked)
     assert table is not None
-    best, base, naive = (row[-3:] for row in table.rows)
-    assert table.heads[-3:] == ["first at 0.3", "first at 0.4", "first at 0.5"]
-    assert best == ["3, 17 s", "13, 97 s", "20, 90 s (1 of 3)"]
-    assert naive == ["10 (1 of 3)"] * 3
-    assert base == [""] * 3
+    best, base, naive = (row[-4:] for row in table.rows)
+    assert table.heads[-4:] == [f"first at {level}" for level in (0.3, 0.4, 0.5, 0.6)]
+    assert best == ["3, 17 s", "13, 97 s", *["20, 90 s (1 of 3)"] * 2]
+    assert naive == [*["10 (1 of 3)"] * 3, "—"]
+    assert base == [""] * 4
     never = [replace(c, curve={"update": [0], _SHARE: [0.1], "seconds": [0]}) for c in ranked.cells]
     unknown = [replace(cell, curve={}) for cell in ranked.cells]
     for cells, shown in ((never, "—"), (unknown, "")):
         table = ranking(replace(ranked, cells=cells))
         assert table is not None
-        assert table.rows[0][-3:] == [shown] * 3
+        assert table.rows[0][-4:] == [shown] * 4
+    begun = {"update": [0, 10], _SHARE: [0.4, 0.7], "seconds": [0, 9]}
+    table = ranking(replace(ranked, cells=[replace(cell, curve=begun) for cell in ranked.cells]))
+    assert table is not None  # a level at which all begin says nothing
+    assert table.heads[-3:] == ["copies", "first at 0.5", "first at 0.6"]
 
 
 def test_the_page_says_what_was_measured_on_what_and_what_is_missing(ranked: Results) -> None:

@@ -240,13 +240,15 @@ def test_hacking_alarms_stand_above_the_tables(tmp_path: Path) -> None:
     assert "\nNo alarm for copying in one run.\n" in markdown(replace(results, cells=cells))
     copied = calm | {"copying/clip-text": [0.0, 1.0, 2.0, 2.0, 3.0]}
     cells[1] = replace(cells[1], alarms=copied)
-    assert "seed 0, update 40: clip-text fell while the copy gap rose, 3 validations" in markdown(
-        replace(results, cells=cells)
+    text = (
+        "Copying, an evaluator fell while the copy gap rose: Customized-GRPO, seed 0, update 40 "
+        "(clip-text fell, 3 validations in a row). 2 runs looked for it."
     )
+    assert f"\n{text}\n" in markdown(replace(results, cells=cells))
     cells[2] = replace(cells[2], alarms=raised)  # naive, seed 1; patience is 3
     text = (
-        "Reward hacking: naive GRPO 1:1, seed 1, update 30: dinov2 fell while a reward of its "
-        "objective rose, 3 validations in a row."
+        "Reward hacking, an evaluator fell while a reward of its objective rose: naive GRPO 1:1, "
+        "seed 1, update 30 (dinov2 fell, 3 validations in a row). 6 runs looked for it."
     )
     hacked = replace(results, cells=cells)
     assert f"\n{text}\n" in markdown(hacked)

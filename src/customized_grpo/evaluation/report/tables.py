@@ -66,7 +66,7 @@ _QUALITY = (
     Measure("hacking_gap/identity", "gap identity", 4, "the same for the identity"),
 )  # fmt: skip
 
-_LEVELS = (0.3, 0.4, 0.5)  # of both right, in validations
+_LEVELS = (0.3, 0.4, 0.5, 0.6)  # of both right, in validations
 _CURVE = f"validation/share/{_BOTH.name}"
 
 # Shares of samples in the paper (arXiv:2510.18263): conflicted, both positive, both negative.
@@ -79,8 +79,8 @@ _DIFFERENCES = (
 _RANKING = (
     "By *both right*; differences are paired by seed. *first at 0.4*: updates and seconds of "
     "training until that share is first right in both in a validation, on other pictures, of "
-    "subjects that are trained on; mean over the seeds that got there; 0: the base is there; "
-    "—: never. Seconds compare on one machine with nothing else to do."
+    "subjects that are trained on; mean over the seeds that got there; —: never. Seconds "
+    "compare on one machine with nothing else to do."
 )
 
 
@@ -122,8 +122,9 @@ def ranking(results: Results) -> Table | None:
     means = {method: estimate.mean for method, estimate in found.items() if estimate}
     if not means:
         return None
+    levels = _levels(results)
     rows = [
-        _ranked(results, rank, method)
+        _ranked(results, rank, method, levels)
         for rank, method in enumerate(sorted(means, key=means.__getitem__, reverse=True), start=1)
     ]
     if (base := results.yardstick.models.get(BASE)) is not None:
@@ -131,14 +132,20 @@ def ranking(results: Results) -> Table | None:
         place = sum(mean > values[_BOTH.name] for mean in means.values())
         shown = {m: f"{values[m.name]:.{m.digits}f}" for m in _SHARES}
         both = shown.pop(_BOTH)
-        rows.insert(place, [BASE, "", both, "", *shown.values(), *("" for _ in _LEVELS)])
+        rows.insert(place, [BASE, "", both, "", *shown.values(), *("" for _ in levels)])
     parts = (m.heading for m in _SHARES if m is not _BOTH)
     heads = ["", "seeds", _BOTH.heading, f"minus {results.labels[results.main]}", *parts]
-    heads += [f"first at {level}" for level in _LEVELS]
+    heads += [f"first at {level}" for level in levels]
     return Table(title="Ranking", note=f"{_RANKING} {_DIFFERENCES}", heads=heads, rows=rows)
 
 
-def _ranked(results: Results, rank: int, method: str) -> list[str]:
+def _levels(results: Results) -> list[float]:
+    """Those of them at which not every run begins."""
+    starts = [curve[0] for cell in results.cells if (curve := cell.curve.get(_CURVE))]
+    return [level for level in _LEVELS if level > min(starts, default=0.0)]
+
+
+def _ranked(results: Results, rank: int, method: str, levels: Sequence[float]) -> list[str]:
     both, *parts = _means(results, method, [_BOTH, *(m for m in _SHARES if m is not _BOTH)])
     (difference,) = _differences(results, method, results.main, [_BOTH])
     return [
@@ -147,7 +154,7 @@ def _ranked(results: Results, rank: int, method: str) -> list[str]:
         both,
         "" if method == results.main else difference,
         *parts,
-        *(_first_at(results, method, level) for level in _LEVELS),
+        *(_first_at(results, method, level) for level in levels),
     ]
 
 
@@ -164,26 +171,30 @@ def _first_at(results: Results, method: str, level: float) -> str:
 
 
 def alarms(results: Results) -> list[str]:
-    """A sentence for every alarm of a run, and one for every kind that runs looked for in vain."""
-    found: list[str] = []
-    looked, loud = Counter[str](), set[str]()
+    """A sentence for all alarms of a kind, and one for every kind that runs looked for in vain."""
+    raised: dict[str, list[str]] = {}
+    looked = Counter[str]()
     for cell in results.cells:
         config = read_config(cell.config, f"{cell.method}/seed{cell.seed}")
         patience, by_count = config.faults.hacking_patience, counts(cell.alarms)
         looked.update({kind for kind, _ in by_count})
         for (kind, evaluator), column in by_count.items():
             rows = zip(cell.alarms["update"], column, strict=True)
-            raised = [update for update, count in rows if count >= patience]
-            if raised:
-                loud.add(kind)
-                found.append(
-                    f"{ALARMS[kind].name.capitalize()}: {results.labels[cell.method]}, seed "
-                    f"{cell.seed}, update {raised[0]}: {evaluator} fell while {ALARMS[kind].rise} "
-                    f"rose, {patience} validations in a row."
+            if updates := [update for update, count in rows if count >= patience]:
+                raised.setdefault(kind, []).append(
+                    f"{results.labels[cell.method]}, seed {cell.seed}, update {updates[0]} "
+                    f"({evaluator} fell, {patience} validations in a row)"
                 )
-    calm = [kind for kind in ALARMS if looked[kind] and kind not in loud]
-    none = [f"No alarm for {ALARMS[kind].name} in {_runs(looked[kind])}." for kind in calm]
-    return sorted(found) + none
+    said: list[str] = []
+    for kind, alarm in ALARMS.items():
+        if places := raised.get(kind):
+            said.append(
+                f"{alarm.name.capitalize()}, an evaluator fell while {alarm.rise} rose: "
+                f"{'; '.join(sorted(places))}. {_runs(looked[kind]).capitalize()} looked for it."
+            )
+        elif looked[kind]:
+            said.append(f"No alarm for {alarm.name} in {_runs(looked[kind])}.")
+    return said
 
 
 def _runs(count: int) -> str:
