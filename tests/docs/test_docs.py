@@ -51,7 +51,8 @@ def test_the_leaderboard_is_what_its_writer_makes_of_what_is_kept() -> None:
     )
     results = Results.read(file) if file.exists() else nothing
     flags = "--results docs/results/leaderboard --leaderboard docs/leaderboard.md"
-    assert page.read_text() == leaderboard(results, f"cgrpo compare {study} {flags}")
+    picture = "results/leaderboard/figures/right-ranking.png"
+    assert page.read_text() == leaderboard(results, f"cgrpo compare {study} {flags}", picture)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)

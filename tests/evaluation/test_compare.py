@@ -326,6 +326,7 @@ def test_an_added_method_runs_and_stays_without_the_flag(
     assert (config.advantage.gamma, config.advantage.schedule.type) == (0.2, "constant")
     assert list(results.labels) == ["naive", "both", "mine"]
     assert ". mine | 1 |" in page.read_text()
+    assert "](kept/figures/right-ranking.png)\n" in page.read_text()  # of three methods
     before, page_before = tree(kept), page.read_text()
     assert main([*added, "--methods", "both"]) == 0  # nothing is missing of it
     assert (tree(kept), page.read_text()) == (before, page_before)

@@ -97,6 +97,9 @@ def _compare(options: argparse.Namespace) -> None:
     print(markdown(results))
     print(f"report: {page}")
     if options.leaderboard:
-        options.leaderboard.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(options.leaderboard, leaderboard(results, command))
+        folder = options.leaderboard.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        figure = page.parent / "figures" / "right-ranking.png"
+        link = Path(os.path.relpath(figure, folder)).as_posix() if figure.exists() else ""
+        write_atomic(options.leaderboard, leaderboard(results, command, link))
         print(f"leaderboard: {options.leaderboard}")

@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 from made_up import made_up
+from matplotlib.collections import PathCollection
 
 from customized_grpo.errors import ConfigError
 from customized_grpo.evaluation.outcome import Judgement
+from customized_grpo.evaluation.report.figures import figures
 from customized_grpo.evaluation.report.leaderboard import leaderboard
 from customized_grpo.evaluation.report.tables import markdown, ranking
 from customized_grpo.evaluation.results import Cell, Results
@@ -95,6 +97,24 @@ def test_the_page_says_what_was_measured_on_what_and_what_is_missing(ranked: Res
     assert "Not run yet" not in leaderboard(ranked, "")
     assert all(len(line) <= 100 for line in page.splitlines() if not line.startswith("|"))
     assert page.index("| 1. **Customized-GRPO** | 3 | 0.533") < page.index("| base |")
+    assert "![" not in page
+    assert "![methods by pictures right in both](a/b.png)\n\n|" in leaderboard(
+        ranked, "", "a/b.png"
+    )
+
+
+def test_the_figure_has_the_best_on_top_and_every_seed(ranked: Results) -> None:
+    assert "right-ranking" not in figures(ranked)  # two methods need none
+    third = [replace(c, method="third") for c in ranked.of("naive").values() if c.seed < 2]
+    (axes,) = figures(
+        replace(ranked, labels=ranked.labels | {"third": "a third"}, cells=[*ranked.cells, *third])
+    )["right-ranking"].axes
+    labels = [text.get_text() for text in axes.get_yticklabels()]
+    assert labels[-1] == "Customized-GRPO"
+    assert set(labels[:2]) == {"naive GRPO 1:1", "a third"}
+    dots = [c.get_offsets() for c in axes.collections if isinstance(c, PathCollection)]
+    assert sorted(x for x, _ in dots[2]) == pytest.approx([0.5, 0.5, 0.6])
+    assert len(dots[labels.index("a third")]) == 2
 
 
 def test_a_page_of_nothing_says_so(ranked: Results) -> None:

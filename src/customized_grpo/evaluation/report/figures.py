@@ -53,7 +53,8 @@ def house_style() -> AbstractContextManager[None]:
 def figures(results: Results) -> dict[str, Figure]:
     """File name -> figure, of those the results have numbers for."""
     draws = (
-        right_plane, right_over_training, plane, learning_curves, quadrants, schedule, conflicts,
+        right_ranking, right_plane, right_over_training, plane, learning_curves, quadrants,
+        schedule, conflicts,
     )  # fmt: skip
     with house_style():
         drawn = {draw.__name__.replace("_", "-"): draw(results) for draw in draws}
@@ -80,6 +81,32 @@ def to_png(figure: Figure) -> bytes:
 def has_bands(results: Results) -> bool:
     """Whether curves are drawn with their intervals over the seeds."""
     return len(results.methods) <= _MANY
+
+
+def right_ranking(results: Results) -> Figure | None:
+    """Methods by their share of pictures right in both, the best on top; a dot is a seed."""
+    name = "both_right"
+    found = {m: e for m in results.methods if (e := results.over_seeds(m, name)) is not None}
+    if len(found) < 3:
+        return None
+    ranked = sorted(found, key=lambda method: found[method].mean)
+    figure, (axes,) = _subplots(1, 1, (7, 0.9 + 0.27 * len(ranked)))
+    for row, method in enumerate(ranked):
+        color = "black" if method == results.main else _PALETTE[1]
+        mean = found[method].within(0, 1).as_drawn()
+        axes.errorbar(mean.mean, row, xerr=_bar(mean), fmt="o", ms=6, capsize=2, lw=1, color=color)
+        seeds = [c.judgement.means[name] for c in results.of(method).values()]
+        axes.scatter(seeds, [row] * len(seeds), s=12, color="#999999", zorder=3)
+    base = results.yardstick.models.get(BASE)
+    if base is not None and name in base.means:
+        axes.axvline(base.means[name], color="#444444", lw=1, ls="--")
+        place = (base.means[name], 1)
+        axes.annotate(BASE, place, xycoords=("data", "axes fraction"), ha="center", va="bottom")
+    axes.set_yticks(range(len(ranked)), [results.labels[method] for method in ranked])
+    axes.set(xlabel="right in both", ylim=(-0.6, len(ranked) - 0.4))
+    axes.set_xlim(left=-0.02)
+    axes.grid(visible=False, axis="y")
+    return figure
 
 
 def right_plane(results: Results) -> Figure | None:

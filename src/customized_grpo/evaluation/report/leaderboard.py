@@ -15,8 +15,13 @@ _QUESTION = (
 )
 
 
-def leaderboard(results: Results, command: str) -> str:
-    """The ranking, what it was measured on, what is missing; ``command`` is what writes it.
+def leaderboard(results: Results, command: str, picture: str = "") -> str:
+    """The ranking, what it was measured on, what is missing.
+
+    Args:
+        results: of the study.
+        command: what writes the page.
+        picture: link to the ranking as a figure; "": there is none.
 
     Raises:
         ConfigError: if the data do not know what is right.
@@ -37,7 +42,8 @@ def leaderboard(results: Results, command: str) -> str:
     )
     parts = ["# Leaderboard", *map(_wrapped, paragraphs)]
     if table is not None:
-        parts[2:2] = [replace(table, title="").markdown(), _wrapped(table.note)]
+        shown = [f"![methods by pictures right in both]({picture})"] if picture else []
+        parts[2:2] = [*shown, replace(table, title="").markdown(), _wrapped(table.note)]
     return "\n\n".join(parts) + "\n"
 
 
