@@ -13,6 +13,7 @@ from loops import make_loop
 from customized_grpo.config import RunConfig
 from customized_grpo.errors import ConfigError
 from customized_grpo.generators.flux1 import Flux1Generator
+from customized_grpo.training.loop import inner_rows
 from customized_grpo.training.sampling import as_evaluated
 from customized_grpo.training.sizes import check_sizes
 
@@ -29,7 +30,7 @@ def test_each_rollout_is_that_of_a_run_of_its_shape(tmp_path: Path) -> None:
     config = changed(plain, rollout={**small, "aspect_ratios": ratios})
     loop = make_loop(config, tmp_path)
     loop.optimizer = torch.optim.SGD(loop.parameters, 0.0)
-    (rows,), seen = loop.inner_rows(), set()
+    (rows,), seen = inner_rows(loop.config), set()
     for number in range(3):
         experience = loop.collect(number)
         batch = loop._batch_of(experience, rows)
@@ -57,3 +58,10 @@ def test_what_has_one_size_has_no_other(generator: Flux1Generator, tiny_config: 
         check_sizes(generator, changed(tiny_config, rollout={"aspect_ratios": ("1:1", "3:2")}))
     with pytest.raises(ConfigError, match=f"^evaluation.{line}128; leave it out$"):
         as_evaluated(generator, changed(tiny_config, evaluation={"height": 128}))
+
+
+def test_the_field_is_named_that_a_generator_cannot_have(tiny_config: RunConfig) -> None:
+    for field in ("height", "width"):
+        config = changed(tiny_config, evaluation={field: 128})
+        with pytest.raises(ConfigError, match=f"^evaluation.{field} must be null .*, got 128; "):
+            as_evaluated(object(), config)  # pyright: ignore[reportArgumentType]

@@ -35,7 +35,7 @@ from customized_grpo.rewards.endpoints.vlm_judge import VlmJudgeConfig
 from customized_grpo.runs.interrupts import Interrupts
 from customized_grpo.runs.ranks import Ranks
 from customized_grpo.tools.serve.config import read_serve_config
-from customized_grpo.training.loop import Loop
+from customized_grpo.training.loop import inner_rows
 from customized_grpo.training.scoring import WholeGroups, settle_scores
 from customized_grpo.training.train import _check_even
 from customized_grpo.types import Example
@@ -247,8 +247,7 @@ def test_no_group_is_split_between_processes(
     config = groupwise(tiny_config, group_size=6, prompts_per_rollout=prompts)
     config = changed(config, train={"inner_updates": inner, "split": split})
     _check_even(config, Ranks(world_size=size))
-    loop = SimpleNamespace(config=config)
-    shares = Ranks(world_size=size).split(Loop.inner_rows(loop))  # pyright: ignore
+    shares = Ranks(world_size=size).split(inner_rows(config))
     for share in shares:
         groups = (share // 6).tolist()
         assert all(groups.count(group) == 6 for group in groups)

@@ -87,6 +87,15 @@ def test_votes_on_the_same_pictures_count_after_a_break(tmp_path: Path) -> None:
     assert begun(tmp_path, question="?").score_groups(*asked)[0].isnan().all()
 
 
+def test_what_processes_asked_that_are_no_more_is_forgotten(tmp_path: Path) -> None:
+    """A run of four that goes on with one, its votes outside its folder."""
+    folder = str(tmp_path / "elsewhere")
+    begun(tmp_path, rank=3, folder=folder).score_groups([pictures(2)], [example()])
+    assert len(Ballots(Path(folder)).asked()) == 1
+    begun(tmp_path, folder=folder)
+    assert Ballots(Path(folder)).asked() == []
+
+
 def test_processes_share_a_folder(tmp_path: Path) -> None:
     first, second = begun(tmp_path), begun(tmp_path, rank=1)
     first.score_groups([pictures(2)], [example("a fox")])

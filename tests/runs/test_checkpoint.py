@@ -169,10 +169,11 @@ def test_a_state_of_another_model_is_refused() -> None:
 
 
 def test_the_best_is_best_at_its_weaker_objective() -> None:
-    progress = Progress(base={"validation/a": 2.0, "validation/b": 0.5, "validation/reward/a": 1.0})
+    others = {"validation/reward/a": 1.0, "validation/share/copies": 0.5}
+    progress = Progress(base={"validation/a": 2.0, "validation/a/b": 0.5, **others})
     found = []
     for a, b in ((2.2, 0.51), (3.0, 0.5), (2.1, 0.55), (2.1, 0.55)):
-        progress.validation = {"validation/a": a, "validation/b": b}
+        progress.validation = {"validation/a": a, "validation/a/b": b, "validation/reward/a": 0.0}
         found.append((progress.score(), progress.note_best()))
     assert [best for _, best in found] == [True, False, True, False]
     assert [score for score, _ in found] == pytest.approx([0.02, 0.0, 0.05, 0.05])

@@ -55,6 +55,12 @@ def test_a_run_on_the_cpu_leaves_every_gpu_alone(
     state.load(state.tensors())
 
 
+def test_one_process_gathers_rows_in_their_order() -> None:
+    """As several do: what is kept of them in a checkpoint is compared by those that go on."""
+    rows = torch.tensor([0, 2, 4, 1, 3])  # by the layout of the examples, for one
+    assert Ranks().all_gather(10.0 * rows, [rows]).tolist() == [0, 10, 20, 30, 40]
+
+
 @pytest.fixture
 def messages(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Bytes of each message; every rank has what this one has."""

@@ -24,7 +24,7 @@ from customized_grpo.runs.ranks import ALONE
 from customized_grpo.training import balance
 from customized_grpo.training.advantages import assign_credit, objective_weights
 from customized_grpo.training.balance import rebalance
-from customized_grpo.training.loop import Experience, Loop
+from customized_grpo.training.loop import Experience, Loop, inner_rows
 from customized_grpo.training.train import train
 
 NOISY = 2**18  # a log-probability divides the rounding of a mean by a variance
@@ -106,7 +106,7 @@ def test_a_factor_on_the_weight_is_one_on_the_gradient(config: RunConfig, tmp_pa
     ]
     expected = torch.stack(gradients).sum(0)
     loop.optimizer = torch.optim.SGD(loop.parameters, 0.0)
-    (batch_rows,) = loop.inner_rows()
+    (batch_rows,) = inner_rows(loop.config)
     loop.update(loop._batch_of(experience, batch_rows), experience.conditioning, is_first=True)
     found = torch.cat([p.grad.flatten() for p in loop.parameters if p.grad is not None])
     norm = expected.norm().clamp(min=config.train.max_grad_norm)

@@ -15,7 +15,7 @@ from loops import make_loop
 from customized_grpo.config import RewardConfig, RunConfig, load_config
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.training.advantages import disagreement, suspects
-from customized_grpo.training.loop import Loop
+from customized_grpo.training.loop import Loop, inner_rows
 from customized_grpo.types import RewardScores
 
 
@@ -68,7 +68,7 @@ def test_a_loop_suspects_what_counting_does(config: RunConfig, tmp_path: Path) -
     assert experience.advantages.kl_gate is not None
     assert experience.advantages.kl_gate.tolist() == expected
     assert 0 < sum(expected) < 8
-    (rows,) = loop.inner_rows()
+    (rows,) = inner_rows(loop.config)
     batch = loop._batch_of(experience, rows)
     assert batch.kl_gate is not None
     assert batch.kl_gate.view(8, 2).tolist() == [[value] * 2 for value in expected]

@@ -25,7 +25,7 @@ from customized_grpo.generators.base import Conditioning
 from customized_grpo.training.advantages import objective_weights
 from customized_grpo.training.algorithms import make_algorithm
 from customized_grpo.training.forward import forward_batch, forward_process
-from customized_grpo.training.loop import Experience, Loop
+from customized_grpo.training.loop import Experience, Loop, inner_rows
 from customized_grpo.training.nonfinite import diagnose, dump_failure, load_failure
 from customized_grpo.training.policy import Policy, make_policy
 from customized_grpo.training.rollout import collect_rollout
@@ -286,7 +286,7 @@ def test_without_memory_nothing_is_kept_and_samples_of_advantage_0_are_not_compu
     loop = make_loop(config, tmp_path)
     assert loop.algorithm.old is None
     experience = loop.collect(0)
-    (rows,) = loop.inner_rows()
+    (rows,) = inner_rows(loop.config)
     batch = loop._batch_of(experience, rows)
     assert isinstance(batch, ForwardBatch)
     assert batch.old_velocity is None
@@ -305,6 +305,23 @@ def test_without_memory_nothing_is_kept_and_samples_of_advantage_0_are_not_compu
     assert sum(asked) == 4  # two levels of each of two samples
     assert stats["old_distance"] == 0
     assert stats["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_an_update_without_a_valid_sample_changes_nothing(
+    collected: tuple[Loop, Experience], algorithm: str, tmp_path: Path
+) -> None:
+    """As in one process of several, whose samples no reward could score."""
+    loop, experience = collected
+    trained = make_algorithm(loop.policy, make_config(algorithm, tmp_path))
+    none = experience.advantages.valid & False
+    advantages = dataclasses.replace(experience.advantages, valid=none)
+    rows, conditioning = torch.arange(4), experience.conditioning
+    batch = trained.batch(loop.policy, experience.rollout, advantages, conditioning, rows)
+    assert batch.old_velocity is not None  # as in the other processes, which then do the same
+    assert batch.old_velocity.shape == (0, *experience.rollout.final_latents.shape[1:])
+    stats = loop.update(batch, conditioning, is_first=False)
+    assert (stats["grad_norm"], stats["skipped_updates"]) == (0, 0)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

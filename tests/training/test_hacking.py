@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from customized_grpo.runs.run import Run
 from customized_grpo.tools.generate import open_target
 from customized_grpo.tools.playground.request import list_trained
 from customized_grpo.tools.watch.facts import Watcher
+from customized_grpo.training import session
 from customized_grpo.training.hacking import HackingAlarm
 from customized_grpo.training.session import Session
 from customized_grpo.training.train import train
@@ -276,6 +278,25 @@ def test_a_hacked_run_warns_stops_or_ends_with_its_best(
     assert content(run.folder) == before
     train(changed(ended, faults={"hacking": "warn"}), resume=True)
     assert content(run.folder) == content(straight)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_hacked")
+def test_a_run_that_was_killed_at_such_an_end_comes_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also at its last update, after which there is no validation to raise the alarm again."""
+    config = small(tmp_path, "best", "--train.num_updates", "5")
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "end_with_best", Mock(side_effect=Killed))
+        with pytest.raises(Killed):
+            train(config)
+    run = Run.open(train(config, resume=True))
+    assert (run.updates, run.is_finished) == (2, True)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import pytest
 import torch
 from chaos import content
 from helpers import changed, metrics
+from loops import make_loop
 
 from customized_grpo.config import AdvantageConfig, CustomSchedule, MeasuredSchedule, RunConfig
 from customized_grpo.errors import RewardError
@@ -109,6 +110,22 @@ def test_measuring_changes_nothing_but_the_weights(
     given = train(dataclasses.replace(tiny_config, name="given", advantage=own))
     assert content(given) == content(measured)
     assert len(metrics(given)) == 2
+
+
+def test_a_run_that_goes_on_with_another_window_measures_it(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(tiny_config, advantage=MEASURED)
+    loop = make_loop(changed(config, rollout={"window": (0, 2)}), tmp_path)
+    loop.measure()
+    known = loop.measured
+    assert [any(row) for row in known.noise_shares] == [True, True, False, False]
+    loop.measure()
+    assert loop.measured is known
+    other = make_loop(changed(config, rollout={"window": (1, 3)}), tmp_path)
+    other.measured = known
+    other.measure()
+    assert [any(row) for row in other.measured.noise_shares] == [False, True, True, False]
 
 
 @pytest.mark.slow

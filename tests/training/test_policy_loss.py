@@ -12,6 +12,7 @@ from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.flux_kontext import FluxKontextConfig
 from customized_grpo.generators.lora import attach_lora, keep_start
 from customized_grpo.ops import Dynamics, StepWeight, normalize_ratio, sde_moments
+from customized_grpo.training import loss
 from customized_grpo.training.advantages import assign_credit
 from customized_grpo.training.loss import accumulate_gradient, policy_batch
 from customized_grpo.training.policy import Policy, make_policy
@@ -168,6 +169,32 @@ def test_invalid_samples_are_left_out_of_loss_and_denominator(scene: Scene) -> N
     assert 2 not in batch.sample_index
     _, without = scene.gradient(scene.rollout)
     assert not torch.allclose(whole, without)
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 3])
+def test_numbers_of_a_sharded_model_are_of_valid_samples(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, micro_batch_size: int | None
+) -> None:
+    """It computes the pairs of the others, too, as its passes are meetings of all processes."""
+    config = dataclasses.replace(UNPINNED, kl_weight=0.1, norm_weight=0.1)
+    valid = torch.tensor([True, True, False, True, True, True])
+    scene.advantages = dataclasses.replace(
+        scene.advantages, valid=valid, per_step=scene.advantages.per_step * valid[:, None]
+    )
+    expected, gradient = scene.gradient(scene.rollout, config)
+    weights = scene.policy.step_weights(config.step_weight, range(5), config.ratio_norm)
+    batch = policy_batch(scene.rollout, scene.advantages, torch.arange(6), weights, True)
+    assert len(batch.advantage) == 6 * 4
+    monkeypatch.setattr(loss, "is_sharded", lambda transformer: True)
+    stats = accumulate_gradient(
+        scene.policy, batch, scene.conditioning, config, pinned=False,
+        micro_batch_size=micro_batch_size,
+    )  # fmt: skip
+    assert set(stats) == set(expected)
+    for name, value in expected.items():
+        assert_near(stats[name], value, NOISY, scale=1)
+    found = torch.cat([p.grad.flatten() for p in scene.parameters if p.grad is not None])
+    assert_near(found, gradient, NOISY)
 
 
 def test_pinned_ratio_is_one_and_its_gradient_is_the_policy_gradient(scene: Scene) -> None:

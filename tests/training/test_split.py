@@ -10,7 +10,7 @@ from helpers import assert_near, changed
 from loops import make_loop
 
 from customized_grpo.config import RunConfig
-from customized_grpo.training.loop import Experience, Loop
+from customized_grpo.training.loop import Experience, Loop, inner_rows
 from customized_grpo.training.rollout import noisy_steps
 
 NOISY = 2**18  # a log-probability divides the rounding of a mean by a variance
@@ -101,7 +101,7 @@ def test_every_sample_has_its_update_and_its_whole_groups_advantage(
     config: RunConfig, tmp_path: Path
 ) -> None:
     loop = make_loop(config, tmp_path)
-    parts = loop.inner_rows()
+    parts = inner_rows(loop.config)
     assert [part.tolist() for part in parts] == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]
     experience = loop.collect(0)
     by_group = experience.advantages.per_objective.view(2, 6, -1)
@@ -112,7 +112,7 @@ def test_every_sample_has_its_update_and_its_whole_groups_advantage(
 
 def test_whole_groups_are_the_default(tiny_config: RunConfig, tmp_path: Path) -> None:
     config = changed(tiny_config, train={"inner_updates": 2})
-    assert [part.tolist() for part in make_loop(config, tmp_path).inner_rows()] == [
+    assert [part.tolist() for part in inner_rows(config)] == [
         [0, 1, 2],
         [3, 4, 5],
     ]

@@ -44,7 +44,7 @@ class Parts(Ranks):
 
 
 def test_each_process_samples_and_scores_its_share(
-    tiny_config: RunConfig, generator: Flux1Generator
+    tiny_config: RunConfig, generator: Flux1Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # One at a time: what is sampled does not depend on how many are.
     config = changed(tiny_config, evaluation={"num_validation": 5, "batch_size": 1})
@@ -62,8 +62,13 @@ def test_each_process_samples_and_scores_its_share(
         assert torch.equal(own, images[rows])
         together = part.metrics(own, is_base=True)
     assert together == pytest.approx(expected, abs=1e-5)
-    with pytest.raises(ConfigError, match=r"^evaluation\.num_validation: .* 8 processes, got 5"):
-        Validation(generator, config, data, *sets, None, Ranks(world_size=8))
+    many = Ranks(world_size=8)
+    with pytest.raises(ConfigError, match=r"^evaluation\.num_validation: .* 8 .*, got 5; raise it"):
+        Validation(generator, config, data, *sets, None, many)
+    wider = changed(config, evaluation={"num_validation": 128})
+    monkeypatch.setattr(EmojiSource, "validation", lambda self, count: data.held_out(5))
+    with pytest.raises(ConfigError, match=r"got 5; the data have no more for validation$"):
+        Validation(generator, wider, data, *sets, None, many)
 
 
 def test_sharded_processes_pass_equally_often(examples: list[Example]) -> None:

@@ -45,6 +45,7 @@ def conflicts(config: RunConfig) -> Iterator[str]:
             f"{MOST_AT_ONCE // rollout.prompts_per_rollout}, got {rollout.group_size}; all "
             f"{images:,} images of a rollout are in memory"
         )
+    yield from _reward_conflicts(config.rewards)
     yield from _algorithm_conflicts(config)
     yield from _attention_conflicts(config)
     quantization = getattr(config.generator, "quantization", None)
@@ -147,6 +148,17 @@ def conflicts(config: RunConfig) -> Iterator[str]:
         if type_ in types[:i]:
             yield f"sinks.{i}.type must be unique, got {type_!r} twice; remove one of them"
     yield from _advantage_conflicts(config.advantage, {r.objective for r in config.rewards})
+
+
+def _reward_conflicts(rewards: Sequence[RewardConfig]) -> Iterator[str]:
+    objectives = [reward.objective for reward in rewards]
+    for place, reward in enumerate(rewards):
+        if reward.weight != 1 and objectives.count(reward.objective) == 1:
+            yield (
+                f"rewards.{place}.weight must be left out for {reward.objective}'s only reward, "
+                f"got {reward.weight:g}; it mixes the rewards of one objective. What identity and "
+                "prompt weigh is advantage.schedule's, another objective advantage.extra_weights'"
+            )
 
 
 def _algorithm_conflicts(config: RunConfig) -> Iterator[str]:

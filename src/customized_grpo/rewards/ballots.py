@@ -116,6 +116,11 @@ class Ballots:
         else:
             file.unlink(missing_ok=True)
 
+    def forget(self) -> None:
+        """No process waits for anything."""
+        for file in self.folder.glob(_ASKED.format("*")):
+            file.unlink(missing_ok=True)
+
     def asked(self) -> list[Group]:
         """Groups that a run waits for, those of all its processes."""
         files = sorted(self.folder.glob(_ASKED.format("*")))

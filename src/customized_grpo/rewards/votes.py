@@ -76,7 +76,8 @@ class VotesReward:
         """See People."""
         self._ballots = Ballots(self._config.place(run))
         self._name = f"{self._config.label}-{rank}"
-        self.dismiss()  # what this run asked before a break
+        if rank == 0:  # what was asked before a break, also by processes that are no more
+            self._ballots.forget()
 
     def score_groups(
         self, groups: Sequence[Tensor], examples: Sequence[Example]

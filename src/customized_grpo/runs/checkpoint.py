@@ -61,7 +61,8 @@ class Progress:
 
     def score(self) -> float | None:
         """Relative gain on the base of the evaluator that has gained least; None: not known."""
-        names = [n for n in self.base if n.split("/")[0] == "validation" and n.count("/") == 1]
+        others = ("validation/reward/", "validation/share/")  # an evaluator's name may have a slash
+        names = [n for n in self.base if n.startswith("validation/") and not n.startswith(others)]
         gains = [
             (self.validation[name] - self.base[name]) / abs(self.base[name])
             for name in names

@@ -60,7 +60,9 @@ class Ranks:
     def all_gather(self, local: Tensor, shares: Sequence[Tensor]) -> Tensor:
         """``[B, ...]`` in the order of the rows, of every rank's own ``[len(share), ...]``."""
         if self.world_size == 1:
-            return local
+            whole = torch.empty_like(local)
+            whole[shares[0].to(local.device)] = local
+            return whole
         longest = max(len(share) for share in shares)
         padded = local.new_zeros(longest, *local.shape[1:])
         padded[: len(local)] = local

@@ -37,7 +37,7 @@ _WHY = {
 # What an interrupted write leaves. Nothing deeper: other things may lie in the folder of a run.
 _TEMPORARY = (
     "*.tmp", "*.old", f"{SAMPLES}/*.tmp", f"{FAILURES}/*.tmp", f"{FAILURES}/*.old",
-    "sinks/*.tmp", "pictures/*/*.tmp", "votes/*.tmp", "votes/pictures/*.tmp", "votes/asked-*.json",
+    "sinks/*.tmp", "pictures/*/*.tmp", "votes/*.tmp", "votes/pictures/*.tmp",
 )  # fmt: skip
 
 
@@ -64,6 +64,14 @@ def check_changes(old: RunConfig, new: RunConfig, *, allow_changed: bool) -> Non
             )
         if field != "output_dir" or Path(before).resolve() != Path(after).resolve():
             logger.info("resumed with another %s", change)
+    if old.has_old_policy != new.has_old_policy:
+        need, has = ("needs", "none") if new.has_old_policy else ("has no use for", "one")
+        decay, inner = getattr(new.algorithm, "old_decay", None), new.train.inner_updates
+        raise ConfigError(
+            f"algorithm.old_decay {show(decay)} with train.inner_updates {inner} {need} an older "
+            f"policy that samples, and the run has {has}; it has to begin with the run: start "
+            "another run"
+        )
 
 
 def changes(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

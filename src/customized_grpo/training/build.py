@@ -99,16 +99,22 @@ def load_trained(generator: Generator, weights: Path, mixed_precision: str) -> N
         trust_autocast(generator.transformer)
 
 
-def make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+def find_optimizer(config: TrainConfig) -> Any:
     """AdamW, or bitsandbytes' with its state in 8 bits (arXiv:2110.02861).
 
     Raises:
         ConfigError: if that is asked for and not installed.
     """
-    optimizer: Any = torch.optim.AdamW
-    if config.optimizer == "adamw-8bit":
-        with needs_extra("bitsandbytes", "train.optimizer: 'adamw-8bit'"):
-            from bitsandbytes.optim import AdamW8bit as optimizer
+    if config.optimizer != "adamw-8bit":
+        return torch.optim.AdamW
+    with needs_extra("bitsandbytes", "train.optimizer: 'adamw-8bit'"):
+        from bitsandbytes.optim import AdamW8bit
+    return AdamW8bit
+
+
+def make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    """See ``find_optimizer``."""
+    optimizer = find_optimizer(config)
     fused = {"fused": True} if optimizer is torch.optim.AdamW else {}  # one pass over each weight
     return optimizer(
         parameters,

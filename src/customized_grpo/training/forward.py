@@ -147,6 +147,8 @@ def _velocities(
 ) -> Tensor:
     """Velocities ``[M, *L]`` of the model as it is, ``size`` pairs at a time."""
     found = batch.final_latents.new_empty(len(batch.advantage), *batch.final_latents.shape[1:])
+    if not len(found):  # no sample of this process is valid
+        return found
     with lora_merged(policy.generator.transformer), keeping(policy.generator):
         for rows in torch.arange(len(found), device=found.device).split(size):
             step_index = batch.step_index[rows]

@@ -46,6 +46,7 @@ from customized_grpo.training.balance import Gradients, rebalance
 from customized_grpo.training.build import make_optimizer
 from customized_grpo.training.loss import accumulate_gradient
 from customized_grpo.training.measure import measure_noise
+from customized_grpo.training.rollout import noisy_steps
 from customized_grpo.training.samples import ScoredSampler
 from customized_grpo.training.sizes import Sizes
 from customized_grpo.training.validation import known_mean, rollout_metrics
@@ -68,6 +69,16 @@ class Experience:
     metrics: dict[str, float]
     factors: dict[str, float]
     """By objective: what ``advantage.balance`` has multiplied its weight by."""
+
+
+def inner_rows(config: RunConfig) -> list[Tensor]:
+    """Rows ``[B / inner_updates]`` int64 of every update of a rollout: whole groups, or a share of
+    the samples of every group (``train.split``)."""
+    rollout, train = config.rollout, config.train
+    num_prompts, group_size = rollout.prompts_per_rollout, rollout.group_size
+    rows = torch.arange(num_prompts * group_size).view(num_prompts, group_size)
+    parts = rows.chunk(train.inner_updates, dim=0 if train.split == "groups" else 1)
+    return [part.flatten() for part in parts]
 
 
 class Loop:
@@ -122,7 +133,10 @@ class Loop:
             RewardError: if no image of a step could be scored by a reward.
         """
         schedule, config = self.config.advantage.schedule, self.config
-        is_known = len(self.measured.noise_shares) == self.policy.num_steps
+        known = self.measured.noise_shares
+        is_known = len(known) == self.policy.num_steps and all(
+            any(known[step]) for step in noisy_steps(config.rollout)
+        )
         if not isinstance(schedule, MeasuredSchedule) or is_known:
             return
         logger.info("measuring what the noise of each step moves")
@@ -141,7 +155,7 @@ class Loop:
         """Rollout ``number`` and its updates; yields the numbers of each update when it is done."""
         experience = self.collect(number)
         metrics = experience.metrics
-        for inner, rows in enumerate(self.inner_rows()):
+        for inner, rows in enumerate(inner_rows(self.config)):
             with self.log.timed("update"):
                 batch = self._batch_of(experience, rows)
                 stats = self.update(batch, experience.conditioning, is_first=inner == 0)
@@ -159,7 +173,7 @@ class Loop:
         rng = torch.Generator().manual_seed(config.seed * _SEED_STRIDE + number)
         all_group_ids = torch.arange(num_prompts).repeat_interleave(group_size)  # [B]
         # Update by update, so that each of them is shared evenly.
-        shares = self.ranks.split(self.inner_rows())
+        shares = self.ranks.split(inner_rows(config))
         mine = shares[self.ranks.rank]
         my_groups, place = all_group_ids[mine].unique(return_inverse=True)
         with self.log.timed("data"):
@@ -266,15 +280,6 @@ class Loop:
             numbers["micro_batch_size"] = float(self.micro_batch_size)
         return factors, numbers
 
-    def inner_rows(self) -> list[Tensor]:
-        """Rows ``[B / inner_updates]`` int64 of every update of a rollout: whole groups, or a share
-        of the samples of every group (``train.split``)."""
-        rollout, train = self.config.rollout, self.config.train
-        num_prompts, group_size = rollout.prompts_per_rollout, rollout.group_size
-        rows = torch.arange(num_prompts * group_size).view(num_prompts, group_size)
-        parts = rows.chunk(train.inner_updates, dim=0 if train.split == "groups" else 1)
-        return [part.flatten() for part in parts]
-
     def _batch_of(self, experience: Experience, rows: Tensor) -> Batch:
         rollout = experience.rollout
         mine = torch.isin(experience.rows, rows).nonzero()[:, 0].to(rollout.group_ids.device)
@@ -312,13 +317,15 @@ class Loop:
         stats = self._gradient(batch, conditioning, loss, pinned=is_pinned)
         if not is_first:  # off policy: the ratio moves by itself
             stats.pop("mismatch", None)  # absent if no sample was valid
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
         stats["grad_norm"] = whole(norm).item()
         is_finite = math.isfinite(stats["grad_norm"])
-        if not is_finite:
+        if not is_finite:  # not clipped: every gradient times the norm would be as bad
             self.guard(batch, conditioning, is_pinned)
         self.mid_rollout = True  # after the guard, which may raise: then nothing was done
         if is_finite:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, train.max_grad_norm, norm)
             self.optimizer.step()
             if self.ema is not None:
                 self.ema.update()

@@ -111,9 +111,9 @@ def accumulate_gradient(
         ranks: the processes that share the pairs; gradients and numbers are then of all pairs.
 
     Returns:
-        Means over the computed pairs: ``ratio_mean``, ``ratio_abs_dev``, ``clip_fraction``,
-        ``mismatch`` (mean |ratio - 1| against the rollout's own log-probs), or of a
-        ``ForwardBatch`` ``old_distance`` (mean square to the velocities of the policy that
+        Means over the computed pairs of valid samples: ``ratio_mean``, ``ratio_abs_dev``,
+        ``clip_fraction``, ``mismatch`` (mean |ratio - 1| against the rollout's own log-probs), or
+        of a ``ForwardBatch`` ``old_distance`` (mean square to the velocities of the policy that
         sampled), and of an ``AwmBatch`` the first three too; and, if used, ``rollout_kl`` (to the
         policy that sampled), or ``kl`` and ``norm_excess`` (to the untrained one); ``loss``, the
         mean over all; and, if it did not fit, the ``micro_batch_size`` that did.
@@ -126,7 +126,8 @@ def accumulate_gradient(
     )
     if not (sharded or pulled) and ranks.any(bool(batch.advantage.any())):
         pairs = batch.advantage.nonzero()[:, 0]
-    num_pairs, num_computed = (ranks.sum(n) for n in (int(batch.weight.sum()), len(pairs)))
+    weights = (batch.weight, batch.weight[pairs])
+    num_pairs, num_computed = (ranks.sum(int(weight.sum())) for weight in weights)
     num_pairs = max(num_pairs, 1)  # no sample of this update may be valid
     if isinstance(batch, ForwardBatch):
         pairs_loss = partial(_forward_loss, policy, batch, conditioning, config, num_pairs)
@@ -138,7 +139,7 @@ def accumulate_gradient(
     parameters = [p for p in transformer.parameters() if p.requires_grad]
     with lora_merged(transformer):
         trained = [p for p in transformer.parameters() if p.requires_grad]
-        collect = partial(_collect, policy.generator, pairs_loss, pairs)
+        collect = partial(_collect, policy.generator, pairs_loss, pairs, batch.weight)
         while (totals := collect(size, trained, scale, num_computed)) is None:
             size = _halved(min(size, len(pairs)), sharded)
     if not sharded:
@@ -168,6 +169,7 @@ def _collect(
     generator: Generator,
     pairs_loss: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]],
     pairs: Tensor,
+    weight: Tensor,
     size: int,
     parameters: list[nn.Parameter],
     scale: int,
@@ -184,8 +186,9 @@ def _collect(
                 loss, stats = pairs_loss(rows)
                 (loss * scale).backward()
                 totals["loss"] += loss.detach()
-                for name, value in stats.items():
-                    totals[name] += value * (len(rows) / num_computed)
+                share = weight[rows].sum() / num_computed
+                for name, value in stats.items():  # a mean over no pair is NaN
+                    totals[name] += torch.where(share > 0, value * share, 0)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -221,6 +224,14 @@ def _halved(size: int, sharded: bool) -> int:
     return half
 
 
+def _valid(policy: Policy, batch: Batch, rows: Tensor) -> slice | Tensor:
+    """Places of valid samples' pairs among ``rows``: all, but where a sharded model, whose passes
+    are meetings of all ranks, has to compute those of the others, too."""
+    if not is_sharded(policy.generator.transformer):
+        return slice(None)
+    return batch.weight[rows].nonzero()[:, 0]
+
+
 def _reference(generator: Generator, config: LossConfig) -> AbstractContextManager[None]:
     """A context in which the model is the untrained one."""
     if config.kl_to == "start":
@@ -239,16 +250,20 @@ def _pairs_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     latents, step_index = batch.latents[rows], batch.step_index[rows]
     condition = conditioning.take(batch.sample_index[rows])
-    velocity = policy.velocity(latents, step_index, condition)
+    velocity = reference = policy.velocity(latents, step_index, condition)
+    if config.needs_base:
+        with torch.no_grad(), _reference(policy.generator, config):
+            reference = policy.velocity(latents, step_index, condition)
+    valid = _valid(policy, batch, rows)
+    rows, latents, step_index = rows[valid], latents[valid], step_index[valid]
+    velocity, reference = velocity[valid], reference[valid]
     mean, std = policy.moments(velocity, latents, step_index)
     log_prob = policy.log_prob(batch.next_latents[rows], mean, std)
     loss, stats = _surrogate(batch, config, pinned, num_pairs, rows, log_prob, mean, std)
     stats["mismatch"] = (torch.exp(log_prob.detach() - batch.old_log_prob[rows]) - 1).abs().mean()
     if not config.needs_base:
         return loss, stats
-    with torch.no_grad(), _reference(policy.generator, config):
-        reference = policy.velocity(latents, step_index, condition)
-        reference_mean, _ = policy.moments(reference, latents, step_index)
+    reference_mean, _ = policy.moments(reference, latents, step_index)
     penalties = {
         "kl": (config.kl_weight, gaussian_kl(mean, reference_mean, std)),
         "norm_excess": (config.norm_weight, norm_excess(velocity, reference)),
@@ -267,7 +282,13 @@ def _forward_loss(
     step_index = batch.step_index[rows]
     sigma, condition = policy.sigmas[step_index], conditioning.take(batch.sample_index[rows])
     latents, target = forward_process(batch, rows, sigma)
-    velocity = policy.velocity(latents, step_index, condition)
+    velocity = reference = policy.velocity(latents, step_index, condition)
+    if config.needs_base:
+        with torch.no_grad(), _reference(policy.generator, config):
+            reference = policy.velocity(latents, step_index, condition)
+    valid = _valid(policy, batch, rows)
+    rows, sigma, target = rows[valid], sigma[valid], target[valid]
+    velocity, reference = velocity[valid], reference[valid]
     old = velocity.detach() if batch.old_velocity is None else batch.old_velocity[rows]
     advantage, stats, old_weight = batch.advantage[rows], {}, 0.0
     if isinstance(batch, NftBatch):
@@ -286,8 +307,6 @@ def _forward_loss(
     old_distance = (trained - old).square().flatten(1).mean(1)
     penalties = {"old_distance": (old_weight, old_distance)}
     if config.needs_base:
-        with torch.no_grad(), _reference(policy.generator, config):
-            reference = policy.velocity(latents, step_index, condition)
         penalties |= {
             "kl": (config.kl_weight, (velocity - reference).square().flatten(1).mean(1)),
             "norm_excess": (config.norm_weight, norm_excess(velocity, reference)),

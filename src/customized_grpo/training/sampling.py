@@ -73,7 +73,8 @@ def as_evaluated(generator: Generator, config: RunConfig) -> Generator:
             generator = generator.guided(own.guidance_scale)
         if own.height is not None or own.width is not None:
             if not isinstance(generator, Sizable):
-                raise _lacking("height", own.height, "sized", config)
+                field = "width" if own.height is None else "height"
+                raise _lacking(field, getattr(own, field), "sized", config)
             generator = generator.sized(own.height, own.width)
     return generator
 

@@ -148,6 +148,10 @@ class Session:
             raise
 
     def _run(self) -> None:
+        if self.validation is not None and self.config.faults.hacking == "best":
+            self._alarm = self.validation.alarm.raised()  # and was killed before it had ended
+            if self._is_ended_by_alarm():
+                return
         self.loop.measure()
         self._log_schedule()
         if self._saved is None:

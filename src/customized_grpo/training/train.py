@@ -28,7 +28,8 @@ from customized_grpo.runs.ranks import Ranks, connected
 from customized_grpo.runs.resume import check_changes, remove_leftovers
 from customized_grpo.runs.sharding import shard
 from customized_grpo.runs.sinks.base import check_sinks
-from customized_grpo.training.build import build_world, make_trainable
+from customized_grpo.training.build import build_world, find_optimizer, make_trainable
+from customized_grpo.training.loop import inner_rows
 from customized_grpo.training.session import Session
 from customized_grpo.training.sizes import check_sizes
 from customized_grpo.training.validation import NUM_SAMPLES, SampleGrid, Validation
@@ -93,6 +94,7 @@ def _is_finished(folder: Path, config: RunConfig) -> bool:
 def _train(config: RunConfig, folder: Path, ranks: Ranks, *, resume: bool) -> None:
     logger.info(explain_batch(config))
     check_sinks(config.sinks)
+    find_optimizer(config.train)
     _check_judges(config)
     _check_even(config, ranks)
     device = pick_device(config.device)
@@ -123,11 +125,14 @@ def _train(config: RunConfig, folder: Path, ranks: Ranks, *, resume: bool) -> No
         if ranks.is_first:
             run_folder(config, resume=resume)  # another process may have been faster
         checkpoint = _common_checkpoint(folder, ranks)
+        done = checkpoint.update if checkpoint else 0
+        _check_length(config, done)
         if ranks.is_first:
-            remove_leftovers(folder, checkpoint.update if checkpoint else 0)
+            remove_leftovers(folder, done)
         log = RunLog(folder, config, device) if ranks.is_first else SilentLog(folder)
         for people in rewards.people:
             people.begin(folder, ranks.rank)
+        ranks.barrier()  # the first one forgets what was asked before
         session = Session(config, data, generator, rewards, samples, validation, log, ranks)
         for line in remark_lines(config, data):
             logger.info(line)
@@ -155,8 +160,10 @@ def _check_even(config: RunConfig, ranks: Ranks) -> None:
     that are measured. Rewards that score groups have to find them whole in one process.
 
     Raises:
-        ConfigError: if the groups of an update, or those prompts, do not divide by the processes.
+        ConfigError: if the groups of an update, or those prompts, do not divide by the processes,
+            or an update has fewer samples than there are processes.
     """
+    ranks.split(inner_rows(config))
     prompts, size = config.rollout.prompts_per_rollout, ranks.world_size
     parts, unit, factors = config.train.inner_updates, size, f"processes ({size})"
     if config.train.split == "groups":  # else every update has a part of every group
@@ -175,6 +182,25 @@ def _check_even(config: RunConfig, ranks: Ranks) -> None:
         raise ConfigError(
             f"rollout.prompts_per_rollout: must be a multiple of {factors} with {reasons[0]}, got "
             f"{prompts}; {' or '.join(map(str, fits))} would do"
+        )
+
+
+def _check_length(config: RunConfig, done: int) -> None:
+    """Makes sure that a run which goes on after ``done`` updates can end.
+
+    Raises:
+        ConfigError: if it is to end before, or would not meet its end.
+    """
+    train = config.train
+    if train.num_updates < done:
+        raise ConfigError(
+            f"train.num_updates must be at least {done}, the update of the run's newest "
+            f"checkpoint, got {train.num_updates}; earlier weights are in its checkpoints/"
+        )
+    if done % train.inner_updates:
+        raise ConfigError(
+            f"train.inner_updates must divide the {done} updates that the run has made, got "
+            f"{train.inner_updates}; a rollout would be used up beyond train.num_updates"
         )
 
 

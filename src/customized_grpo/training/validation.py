@@ -74,9 +74,15 @@ class Validation:
         with within("data"):
             examples = data.validation(config.evaluation.num_validation)
         if len(examples) < ranks.world_size:
+            wanted = config.evaluation.num_validation
             raise ConfigError(
                 "evaluation.num_validation: must be at least one for each of the "
-                f"{ranks.world_size} processes, got {len(examples)}; raise it"
+                f"{ranks.world_size} processes, got {len(examples)}; "
+                + (
+                    "raise it"
+                    if len(examples) == wanted
+                    else "the data have no more for validation"
+                )
             )
         self._num_examples, self._ranks = len(examples), ranks
         self._shares = _shares(examples, ranks.world_size, is_sharded(generator.transformer))
