@@ -376,7 +376,10 @@ def test_an_older_policy_has_to_begin_with_the_run(tmp_path: Path) -> None:
         "--loss.step_weight", "none",
     )  # fmt: skip
     more = changed(without, train={"inner_updates": 2})
-    for old, new, need in ((without, more, "needs .* has none"), (more, without, "no use .* one")):
+    for old, new, need in (
+        (without, more, "needs .* has none"),
+        (more, without, "has no use .* one"),
+    ):
         with pytest.raises(ConfigError, match=f"old_decay 0.0 with train.inner_updates . {need}"):
             check_changes(old, new, allow_changed=True)
 
