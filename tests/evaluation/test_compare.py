@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
 from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from filelock import FileLock
 from helpers import ROOT, error_line
 
+from customized_grpo import devices
 from customized_grpo.cli.main import main
 from customized_grpo.config import ConstantSchedule, dump_config, read_config
 from customized_grpo.errors import CheckpointError, ConfigError
+from customized_grpo.evaluation import study as studies
 from customized_grpo.evaluation.evaluate import evaluate_run
 from customized_grpo.evaluation.outcome import Outcome
 from customized_grpo.evaluation.results import Results
@@ -414,6 +419,35 @@ def test_the_command_runs_the_part_that_is_asked_for(
     part = ("--methods", "both", "naive", "--seeds", "1")
     assert main(["compare", str(write_study(tmp_path)), "--jobs", "3", *part]) == 2
     assert asked == [3, ["both", "naive"], 1]
+
+
+def test_jobs_and_their_threads_are_as_many_as_cores_that_may_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container or a batch job has fewer than the machine."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.setattr(devices, "_GROUP", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    asked: list[object] = []
+
+    def stop(study: Study, *arguments: object) -> None:
+        asked.extend(arguments)
+        raise ConfigError("seen")
+
+    def start(command: object, env: dict[str, str], **rest: object) -> None:
+        asked.append(env["OMP_NUM_THREADS"])
+        raise ConfigError("seen")
+
+    monkeypatch.setattr(studies, "compare", stop)
+    file = write_study(tmp_path)
+    assert main(["compare", str(file)]) == 2
+    monkeypatch.setattr(subprocess, "run", start)
+    study = Study.load(file)
+    with pytest.raises(ConfigError, match="seen"):
+        studies._run_process(study, study.tasks[0], jobs=2)
+    assert asked == [4, (), None, "2"]
 
 
 def test_results_that_are_none_are_refused(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from customized_grpo.config import (
     load_study,
     read_config,
 )
+from customized_grpo.devices import process_cores
 from customized_grpo.errors import CheckpointError, ConfigError
 from customized_grpo.evaluation.evaluate import Evaluation, Place, current_outcome, evaluate_run
 from customized_grpo.evaluation.outcome import BASE, TUNED, Outcome, Yardstick
@@ -349,7 +350,7 @@ def _run_process(study: Study, task: Task, jobs: int) -> Path | None:
     command += ["--results", str(study.results), "--cell", task.name]
     for method in study.added:
         command += ["--add", f"{method.name}={json.dumps(method.overrides)}"]
-    threads = max(1, (os.cpu_count() or 1) // jobs)  # more than cores is slower than one by far
+    threads = max(1, process_cores() // jobs)  # more than cores is slower than one by far
     env = {"OMP_NUM_THREADS": str(threads), **os.environ}
     with log.open("w", encoding="utf-8") as file:
         done = subprocess.run(
