@@ -15,10 +15,12 @@ import torch
 import yaml
 from filelock import FileLock
 from helpers import ROOT, error_line
+from made_up import made_up
 
 from customized_grpo import devices
 from customized_grpo.cli.main import main
 from customized_grpo.config import ConstantSchedule, dump_config, read_config
+from customized_grpo.config.names import TAKEN
 from customized_grpo.errors import CheckpointError, ConfigError
 from customized_grpo.evaluation import study as studies
 from customized_grpo.evaluation.evaluate import evaluate_run
@@ -201,6 +203,14 @@ def test_a_failing_cell_is_named_and_the_others_are_kept(tmp_path: Path) -> None
         *(
             ({"methods": [BOTH | {"name": name}]}, rf"methods\.0\.name must not be '{name}', which")
             for name in ("base", "pictures", "figures")
+        ),
+        *(
+            (
+                {"methods": [BOTH | {"label": label}]},
+                rf"methods\.0\.label must not be '{label}', as",
+            )
+            for label in TAKEN
+            if "(" not in label
         ),
         ({"overrides": {"output-dir": "x"}}, "overrides must not have output-dir, which the study"),
         ({"methods": [BOTH, LONGER]}, "method 'n': rollout.num_steps must be the same in all m"),
@@ -448,6 +458,27 @@ def test_jobs_and_their_threads_are_as_many_as_cores_that_may_be_used(
     with pytest.raises(ConfigError, match="seen"):
         studies._run_process(study, study.tasks[0], jobs=2)
     assert asked == [4, (), None, "2"]
+
+
+def test_no_run_is_called_like_what_a_report_shows_beside_it() -> None:
+    labels = studies._labels(["runs/base", "runs/mine", "runs/copy"])
+    assert list(labels.values()) == ["base (runs/base)", "mine", "copy (runs/copy)"]
+    assert studies._labels(["base", "x/base"]) == {"base": "base (base)", "x/base": "x/base"}
+
+
+def test_a_method_that_was_renamed_and_keeps_its_label_leaves_it_to_the_new_one(
+    tmp_path: Path,
+) -> None:
+    method = {"name": "ours", "label": "Customized-GRPO"}
+    study = Study.load(write_study(tmp_path, methods=[method], main="ours"))
+    kept = made_up()
+    cells = {f"{c.method}/seed{c.seed}": c for c in kept.cells}
+    expected = {
+        "ours": "Customized-GRPO", "naive": "naive GRPO 1:1", "both": "Customized-GRPO (both)",
+    }  # fmt: skip
+    for _ in range(2):
+        kept = studies._write(study, kept, cells)
+        assert kept.labels == expected
 
 
 def test_results_that_are_none_are_refused(tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ def test_a_lora_is_sampled_and_paired_with_the_base(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--name", "copy"], "name must not be 'copy', which is an anchor of the tables"),
         (["--images", "x"], "images must be given, or else generator, got both"),
         (["--generator", "null"], "images must be given, or else generator, got neither"),
         (["--generator", "null", "--images", "x"], "sampling must be left out without a generator"),

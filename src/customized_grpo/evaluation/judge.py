@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config import RunConfig
+from customized_grpo.config.names import COPY, REFERENCE, TRUTH, UNRELATED
 from customized_grpo.data.base import DataSource
 from customized_grpo.errors import RewardError
 from customized_grpo.evaluation.measures import (
@@ -22,15 +23,13 @@ from customized_grpo.evaluation.measures import (
     frechet_distance,
     high_frequency_energy,
 )
-from customized_grpo.evaluation.outcome import COPY, TRUTH, UNRELATED, Judgement
+from customized_grpo.evaluation.outcome import Judgement
 from customized_grpo.rewards.attributes import AttributeClassifier
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.rewards.truth import Truth
 from customized_grpo.types import Example, RewardScores, crop_and_resize
 
 logger = logging.getLogger("customized_grpo")
-
-REFERENCE = "reference"
 
 
 class Judge:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config import read_config
-from customized_grpo.evaluation.outcome import BASE, COPY, TRUTH, UNRELATED
+from customized_grpo.config.names import BASE, COPY, TRUTH, UNRELATED
 from customized_grpo.evaluation.results import COPY_GAP, Cell, Results
 from customized_grpo.evaluation.statistics import Estimate, over_seeds
 from customized_grpo.ops import shaping_bonus
