@@ -211,6 +211,13 @@ def test_a_model_without_scores_is_left_out_of_the_planes() -> None:
     assert "plane" not in figures.figures(replace(results, yardstick=bare, cells=[]))
 
 
+def test_labels_may_have_dollars() -> None:
+    label = "50 % off $a_$, $"
+    for figure in figures.figures(made_up(labels={"naive": label, "both": "mine $_$"})).values():
+        assert b"PNG" in figures.to_png(figure)[:8]
+        figures.to_svg(figure)
+
+
 def test_the_copy_gap_is_drawn_beside_the_gains_where_it_is_known() -> None:
     results = made_up()
     titles = [axes.get_title() for axes in figures.figures(results)["learning-curves"].axes]

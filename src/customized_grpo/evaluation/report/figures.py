@@ -45,6 +45,7 @@ def house_style() -> AbstractContextManager[None]:
         "grid.color": "#e6e6e6",
         "axes.axisbelow": True,
         "legend.frameon": False,
+        "text.parse_math": False,  # labels are people's, who may write a $
         "svg.hashsalt": "customized-grpo",  # the same figure gives the same bytes
     }
     return mpl.rc_context(settings)
