@@ -1,17 +1,38 @@
-"""The machine: the device that computes, and its errors when memory or disk run out."""
+"""The machine: its cores, the device that computes, and errors when memory or disk run out."""
 
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from customized_grpo.errors import ConfigError, ResourceError
+
+_GROUP = Path("/sys/fs/cgroup")
+
+
+def process_cores() -> int:
+    """Cores this process may use: fewer than there are in containers and batch jobs."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    limit = group_numbers("cpu.max")  # microseconds in each period, of all cores together
+    return min(cores, math.ceil(limit[0] / limit[1])) if len(limit) == 2 else cores
+
+
+def group_numbers(name: str) -> list[int]:
+    """Numbers in a file of the control group that a container sees as its own; 'max' is none."""
+    try:
+        words = (_GROUP / name).read_text(encoding="utf-8").split()
+    except OSError:  # another system, or no container
+        return []
+    return [int(word) for word in words if word.isdecimal()]
 
 
 def pick_device(name: str) -> torch.device:

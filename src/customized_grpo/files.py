@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -149,9 +149,14 @@ def alike_name(name: str) -> str:
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Writes a file so that a reader sees the old one or the new one, never a part."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # others may write it too
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    sync(temporary)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):  # what was wrong is worth more
+            temporary.unlink()  # half a file would fill a full disk further
+        raise
     sync(path.parent)
 
 

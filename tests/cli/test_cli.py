@@ -18,6 +18,7 @@ from tiny_plugs import YAML
 
 from customized_grpo.cli import main as cli
 from customized_grpo.cli.main import main
+from customized_grpo.cli.shared import free_path
 from customized_grpo.errors import RewardError
 from customized_grpo.evaluation import study as compare
 from customized_grpo.evaluation import tables as evaluation_tables
@@ -133,6 +134,16 @@ def test_commands_in_reports_can_be_pasted(capsys, monkeypatch) -> None:
     ):
         assert main(words) == 0
         assert capsys.readouterr().out.strip() == f"report: {shlex.join(['cgrpo', *words])}"
+
+
+def test_a_numbered_file_keeps_its_suffix_and_a_folder_has_none(tmp_path: Path) -> None:
+    file, folder = tmp_path / "x.png", tmp_path / "v1.5"
+    assert free_path(file) == file
+    for name in ("x.png", "x-2.png"):
+        (tmp_path / name).touch()
+    folder.mkdir()
+    assert free_path(file).name == "x-3.png"
+    assert free_path(folder).name == "v1.5-2"
 
 
 def test_evaluate_takes_a_benchmark(capsys) -> None:

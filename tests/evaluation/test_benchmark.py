@@ -21,11 +21,12 @@ from transformers import AutoTokenizer, CLIPModel, Dinov2Model, DINOv3ViTModel, 
 from worlds import config_of, smooth, write_jsonl, write_outputs, write_png
 
 from customized_grpo.config import EmojiSet, RewardConfig
+from customized_grpo.config.names import COPY, ORACLE, RANDOM
 from customized_grpo.data.emoji.source import EmojiSource
 from customized_grpo.errors import ConfigError, DataError, RewardError
 from customized_grpo.evaluation.benchmark import evaluate_benchmark
 from customized_grpo.evaluation.items import BenchmarkSet, Item
-from customized_grpo.evaluation.outcome import COPY, ORACLE, RANDOM, Outcome
+from customized_grpo.evaluation.outcome import Outcome
 from customized_grpo.evaluation.report.gallery import chosen
 from customized_grpo.evaluation.sets import build_set
 from customized_grpo.rewards.dual_encoder import load_clip

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
 from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from filelock import FileLock
 from helpers import ROOT, error_line
+from made_up import made_up
 
+from customized_grpo import devices
 from customized_grpo.cli.main import main
 from customized_grpo.config import ConstantSchedule, dump_config, read_config
+from customized_grpo.config.names import TAKEN
 from customized_grpo.errors import CheckpointError, ConfigError
+from customized_grpo.evaluation import study as studies
 from customized_grpo.evaluation.evaluate import evaluate_run
 from customized_grpo.evaluation.outcome import Outcome
 from customized_grpo.evaluation.results import Results
@@ -196,6 +203,14 @@ def test_a_failing_cell_is_named_and_the_others_are_kept(tmp_path: Path) -> None
         *(
             ({"methods": [BOTH | {"name": name}]}, rf"methods\.0\.name must not be '{name}', which")
             for name in ("base", "pictures", "figures")
+        ),
+        *(
+            (
+                {"methods": [BOTH | {"label": label}]},
+                rf"methods\.0\.label must not be '{label}', as",
+            )
+            for label in TAKEN
+            if "(" not in label
         ),
         ({"overrides": {"output-dir": "x"}}, "overrides must not have output-dir, which the study"),
         ({"methods": [BOTH, LONGER]}, "method 'n': rollout.num_steps must be the same in all m"),
@@ -414,6 +429,56 @@ def test_the_command_runs_the_part_that_is_asked_for(
     part = ("--methods", "both", "naive", "--seeds", "1")
     assert main(["compare", str(write_study(tmp_path)), "--jobs", "3", *part]) == 2
     assert asked == [3, ["both", "naive"], 1]
+
+
+def test_jobs_and_their_threads_are_as_many_as_cores_that_may_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container or a batch job has fewer than the machine."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.setattr(devices, "_GROUP", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    asked: list[object] = []
+
+    def stop(study: Study, *arguments: object) -> None:
+        asked.extend(arguments)
+        raise ConfigError("seen")
+
+    def start(command: object, env: dict[str, str], **rest: object) -> None:
+        asked.append(env["OMP_NUM_THREADS"])
+        raise ConfigError("seen")
+
+    monkeypatch.setattr(studies, "compare", stop)
+    file = write_study(tmp_path)
+    assert main(["compare", str(file)]) == 2
+    monkeypatch.setattr(subprocess, "run", start)
+    study = Study.load(file)
+    with pytest.raises(ConfigError, match="seen"):
+        studies._run_process(study, study.tasks[0], jobs=2)
+    assert asked == [4, (), None, "2"]
+
+
+def test_no_run_is_called_like_what_a_report_shows_beside_it() -> None:
+    labels = studies._labels(["runs/base", "runs/mine", "runs/copy"])
+    assert list(labels.values()) == ["base (runs/base)", "mine", "copy (runs/copy)"]
+    assert studies._labels(["base", "x/base"]) == {"base": "base (base)", "x/base": "x/base"}
+
+
+def test_a_method_that_was_renamed_and_keeps_its_label_leaves_it_to_the_new_one(
+    tmp_path: Path,
+) -> None:
+    method = {"name": "ours", "label": "Customized-GRPO"}
+    study = Study.load(write_study(tmp_path, methods=[method], main="ours"))
+    kept = made_up()
+    cells = {f"{c.method}/seed{c.seed}": c for c in kept.cells}
+    expected = {
+        "ours": "Customized-GRPO", "naive": "naive GRPO 1:1", "both": "Customized-GRPO (both)",
+    }  # fmt: skip
+    for _ in range(2):
+        kept = studies._write(study, kept, cells)
+        assert kept.labels == expected
 
 
 def test_results_that_are_none_are_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from helpers import assert_near, targets
 
 from customized_grpo.config import RunConfig
 from customized_grpo.data.emoji.source import EmojiSource
-from customized_grpo.errors import ConfigError
+from customized_grpo.errors import ConfigError, RewardError
 from customized_grpo.evaluation.judge import Judge
 from customized_grpo.evaluation.outcome import Judgement
 from customized_grpo.rewards.attributes import AttributeClassifier
@@ -121,3 +122,44 @@ def test_wrong_classifiers_are_named(path: str) -> None:
     with pytest.raises(ConfigError, match=f"^evaluation.classifier: .*{path}") as caught:
         AttributeClassifier.load(path, CPU)
     assert "\n" not in str(caught.value)
+
+
+class _Down:
+    """A model that scores the first pictures only, and says why."""
+
+    def __init__(self, scored: int) -> None:
+        self.scored = scored
+
+    def score(self, images: torch.Tensor, examples: list[Example]) -> torch.Tensor:
+        places = torch.arange(len(images))
+        return torch.where(places < self.scored, 0.5, torch.nan)
+
+    def take_errors(self) -> tuple[str, ...]:
+        return ("http://there: refused",)
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ("_evaluators", "evaluators: none of 48 pictures could be scored; dinov2: http://there"),
+        ("_rewards", "rewards: none of 48 pictures could be scored; dinov2: http://there: refus"),
+    ],
+)
+def test_a_model_that_scores_nothing_ends_it_and_one_that_misses_some_is_named(
+    judge: Judge,
+    held_out: list[Example],
+    caplog: pytest.LogCaptureFixture,
+    models: str,
+    message: str,
+) -> None:
+    asked = getattr(judge, models)
+    place = asked.names.index("dinov2")
+    asked._rewards[place] = _Down(0)
+    with pytest.raises(RewardError, match=f"^{message}"):
+        judge(targets(held_out))
+    asked._rewards[place] = _Down(45)
+    with caplog.at_level(logging.WARNING):
+        assert judge(targets(held_out)).columns
+    section = models.removeprefix("_")
+    lost = f"{section}: 3 of 48 pictures have no score; dinov2: http://there: refused"
+    assert lost in caplog.messages

@@ -81,16 +81,64 @@ def test_a_manifest_is_written_for_what_is_there_and_what_is_not(
     assert read_outputs(new, wanted).items == wanted.items  # it is laid out as one reads it
 
 
-def test_several_references_need_a_manifest(tmp_path: Path) -> None:
-    rows = [{"subject": "rex", "prompt": "a dog", "references": [f"rex/{n}.png"]} for n in range(2)]
-    write_jsonl(tmp_path)
-    file = tmp_path / "two.jsonl"
+def ask(folder: Path, *prompts: tuple[str, str], num_images: int = 1) -> BenchmarkSet:
+    """Prompts of one subject, each with its reference."""
+    write_jsonl(folder)
+    for _, name in prompts:
+        write_png(folder / name, smooth(7))
+    rows = [{"subject": "rex", "prompt": p, "references": [name]} for p, name in prompts]
+    file = folder / "own.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    wanted = build_set(JsonlSet(path=str(file)), 1)
+    return build_set(JsonlSet(path=str(file)), num_images)
+
+
+def lines(folder: Path) -> list[str]:
+    return [json.loads(line)["file"] for line in (folder / MANIFEST).read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([("a dog", "rex/0.png"), ("a dog", "rex/1.png")], "must have a manifest where a prompt"),
+        ([("a dog", "rex/0.png"), ("a dog!", "rex/0.png")], "a_dog: must be of one prompt, got tw"),
+    ],
+)
+def test_what_no_name_tells_apart_needs_a_manifest_which_is_written(
+    tmp_path: Path, prompts: list[tuple[str, str]], message: str
+) -> None:
+    wanted, folder = ask(tmp_path, *prompts), tmp_path / "out"
     for n in range(2):
-        write_png(tmp_path / "out" / "rex" / "a_dog" / f"{n}.png", smooth(n))
-    with pytest.raises(DataError, match="must have a manifest where a prompt has several"):
-        read_outputs(tmp_path / "out", wanted)
+        write_png(folder / "rex" / "a_dog" / f"{n}.png", smooth(n))
+    with pytest.raises(DataError, match=f"{message}.*; see --write-manifest"):
+        read_outputs(folder, wanted)
+    _, count = write_wanted(folder, wanted)
+    assert count == 0
+    for n, name in enumerate(lines(folder)):
+        write_png(folder / name, smooth(n))
+    assert read_outputs(folder, wanted).items == wanted.items
+
+
+def test_every_line_of_a_manifest_has_a_file_of_its_own(tmp_path: Path) -> None:
+    long = "a dog " * 20
+    prompts = [(f"{long}here", "rex/0.png"), (f"{long}there", "rex/0.png"), ("a cat", "rex/0.png")]
+    prompts += [("a dog", "rex/0.png"), ("A dog!", "rex/0.png")]
+    prompts += [("a mug", "front/1.png"), ("a mug", "side/1.png")]
+    wanted, folder = ask(tmp_path, *prompts, num_images=2), tmp_path / "out"
+    write_wanted(folder, wanted)
+    names = lines(folder)
+    assert len({name.casefold() for name in names}) == len(names) == 14
+    assert names[4] == "rex/a_cat/0-0.png"  # no longer than it has to be
+    assert names[12].endswith("/side/1.png-0.png")
+    for n, name in enumerate(names):
+        write_png(folder / name, smooth(n))
+    assert read_outputs(folder, wanted).items == wanted.items
+
+
+def test_a_picture_that_is_there_is_not_expected_for_another_line(tmp_path: Path) -> None:
+    wanted, folder = ask(tmp_path, ("a cat", "rex/0.png"), num_images=2), tmp_path / "out"
+    write_png(folder / "rex" / "a_cat" / "0-1.png", smooth(1))
+    assert write_wanted(folder, wanted)[1] == 1
+    assert lines(folder) == ["rex/a_cat/0-1.png", "rex/a_cat_0/rex/0.png-1.png"]
 
 
 def test_the_command(

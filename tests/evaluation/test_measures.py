@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from customized_grpo.config.names import COPY, ORACLE, RANDOM
 from customized_grpo.evaluation.anchors import identity_anchors
 from customized_grpo.evaluation.items import (
     BenchmarkSet,
@@ -27,7 +28,6 @@ from customized_grpo.evaluation.measures import (
     joint_columns,
     other_prompts,
 )
-from customized_grpo.evaluation.outcome import COPY, ORACLE, RANDOM
 
 NAN = math.nan
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from made_up import judgement, made_up
 
+from customized_grpo.config.names import BASE
 from customized_grpo.errors import CheckpointError
-from customized_grpo.evaluation.outcome import BASE, Judgement
+from customized_grpo.evaluation.outcome import Judgement
 from customized_grpo.evaluation.report.tables import tables
 from customized_grpo.evaluation.results import Results, read_cell
 

@@ -100,6 +100,19 @@ def test_a_download_does_not_make_it_another_recipe(
     assert pictures(tmp_path) == before
 
 
+def test_finished_pictures_need_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine that only measures them."""
+    monkeypatch.setattr(sampling, "revisions", lambda _: {"path": "commit abc"})
+    evaluate(tmp_path)
+    monkeypatch.setattr(sampling, "revisions", lambda _: {})
+    evaluate(tmp_path)
+    monkeypatch.setattr(sampling, "revisions", lambda _: {"path": "commit def"})
+    with pytest.raises(ConfigError, match="got those of another recipe"):
+        evaluate(tmp_path)
+
+
 def test_a_lora_is_sampled_and_paired_with_the_base(tmp_path: Path) -> None:
     evaluate(tmp_path, name="base")
     generator = FluxKontextConfig(path="embedded:generator").build(torch.device("cpu"))
@@ -122,6 +135,7 @@ def test_a_lora_is_sampled_and_paired_with_the_base(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--name", "copy"], "name must not be 'copy', which is an anchor of the tables"),
         (["--images", "x"], "images must be given, or else generator, got both"),
         (["--generator", "null"], "images must be given, or else generator, got neither"),
         (["--generator", "null", "--images", "x"], "sampling must be left out without a generator"),

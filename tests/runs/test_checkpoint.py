@@ -1,3 +1,4 @@
+import errno
 import os
 from pathlib import Path
 
@@ -88,6 +89,20 @@ def test_text_is_replaced_whole(tmp_path: Path) -> None:
     write_atomic(tmp_path / "a.json", "2")
     assert (tmp_path / "a.json").read_text() == "2"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_text_that_cannot_be_written_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    write_atomic(tmp_path / "a.json", "1")
+    monkeypatch.setattr("customized_grpo.files.sync", full)
+    with pytest.raises(OSError, match="no space left"):
+        write_atomic(tmp_path / "a.json", "2")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert (tmp_path / "a.json").read_text() == "1"
 
 
 def test_ema_averages_and_gives_the_weights_back() -> None:

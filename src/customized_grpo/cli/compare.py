@@ -81,12 +81,13 @@ def _compare(options: argparse.Namespace) -> None:
 
     import torch
 
+    from customized_grpo.devices import process_cores
     from customized_grpo.evaluation.report.leaderboard import leaderboard
     from customized_grpo.evaluation.report.page import check_extra, study_pictures, write_report
     from customized_grpo.evaluation.report.tables import markdown
 
     check_extra()
-    jobs = options.jobs or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
+    jobs = options.jobs or (1 if torch.cuda.is_available() else process_cores())
     results = compare(study, jobs, options.methods or (), options.seeds)
     flags = ["--results", str(options.results)] if options.results else []
     flags += [word for text in options.add for word in ("--add", text)]

@@ -87,8 +87,10 @@ def number(lowest: float, highest: float, words: str) -> Callable[[str], float]:
 
 
 def free_path(path: Path) -> Path:
-    """The path, numbered if there is one already."""
-    numbered = (path.with_name(f"{path.name}-{i}") for i in itertools.count(2))
+    """The path, numbered if there is one already; a file keeps its suffix."""
+    suffix = path.suffix if path.is_file() else ""  # a folder's name may have a dot in it
+    stem = path.name.removesuffix(suffix)
+    numbered = (path.with_name(f"{stem}-{i}{suffix}") for i in itertools.count(2))
     return next(p for p in itertools.chain([path], numbered) if not p.exists())
 
 

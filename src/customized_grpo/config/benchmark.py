@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat
 
 from customized_grpo.config.checks import groupwise_conflicts
 from customized_grpo.config.limits import Count, NumSteps, Seed
+from customized_grpo.config.names import ANCHORS
 from customized_grpo.config.plugs import GeneratorPlug, RewardPlug
 from customized_grpo.config.sections import FileName
 
@@ -136,6 +137,11 @@ def benchmark_conflicts(config: BenchmarkConfig) -> Iterator[str]:
         yield f"lora must be null without a generator, got {config.lora!r}; name its generator"
     if config.sampling != SamplingConfig() and config.generator is None:
         yield "sampling must be left out without a generator; the pictures are there already"
+    if config.name in ANCHORS:
+        yield (
+            f"name must not be {config.name!r}, which is an anchor of the tables: one would take "
+            "the other's place; choose another"
+        )
     yield from groupwise_conflicts("metrics", config.metrics)
     labels = [metric.label for metric in config.metrics]
     for i, label in enumerate(labels):

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from customized_grpo.config.decoding import show
 from customized_grpo.config.limits import Count
+from customized_grpo.config.names import TAKEN
 from customized_grpo.config.sections import FileName, RunConfig
 
 
@@ -100,6 +101,11 @@ def mistakes(study: StudyConfig) -> Iterator[str]:
         for field_, value in (("name", method.name), ("label", method.label)):
             if value in (getattr(m, field_) for m in before):
                 yield f"methods.{i}.{field_} must be unique, got {value!r} twice"
+        if method.label in TAKEN:
+            yield (
+                f"methods.{i}.label must not be {method.label!r}, as reports call the base, the "
+                "reference or an anchor; choose another"
+            )
         if method.name in _RESERVED:
             yield f"methods.{i}.name must not be {method.name!r}, which the study itself uses"
     overrides = {"overrides": study.overrides}

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from customized_grpo.config.names import COPY, ORACLE, RANDOM
 from customized_grpo.evaluation.items import BenchmarkSet, Item
 from customized_grpo.evaluation.measures import identity_columns
-from customized_grpo.evaluation.outcome import COPY, ORACLE, RANDOM
 
 
 def identity_anchors(

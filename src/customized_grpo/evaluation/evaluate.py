@@ -10,12 +10,13 @@ from typing import Literal
 from torch import Tensor
 
 from customized_grpo.config import RunConfig
+from customized_grpo.config.names import BASE
 from customized_grpo.devices import pick_device
 from customized_grpo.errors import CheckpointError, ConfigError, within
 from customized_grpo.evaluation.items import Item
 from customized_grpo.evaluation.judge import Judge
 from customized_grpo.evaluation.marks import marks
-from customized_grpo.evaluation.outcome import BASE, TUNED, Judgement, Outcome, Yardstick
+from customized_grpo.evaluation.outcome import TUNED, Judgement, Outcome, Yardstick
 from customized_grpo.files import write_atomic
 from customized_grpo.generators.cache import CachedEncoder
 from customized_grpo.pictures import save_grid, save_strip

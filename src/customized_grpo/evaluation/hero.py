@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from customized_grpo.assets import embedded_file
+from customized_grpo.config.names import BASE, REFERENCE
 from customized_grpo.errors import ConfigError
 from customized_grpo.evaluation.evaluate import NUM_SHOWN, Place
-from customized_grpo.evaluation.judge import REFERENCE
 from customized_grpo.evaluation.marks import marks
-from customized_grpo.evaluation.outcome import BASE, TUNED, Judgement, Outcome, Yardstick, read_json
+from customized_grpo.evaluation.outcome import TUNED, Judgement, Outcome, Yardstick, read_json
 from customized_grpo.evaluation.results import Results
 from customized_grpo.files import write_atomic
 from customized_grpo.pictures import read_strip, save_grid, save_strip

@@ -8,25 +8,28 @@ To add a measure of single pictures, write a method that gives columns and call 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from customized_grpo.config import RunConfig
+from customized_grpo.config.names import COPY, REFERENCE, TRUTH, UNRELATED
 from customized_grpo.data.base import DataSource
+from customized_grpo.errors import RewardError
 from customized_grpo.evaluation.measures import (
     diversity_column,
     frechet_distance,
     high_frequency_energy,
 )
-from customized_grpo.evaluation.outcome import COPY, TRUTH, UNRELATED, Judgement
+from customized_grpo.evaluation.outcome import Judgement
 from customized_grpo.rewards.attributes import AttributeClassifier
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.rewards.truth import Truth
-from customized_grpo.types import Example, crop_and_resize
+from customized_grpo.types import Example, RewardScores, crop_and_resize
 
-REFERENCE = "reference"
+logger = logging.getLogger("customized_grpo")
 
 
 class Judge:
@@ -71,6 +74,9 @@ class Judge:
         """Judges images ``[B, 3, H, W]``, one per example.
 
         ``variants``: further pictures for the first examples, from other noise.
+
+        Raises:
+            RewardError: if an evaluator or a reward could score none of them.
         """
         images = images.to(self._device, torch.float32)
         columns = self._truth(images) | self._scores(images) | self._copying(images)
@@ -82,6 +88,7 @@ class Judge:
         columns: dict[str, Tensor] = {}
         for prefix, models in (("", self._evaluators), ("reward/", self._rewards)):
             scores = models.score(images, self._examples)
+            _check_scored("rewards" if prefix else "evaluators", scores)
             columns |= {f"{prefix}{n}": scores.scores[:, i] for i, n in enumerate(scores.names)}
             if scores.copy_gap.isfinite().any():
                 columns[f"{prefix}copy_gap"] = scores.copy_gap
@@ -123,3 +130,21 @@ class Judge:
         features = torch.cat([self._identity.embed(some) for some in sets])
         column = diversity_column(features, list(range(count)) * len(sets))
         return {"diversity": column.mean().item()}
+
+
+def _check_scored(section: str, scores: RewardScores) -> None:
+    """Says which pictures have no score and why: a mean over what is left looks like any other, and
+    one over nothing would be kept as a study's base."""
+    for name, column in zip(scores.names, scores.scores.unbind(1), strict=True):
+        lost = int(column.isnan().sum())
+        own = [error for error in scores.errors if error.startswith(f"{name}: ")]
+        why = "; ".join(own) or f"{name}: their scores are NaN"
+        if lost == len(column):
+            raise RewardError(
+                f"{section}: none of {lost} pictures could be scored; {why}; mend that, and start "
+                "again"
+            )
+        if lost:
+            logger.warning(
+                "%s: %d of %d pictures have no score; %s", section, lost, len(column), why
+            )

@@ -7,7 +7,8 @@ pictures in the order of their numbers are those of the prompt.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,12 @@ def read_layout(folder: Path, items: Sequence[Item]) -> dict[tuple[Any, ...], Pa
     """Key of an item -> its picture; empty if the folder is laid out in another way.
 
     Raises:
-        DataError: if there are pictures of other subjects or prompts, or more than are asked for.
+        DataError: if there are pictures of other subjects or prompts, more than are asked for, or
+            some that no name tells apart.
     """
-    files = find_pictures(folder, items)
+    files, unclear = find_pictures(folder, items)
+    if unclear:
+        raise DataError(unclear[0])
     used = set(files.values())
     if files and (surplus := [p for p in _pictures(folder) if p not in used]):
         names = ", ".join(p.relative_to(folder).as_posix() for p in surplus[:_NAMED])
@@ -38,13 +42,12 @@ def read_layout(folder: Path, items: Sequence[Item]) -> dict[tuple[Any, ...], Pa
     return files
 
 
-def find_pictures(folder: Path, items: Sequence[Item]) -> dict[tuple[Any, ...], Path]:
-    """Key of an item -> its picture, of those that are there.
-
-    Raises:
-        DataError: if prompts have several references, which no name tells apart.
-    """
-    names, files, taken = Names(), {}, set[Path]()
+def find_pictures(
+    folder: Path, items: Sequence[Item]
+) -> tuple[dict[tuple[Any, ...], Path], list[str]]:
+    """Key of an item -> its picture, of those that are there; and why others cannot be told apart
+    by their names."""
+    names, claims = Names(), dict[Path, list[Item]]()
     prompts: dict[tuple[str, str], list[Item]] = {}
     for item in items:
         prompts.setdefault((item.subject, item.prompt), []).append(item)
@@ -52,29 +55,56 @@ def find_pictures(folder: Path, items: Sequence[Item]) -> dict[tuple[Any, ...], 
         place = names.find(folder / subject)
         for path in place.iterdir() if place and place.is_dir() else ():
             if path.is_dir() and _words(path.name) == _words(prompt):
-                _check_references(folder, group)
-                if path in taken:
-                    raise DataError(f"{path}: must be of one prompt, got two; write a manifest")
-                taken.add(path)
-                pictures = sorted(photos_in(path), key=_number)
-                ordered = sorted(group, key=lambda item: item.index)
-                files |= {i.key: p for i, p in zip(ordered, pictures, strict=False)}
-    return files
+                claims.setdefault(path, []).extend(group)
+    files: dict[tuple[Any, ...], Path] = {}
+    unclear: list[str] = []
+    for path, group in claims.items():
+        if why := _why_unclear(path, group):
+            unclear.append(why)
+            continue
+        pictures = sorted(photos_in(path), key=_number)
+        ordered = sorted(group, key=lambda item: item.index)
+        files |= {i.key: p for i, p in zip(ordered, pictures, strict=False)}
+    return files, unclear
 
 
-def expected_file(item: Item) -> str:
-    """Where a picture of an item is looked for, in names that every system takes."""
-    prompt = "_".join(_words(item.prompt))[:_LONGEST]
+def manifest_files(items: Sequence[Item], found: Mapping[tuple[Any, ...], str]) -> list[str]:
+    """Where the picture of every item lies, by its key, or else is to be put, each in a file of its
+    own: with all of its references' names and its prompt's number where the short name is taken."""
+    names = [found.get(item.key) or _expected_file(item) for item in items]
+    counts = Counter(map(alike_name, names))
+    return [
+        name if item.key in found or counts[alike_name(name)] == 1 else _whole_name(item)
+        for item, name in zip(items, names, strict=True)
+    ]
+
+
+def _expected_file(item: Item) -> str:
+    """In names that every system takes."""
     references = "+".join(Path(name).stem for name in item.references)
-    return f"{item.subject}/{prompt}/{references}-{item.index}.png"
+    return f"{item.subject}/{_folder(item)}/{references}-{item.index}.png"
 
 
-def _check_references(folder: Path, group: Sequence[Item]) -> None:
+def _whole_name(item: Item) -> str:
+    references = "+".join(item.references)
+    return f"{item.subject}/{_folder(item)}_{item.prompt_index}/{references}-{item.index}.png"
+
+
+def _folder(item: Item) -> str:
+    return "_".join(_words(item.prompt))[:_LONGEST]
+
+
+def _why_unclear(path: Path, group: Sequence[Item]) -> str:
+    """Why the pictures in a folder cannot be told apart by their names; "" if they can."""
+    if len({(item.subject, item.prompt) for item in group}) > 1:
+        return f"{path}: must be of one prompt, got two; see --write-manifest"
     if len({item.references for item in group}) > 1:
-        raise DataError(
-            f"{folder}: must have a manifest where a prompt has several references, of which its "
-            f"pictures have to name theirs, got none ({group[0].subject}); see --write-manifest"
+        return (
+            f"{path.parent.parent}: must have a manifest where a prompt has several references, of "
+            f"which its pictures have to name theirs, got none ({group[0].subject}); see "
+            "--write-manifest"
         )
+    return ""
 
 
 def _pictures(folder: Path) -> Iterator[Path]:

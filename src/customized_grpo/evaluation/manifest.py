@@ -17,7 +17,7 @@ from customized_grpo.data.images import Picture, check_pictures, kept_size, open
 from customized_grpo.data.texts import check_text, inside, read_objects, short
 from customized_grpo.errors import ConfigError, DataError
 from customized_grpo.evaluation.items import BenchmarkSet, Item, Photo
-from customized_grpo.evaluation.layout import expected_file, find_pictures, read_layout
+from customized_grpo.evaluation.layout import find_pictures, manifest_files, read_layout
 from customized_grpo.evaluation.sets import digest_of_files
 from customized_grpo.files import Names, write_atomic
 
@@ -57,7 +57,8 @@ def write_wanted(folder: Path, wanted: BenchmarkSet) -> tuple[Path, int]:
     """Writes the manifest of a folder; returns its path and how many of the pictures are there.
 
     A line names the picture that lies in the folder as ``SUBJECT/PROMPT/SEED.png``, or else where
-    it would: pictures can be made for the lines, or the lines be changed to pictures.
+    it would: pictures can be made for the lines, or the lines be changed to pictures. Those that
+    their names do not tell apart count as not there, as that is what the manifest is for.
 
     Raises:
         ConfigError: if there is a manifest.
@@ -65,11 +66,9 @@ def write_wanted(folder: Path, wanted: BenchmarkSet) -> tuple[Path, int]:
     if found := Names().find(folder / MANIFEST):
         raise ConfigError(f"--write-manifest: {found} is there already; remove it to have another")
     folder.mkdir(parents=True, exist_ok=True)
-    files = find_pictures(folder, wanted.items)
-    names = [
-        files[item.key].relative_to(folder).as_posix() if item.key in files else expected_file(item)
-        for item in wanted.items
-    ]
+    files, _ = find_pictures(folder, wanted.items)
+    found = {key: file.relative_to(folder).as_posix() for key, file in files.items()}
+    names = manifest_files(wanted.items, found)
     write_atomic(folder / MANIFEST, write_manifest(wanted.items, names))
     return folder / MANIFEST, len(files)
 

@@ -19,6 +19,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from customized_grpo.config.names import BASE, COPY, RANDOM, UNRELATED
 from customized_grpo.errors import CheckpointError
 from customized_grpo.evaluation.items import Item
 from customized_grpo.evaluation.measures import hypervolume, joint_columns
@@ -28,11 +29,7 @@ from customized_grpo.rewards.truth import SHARES
 
 T = TypeVar("T")
 
-BASE, TUNED = "base", "tuned"
-# Anchors: models whose numbers are known beforehand, and which say what numbers mean.
-COPY = "copy"  # the reference itself
-TRUTH, UNRELATED = "ground truth", "unrelated"  # of synthetic worlds, which know perfect answers
-ORACLE, RANDOM = "real photos (oracle)", "random other subject"  # of sets with photos
+TUNED = "tuned"
 _ZERO = {"prompt": (UNRELATED, COPY), "identity": (UNRELATED, RANDOM)}  # where the axes begin
 _DIGITS = 7  # float32 has no more
 

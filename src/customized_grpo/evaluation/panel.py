@@ -8,13 +8,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from customized_grpo.config.names import COPY
 from customized_grpo.errors import RewardError
 from customized_grpo.evaluation.anchors import identity_anchors
 from customized_grpo.evaluation.items import BenchmarkSet
 from customized_grpo.evaluation.manifest import Outputs
 from customized_grpo.evaluation.measures import diversity_column, identity_columns, other_prompts
 from customized_grpo.evaluation.metrics import PROMPT, Metric, Query
-from customized_grpo.evaluation.outcome import COPY, Judgement
+from customized_grpo.evaluation.outcome import Judgement
 from customized_grpo.evaluation.store import FeatureStore, Measurement
 from customized_grpo.runs.ranks import Ranks
 

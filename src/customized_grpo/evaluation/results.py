@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
+from customized_grpo.config.names import BASE
 from customized_grpo.errors import CheckpointError
-from customized_grpo.evaluation.outcome import BASE, Judgement, Yardstick, read_json
+from customized_grpo.evaluation.outcome import Judgement, Yardstick, read_json
 from customized_grpo.evaluation.statistics import Estimate, over_seeds, over_subjects
 from customized_grpo.files import write_atomic
 from customized_grpo.rewards.truth import SHARES

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -106,7 +107,12 @@ def _keep_recipe(config: BenchmarkConfig, wanted: BenchmarkSet, folder: Path, ra
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(file, text)
     ranks.barrier()
-    if file.read_text(encoding="utf-8") != text:
+    kept = file.read_text(encoding="utf-8")
+    with suppress(ValueError, TypeError, KeyError):  # damaged: it is another recipe
+        # The commit of a checkpoint that is not on this machine is unknown: nothing is sampled by
+        # it here, so the pictures are those of the commit that they were sampled by.
+        recipe["checkpoints"] = json.loads(kept)["checkpoints"] | recipe["checkpoints"]
+    if kept != json.dumps(recipe, sort_keys=True) + "\n":
         raise ConfigError(
             f"name: {folder} must hold pictures of this benchmark, generator, lora and sampling, "
             "got those of another recipe; choose another name, or delete the folder"

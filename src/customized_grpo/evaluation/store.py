@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +21,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from customized_grpo.assets import one_line
+from customized_grpo.devices import process_cores
 from customized_grpo.errors import CheckpointError
 from customized_grpo.evaluation.metrics import Compute, Query
 from customized_grpo.files import write_atomic
@@ -97,7 +97,7 @@ def _loaded(
 ) -> Iterator[tuple[range, list[Tensor]]]:
     """Chunks with their pictures; the next ones are decoded meanwhile."""
     pending: deque[tuple[range, list[Future[Tensor]]]] = deque()
-    pool = ThreadPoolExecutor(min(_LOADERS, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(min(_LOADERS, process_cores()))
     try:
         for rows in [*chunks, *[None] * _AHEAD]:
             if rows is not None:

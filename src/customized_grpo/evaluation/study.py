@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,9 +25,11 @@ from customized_grpo.config import (
     load_study,
     read_config,
 )
+from customized_grpo.config.names import BASE, TAKEN
+from customized_grpo.devices import process_cores
 from customized_grpo.errors import CheckpointError, ConfigError
 from customized_grpo.evaluation.evaluate import Evaluation, Place, current_outcome, evaluate_run
-from customized_grpo.evaluation.outcome import BASE, TUNED, Outcome, Yardstick
+from customized_grpo.evaluation.outcome import TUNED, Outcome, Yardstick
 from customized_grpo.evaluation.results import Cell, Results, read_cell
 from customized_grpo.pictures import save_strip
 from customized_grpo.runs.files import CONFIG, FINISHED
@@ -223,11 +225,22 @@ def results_of_runs(folders: Sequence[Path]) -> Results:
 
 def _labels(methods: Sequence[str]) -> dict[str, str]:
     """What the page calls runs: the one there is "tuned", others by their folders' names, or by
-    their paths where these are alike."""
+    their paths where these are alike; none like what it shows beside them."""
     if len(methods) == 1:
         return {methods[0]: TUNED}
     names = [Path(method).resolve().name for method in methods]
-    return dict(zip(methods, names if len(set(names)) == len(names) else methods, strict=True))
+    labels = names if len(set(names)) == len(names) else methods
+    return _told_apart(dict(zip(methods, labels, strict=True)))
+
+
+def _told_apart(labels: Mapping[str, str]) -> dict[str, str]:
+    """Method -> its label, or ``LABEL (METHOD)`` where the label is an earlier one's or an
+    anchor's: what a report shows under one of two equal headings would be lost."""
+    apart: dict[str, str] = {}
+    for method, label in labels.items():
+        is_taken = label in (*TAKEN, *apart.values())
+        apart[method] = f"{label} ({method})" if is_taken else label
+    return apart
 
 
 def run_task(study: Study, task: Task) -> None:
@@ -313,7 +326,7 @@ def _judge_base(study: Study) -> Results:
 
 def _write(study: Study, kept: Results, cells: dict[str, Cell]) -> Results:
     own = {method.name: method.label for method in study.config.methods}
-    labels = own | {name: kept.labels[name] for name in kept.labels if name not in own}
+    labels = _told_apart(own | {n: label for n, label in kept.labels.items() if n not in own})
     order = {name: place for place, name in enumerate(labels)}
     results = replace(
         kept,
@@ -349,7 +362,7 @@ def _run_process(study: Study, task: Task, jobs: int) -> Path | None:
     command += ["--results", str(study.results), "--cell", task.name]
     for method in study.added:
         command += ["--add", f"{method.name}={json.dumps(method.overrides)}"]
-    threads = max(1, (os.cpu_count() or 1) // jobs)  # more than cores is slower than one by far
+    threads = max(1, process_cores() // jobs)  # more than cores is slower than one by far
     env = {"OMP_NUM_THREADS": str(threads), **os.environ}
     with log.open("w", encoding="utf-8") as file:
         done = subprocess.run(

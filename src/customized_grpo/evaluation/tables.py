@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from customized_grpo.evaluation.outcome import BASE, Judgement, Origin, Outcome
+from customized_grpo.config.names import BASE
+from customized_grpo.evaluation.outcome import Judgement, Origin, Outcome
 from customized_grpo.evaluation.statistics import RESAMPLES
 from customized_grpo.ops.significance import standard_error
 from customized_grpo.rewards.truth import SHARES

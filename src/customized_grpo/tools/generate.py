@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config import RunConfig, load_config
+from customized_grpo.config.names import BASE
 from customized_grpo.config.text_limits import unknown_words
 from customized_grpo.data.images import File, Picture, check_pictures
 from customized_grpo.data.jsonl import read_entries
@@ -27,7 +28,6 @@ from customized_grpo.data.overview import read_in_part
 from customized_grpo.data.texts import check_text
 from customized_grpo.devices import memory_named, pick_device
 from customized_grpo.errors import CheckpointError, ConfigError
-from customized_grpo.evaluation.outcome import BASE
 from customized_grpo.files import write_atomic
 from customized_grpo.generators.base import Generator, Sizable
 from customized_grpo.generators.cache import CachedEncoder

@@ -194,6 +194,30 @@ def test_two_seeds_are_drawn_without_an_interval() -> None:
         assert len(bars) == (0 if seeds == 2 else 2)  # of one, over the examples
 
 
+def test_a_model_without_scores_is_left_out_of_the_planes() -> None:
+    results = made_up()
+    base = results.yardstick.base
+    assert base is not None
+    unknown: list[float | None] = [None] * 10
+    dead = {"dinov2": unknown, "subject_right": unknown}
+    base = replace(base, columns=base.columns | dead)
+    drawn = figures.figures(replace(results, yardstick=replace(results.yardstick, base=base)))
+    for name in ("plane", "right-plane"):
+        texts = [text.get_text() for text in drawn[name].axes[0].texts]
+        assert "base" not in texts
+        assert "ground truth" in texts
+    copies = {"copy": results.yardstick.anchors["copy"]}
+    bare = replace(results.yardstick, base=base, anchors=copies)
+    assert "plane" not in figures.figures(replace(results, yardstick=bare, cells=[]))
+
+
+def test_labels_may_have_dollars() -> None:
+    label = "50 % off $a_$, $"
+    for figure in figures.figures(made_up(labels={"naive": label, "both": "mine $_$"})).values():
+        assert b"PNG" in figures.to_png(figure)[:8]
+        figures.to_svg(figure)
+
+
 def test_the_copy_gap_is_drawn_beside_the_gains_where_it_is_known() -> None:
     results = made_up()
     titles = [axes.get_title() for axes in figures.figures(results)["learning-curves"].axes]

@@ -10,6 +10,8 @@ import psutil
 import pytest
 import torch
 
+from customized_grpo import devices
+from customized_grpo.devices import process_cores
 from customized_grpo.tools.doctor import machine as machines
 from customized_grpo.tools.doctor.findings import Finding
 from customized_grpo.tools.doctor.machine import (
@@ -18,7 +20,6 @@ from customized_grpo.tools.doctor.machine import (
     disk,
     hardware,
     look,
-    process_cores,
 )
 
 RAM = Place(name="RAM", total=10**10, free=10**10, is_gpu=False)
@@ -102,7 +103,7 @@ def test_no_gpu_where_there_is_no_driver_or_it_fails(
 
 
 def test_limits_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machines, "_GROUP", tmp_path)
+    monkeypatch.setattr(devices, "_GROUP", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
     for memory, cpu in (("max", "max 100000"), (None, None)):
         for name, text in (("memory.max", memory), ("cpu.max", cpu)):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config import read_config
-from customized_grpo.evaluation.outcome import BASE, COPY, TRUTH, UNRELATED
+from customized_grpo.config.names import BASE, COPY, TRUTH, UNRELATED
 from customized_grpo.evaluation.results import COPY_GAP, Cell, Results
 from customized_grpo.evaluation.statistics import Estimate, over_seeds
 from customized_grpo.ops import shaping_bonus
@@ -45,6 +45,7 @@ def house_style() -> AbstractContextManager[None]:
         "grid.color": "#e6e6e6",
         "axes.axisbelow": True,
         "legend.frameon": False,
+        "text.parse_math": False,  # labels are people's, who may write a $
         "svg.hashsalt": "customized-grpo",  # the same figure gives the same bytes
     }
     return mpl.rc_context(settings)
@@ -140,12 +141,10 @@ def _plane(
     results: Results, x_name: str, y_name: str
 ) -> tuple[Figure, Axes, list[tuple[float, float]]] | None:
     """Methods and anchors by two measures, and where base, truth, methods and the ends of their
-    bars are; None where no anchor has both."""
-    known = {
-        name: (judged.means[x_name], judged.means[y_name])
-        for name, judged in results.yardstick.models.items()
-        if x_name in judged.means and y_name in judged.means
-    }
+    bars are; None where no anchor has both. What could not be scored is left out."""
+    means = {name: judged.means for name, judged in results.yardstick.models.items()}
+    places = {n: (m.get(x_name, math.nan), m.get(y_name, math.nan)) for n, m in means.items()}
+    known = {name: place for name, place in places.items() if all(map(math.isfinite, place))}
     if not known:
         return None
     from matplotlib.patheffects import withStroke
@@ -167,7 +166,7 @@ def _plane(
             )
             text.set_path_effects([withStroke(linewidth=3, foreground="white")])
     _legend_below(figure, axes)
-    return figure, axes, points
+    return (figure, axes, points) if points else None
 
 
 def _with_error(results: Results, method: str, name: str) -> Estimate | None:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from customized_grpo.config.names import BASE, REFERENCE, TRUTH
 from customized_grpo.errors import needs_extra
 from customized_grpo.evaluation.evaluate import NUM_SHOWN, Place
-from customized_grpo.evaluation.judge import REFERENCE
 from customized_grpo.evaluation.marks import marks
-from customized_grpo.evaluation.outcome import BASE, TRUTH, TUNED, Judgement, Outcome
+from customized_grpo.evaluation.outcome import TUNED, Judgement, Outcome
 from customized_grpo.evaluation.results import Cell, Results
 from customized_grpo.evaluation.tables import verdict
 from customized_grpo.files import write_atomic

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from customized_grpo.config import read_config
-from customized_grpo.evaluation.outcome import BASE
+from customized_grpo.config.names import BASE
 from customized_grpo.evaluation.results import Results
 from customized_grpo.evaluation.tables import Table
 from customized_grpo.runs.alarms import ALARMS, counts

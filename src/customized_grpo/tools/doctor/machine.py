@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import shutil
 import subprocess
@@ -13,9 +12,9 @@ from pathlib import Path
 
 import psutil
 
+from customized_grpo.devices import group_numbers, process_cores
 from customized_grpo.tools.doctor.findings import Finding, gigabytes, ok, problem, warning
 
-_GROUP = Path("/sys/fs/cgroup")
 _LOW_DISK = 5e9  # bytes; a LoRA run of a 12-billion model keeps some GB of checkpoints
 
 
@@ -58,18 +57,9 @@ def look() -> Machine:
         else:
             gpus.append(Place(name=card.name, total=total, free=free))
     memory = psutil.virtual_memory()
-    limit = min([memory.total, *_group_numbers("memory.max")])
+    limit = min([memory.total, *group_numbers("memory.max")])
     ram = Place(name="RAM", total=limit, free=min(memory.available, limit), is_gpu=False)
     return Machine(ram=ram, gpus=tuple(gpus), broken=broken)
-
-
-def _group_numbers(name: str) -> list[int]:
-    """Numbers in a file of the control group that a container sees as its own; 'max' is none."""
-    try:
-        words = (_GROUP / name).read_text(encoding="utf-8").split()
-    except OSError:  # another system, or no container
-        return []
-    return [int(word) for word in words if word.isdecimal()]
 
 
 def hardware(machine: Machine) -> Iterator[Finding]:
@@ -88,14 +78,6 @@ def _cpu() -> Finding:
     if threads > cores:
         return warning("cpu", f"{found}: threads wait for each other", f"OMP_NUM_THREADS={cores}")
     return ok("cpu", found)
-
-
-def process_cores() -> int:
-    """Cores this process may use: fewer than there are in containers and batch jobs."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    limit = _group_numbers("cpu.max")  # microseconds in each period, of all cores together
-    return min(cores, math.ceil(limit[0] / limit[1])) if len(limit) == 2 else cores
 
 
 def _gpus(machine: Machine) -> Iterator[Finding]:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config import RunConfig
+from customized_grpo.config.names import BASE
 from customized_grpo.devices import memory_named, pick_device
 from customized_grpo.errors import CheckpointError, CustomizedGRPOError
-from customized_grpo.evaluation.outcome import BASE
 from customized_grpo.files import LORA_FILE
 from customized_grpo.generators.base import Generator
 from customized_grpo.generators.cache import CachedEncoder
