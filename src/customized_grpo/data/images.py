@@ -117,11 +117,11 @@ class CutOut:
         """
         path = str(self.picture.path)
         with opened(self.picture.path, path) as image:
-            if image.mode in ("1", "L") or bits_of_16(image, path):
+            grey = image.mode in ("1", "L") or bits_of_16(image, path)
+            if not grey and (alpha := alpha_of(image, path)):
+                return to_tensor(alpha)
+            if grey or image.mode == "LA":
                 return to_tensor(upright(image, "L", path))
-            if image.has_transparency_data:
-                with _decoding(path):
-                    return to_tensor(_turned(image).convert("RGBA").getchannel("A"))
             shown = to_tensor(upright(image, "RGB", path))
         return ((shown - self.whole.load()).abs().amax(0, keepdim=True) < _SAME).float()
 
@@ -245,6 +245,19 @@ def upright(image: Image.Image, mode: Mode, where: str) -> Image.Image:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
         return image.convert(mode)
+
+
+def alpha_of(image: Image.Image, where: str) -> Image.Image | None:
+    """How opaque a picture is, upright and in 8 bits; None: everywhere, whatever channels it has.
+
+    Raises:
+        DataError: if it cannot be decoded.
+    """
+    if not image.has_transparency_data:
+        return None
+    with _decoding(where):
+        alpha = _turned(image).convert("RGBA").getchannel("A")
+    return alpha if alpha.getextrema() != (255, 255) else None
 
 
 def _turned(image: Image.Image) -> Image.Image:
