@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from customized_grpo.config import DataConfig, Host
+from customized_grpo.config.limits import FilePath
 from customized_grpo.data.hub import load_rows, stored_pictures
 from customized_grpo.data.jsonl import count_pictures
 from customized_grpo.data.listed import Entry, ListedSource
@@ -29,7 +30,7 @@ class HfConfig(DataConfig):
     """
 
     type: Literal["hf"] = "hf"  # pyright: ignore[reportIncompatibleVariableOverride]
-    path: str
+    path: FilePath
     """Hub id, or a folder with parquet files, or pictures and their metadata."""
     subset: str | None = None
     """Of a dataset that has several."""

@@ -22,7 +22,15 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from customized_grpo.config import Checkpoint, Host, RewardConfig, find_checkpoints, revisions
-from customized_grpo.config.limits import Concurrency, Count, Retries, Seconds, Side, VariableName
+from customized_grpo.config.limits import (
+    Concurrency,
+    Count,
+    FilePath,
+    Retries,
+    Seconds,
+    Side,
+    VariableName,
+)
 from customized_grpo.errors import ConfigError, RewardError
 from customized_grpo.pictures import to_pil
 from customized_grpo.registry import nearest, one_of
@@ -70,7 +78,7 @@ class VlmJudgeConfig(RewardConfig):
     """The endpoint up to its version, such as 'http://localhost:8000/v1'."""
     model: str
     """Name of the model at the endpoint."""
-    criterion: str
+    criterion: FilePath
     """identity = the same subject as in the references; prompt = everything that is asked for;
     another rubric by its name, or a YAML file with one of your own."""
     aspects: tuple[str, ...] | None = None
@@ -94,7 +102,7 @@ class VlmJudgeConfig(RewardConfig):
     """Seconds for one request."""
     retries: Retries = 4
     """Further tries of a request that failed or whose answer cannot be read."""
-    cache: str | None = None
+    cache: FilePath | None = None
     """Sqlite file that keeps the scores by content, for this run and others; null = none."""
     max_requests: PositiveInt | None = None
     """Requests of the run, retries included; after that images are unscorable. null = no cap."""
