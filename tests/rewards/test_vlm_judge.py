@@ -127,6 +127,18 @@ def test_scores_come_in_the_order_of_the_images(endpoint: Callable) -> None:
     assert reward.take_errors() == ()
 
 
+def test_what_is_not_finite_is_not_sent(endpoint: Callable) -> None:
+    url, requests = endpoint(by_number)
+    images, examples = batch(4)
+    images[2, 0, 0, 0], images[3] = torch.inf, torch.nan
+    reward = judge(url)
+    scores = reward.score(images, examples)
+    assert scores[:2].tolist() == [0, 1]
+    assert scores[2:].isnan().all()
+    assert reward.score(images[2:], examples[2:]).isnan().all()
+    assert len(requests) == 2
+
+
 def test_requests_run_beside_each_other_up_to_the_limit(endpoint: Callable) -> None:
     barrier = threading.Barrier(3)
     active, most, lock = [0], [0], threading.Lock()

@@ -20,6 +20,7 @@ from customized_grpo.config import Checkpoint, Host, RewardConfig, find_checkpoi
 from customized_grpo.config.limits import Concurrency, Count, Retries, Seconds, VariableName
 from customized_grpo.errors import ConfigError, RewardError
 from customized_grpo.registry import nearest, one_of
+from customized_grpo.rewards.base import score_finite
 from customized_grpo.rewards.endpoints.http_client import (
     Backoff,
     Endpoint,
@@ -165,11 +166,15 @@ class RemoteReward:
         return None
 
     def score(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
-        """See the Protocol; images that no replica could score are NaN.
+        """See the Protocol; NaN for images that no replica could score, or that are not finite: a
+        server refuses the whole request of one.
 
         Raises:
             RewardError: if no request for any of them got through.
         """
+        return score_finite(self._score, images, examples)
+
+    def _score(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
         with ThreadPoolExecutor(self._config.concurrency * len(self._replicas)) as pool:
             list(pool.map(self._probe, self._replicas))
             healthy = sum(not replica.failures for replica in self._replicas) or 1
@@ -193,6 +198,16 @@ class RemoteReward:
         healthy = sum(not replica.failures for replica in self._replicas)
         retries = float(self._counts["requests"] - self._counts["parts"])
         return {**counts, "retries": retries, "healthy_replicas": float(healthy)}
+
+    def restore(self, totals: dict[str, float]) -> None:
+        """See Budgeted."""
+        requests, retries, failed = (
+            int(totals.get(name, 0)) for name in ("requests", "retries", "failed_images")
+        )
+        with self._lock:
+            self._counts = Counter(
+                requests=requests, parts=requests - retries, failed_images=failed
+            )
 
     def take_errors(self) -> tuple[str, ...]:
         """See PartialFailures."""

@@ -34,7 +34,7 @@ from customized_grpo.config.limits import (
 from customized_grpo.errors import ConfigError, RewardError
 from customized_grpo.pictures import to_pil
 from customized_grpo.registry import nearest, one_of
-from customized_grpo.rewards.base import distinct
+from customized_grpo.rewards.base import distinct, score_finite
 from customized_grpo.rewards.endpoints.answer_cache import AnswerCache, content_key
 from customized_grpo.rewards.endpoints.answers import (
     BadAnswer,
@@ -264,7 +264,11 @@ class VlmJudge(_Accounts):
             self._how["checkpoints"] = found
 
     def score(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
-        """See the Protocol; NaN where an image could not be judged."""
+        """See the Protocol; NaN where an image could not be judged, or is not finite: it would be
+        sent as a black one."""
+        return score_finite(self._score, images, examples)
+
+    def _score(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
         unique, place = distinct(examples)
         questions = self._rubric.questions
         with ThreadPoolExecutor(min(self._config.concurrency, len(images))) as pool:
