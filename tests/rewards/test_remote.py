@@ -333,6 +333,25 @@ def test_a_token_is_needed_and_never_shown(
         config(url, token_env="REWARD_TOKEN").build(CPU)
 
 
+@pytest.mark.parametrize("token", ["1", "score", "version"])
+def test_a_short_token_leaves_the_answers_whole(
+    monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    images, examples = levels(2)
+    monkeypatch.setenv("REWARD_TOKEN", token)
+
+    def answer(request: Request) -> Reply:
+        said = request.headers["authorization"]
+        body = outcome([1.0, None], errors=[None, said])
+        return answers(request, body=body)
+
+    with scripted_server(answer) as (url, _):
+        reward = client(config(url, token_env="REWARD_TOKEN"))
+        scores = reward.score(images, examples)
+    assert scores[0] == 1
+    assert reward.take_errors() == ("1 of 2 images: Bearer ***",)
+
+
 def test_mistakes_show_before_the_run() -> None:
     with reward_server({"brightness": Brightness()}, max_images=8) as url:
         with pytest.raises(ConfigError, match="did you mean 'brightness'"):

@@ -565,6 +565,10 @@ def test_the_key_is_read_from_the_environment_and_shown_nowhere(
         reward.score(*batch(1))
     assert "wrong key ***" in reward.take_errors()[0]
     assert "sk-verysecret" not in caplog.text
+    url, _ = endpoint(lambda r: completion("your key is sk-verysecret"))
+    reward = judge(url, api_key_env="JUDGE_KEY")
+    reward.score(*batch(1))
+    assert "your key is ***" in reward.take_errors()[0]
     monkeypatch.setenv("JUDGE_KEY", "a\nb")
     with pytest.raises(ConfigError, match=r"api_key_env: .* printable ASCII"):
         judge(url, api_key_env="JUDGE_KEY")

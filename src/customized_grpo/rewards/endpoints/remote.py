@@ -149,12 +149,13 @@ class RemoteReward:
         except (KeyError, TypeError) as error:
             raise ConfigError(f"urls: {replica.url} is no reward server; correct it") from error
         if version != VERSION:
+            got = self._endpoint.hide(repr(version))
             raise ConfigError(
                 f"urls: {replica.url} must speak version {VERSION} of the protocol, got "
-                f"{version!r}; install the same customized-grpo on both sides"
+                f"{got}; install the same customized-grpo on both sides"
             )
         if self._config.reward not in served:
-            fix = nearest(self._config.reward, served) or one_of(served)
+            fix = self._endpoint.hide(nearest(self._config.reward, served) or one_of(served))
             raise ConfigError(
                 f"reward must be one that {replica.url} serves, got {self._config.reward!r}; {fix}"
             )
@@ -183,7 +184,8 @@ class RemoteReward:
             parts = list(pool.map(lambda part: self._part(images, examples, part), rows))
         scores = [math.nan if v is None else v for part, _ in parts for v in part.scores]
         self._add(failed_images=sum(not math.isfinite(value) for value in scores))
-        texts = Counter(text for part, _ in parts for text in part.errors if text)
+        said = (text for part, _ in parts for text in part.errors if text)
+        texts = Counter(map(self._endpoint.hide, said))
         if not any(arrived for _, arrived in parts):
             raise RewardError(
                 f"urls: none of {', '.join(self._config.urls)} scored any of the {len(images)} "

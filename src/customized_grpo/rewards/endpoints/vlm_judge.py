@@ -158,8 +158,9 @@ class VlmJudgeConfig(RewardConfig):
             RewardError: if it does not answer.
         """
         url = self.base_url.rstrip("/")
+        endpoint = self._endpoint()
         try:
-            answer = self._endpoint().send("GET", f"{url}/models")
+            answer = endpoint.send("GET", f"{url}/models")
             names = [str(model["id"]) for model in answer["data"]]
         except TemporaryFailure as failure:
             fix = "start the endpoint, or correct it"
@@ -173,7 +174,7 @@ class VlmJudgeConfig(RewardConfig):
             return
         if self.model not in names:
             fix = nearest(self.model, names) or (one_of(names) if names else "correct it")
-            logger.warning("model: %s does not list %r; %s", url, self.model, fix)
+            logger.warning("model: %s does not list %r; %s", url, self.model, endpoint.hide(fix))
 
     def build(self, device: torch.device) -> VlmJudge | VlmRanker:
         """Opens the cache and reads the key; the endpoint is not asked before the first image."""
