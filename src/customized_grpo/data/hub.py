@@ -74,7 +74,8 @@ def as_texts(rows: Any, path: str, column: str, *, lists: bool = True) -> Any:
     """
     import datasets
 
-    feature = rows.features[column]
+    known = rows.features
+    feature = known[column]
     is_list = lists and isinstance(feature, (datasets.List, datasets.LargeList))
     kind = feature.feature if is_list else feature
     if isinstance(kind, datasets.ClassLabel):
@@ -87,7 +88,7 @@ def as_texts(rows: Any, path: str, column: str, *, lists: bool = True) -> Any:
         if not isinstance(rows, datasets.IterableDataset):  # whose pictures `map` would copy
             return rows.remove_columns(column).add_column(column, list(map(named, rows[column])))
         text = datasets.Value("string")
-        features = {**rows.features, column: datasets.List(text) if is_list else text}
+        features = {**known, column: datasets.List(text) if is_list else text}
         read = datasets.Features(features)
         return rows.map(lambda row: {column: named(row[column])}, features=read)
     if isinstance(kind, datasets.Value) and kind.dtype in ("string", "large_string", "null"):
