@@ -4,7 +4,7 @@ import inspect
 import shlex
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from helpers import ROOT
@@ -33,8 +33,13 @@ from customized_grpo.config import (
     list_fields,
     load_config,
 )
+from customized_grpo.config.decoding import decode
 from customized_grpo.config.yaml_text import Dumper, parse_yaml
+from customized_grpo.data.folder import FolderConfig
 from customized_grpo.errors import ConfigError
+from customized_grpo.rewards.ballots import Ballots
+from customized_grpo.rewards.endpoints.vlm_judge import VlmJudgeConfig
+from customized_grpo.rewards.votes import VotesConfig
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 NFT = ("--algorithm", "{type: nft}")
@@ -401,6 +406,22 @@ def test_overrides(load, arguments, expected):
 )
 def test_a_bad_override_gets_one_line(load, arguments, expected):
     assert expected in error_of(load, *arguments)
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_named(load, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    photos = "{type: folder, path: ~/photos, mask_path: ~/masks, templates: ~/templates.txt}"
+    config: Any = load("--output_dir=~/runs", "--cache.folder=~/cache", "--data", photos)
+    judge = {"base_url": "http://localhost", "model": "m", "criterion": "prompt"}
+    judge |= {"objective": "prompt", "cache": "~/judge.sqlite"}
+    found = [config.output_dir, config.cache.folder, decode(judge, "here", VlmJudgeConfig).cache]
+    found += [config.data.path, config.data.mask_path, config.data.templates]
+    names = ["runs", "cache", "judge.sqlite", "photos", "masks", "templates.txt"]
+    assert found == [str(tmp_path / name) for name in names]
+    written = decode({"path": "~/a", "templates": ["~/{subject}"]}, "here", FolderConfig)
+    assert written.templates == ("~/{subject}",)
+    votes = decode({"objective": "prompt", "folder": "~/votes"}, "here", VotesConfig)
+    assert Ballots(votes.place(tmp_path)).folder == tmp_path / "votes"
 
 
 def test_a_missing_file_is_named(tmp_path):

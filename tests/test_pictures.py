@@ -1,3 +1,5 @@
+import io
+import os
 import unicodedata
 from pathlib import Path
 
@@ -6,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from customized_grpo.pictures import Mark, read_strip, save_grid, save_strip
+from customized_grpo.pictures import Mark, png, read_strip, save_grid, save_strip
 from customized_grpo.types import Example
 
 
@@ -25,6 +27,13 @@ def test_grid_shows_reference_and_columns_in_order(tmp_path: Path) -> None:
     assert [value for value in present if value in row] == present
     first = [row.index(value) for value in present]
     assert first == sorted(first)
+
+
+def test_texts_of_any_letters_travel_in_a_picture() -> None:
+    """Of a file whose name is not UTF-8 as well, as Python gives it."""
+    texts = {"prompt": "süß 🦊", "references": os.fsdecode(b"caf\xe9.png")}
+    with Image.open(io.BytesIO(png(torch.zeros(3, 8, 8), texts))) as image:
+        assert image.text == {"prompt": "süß 🦊", "references": "caf?.png"}  # pyright: ignore
 
 
 def test_large_pictures_shrink_to_a_cell(tmp_path: Path) -> None:

@@ -164,12 +164,15 @@ def append_line(path: Path, line: str) -> None:
     """Appends a line in one piece, so that writers of one file do not disturb each other.
 
     Raises:
-        OSError: also if a part of it only was written.
+        OSError: also if there was room for a part of it only, which is taken back.
     """
     content = f"{line}\n".encode()
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
-        if os.write(descriptor, content) < len(content):
+        if (written := os.write(descriptor, content)) < len(content):
+            end = os.lseek(descriptor, 0, os.SEEK_CUR)
+            if os.fstat(descriptor).st_size == end:  # or the next line would be glued to it
+                os.ftruncate(descriptor, end - written)
             raise OSError(errno.ENOSPC, "a line was written in part", str(path))
         os.fsync(descriptor)
     finally:

@@ -220,7 +220,7 @@ def png(image: Tensor, texts: Mapping[str, str] | None = None) -> bytes:
     """A PNG of an image ``[3, H, W]`` in [0, 1], with texts in it."""
     info = PngInfo()
     for key, text in (texts or {}).items():
-        info.add_itxt(key, text)
+        info.add_itxt(key, text.encode(errors="replace"))  # a file's name may be no UTF-8
     buffer = BytesIO()
     to_pil(image).save(buffer, format="PNG", pnginfo=info)
     return buffer.getvalue()

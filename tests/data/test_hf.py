@@ -109,6 +109,20 @@ def test_lists_of_references_and_captions_and_words_for_the_subject(tmp_path: Pa
     assert len(splits.training) == 2 * 2 * 2
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_class_labels_are_read_by_their_names(tmp_path: Path, streaming: bool) -> None:
+    label = datasets.ClassLabel(names=["cat", "dog", "fox"])
+    rows = [
+        {"image": picture(n), "caption": f"t {n}", "item": n % 3, "each": [n % 3]} for n in range(9)
+    ]
+    path = write(tmp_path / "set", rows, item=label, each=datasets.List(label))
+    fields = {"path": path, "held_out": 0.1, "streaming": streaming}
+    for words in ({"subject": "item"}, {"reference_subjects": ("each",)}):
+        source = HfConfig(**fields, **words).build(0)
+        for example in source.training(0, 2):
+            assert example.subject == label.int2str(number(example.prompt) % 3)
+
+
 def test_a_column_says_which_reference_shows_which_subject(tmp_path: Path) -> None:
     rows = [
         {"shown": [picture(n), picture(n)], "text": f"both {n}", "names": ["a dog", f"a cat {n}"]}
@@ -144,13 +158,17 @@ def test_a_folder_of_pictures_and_their_metadata(tmp_path: Path) -> None:
         ({"image": picture(1, (8, 8))}, {}, DataError, r"row 1: image must be at least 32 px"),
         ({}, {"caption": "text"}, DataError, r"must have the columns \['text', 'image'\], misses"),
         ({}, {"references": ("file_name",)}, DataError, "file_name: must hold pictures"),
+        ({}, {"caption": "number"}, DataError, r"number: must hold texts or lists of them, got V"),
+        ({}, {"reference_subjects": ("number",)}, DataError, "number: must hold texts or lists"),
+        ({}, {"subject": "number"}, DataError, r"number: must hold texts, got Value\('int64'\); "),
         ({}, {"split": "test"}, ConfigError, "path: must be a hub id or a folder"),
     ],
 )
 def test_mistakes_are_named(
     tmp_path: Path, change: dict[str, Any], fields: dict[str, Any], error: type, message: str
 ) -> None:
-    path = write(tmp_path / "set", [syncd_row(0), syncd_row(1, **change), syncd_row(2)])
+    rows = [syncd_row(n, number=n, **(change if n == 1 else {})) for n in range(3)]
+    path = write(tmp_path / "set", rows, number=datasets.Value("int64"))
     with pytest.raises(error, match=message) as caught:
         HfConfig(path=path, **fields).build(0)
     assert "\n" not in str(caught.value)

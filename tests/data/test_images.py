@@ -1,6 +1,7 @@
 """Every kind of picture a folder of photos may hold; the files are made by Pillow here."""
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,18 @@ def test_pictures_stand_upright(tmp_path: Path, orientation: int, suffix: str) -
     assert bool(red[:12, :].any()) == top
     assert bool(red[:, :12].any()) == left
     assert red.sum() == pytest.approx(256, abs=40)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_oddly_typed_exif_data_do_no_harm(tmp_path: Path, suffix: str) -> None:
+    """As some cameras write them: turned by 90 degrees, and a ResolutionUnit that is a BYTE."""
+    tags = struct.pack("<HHHII", 2, 0x0112, 3, 1, 6) + struct.pack("<HHII", 0x0128, 1, 1, 2)
+    exif = b"Exif\0\0II*\0" + struct.pack("<I", 8) + tags + bytes(4)
+    path = tmp_path / f"a.{suffix}"
+    noise().save(path, exif=exif)
+    with Image.open(path) as stored:
+        expected = as_tensor(stored.transpose(Image.Transpose.ROTATE_270))
+    assert torch.equal(load(path), expected)
 
 
 def test_transparency_lies_on_white_and_in_a_mask_on_black(tmp_path: Path) -> None:

@@ -233,6 +233,9 @@ def test_masks_that_do_not_fit_together_are_named(tmp_path: Path) -> None:
         dataclasses.replace(config, mask_path=str(tmp_path / "none")).build(0)
     with pytest.raises(DataError, match=r"0\.jpg: must have an alpha channel for alpha_mask"):
         both.build(0)
+    Image.new("RGBA", (48, 40), "red").save(tmp_path / "rex" / "0.jpg", format="PNG")
+    with pytest.raises(DataError, match=r"0\.jpg: must .*, got mode RGBA, opaque everywhere; save"):
+        both.build(0)
     with pytest.raises(ConfigError, match="mask_path: must be a folder, got 'nowhere'"):
         dataclasses.replace(config, mask_path="nowhere").build(0)
 

@@ -144,6 +144,8 @@ def segmented(form: str) -> Image.Image:
         background = Image.new("RGB", whole.size, form)
         background.paste(whole.crop(box), box)
         whole = background
+        if form == "blue":  # saved with an alpha channel that says nothing
+            whole.putalpha(255)
     return whole
 
 
@@ -154,7 +156,7 @@ def boxed() -> Image.Image:
     return Image.fromarray(pixels)
 
 
-@pytest.mark.parametrize("form", ["black", "white", "grey", "transparent", "mask"])
+@pytest.mark.parametrize("form", ["black", "white", "grey", "blue", "transparent", "mask"])
 def test_the_segmented_reference_of_a_pair_is_its_mask(tmp_path: Path, form: str) -> None:
     items = pairs(tmp_path)
     for item in items:

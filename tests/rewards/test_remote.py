@@ -230,6 +230,31 @@ def test_a_part_that_fails_is_nan_and_the_others_are_scored() -> None:
     assert reward.metrics()["failed_images"] == 2
 
 
+@pytest.mark.parametrize("pixels", ["float32", "uint8"])
+def test_what_is_not_finite_is_not_sent(pixels: str) -> None:
+    images, examples = levels(4)
+    images = images.clone()
+    images[2, 0, 0, 0] = torch.nan
+    with reward_server({"brightness": Brightness()}) as url:
+        reward = client(config(url, pixels=pixels))
+        scores = reward.score(images, examples)
+        assert reward.score(images[2:3], examples[2:3]).isnan().all()
+    assert scores.isnan().tolist() == [False, False, True, False]
+    assert (scores - brightness_of(images))[[0, 1, 3]].abs().max() < 1 / 255
+    assert reward.metrics()["requests"] == 1
+
+
+def test_totals_go_on_after_a_break() -> None:
+    images, examples = levels(4)
+    with reward_server({"brightness": Brightness()}) as url:
+        rewards = RewardSet([config(url)], CPU)
+        before = {"requests": 7.0, "retries": 2.0, "failed_images": 3.0, "healthy_replicas": 0.0}
+        rewards.restore({f"remote/{name}": value for name, value in before.items()})
+        rewards.score(images, examples)
+        after = before | {"requests": 8.0, "healthy_replicas": 1.0}
+        assert rewards.metrics() == {f"remote/{name}": value for name, value in after.items()}
+
+
 def test_unscorable_images_are_nan_with_the_server_s_words() -> None:
     images, examples = levels(4)
     body = outcome([0.1, None, 0.3, None], errors=[None, "too dark", None, "too dark"])
@@ -306,6 +331,25 @@ def test_a_token_is_needed_and_never_shown(
     monkeypatch.delenv("REWARD_TOKEN")
     with pytest.raises(ConfigError, match="token_env: the environment variable 'REWARD_TOKEN'"):
         config(url, token_env="REWARD_TOKEN").build(CPU)
+
+
+@pytest.mark.parametrize("token", ["1", "score", "version"])
+def test_a_short_token_leaves_the_answers_whole(
+    monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    images, examples = levels(2)
+    monkeypatch.setenv("REWARD_TOKEN", token)
+
+    def answer(request: Request) -> Reply:
+        said = request.headers["authorization"]
+        body = outcome([1.0, None], errors=[None, said])
+        return answers(request, body=body)
+
+    with scripted_server(answer) as (url, _):
+        reward = client(config(url, token_env="REWARD_TOKEN"))
+        scores = reward.score(images, examples)
+    assert scores[0] == 1
+    assert reward.take_errors() == ("1 of 2 images: Bearer ***",)
 
 
 def test_mistakes_show_before_the_run() -> None:

@@ -127,6 +127,18 @@ def test_scores_come_in_the_order_of_the_images(endpoint: Callable) -> None:
     assert reward.take_errors() == ()
 
 
+def test_what_is_not_finite_is_not_sent(endpoint: Callable) -> None:
+    url, requests = endpoint(by_number)
+    images, examples = batch(4)
+    images[2, 0, 0, 0], images[3] = torch.inf, torch.nan
+    reward = judge(url)
+    scores = reward.score(images, examples)
+    assert scores[:2].tolist() == [0, 1]
+    assert scores[2:].isnan().all()
+    assert reward.score(images[2:], examples[2:]).isnan().all()
+    assert len(requests) == 2
+
+
 def test_requests_run_beside_each_other_up_to_the_limit(endpoint: Callable) -> None:
     barrier = threading.Barrier(3)
     active, most, lock = [0], [0], threading.Lock()
@@ -553,6 +565,10 @@ def test_the_key_is_read_from_the_environment_and_shown_nowhere(
         reward.score(*batch(1))
     assert "wrong key ***" in reward.take_errors()[0]
     assert "sk-verysecret" not in caplog.text
+    url, _ = endpoint(lambda r: completion("your key is sk-verysecret"))
+    reward = judge(url, api_key_env="JUDGE_KEY")
+    reward.score(*batch(1))
+    assert "your key is ***" in reward.take_errors()[0]
     monkeypatch.setenv("JUDGE_KEY", "a\nb")
     with pytest.raises(ConfigError, match=r"api_key_env: .* printable ASCII"):
         judge(url, api_key_env="JUDGE_KEY")

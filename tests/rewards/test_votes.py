@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,6 +145,44 @@ def test_many_writers_do_not_disturb_each_other(tmp_path: Path) -> None:
         thread.join()
     assert len((tmp_path / VOTES).read_text("utf-8").splitlines()) == 160
     assert len(Ballots(tmp_path).votes()[group.id]) == 8
+
+
+def test_many_readers_count_a_vote_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`/groups` is answered on threads, which may all find that there are new votes."""
+    ballots = Ballots(tmp_path)
+    group = ballots.group("?", "a fox", [], list(pictures(2)), False, 1)
+    cast = [vote(group, 0, voter=str(voter)) for voter in range(2000)]
+    ballots.cast(cast[0])
+    together = threading.Barrier(6)
+    monkeypatch.setattr("customized_grpo.rewards.ballots.read_votes", lambda file: cast)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def read(_: int) -> int:
+        together.wait()
+        return len(ballots.votes()[group.id])
+
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            for _ in range(20):
+                ballots._read = None
+                assert list(pool.map(read, range(6))) == [2000] * 6
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_a_vote_that_finds_a_full_disk_leaves_the_others_readable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ballots, write = Ballots(tmp_path), os.write
+    group = ballots.group("?", "a fox", [], list(pictures(2)), False, 1)
+    ballots.cast(vote(group, 0))
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda file, content: write(file, content[:40]))
+        with pytest.raises(OSError, match="in part"):
+            ballots.cast(vote(group, 0, voter="bob"))
+    ballots.cast(vote(group, 0, voter="cy"))
+    assert [v.voter for v in ballots.votes()[group.id]] == ["ann", "cy"]
 
 
 def test_a_line_that_is_being_written_waits_and_a_wrong_one_is_named(tmp_path: Path) -> None:

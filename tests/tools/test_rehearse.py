@@ -131,6 +131,10 @@ def test_what_does_not_fit_says_what_to_lower_first_and_offers_no_resume(
     ("name", "device"),
     [
         ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 3090 Mobile", None),
+        ("NVIDIA RTX A6000 with Max-Q Design", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
         ("NVIDIA A100-SXM4-80GB", "a100-80gb"),
         ("NVIDIA A100 80GB PCIe", "a100-80gb"),
         ("NVIDIA H100 80GB HBM3", "h100"),

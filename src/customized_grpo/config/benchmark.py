@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat
 
 from customized_grpo.config.checks import groupwise_conflicts
-from customized_grpo.config.limits import Count, NumSteps, Seed
+from customized_grpo.config.limits import Count, FilePath, NumSteps, Seed
 from customized_grpo.config.names import ANCHORS
 from customized_grpo.config.plugs import GeneratorPlug, RewardPlug
 from customized_grpo.config.sections import FileName
@@ -22,7 +22,7 @@ class DreamBenchSet:
     type: Literal["dreambench"] = "dreambench"
     """The photos and prompts of DreamBooth (arXiv:2208.12242)."""
 
-    path: str
+    path: FilePath
     """The folder `dataset` of github.com/google/dreambooth."""
 
     reference: Literal["first", "all", "uno"] | dict[str, str] = "first"
@@ -49,10 +49,10 @@ class JsonlSet:
     type: Literal["jsonl"] = "jsonl"
     """See docs/evaluation.md for its keys."""
 
-    path: str
+    path: FilePath
     """The file; paths in it start from its folder."""
 
-    root: str | None = None
+    root: FilePath | None = None
     """Folder that the paths start from and must not leave; null = the folder of the file."""
 
 
@@ -86,7 +86,7 @@ class BenchmarkConfig:
     name: FileName
     """Folder of the evaluation under output_dir, and its name in tables."""
 
-    output_dir: str = "evaluations"
+    output_dir: FilePath = "evaluations"
     """Folder that holds the evaluations."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -98,7 +98,7 @@ class BenchmarkConfig:
     num_images: Count = 1
     """Pictures per prompt; two or more have a diversity."""
 
-    images: str | None = None
+    images: FilePath | None = None
     """Folder of pictures with a manifest.jsonl, from any model; null = the generator makes them."""
 
     generator: GeneratorPlug | None = None
@@ -114,7 +114,7 @@ class BenchmarkConfig:
     metrics: Annotated[tuple[RewardPlug, ...], Field(min_length=1)]
     """The models that measure, as a run's evaluators; joint rates take each objective's first."""
 
-    baseline: str | None = None
+    baseline: FilePath | None = None
     """Folder of a finished evaluation of the same benchmark by the same metrics, to compare with
     picture by picture; null = none."""
 
@@ -124,7 +124,7 @@ class BenchmarkConfig:
     batch_size: Count = 32
     """Images measured together, and so lost by an interruption."""
 
-    cache: str | None = None
+    cache: FilePath | None = None
     """Folder of features by content, to share between evaluations; null = one of its own."""
 
 

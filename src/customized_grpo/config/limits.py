@@ -1,5 +1,6 @@
 """Kinds of fields that sections and plugs share, and how large their values may be."""
 
+import os
 import re
 from typing import Annotated
 
@@ -42,3 +43,6 @@ def _check_variable(name: str) -> str:
 
 
 VariableName = Annotated[str, AfterValidator(_check_variable)]
+
+FilePath = Annotated[str, AfterValidator(os.path.expanduser)]
+"""File or folder, `~` being the home folder, as in a shell: in a file no shell has read it."""

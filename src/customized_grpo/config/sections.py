@@ -14,6 +14,7 @@ from customized_grpo.config.faults import FaultConfig
 from customized_grpo.config.limits import (
     Count,
     EveryUpdates,
+    FilePath,
     GroupSize,
     Minutes,
     NumSteps,
@@ -290,7 +291,7 @@ class CacheConfig:
     num_examples: Annotated[int, Field(ge=1, le=10**9)] = 1024
     """Kept in memory (FLUX.1: about 6 MB each); the least recently used go first."""
 
-    folder: str | None = None
+    folder: FilePath | None = None
     """Keep them on disk too, for later runs; null = not."""
 
 
@@ -346,7 +347,7 @@ class RunConfig:
     """Seed of everything random; the same seed gives the same run on the same CPU, and with
     `deterministic` on the same GPU."""
 
-    output_dir: str = "runs"
+    output_dir: FilePath = "runs"
     """Folder that holds the run folders."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"

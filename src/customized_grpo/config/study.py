@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from customized_grpo.config.decoding import show
-from customized_grpo.config.limits import Count
+from customized_grpo.config.limits import Count, FilePath
 from customized_grpo.config.names import TAKEN
 from customized_grpo.config.sections import FileName, RunConfig
 
@@ -39,10 +39,10 @@ class StudyConfig:
     name: FileName
     """Folder of the study under output_dir."""
 
-    config: str
+    config: FilePath
     """Config of the runs, relative to the study's file."""
 
-    output_dir: str = "runs"
+    output_dir: FilePath = "runs"
     """Folder that holds the study's folder."""
 
     overrides: dict[str, Any] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from customized_grpo.config import DataConfig
-from customized_grpo.config.limits import Count
+from customized_grpo.config.limits import Count, FilePath
 from customized_grpo.data.folder import check_names
 from customized_grpo.data.listed import ListedSource
 from customized_grpo.data.photos import Subject, photos_of, remarks_on, split_photos
@@ -47,7 +47,7 @@ class DreamBenchConfig(DataConfig):
     """The folder `dataset` of DreamBench: 30 subjects, 25 prompts for each."""
 
     type: Literal["dreambench"] = "dreambench"  # pyright: ignore
-    path: str
+    path: FilePath
     """The folder that holds `prompts_and_classes.txt` and a folder per subject."""
     held_out: tuple[str, ...] = HELD_OUT
     """Names of the subjects to evaluate on; the others are trained on."""

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from customized_grpo.config import DataConfig
-from customized_grpo.config.limits import Count
+from customized_grpo.config.limits import Count, FilePath
 from customized_grpo.data.listed import ListedSource
 from customized_grpo.data.photos import (
     SHARE,
@@ -44,9 +44,9 @@ class FolderConfig(DataConfig):
     """
 
     type: Literal["folder"] = "folder"  # pyright: ignore[reportIncompatibleVariableOverride]
-    path: str
+    path: FilePath
     """The folder."""
-    templates: tuple[str, ...] | str | None = None
+    templates: tuple[str, ...] | FilePath | None = None
     """Prompts with {subject} in them, besides captions: a list, or a text file with one a line.
     null = built-in ones for subjects of whom fewer than 5 captions can be used."""
     captions: tuple[CaptionEnding, ...] = (".txt", ".caption")
@@ -54,7 +54,7 @@ class FolderConfig(DataConfig):
     triggers: dict[str, str] = field(default_factory=dict)
     """Name of a subject -> the made-up word in its captions that becomes what the subject is
     called, as `[trigger]` does."""
-    mask_path: str | None = None
+    mask_path: FilePath | None = None
     """A folder with a mask for each photo, of the same name up to its ending; of several subjects
     in sub-folders of the same names."""
     alpha_mask: bool = False

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from customized_grpo.config import DataConfig, Host
-from customized_grpo.data.hub import load_rows, stored_pictures
+from customized_grpo.config.limits import FilePath
+from customized_grpo.data.hub import as_texts, load_rows, stored_pictures
 from customized_grpo.data.jsonl import count_pictures
 from customized_grpo.data.listed import Entry, ListedSource
 from customized_grpo.data.rows import named_subjects
@@ -29,7 +30,7 @@ class HfConfig(DataConfig):
     """
 
     type: Literal["hf"] = "hf"  # pyright: ignore[reportIncompatibleVariableOverride]
-    path: str
+    path: FilePath
     """Hub id, or a folder with parquet files, or pictures and their metadata."""
     subset: str | None = None
     """Of a dataset that has several."""
@@ -68,6 +69,10 @@ class HfConfig(DataConfig):
             split=self.split,
             streaming=self.streaming,
         )
+        for column in dict.fromkeys([self.caption, *self.reference_subjects]):
+            rows = as_texts(rows, self.path, column)
+        if self.subject:
+            rows = as_texts(rows, self.path, self.subject, lists=False)
         if self.streaming:
             return StreamedSource(rows, self.entries, self.subject_of, self.held_out, seed)
         found, left = self._read(rows)
@@ -112,7 +117,7 @@ class HfConfig(DataConfig):
                 f"{where}: {', '.join(self.masks)}: must match the references in number and size, "
                 f"got {sizes[1]} for {sizes[0]} (height, width); leave masks out or redraw them"
             )
-        each = [words for name in self.reference_subjects for words in _texts(row[name])]
+        each = [words for name in self.reference_subjects for words in _texts(row[name]) if words]
         subject = (row[self.subject] or "").strip() if self.subject else ""
         subject, subjects = named_subjects(where, subject, each, references)
         return [

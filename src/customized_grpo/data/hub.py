@@ -66,6 +66,39 @@ def load_rows(
     return rows
 
 
+def as_texts(rows: Any, path: str, column: str, *, lists: bool = True) -> Any:
+    """The rows with a column of texts, or maybe lists of them; class labels become their names.
+
+    Raises:
+        DataError: if the column holds something else.
+    """
+    import datasets
+
+    known = rows.features
+    feature = known[column]
+    is_list = lists and isinstance(feature, (datasets.List, datasets.LargeList))
+    kind = feature.feature if is_list else feature
+    if isinstance(kind, datasets.ClassLabel):
+
+        def named(value: Any) -> Any:
+            if isinstance(value, list):
+                return [named(item) for item in value]
+            return None if value is None or value < 0 else kind.int2str(value)
+
+        if not isinstance(rows, datasets.IterableDataset):  # whose pictures `map` would copy
+            return rows.remove_columns(column).add_column(column, list(map(named, rows[column])))
+        text = datasets.Value("string")
+        features = {**known, column: datasets.List(text) if is_list else text}
+        read = datasets.Features(features)
+        return rows.map(lambda row: {column: named(row[column])}, features=read)
+    if isinstance(kind, datasets.Value) and kind.dtype in ("string", "large_string", "null"):
+        return rows
+    raise DataError(
+        f"{path}: {column}: must hold texts{' or lists of them' * lists}, got {feature}; name "
+        "another column, or store it as text"
+    )
+
+
 def _check_texts(folder: Path) -> None:
     """Raises a DataError if captions beside pictures are not UTF-8: the library names no line."""
     for file in sorted(folder.rglob("metadata.*")) if folder.is_dir() else ():

@@ -20,7 +20,7 @@ from typing import IO, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from customized_grpo.assets import one_line
@@ -35,6 +35,15 @@ File = tuple[Path, Mode]
 _SAME = 8 / 255  # difference of a channel that an encoder may leave between equal pixels
 _ROTATED = (5, 6, 7, 8)  # values of the EXIF orientation that swap height and width
 _ORIENTATION = 0x0112
+_TURNS = {  # its values
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # Not all that Pillow reads: for some formats (EPS) it would start a program on the file.
 _HEIC = re.compile(rb"hei[cxms]|hev[cxms]|mif1|msf1")  # brands of the container
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
@@ -108,11 +117,11 @@ class CutOut:
         """
         path = str(self.picture.path)
         with opened(self.picture.path, path) as image:
-            if image.mode in ("1", "L") or bits_of_16(image, path):
+            grey = image.mode in ("1", "L") or bits_of_16(image, path)
+            if not grey and (alpha := alpha_of(image, path)):
+                return to_tensor(alpha)
+            if grey or image.mode == "LA":
                 return to_tensor(upright(image, "L", path))
-            if image.has_transparency_data:
-                with _decoding(path):
-                    return to_tensor(ImageOps.exif_transpose(image.convert("RGBA")).getchannel("A"))
             shown = to_tensor(upright(image, "RGB", path))
         return ((shown - self.whole.load()).abs().amax(0, keepdim=True) < _SAME).float()
 
@@ -228,7 +237,7 @@ def upright(image: Image.Image, mode: Mode, where: str) -> Image.Image:
     """
     background = "white" if mode == "RGB" else "black"
     with _decoding(where):
-        image = ImageOps.exif_transpose(image)
+        image = _turned(image)
         if bits_of_16(image, where):
             shades = np.asarray(image).astype(np.float32) / 257
             image = Image.fromarray(shades.round().astype(np.uint8))
@@ -236,6 +245,27 @@ def upright(image: Image.Image, mode: Mode, where: str) -> Image.Image:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
         return image.convert(mode)
+
+
+def alpha_of(image: Image.Image, where: str) -> Image.Image | None:
+    """How opaque a picture is, upright and in 8 bits; None: everywhere, whatever channels it has.
+
+    Raises:
+        DataError: if it cannot be decoded.
+    """
+    if not image.has_transparency_data:
+        return None
+    with _decoding(where):
+        alpha = _turned(image).convert("RGBA").getchannel("A")
+    return alpha if alpha.getextrema() != (255, 255) else None
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """As its EXIF data say. Pillow's exif_transpose also writes them anew, which fails where one
+    is not of the type that it should have."""
+    image.load()  # by which Pillow turns a TIFF itself
+    turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    return image if turn is None else image.transpose(turn)
 
 
 def _decoding(where: str) -> AbstractContextManager[None]:

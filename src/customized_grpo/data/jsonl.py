@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from customized_grpo.config import DataConfig
+from customized_grpo.config.limits import FilePath
 from customized_grpo.data.listed import Entry, ListedSource, Splits
 from customized_grpo.data.rows import Row, read_rows
 from customized_grpo.data.texts import (
@@ -31,13 +32,13 @@ class JsonlConfig(DataConfig):
     """
 
     type: Literal["jsonl"] = "jsonl"  # pyright: ignore[reportIncompatibleVariableOverride]
-    path: str
+    path: FilePath
     """Training examples."""
-    held_out: str
+    held_out: FilePath
     """Examples for evaluation, of other subjects or prompts."""
-    validation: str | None = None
+    validation: FilePath | None = None
     """Examples for choosing a recipe (`cgrpo evaluate --split validation`)."""
-    root: str | None = None
+    root: FilePath | None = None
     """Folder that the pictures' paths start from and must not leave; null = the folder of the JSONL
     file."""
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from math import gcd
 from pathlib import Path
 
 from customized_grpo.config.decoding import is_clean
-from customized_grpo.data.images import HEIC_SUFFIXES, opened, suffixes
+from customized_grpo.data.images import HEIC_SUFFIXES, alpha_of, opened, suffixes
 from customized_grpo.data.listed import Splits
 from customized_grpo.data.rows import Row, read_rows
 from customized_grpo.data.sidecars import MASK, SUBJECT, Sidecars, is_sidecar
@@ -295,16 +296,23 @@ def _masks(subjects: Sequence[Subject]) -> dict[Path, Path]:
 
 
 def _check_alpha(photos: Sequence[Path], masks: Collection[Path]) -> None:
-    """Raises a DataError if a photo has no alpha channel, or a mask besides."""
+    """Raises a DataError if a photo has no alpha channel that says anything, or a mask besides."""
     for photo in photos:
         if photo in masks:
             raise DataError(
                 f"{photo}: must have one mask, got a file and, by alpha_mask, its alpha channel; "
                 "remove the file or set alpha_mask: false"
             )
-        with opened(photo, str(photo)) as image:
-            if not image.has_transparency_data:
-                raise DataError(
-                    f"{photo}: must have an alpha channel for alpha_mask, got mode {image.mode}; "
-                    "save it as a PNG with one, or set alpha_mask: false"
-                )
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(_check_transparency, photos))
+
+
+def _check_transparency(photo: Path) -> None:
+    with opened(photo, str(photo)) as image:
+        if alpha_of(image, str(photo)) is None:
+            opaque = ", opaque everywhere" if image.has_transparency_data else ""
+            raise DataError(
+                f"{photo}: must have an alpha channel for alpha_mask, transparent where the "
+                f"subject is not, got mode {image.mode}{opaque}; save it as a PNG with one, or set "
+                "alpha_mask: false"
+            )

@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from customized_grpo.config import DataConfig, Host
+from customized_grpo.config.limits import FilePath
 from customized_grpo.data.hub import load_rows
 from customized_grpo.data.images import kept_size, opened, to_tensor, upright
 from customized_grpo.data.listed import Entry, ListedSource
@@ -35,7 +36,7 @@ class Subjects200KConfig(DataConfig):
     """Reference = the left picture of a pair, prompt = the description of the right one."""
 
     type: Literal["subjects200k"] = "subjects200k"  # pyright: ignore
-    path: str = "Yuanshi/Subjects200K"
+    path: FilePath = "Yuanshi/Subjects200K"
     """Hub id, or a folder with its parquet files."""
     collection: str | None = None
     """`collection_1`, `collection_2` or `collection_3`; null = all there are."""

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from customized_grpo.config import DataConfig
-from customized_grpo.config.limits import Count
+from customized_grpo.config.limits import Count, FilePath
 from customized_grpo.data.jsonl import count_pictures
 from customized_grpo.data.listed import ListedSource
 from customized_grpo.data.rows import Row, read_rows
@@ -42,9 +42,9 @@ class SynCDConfig(DataConfig):
     """SynCD's metadata: sets of pictures, or the pairs of Customized-GRPO."""
 
     type: Literal["syncd"] = "syncd"  # pyright: ignore[reportIncompatibleVariableOverride]
-    path: str
+    path: FilePath
     """A metadata file, or a folder with `*metadata.json` or `*metadata_with_scores.json`."""
-    root: str | None = None
+    root: FilePath | None = None
     """Folder that the pictures' paths start from; null = the folder of the metadata."""
     num_references: Count = 1
     """References per example, other pictures of the set; pairs have one."""

@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Annotated, Any
 
 import numpy as np
@@ -67,9 +68,10 @@ class Ballots:
     """See the module; the folder is made when something is first written."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder = folder.expanduser()
         self._read: tuple[int, int] | None = None  # size and time of the votes that were read
         self._votes: dict[str, list[Vote]] = {}
+        self._lock = Lock()
 
     def group(
         self,
@@ -147,13 +149,14 @@ class Ballots:
             status = file.stat()
         except FileNotFoundError:
             return {}
-        if (now := (status.st_size, status.st_mtime_ns)) != self._read:
-            last = {(vote.group, vote.voter): vote for vote in read_votes(file)}
-            self._votes = {}
-            for vote in last.values():
-                self._votes.setdefault(vote.group, []).append(vote)
-            self._read = now
-        return self._votes
+        with self._lock:  # pages are served on threads
+            if (now := (status.st_size, status.st_mtime_ns)) != self._read:
+                last = {(vote.group, vote.voter): vote for vote in read_votes(file)}
+                votes: dict[str, list[Vote]] = {}
+                for vote in last.values():
+                    votes.setdefault(vote.group, []).append(vote)
+                self._votes, self._read = votes, now
+            return self._votes
 
 
 def read_asked(file: Path) -> tuple[Group, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +81,8 @@ class RewardMetrics(Protocol):
 
 @runtime_checkable
 class Budgeted(RewardMetrics, Protocol):
-    """A reward whose totals count against a limit: a run that is resumed goes on counting."""
+    """A reward whose totals are the run's, maybe up to a limit: one that is resumed goes on
+    counting."""
 
     def restore(self, totals: dict[str, float]) -> None:
         """Takes over what ``metrics`` gave before the break."""
@@ -281,6 +282,19 @@ def _column(scores: Tensor, images: Tensor) -> Tensor:
             f"must return one score per image, shape ({len(images)},), got {tuple(scores.shape)}"
         )
     return scores.to(images.device, torch.float32)
+
+
+def score_finite(
+    score: Callable[[Tensor, Sequence[Example]], Tensor],
+    images: Tensor,
+    examples: Sequence[Example],
+) -> Tensor:
+    """What ``score`` gives to the images that are finite; NaN for the others."""
+    rows = images.flatten(1).isfinite().all(1).nonzero()[:, 0]
+    column = torch.full((len(images),), torch.nan, device=images.device)
+    if len(rows):
+        column[rows] = score(images[rows], [examples[i] for i in rows.tolist()])
+    return column
 
 
 def distinct(examples: Sequence[Example]) -> tuple[list[Example], Tensor]:

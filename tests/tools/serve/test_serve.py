@@ -168,6 +168,21 @@ def test_a_request_that_breaks_the_reward_does_not_spoil_those_it_waited_with(
     assert reward.batches[1] == 2
 
 
+def test_a_device_without_room_for_the_pictures_costs_that_request_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reward, cat = Brightness(), torch.cat
+
+    def once(*args: object) -> torch.Tensor:
+        monkeypatch.setattr(torch, "cat", cat)
+        raise torch.OutOfMemoryError("no room")
+
+    with reward_server({"grey": reward}) as url:
+        monkeypatch.setattr(torch, "cat", once)
+        assert ask(url, grey(0.5)).status_code == 500
+        assert ask(url, grey(0.75)).json()["scores"] == [0.75]
+
+
 def test_a_full_queue_answers_503_with_a_time() -> None:
     gate = Gate()
     reward = Brightness(gate)

@@ -122,7 +122,7 @@ class Endpoint:
         try:
             return json.loads(body)
         except ValueError as error:
-            kind = self._without_secret(reply_headers.get("content-type", "no content type"))
+            kind = self.hide(reply_headers.get("content-type", "no content type"))
             raise TemporaryFailure(f"the answer is not JSON ({kind})") from error
 
     def _exchange(
@@ -140,17 +140,19 @@ class Endpoint:
                     raise TemporaryFailure(f"the answer is longer than {self.max_bytes} bytes")
                 if time.monotonic() > deadline:
                     raise TemporaryFailure(f"no complete answer within {self.timeout:g} s")
-            text = self._without_secret(body.decode("latin-1"))
-            return response.status_code, response.headers, text.encode("latin-1")
+            return response.status_code, response.headers, bytes(body)
 
-    def _without_secret(self, text: str) -> str:
-        """What a server says goes into logs, and it may repeat what it was sent."""
+    def hide(self, text: str) -> str:
+        """For whatever a server says that goes into a message: it may repeat what it was sent.
+
+        Not for the answer itself: in `{"score": 1}` stands the token `1`.
+        """
         return text if self.secret is None else text.replace(self.secret, "***")
 
     def _failure(
         self, status: int, headers: Mapping[str, str], body: bytes
     ) -> TemporaryFailure | PermanentFailure:
-        text = f"HTTP {status}: {_server_text(body)}"
+        text = f"HTTP {status}: {_server_text(body, self.hide)}"
         if status in _RETRIED or status >= 500:
             return TemporaryFailure(text, retry_after(headers.get("retry-after")))
         return PermanentFailure(text, status)
@@ -211,7 +213,7 @@ def _proxy_for(client: httpx2.Client, url: str) -> str | None:
     return next((n for name in names for n in (name, name.upper()) if read_variable(n)), None)
 
 
-def _server_text(body: bytes) -> str:
+def _server_text(body: bytes, hide: Callable[[str], str]) -> str:
     """One short line of an error answer: FastAPI's `detail`, OpenAI's `error.message`, or all."""
     text = body.decode("utf-8", errors="replace")
     try:
@@ -222,7 +224,7 @@ def _server_text(body: bytes) -> str:
         error = found.get("error")
         inner = error.get("message") if isinstance(error, dict) else error
         text = str(found.get("detail") or inner or text)
-    return " ".join(text.split())[:_TEXT_LIMIT] or "no text"
+    return " ".join(hide(text).split())[:_TEXT_LIMIT] or "no text"
 
 
 def retry_after(value: str | None) -> float | None:

@@ -54,8 +54,9 @@ class JudgeClient:
 
         try:
             return self._backoff.run(attempt)
-        except (TemporaryFailure, PermanentFailure):
+        except (TemporaryFailure, PermanentFailure) as failure:
             self.ledger.count("failures")
+            failure.args = (self._endpoint.hide(str(failure)),)  # it may cite the answer
             raise
 
     def _ask(self, body: dict[str, Any], is_retry: bool) -> Any:

@@ -20,6 +20,7 @@ from customized_grpo.config import Checkpoint, Host, RewardConfig, find_checkpoi
 from customized_grpo.config.limits import Concurrency, Count, Retries, Seconds, VariableName
 from customized_grpo.errors import ConfigError, RewardError
 from customized_grpo.registry import nearest, one_of
+from customized_grpo.rewards.base import score_finite
 from customized_grpo.rewards.endpoints.http_client import (
     Backoff,
     Endpoint,
@@ -148,12 +149,13 @@ class RemoteReward:
         except (KeyError, TypeError) as error:
             raise ConfigError(f"urls: {replica.url} is no reward server; correct it") from error
         if version != VERSION:
+            got = self._endpoint.hide(repr(version))
             raise ConfigError(
                 f"urls: {replica.url} must speak version {VERSION} of the protocol, got "
-                f"{version!r}; install the same customized-grpo on both sides"
+                f"{got}; install the same customized-grpo on both sides"
             )
         if self._config.reward not in served:
-            fix = nearest(self._config.reward, served) or one_of(served)
+            fix = self._endpoint.hide(nearest(self._config.reward, served) or one_of(served))
             raise ConfigError(
                 f"reward must be one that {replica.url} serves, got {self._config.reward!r}; {fix}"
             )
@@ -165,11 +167,15 @@ class RemoteReward:
         return None
 
     def score(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
-        """See the Protocol; images that no replica could score are NaN.
+        """See the Protocol; NaN for images that no replica could score, or that are not finite: a
+        server refuses the whole request of one.
 
         Raises:
             RewardError: if no request for any of them got through.
         """
+        return score_finite(self._score, images, examples)
+
+    def _score(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
         with ThreadPoolExecutor(self._config.concurrency * len(self._replicas)) as pool:
             list(pool.map(self._probe, self._replicas))
             healthy = sum(not replica.failures for replica in self._replicas) or 1
@@ -178,7 +184,8 @@ class RemoteReward:
             parts = list(pool.map(lambda part: self._part(images, examples, part), rows))
         scores = [math.nan if v is None else v for part, _ in parts for v in part.scores]
         self._add(failed_images=sum(not math.isfinite(value) for value in scores))
-        texts = Counter(text for part, _ in parts for text in part.errors if text)
+        said = (text for part, _ in parts for text in part.errors if text)
+        texts = Counter(map(self._endpoint.hide, said))
         if not any(arrived for _, arrived in parts):
             raise RewardError(
                 f"urls: none of {', '.join(self._config.urls)} scored any of the {len(images)} "
@@ -193,6 +200,16 @@ class RemoteReward:
         healthy = sum(not replica.failures for replica in self._replicas)
         retries = float(self._counts["requests"] - self._counts["parts"])
         return {**counts, "retries": retries, "healthy_replicas": float(healthy)}
+
+    def restore(self, totals: dict[str, float]) -> None:
+        """See Budgeted."""
+        requests, retries, failed = (
+            int(totals.get(name, 0)) for name in ("requests", "retries", "failed_images")
+        )
+        with self._lock:
+            self._counts = Counter(
+                requests=requests, parts=requests - retries, failed_images=failed
+            )
 
     def take_errors(self) -> tuple[str, ...]:
         """See PartialFailures."""

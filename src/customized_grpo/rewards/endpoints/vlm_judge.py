@@ -22,11 +22,19 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from customized_grpo.config import Checkpoint, Host, RewardConfig, find_checkpoints, revisions
-from customized_grpo.config.limits import Concurrency, Count, Retries, Seconds, Side, VariableName
+from customized_grpo.config.limits import (
+    Concurrency,
+    Count,
+    FilePath,
+    Retries,
+    Seconds,
+    Side,
+    VariableName,
+)
 from customized_grpo.errors import ConfigError, RewardError
 from customized_grpo.pictures import to_pil
 from customized_grpo.registry import nearest, one_of
-from customized_grpo.rewards.base import distinct
+from customized_grpo.rewards.base import distinct, score_finite
 from customized_grpo.rewards.endpoints.answer_cache import AnswerCache, content_key
 from customized_grpo.rewards.endpoints.answers import (
     BadAnswer,
@@ -70,7 +78,7 @@ class VlmJudgeConfig(RewardConfig):
     """The endpoint up to its version, such as 'http://localhost:8000/v1'."""
     model: str
     """Name of the model at the endpoint."""
-    criterion: str
+    criterion: FilePath
     """identity = the same subject as in the references; prompt = everything that is asked for;
     another rubric by its name, or a YAML file with one of your own."""
     aspects: tuple[str, ...] | None = None
@@ -94,7 +102,7 @@ class VlmJudgeConfig(RewardConfig):
     """Seconds for one request."""
     retries: Retries = 4
     """Further tries of a request that failed or whose answer cannot be read."""
-    cache: str | None = None
+    cache: FilePath | None = None
     """Sqlite file that keeps the scores by content, for this run and others; null = none."""
     max_requests: PositiveInt | None = None
     """Requests of the run, retries included; after that images are unscorable. null = no cap."""
@@ -150,8 +158,9 @@ class VlmJudgeConfig(RewardConfig):
             RewardError: if it does not answer.
         """
         url = self.base_url.rstrip("/")
+        endpoint = self._endpoint()
         try:
-            answer = self._endpoint().send("GET", f"{url}/models")
+            answer = endpoint.send("GET", f"{url}/models")
             names = [str(model["id"]) for model in answer["data"]]
         except TemporaryFailure as failure:
             fix = "start the endpoint, or correct it"
@@ -165,7 +174,7 @@ class VlmJudgeConfig(RewardConfig):
             return
         if self.model not in names:
             fix = nearest(self.model, names) or (one_of(names) if names else "correct it")
-            logger.warning("model: %s does not list %r; %s", url, self.model, fix)
+            logger.warning("model: %s does not list %r; %s", url, self.model, endpoint.hide(fix))
 
     def build(self, device: torch.device) -> VlmJudge | VlmRanker:
         """Opens the cache and reads the key; the endpoint is not asked before the first image."""
@@ -256,7 +265,11 @@ class VlmJudge(_Accounts):
             self._how["checkpoints"] = found
 
     def score(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
-        """See the Protocol; NaN where an image could not be judged."""
+        """See the Protocol; NaN where an image could not be judged, or is not finite: it would be
+        sent as a black one."""
+        return score_finite(self._score, images, examples)
+
+    def _score(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
         unique, place = distinct(examples)
         questions = self._rubric.questions
         with ThreadPoolExecutor(min(self._config.concurrency, len(images))) as pool:

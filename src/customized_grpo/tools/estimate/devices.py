@@ -36,6 +36,7 @@ class Device:
 
 
 CPU = "cpu"
+_LESSER = ("laptop", "mobile", "maxq", "mig")  # slower than the card of that name, or a part of it
 
 # TFLOP/s without sparsity; GB by name, GiB that CUDA reports (its messages when memory runs out, in
 # public issues); GB/s. NVIDIA's datasheets of the cards, and its whitepapers of GA102
@@ -113,6 +114,8 @@ def device_called(name: str) -> Device | None:
     """The one of the table that CUDA calls so, such as NVIDIA A100-SXM4-80GB; None: no such."""
     words = re.findall(r"[a-z0-9]+", name.lower())
     known = {*words, *map("".join, pairwise(words))}  # RTX 4090
+    if not known.isdisjoint(_LESSER):
+        return None
     for key, device in DEVICES.items():
         if known.issuperset(key.split("-")):
             return device

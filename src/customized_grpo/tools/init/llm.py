@@ -63,8 +63,9 @@ class Writer:
                 needed = {kind: len(range(n, count, len(KINDS))) for n, kind in enumerate(KINDS)}
                 found = [p for kind, number in needed.items() for p in author.prompts(kind, number)]
             except (TemporaryFailure, PermanentFailure) as failure:
+                said = endpoint.hide(str(failure))
                 raise DataError(
-                    f"--llm: {self.model} at {self.url}: {failure}; try again, or leave --llm out: "
+                    f"--llm: {self.model} at {self.url}: {said}; try again, or leave --llm out: "
                     "the built-in prompts need no server"
                 ) from failure
         return split_prompts(found, f"--llm: {self.model}")

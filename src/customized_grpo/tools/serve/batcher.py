@@ -120,9 +120,9 @@ class Batcher:
         return batch
 
     def _score_jobs(self, batch: Sequence[_Job]) -> list[list[Scored] | Exception]:
-        images = torch.cat([job.images for job in batch]).to(self._device)
         examples = [example for job in batch for example in job.examples]
-        try:
+        try:  # the device may have no room left for the pictures either
+            images = torch.cat([job.images for job in batch]).to(self._device)
             scored = iter(score_images(self._reward, images, examples))
         except Exception as error:
             if len(batch) > 1:  # one request must not spoil the others
