@@ -68,7 +68,7 @@ class Ballots:
     """See the module; the folder is made when something is first written."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder.expanduser()
+        self.folder = folder
         self._read: tuple[int, int] | None = None  # size and time of the votes that were read
         self._votes: dict[str, list[Vote]] = {}
         self._lock = Lock()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.config import Checkpoint, RewardConfig
-from customized_grpo.config.limits import Count, Seconds
+from customized_grpo.config.limits import Count, FilePath, Seconds
 from customized_grpo.errors import RewardError
 from customized_grpo.rewards.ballots import Ballots, Group, Vote, best_worst_scores, is_answered
 from customized_grpo.types import Example
@@ -41,7 +41,7 @@ class VotesConfig(RewardConfig):
     """People who have to vote on each group."""
     patience: Seconds = 86_400.0
     """Seconds that a rollout waits; then what has too few votes counts as not scored."""
-    folder: str | None = None
+    folder: FilePath | None = None
     """Folder of pictures and votes, of this run alone; null = `votes` in the run's folder."""
 
     @property

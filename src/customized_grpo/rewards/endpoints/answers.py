@@ -37,7 +37,7 @@ def text_of(content: Any) -> str:
         parts = [part.get("text") for part in content if isinstance(part, Mapping)]
         content = "".join(part for part in parts if isinstance(part, str))
     if not isinstance(content, str) or not content.strip():
-        raise BadAnswer(f"the answer has no text (content: {json.dumps(content)[:80]})")
+        raise BadAnswer(f"the answer has no text (content: {_escaped(content)})")
     return content
 
 
@@ -54,7 +54,7 @@ def points(content: Any) -> float:
     found = [value["score"] for value in json_objects(text) if "score" in value]
     found = found or [match[1] for match in _SAID.finditer(text)]
     if not found:
-        raise BadAnswer(f"the answer has no JSON object with a score: {_short(text)}")
+        raise BadAnswer(f"the answer has no JSON object with a score: {_escaped(text)}")
     score = found[-1]
     try:
         said = _POINTS.fullmatch(score.strip()) if isinstance(score, str) else None
@@ -63,7 +63,7 @@ def points(content: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not 0 <= value <= MAX_POINTS:
-        raise BadAnswer(f"the score must be a number from 0 to {MAX_POINTS}, got {_short(score)}")
+        raise BadAnswer(f"the score must be a number from 0 to {MAX_POINTS}, got {_escaped(score)}")
     return value
 
 
@@ -81,7 +81,7 @@ def rating(question: Question, content: Any) -> dict[str, float]:
         if len(found) != len(question.aspects):
             raise BadAnswer(
                 f"the score must be a list of {len(question.aspects)} numbers, one for each of "
-                f"{', '.join(question.aspects)}: {_short(text)}"
+                f"{', '.join(question.aspects)}: {_escaped(text)}"
             )
         scores = dict(zip(question.aspects, found, strict=True))
     else:
@@ -94,7 +94,7 @@ def rating(question: Question, content: Any) -> dict[str, float]:
         if not least <= score <= most:
             raise BadAnswer(f"{aspect} must be from {least:g} to {most:g}, got {score:g}")
     if not scores:
-        raise BadAnswer(f"no aspect applies: {_short(text)}")
+        raise BadAnswer(f"no aspect applies: {_escaped(text)}")
     return scores
 
 
@@ -111,7 +111,7 @@ def _under_heading(aspect: str, aspects: Sequence[str], text: str) -> float | No
     own = [part for name, part in zip(names, parts[2::2], strict=True) if name == aspect]
     said = [match[1] for part in own if (match := score.search(part))]
     if not said:
-        raise BadAnswer(f"the answer has no score of {aspect.replace('_', ' ')}: {_short(text)}")
+        raise BadAnswer(f"the answer has no score of {aspect.replace('_', ' ')}: {_escaped(text)}")
     return None if said[-1][0] in "nN" else float(said[-1])
 
 
@@ -126,7 +126,7 @@ def ranking(content: Any, count: int) -> list[float]:
     places = _numbers(text, "ranking")
     if sorted(places) != list(range(1, count + 1)):
         raise BadAnswer(
-            f"the ranking must name each picture from 1 to {count} once: {_short(text)}"
+            f"the ranking must name each picture from 1 to {count} once: {_escaped(text)}"
         )
     return [1 - places.index(number) / (count - 1) for number in range(1, count + 1)]
 
@@ -197,7 +197,6 @@ def _digit_token(tokens: Any) -> tuple[Any, int]:
     raise AssertionError("the match lies in the tokens")
 
 
-def _short(value: Any) -> str:
+def _escaped(value: Any) -> str:
     """As it is: what cannot be seen, such as a line break, is escaped."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 160 else f"{text[:157]}..."
+    return json.dumps(value, ensure_ascii=False, default=str)

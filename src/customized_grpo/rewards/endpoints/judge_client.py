@@ -18,6 +18,8 @@ from customized_grpo.rewards.endpoints.http_client import (
 
 T = TypeVar("T")
 
+_LONGEST = 320  # of a message
+
 
 class JudgeClient:
     """An OpenAI-compatible chat-completions endpoint; for many threads."""
@@ -56,7 +58,8 @@ class JudgeClient:
             return self._backoff.run(attempt)
         except (TemporaryFailure, PermanentFailure) as failure:
             self.ledger.count("failures")
-            failure.args = (self._endpoint.hide(str(failure)),)  # it may cite the answer
+            text = self._endpoint.hide(str(failure))  # all that it cites of the answer, then cut
+            failure.args = (text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}...",)
             raise
 
     def _ask(self, body: dict[str, Any], is_retry: bool) -> Any:
