@@ -652,7 +652,7 @@ ALLOWED = {
     "rewards.efficientnet_lite:_load": "a part of a package",
     "data.images:_kind": "bytes of pictures",
     "data.hub:_bytes": "bytes of pictures",
-    "tools.doctor.machine": "the machine's own files",
+    "devices:group_numbers": "the machine's own files",
     "tools.playground.page": "a part of the package",
     "config.text_limits:unknown_words": "a part of the package",
     "cli.main": "output",

@@ -59,7 +59,7 @@ def test_this_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_cpu_is_this_one_with_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "matmul_peak", lambda dtype, *_: float(dtype.itemsize))
-    monkeypatch.setattr(machines, "_group_numbers", lambda name: [8 * 10**9])
+    monkeypatch.setattr(machines, "group_numbers", lambda name: [8 * 10**9])
     cpu = this_cpu()
     assert (cpu.bf16, cpu.float32) == (2, 4)
     assert cpu.memory <= 8e9
