@@ -163,7 +163,6 @@ def _check_even(config: RunConfig, ranks: Ranks) -> None:
         ConfigError: if the groups of an update, or those prompts, do not divide by the processes,
             or an update has fewer samples than there are processes.
     """
-    ranks.split(inner_rows(config))
     prompts, size = config.rollout.prompts_per_rollout, ranks.world_size
     parts, unit, factors = config.train.inner_updates, size, f"processes ({size})"
     if config.train.split == "groups":  # else every update has a part of every group
@@ -183,6 +182,7 @@ def _check_even(config: RunConfig, ranks: Ranks) -> None:
             f"rollout.prompts_per_rollout: must be a multiple of {factors} with {reasons[0]}, got "
             f"{prompts}; {' or '.join(map(str, fits))} would do"
         )
+    ranks.split(inner_rows(config))
 
 
 def _check_length(config: RunConfig, done: int) -> None:
