@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ from customized_grpo.training import loop, samples
 from customized_grpo.training.loop import Loop
 from customized_grpo.training.loss import policy_batch
 from customized_grpo.training.session import Session
-from customized_grpo.training.train import _check_even, _check_length, train
+from customized_grpo.training.train import _check_length, train
 from customized_grpo.types import RewardScores
 
 
@@ -393,9 +394,12 @@ def test_what_a_run_lacks_is_said_before_its_folder_is_made(
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(ConfigError, match=r"bitsandbytes"):
         train(config)
-    assert not Path(config.output_dir, "run").exists()
+    config = changed(config, train={"optimizer": "adamw"})
+    many = nullcontext(Ranks(world_size=99))
+    monkeypatch.setattr("customized_grpo.training.train.connected", lambda device: many)
     with pytest.raises(ConfigError, match=r"samples per update must be at least one for each of"):
-        _check_even(config, Ranks(world_size=99))
+        train(config)
+    assert not Path(config.output_dir, "run").exists()
     config = changed(config, train={"inner_updates": 2, "num_updates": 12})
     _check_length(config, 12)
     with pytest.raises(ConfigError, match=r"inner_updates must divide the 9 updates .*, got 2"):

@@ -97,6 +97,7 @@ def _train(config: RunConfig, folder: Path, ranks: Ranks, *, resume: bool) -> No
     find_optimizer(config.train)
     _check_judges(config)
     _check_even(config, ranks)
+    ranks.split(inner_rows(config))  # refuses updates of fewer samples than there are processes
     device = pick_device(config.device)
     data, generator = build_world(config, device)
     check_sizes(generator, config)
@@ -160,8 +161,7 @@ def _check_even(config: RunConfig, ranks: Ranks) -> None:
     that are measured. Rewards that score groups have to find them whole in one process.
 
     Raises:
-        ConfigError: if the groups of an update, or those prompts, do not divide by the processes,
-            or an update has fewer samples than there are processes.
+        ConfigError: if the groups of an update, or those prompts, do not divide by the processes.
     """
     prompts, size = config.rollout.prompts_per_rollout, ranks.world_size
     parts, unit, factors = config.train.inner_updates, size, f"processes ({size})"
@@ -182,7 +182,6 @@ def _check_even(config: RunConfig, ranks: Ranks) -> None:
             f"rollout.prompts_per_rollout: must be a multiple of {factors} with {reasons[0]}, got "
             f"{prompts}; {' or '.join(map(str, fits))} would do"
         )
-    ranks.split(inner_rows(config))
 
 
 def _check_length(config: RunConfig, done: int) -> None:
