@@ -224,19 +224,32 @@ def _halved(size: int, sharded: bool) -> int:
     return half
 
 
-def _valid(policy: Policy, batch: Batch, rows: Tensor) -> slice | Tensor:
-    """Places of valid samples' pairs among ``rows``: all, but where a sharded model, whose passes
-    are meetings of all ranks, has to compute those of the others, too."""
-    if not is_sharded(policy.generator.transformer):
-        return slice(None)
-    return batch.weight[rows].nonzero()[:, 0]
-
-
 def _reference(generator: Generator, config: LossConfig) -> AbstractContextManager[None]:
     """A context in which the model is the untrained one."""
     if config.kl_to == "start":
         return start_policy(generator.transformer)
     return generator.base_policy()
+
+
+def _predict(
+    policy: Policy,
+    batch: Batch,
+    conditioning: Conditioning,
+    config: LossConfig,
+    rows: Tensor,
+    latents: Tensor,
+) -> tuple[Tensor, Tensor, slice | Tensor]:
+    """Velocities of pairs ``rows`` by the model and by the untrained one (the model's where nothing
+    needs those), of valid samples alone, and the places of their pairs among ``rows``: all, but
+    where a sharded model, whose passes are meetings of all ranks, computes those of others, too."""
+    step_index, condition = batch.step_index[rows], conditioning.take(batch.sample_index[rows])
+    velocity = reference = policy.velocity(latents, step_index, condition)
+    if config.needs_base:
+        with torch.no_grad(), _reference(policy.generator, config):
+            reference = policy.velocity(latents, step_index, condition)
+    sharded = is_sharded(policy.generator.transformer)
+    valid = batch.weight[rows].nonzero()[:, 0] if sharded else slice(None)
+    return velocity[valid], reference[valid], valid
 
 
 def _pairs_loss(
@@ -248,15 +261,10 @@ def _pairs_loss(
     num_pairs: int,
     rows: Tensor,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    latents, step_index = batch.latents[rows], batch.step_index[rows]
-    condition = conditioning.take(batch.sample_index[rows])
-    velocity = reference = policy.velocity(latents, step_index, condition)
-    if config.needs_base:
-        with torch.no_grad(), _reference(policy.generator, config):
-            reference = policy.velocity(latents, step_index, condition)
-    valid = _valid(policy, batch, rows)
-    rows, latents, step_index = rows[valid], latents[valid], step_index[valid]
-    velocity, reference = velocity[valid], reference[valid]
+    latents = batch.latents[rows]
+    velocity, reference, valid = _predict(policy, batch, conditioning, config, rows, latents)
+    rows, latents = rows[valid], latents[valid]
+    step_index = batch.step_index[rows]
     mean, std = policy.moments(velocity, latents, step_index)
     log_prob = policy.log_prob(batch.next_latents[rows], mean, std)
     loss, stats = _surrogate(batch, config, pinned, num_pairs, rows, log_prob, mean, std)
@@ -279,16 +287,10 @@ def _forward_loss(
     num_pairs: int,
     rows: Tensor,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    step_index = batch.step_index[rows]
-    sigma, condition = policy.sigmas[step_index], conditioning.take(batch.sample_index[rows])
+    sigma = policy.sigmas[batch.step_index[rows]]
     latents, target = forward_process(batch, rows, sigma)
-    velocity = reference = policy.velocity(latents, step_index, condition)
-    if config.needs_base:
-        with torch.no_grad(), _reference(policy.generator, config):
-            reference = policy.velocity(latents, step_index, condition)
-    valid = _valid(policy, batch, rows)
+    velocity, reference, valid = _predict(policy, batch, conditioning, config, rows, latents)
     rows, sigma, target = rows[valid], sigma[valid], target[valid]
-    velocity, reference = velocity[valid], reference[valid]
     old = velocity.detach() if batch.old_velocity is None else batch.old_velocity[rows]
     advantage, stats, old_weight = batch.advantage[rows], {}, 0.0
     if isinstance(batch, NftBatch):

@@ -74,15 +74,11 @@ class Validation:
         with within("data"):
             examples = data.validation(config.evaluation.num_validation)
         if len(examples) < ranks.world_size:
-            wanted = config.evaluation.num_validation
+            is_all = len(examples) < config.evaluation.num_validation
             raise ConfigError(
                 "evaluation.num_validation: must be at least one for each of the "
                 f"{ranks.world_size} processes, got {len(examples)}; "
-                + (
-                    "raise it"
-                    if len(examples) == wanted
-                    else "the data have no more for validation"
-                )
+                f"{'the data have no more for validation' if is_all else 'raise it'}"
             )
         self._num_examples, self._ranks = len(examples), ranks
         self._shares = _shares(examples, ranks.world_size, is_sharded(generator.transformer))
