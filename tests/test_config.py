@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_plugs import YAML, TinyGenerator, TinyReward
 
-from customized_grpo import ops
+from customized_grpo import ops, registry
 from customized_grpo.config import (
     AdvantageConfig,
-    AlgorithmConfig,
     ConstantSchedule,
     CosineSchedule,
     CustomSchedule,
@@ -43,6 +42,7 @@ from customized_grpo.rewards.votes import VotesConfig
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 NFT = ("--algorithm", "{type: nft}")
+AWM = ("--algorithm", "{type: awm}")
 ODE = ("--rollout.dynamics", "ode", "--rollout.shared_noise", "false")
 
 
@@ -275,6 +275,9 @@ def test_a_custom_schedule_is_looked_up_when_the_config_is_read(load):
          lambda c: c.advantage.schedule == LinearSchedule()),
         ([*NFT, *ODE, "--algorithm.beta", "0.1"],
          lambda c: c.algorithm == NftAlgorithm(beta=0.1)),
+        ([*NFT, *ODE, "--rollout.num_trained_steps", "12"],
+         lambda c: c.rollout.num_trained_steps == c.rollout.num_steps),
+        ([*NFT, *ODE, "--rollout.window", "5", "12"], lambda c: c.rollout.window == (5, 12)),
         (["--evaluators", '[{type: "tiny_plugs:TinyReward", objective: prompt}]'],
          lambda c: c.evaluators == (TinyReward(objective="prompt"),)),
         # Valid only together: what fields demand of each other is checked at the end.
@@ -391,11 +394,15 @@ def test_overrides(load, arguments, expected):
         ([*NFT, "--loss.ratio_norm", "true"], "loss.ratio_norm must be left out for algorithm nft"),
         ([*NFT, "--loss.step_weight", "equal"], 'left out for algorithm nft, got "equal"'),
         ([*NFT, "--loss.pin_ratio", "false"], "loss.pin_ratio must be left out for algorithm nft"),
-        ([*NFT, "--advantage.balance", "{}"], "advantage.balance must be null for algorithm nft"),
+        ([*AWM, "--advantage.balance", "{}"], "advantage.balance must be null for algorithm awm"),
         (
             ["--algorithm", "{type: ntf}"],
-            "algorithm.type must be one of grpo, nft, awm, got ntf; did",
+            "algorithm.type must be one of awm, grpo, nft, or an import path package.module:Class, "
+            "got 'ntf'; did you mean 'nft'?",
         ),
+        ([*NFT, "--rollout.num_trained_steps", "13"], "must be at most num_steps = 12, got 13; lo"),
+        ([*NFT, "--rollout.window", "5", "12"], "the steps 0 to 10, got [5, 12]; the end"),
+        ([*NFT, *ODE, "--rollout.window", "5", "13"], "the steps 0 to 11, got [5, 13]; the end"),
         (["--algorithm.beta", "1"], "override must be a field"),
         ([*NFT, "--algorithm.beta", "0"], "algorithm.beta must be greater than 0, got 0"),
         ([*NFT, "--algorithm.old_decay", "1"], "algorithm.old_decay must be less than 1, got 1"),
@@ -461,9 +468,12 @@ def test_names_and_defaults_are_those_of_ops():
 
 def test_every_field_is_documented_and_only_plugs_and_the_name_are_required(load):
     infos = [*list_fields(), *list_fields(load())]
-    for union in (ScheduleConfig, AlgorithmConfig):
-        for option in get_args(get_args(union)[0]):
-            infos += list_fields(option)
+    algorithms = registry.plug_types(registry.ALGORITHMS)
+    for option in (
+        *get_args(get_args(ScheduleConfig)[0]),
+        *(registry.load_plug(registry.ALGORITHMS, name) for name in algorithms),
+    ):
+        infos += list_fields(option)
     undocumented = {info.path for info in infos if not info.doc} - {
         f"{plug}.type" for plug in ("data", "generator", "rewards.0", "rewards.1")
     }

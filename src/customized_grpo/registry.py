@@ -1,6 +1,7 @@
 """Plugs by entry point: a `type` in a config file names a config class, here or in any package.
 
-A package offers a generator, reward, data source or sink by an entry point in its `pyproject.toml`:
+A package offers a generator, reward, algorithm, data source or sink by an entry point in its
+`pyproject.toml`:
 
     [project.entry-points."customized_grpo.rewards"]
     my-reward = "my_package.rewards:MyRewardConfig"
@@ -20,6 +21,7 @@ from customized_grpo.errors import ConfigError
 
 GENERATORS = "customized_grpo.generators"
 REWARDS = "customized_grpo.rewards"
+ALGORITHMS = "customized_grpo.algorithms"
 DATA = "customized_grpo.data"
 SINKS = "customized_grpo.sinks"
 

@@ -6,7 +6,7 @@ M (sample, step) pairs, L the latent shape.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -143,9 +143,53 @@ class Advantages:
         )
 
 
+PairLosses: TypeAlias = tuple[Tensor, dict[str, Tensor]]
+"""Losses ``[m]`` of m pairs, or their sum, and numbers for the log: name -> a mean over them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolicyTerms:
+    """What the losses of m transitions are computed from."""
+
+    log_prob: Tensor
+    """``[m]`` float32 of the policy that is trained; gradients flow."""
+    old_log_prob: Tensor
+    """``[m]`` float32 of the policy that sampled."""
+    advantage: Tensor
+    """``[m]`` float32."""
+    clip_range: float
+    """``loss.clip_range``."""
+    divergence: Tensor | None = None
+    """``[m]`` float32, the KL of the step's Gaussian to that of the policy that sampled, where
+    ``loss.kl_mask`` is given."""
+    kl_mask: float | None = None
+    """``loss.kl_mask``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ForwardTerms:
+    """What the losses of m noised samples are computed from."""
+
+    velocity: Tensor
+    """``[m, *L]`` float32 of the model that is trained; gradients flow."""
+    old_velocity: Tensor
+    """``[m, *L]`` float32 of the policy that sampled, at the same latents."""
+    target: Tensor
+    """``[m, *L]`` float32, noise - latents: the velocity that leads back to the sample."""
+    sigma: Tensor
+    """``[m]`` float32, the noise levels."""
+    advantage: Tensor
+    """``[m]`` float32."""
+    clip: float
+    """``advantage.clip``, what no advantage is beyond."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PolicyBatch:
     """Transitions to train on; the step index travels with the data."""
+
+    losses: Callable[[PolicyTerms], PairLosses]
+    """The algorithm's."""
 
     latents: Tensor
     """``[M, *L]``."""
@@ -170,11 +214,12 @@ class PolicyBatch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ForwardBatch:
-    """Samples to train on at noise levels drawn for them; noise is made where it is needed.
+    """Samples to train on at noise levels drawn for them; noise is made where it is needed."""
 
-    A batch alone tells its loss: its kind, and the numbers of that (0-d float32 on the CPU).
-    """
-
+    losses: Callable[[ForwardTerms], PairLosses]
+    """The algorithm's."""
+    clip: float
+    """``advantage.clip``."""
     final_latents: Tensor
     """``[b, *L]`` of the rollout's samples, not of the pairs; 0 for invalid ones."""
     noise_seed: Tensor
@@ -191,26 +236,6 @@ class ForwardBatch:
     """``[M, *L]`` of the policy that sampled; None: it is the one that is trained."""
     kl_gate: Tensor | None = None
     """``[M]`` float32 as in ``Advantages``."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NftBatch(ForwardBatch):
-    """For ``ops.nft_loss``."""
-
-    beta: Tensor
-    clip: Tensor
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AwmBatch(ForwardBatch):
-    """For ``ops.clipped_surrogate`` of ``ops.matching_log_prob``."""
-
-    clip: Tensor
-    """Advantages are divided by this, the largest one."""
-    power: Tensor
-    clip_range: Tensor
-    old_weight: Tensor
-    """Of the squared distance to ``old_velocity``."""
 
 
 Batch: TypeAlias = PolicyBatch | ForwardBatch

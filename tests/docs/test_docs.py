@@ -40,7 +40,8 @@ def test_the_shares_are_those_of_what_is_kept(page: str, methods: int) -> None:
 def test_the_leaderboard_is_what_its_writer_makes_of_what_is_kept() -> None:
     file, page = RESULTS / "leaderboard" / "results.json", ROOT / "docs" / "leaderboard.md"
     study = "configs/studies/leaderboard.yaml"
-    methods = yaml.safe_load((ROOT / study).read_text())["methods"]
+    read = yaml.safe_load((ROOT / study).read_text())
+    methods, about = read["methods"], read["about"]
     nothing = Results(
         name="leaderboard",
         config="",
@@ -52,7 +53,8 @@ def test_the_leaderboard_is_what_its_writer_makes_of_what_is_kept() -> None:
     results = Results.read(file) if file.exists() else nothing
     flags = "--results docs/results/leaderboard --leaderboard docs/leaderboard.md"
     picture = "results/leaderboard/figures/right-ranking.png"
-    assert page.read_text() == leaderboard(results, f"cgrpo compare {study} {flags}", picture)
+    command = f"cgrpo compare {study} {flags}"
+    assert page.read_text() == leaderboard(results, command, picture, about)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)

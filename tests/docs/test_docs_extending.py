@@ -13,14 +13,14 @@ import torch
 import yaml
 from helpers import ROOT, import_from, metrics
 from PIL import Image
-from snippets import snippets
+from snippets import commands, snippets
 
 from customized_grpo import registry
-from customized_grpo.config import load_config
+from customized_grpo.config import added_method, load_config, load_study
 from customized_grpo.ops import constant_weights, shape_advantages
 from customized_grpo.training.advantages import assign_credit
 from customized_grpo.training.train import train
-from customized_grpo.types import Example
+from customized_grpo.types import Example, ForwardTerms
 
 FILES = snippets("docs/extending.md", "python")
 SECTIONS = {
@@ -121,6 +121,39 @@ def test_the_generator_trains_and_its_weights_come_back(written: Path) -> None:
     before = generator.transformer.weight.clone()
     generator.load_weights(run / "weights")
     assert not torch.equal(before, generator.transformer.weight)
+
+
+def test_the_algorithm_fits_the_better_samples(written: Path) -> None:
+    sampler = {**SMALL["rollout"], "dynamics": "ode", "shared_noise": False}
+    parts = ("algorithm", "shaping", "schedule")
+    path = config_file(written, *parts, name="raft", rollout=sampler, loss={"kl_weight": 0.1})
+    run = train(load_config(path))
+    (row,) = metrics(run)
+    assert 0 < row["fitted"] < 1
+    assert row["grad_norm"] > 0
+    assert row["kl"] == 0  # before the first update
+    latents = torch.zeros(3, 2)
+    terms = ForwardTerms(
+        velocity=latents,
+        old_velocity=latents,
+        target=torch.tensor([[1.0, 1.0], [2.0, 0.0], [3.0, 3.0]]),
+        sigma=torch.ones(3),
+        advantage=torch.tensor([2.0, 0.5, -1.0]),
+        clip=5.0,
+    )
+    losses, numbers = load_config(run / "config.yaml").algorithm.losses(terms)
+    assert losses.tolist() == [2.0, 1.0, 0.0]
+    assert numbers["fitted"] == pytest.approx(2 / 3)
+
+
+def test_a_study_takes_the_algorithm_beside_its_own(written: Path) -> None:
+    """By the command of the page."""
+    (words,) = commands("docs/extending.md")
+    _, _, study, flag, added = words
+    assert flag == "--add"
+    _, configs = load_study(ROOT / study, added=[added_method(added)])
+    assert type(configs["raft"].algorithm).__name__ == "RaftAlgorithm"
+    assert configs["raft"].rollout.dynamics == "ode"
 
 
 def test_the_shaping_is_only_a_penalty_and_a_run_uses_it(written: Path) -> None:

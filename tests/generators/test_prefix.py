@@ -19,7 +19,7 @@ from helpers import assert_near, perturb_lora
 from torch import Tensor
 from toy_world import blocks
 
-from customized_grpo.config import LoraSettings, LossConfig
+from customized_grpo.config import GrpoAlgorithm, LoraSettings, LossConfig
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.lora import attach_lora
 from customized_grpo.generators.qwen_image_21 import QwenImage21Config, QwenImage21Generator
@@ -147,6 +147,7 @@ def test_steps_that_a_group_shares_keep_it_too(checkpoint: str, tmp_path: Path) 
 def pairs_of(generator: QwenImage21Generator) -> tuple[PolicyBatch, Conditioning]:
     noise = generator.noise(2 * NUM_PAIRS, torch.Generator().manual_seed(0))
     batch = PolicyBatch(
+        losses=GrpoAlgorithm().losses,
         latents=noise[:NUM_PAIRS],
         next_latents=noise[NUM_PAIRS:],
         step_index=torch.arange(NUM_PAIRS) % 4,

@@ -47,7 +47,7 @@ def test_it_is_the_formula_of_its_paper_at_every_step(
     for b in range(20):
         group = gated[b // 5 * 5 : b // 5 * 5 + 5]
         wanted = (gated[b] - statistics.mean(group)) / statistics.stdev(group)
-        assert found[b].tolist() == pytest.approx([wanted, wanted], rel=1e-4, abs=1e-5)
+        assert found[b].tolist() == pytest.approx([wanted, wanted], rel=1e-5, abs=1e-5)
 
 
 def test_above_the_floor_the_prompt_alone_counts(scores: Tensor) -> None:

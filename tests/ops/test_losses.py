@@ -18,6 +18,7 @@ from customized_grpo.ops import (
     norm_excess,
     normalize_ratio,
     sde_moments,
+    step_weights,
 )
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=40)
@@ -310,3 +311,25 @@ class TestNormExcess:
     def test_shapes_must_agree(self) -> None:
         with pytest.raises(ValueError, match="velocity and reference must have the same shape"):
             inspect.unwrap(norm_excess)(torch.zeros(2, 3), torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize("noise_level", [0.3, 0.7, 1.2])
+def test_step_weights_are_those_of_flow_grpos_own_step(noise_level: float) -> None:
+    """As its sd3_sde_with_logprob.py has mean and noise, by hand: the mean moves by c per velocity
+    and its log-probability by c / std."""
+    sigmas = [1.0, 0.9, 0.7, 0.4, 0.1, 0.0]
+    slopes, stds = [], []
+    for step in range(4):
+        now, dt = sigmas[step], sigmas[step] - sigmas[step + 1]
+        rate = noise_level * math.sqrt(now / (1 - (sigmas[1] if now == 1 else now)))
+        stds.append(rate * math.sqrt(dt))
+        slopes.append(dt * (1 + rate**2 * (1 - now) / (2 * now)))
+    for balance, wanted in (
+        ("noise", stds),
+        ("equal", [std / c for std, c in zip(stds, slopes, strict=True)]),
+    ):
+        found = step_weights(
+            torch.tensor(sigmas), balance, dynamics="flow", noise_level=noise_level, steps=range(4)
+        )
+        mean = sum(wanted) / 4
+        assert found.tolist() == pytest.approx([*(w / mean for w in wanted), 1.0], rel=1e-5)

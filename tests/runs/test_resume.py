@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -384,20 +383,6 @@ def test_an_older_policy_has_to_begin_with_the_run(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=f"old_decay 0.0 with train.inner_updates . {need}"):
             check_changes(old, new, allow_changed=True)
-
-
-def test_other_rewards_are_refused_where_a_score_of_the_base_by_the_old_ones_counts(
-    tmp_path: Path,
-) -> None:
-    gate = small(tmp_path, "--advantage", "{shaping: gate}")
-    first, *others = gate.rewards
-    other = replace(gate, rewards=(replace(first, weight=2.0), *others))
-    with pytest.raises(ConfigError, match=r"rewards must stay .*shaping gate.* set .*gate_floor"):
-        check_changes(gate, other, allow_changed=True)
-    floor = changed(other, advantage={"gate_floor": 0.5})
-    check_changes(gate, floor, allow_changed=True)
-    sums = small(tmp_path)
-    check_changes(sums, replace(sums, rewards=other.rewards), allow_changed=True)
 
 
 def test_what_a_run_lacks_is_said_before_its_folder_is_made(

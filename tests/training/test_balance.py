@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,17 @@ from helpers import assert_near, changed, metrics
 from loops import make_loop
 from torch import Tensor
 
+from customized_grpo import registry
 from customized_grpo.config import (
     BalanceSettings,
     ConstantSchedule,
+    ForwardAlgorithm,
     MeasuredSchedule,
     RunConfig,
+    TdwSchedule,
+    check_config,
 )
+from customized_grpo.errors import ConfigError
 from customized_grpo.ops import balanced_factors, measured_weights
 from customized_grpo.runs.ranks import ALONE
 from customized_grpo.training import balance
@@ -71,13 +77,19 @@ def plain_gradient(loop: Loop, experience: Experience, per_step: Tensor) -> Tens
 def test_factors_are_those_of_the_objectives_own_gradients(
     config: RunConfig, tmp_path: Path
 ) -> None:
+    config = changed(
+        config,
+        advantage={"schedule": TdwSchedule(high=1.0, low=0.0)},
+        loss={"step_weight": "none"},  # then late steps, the identity's, have more of the gradient
+    )
     loop = make_loop(config, tmp_path)
     experience = loop.collect(0)
     names = loop.rewards.objectives
     weights = objective_weights(loop.policy.sigmas[:-1], config.advantage, names)
+    even = weights / weights[:3].mean(0) / 2  # of the trained steps; the schedule's shape alone
     parts = experience.advantages.per_objective
     gradients = torch.stack(
-        [plain_gradient(loop, experience, parts[:, n, None] * weights[:, n]) for n in range(2)]
+        [plain_gradient(loop, experience, parts[:, n, None] * even[:, n]) for n in range(2)]
     )
     gram = gradients.double() @ gradients.double().T
     norms = gram.diagonal().sqrt()
@@ -150,9 +162,9 @@ def test_the_weights_that_a_run_has_measured_are_those_that_are_balanced(
     loop.measure()
     given: list[Tensor] = []
 
-    def spy(factors, gradient, per_objective, weights, *rest):
+    def spy(factors, gradient, per_objective, weights, *rest, **options):
         given.append(weights)
-        return rebalance(factors, gradient, per_objective, weights, *rest)
+        return rebalance(factors, gradient, per_objective, weights, *rest, **options)
 
     monkeypatch.setattr("customized_grpo.training.loop.rebalance", spy)
     loop.collect(0)
@@ -163,11 +175,95 @@ def test_the_weights_that_a_run_has_measured_are_those_that_are_balanced(
     assert len(weights.unique()) > 2, "weights that are all alike show nothing"
 
 
+@pytest.mark.parametrize("method", ["marble", "mgda"])
+def test_how_much_of_each_is_wanted_stays_with_the_schedule(method: Any) -> None:
+    """Whatever it is: the factors make up for the lengths of the gradients."""
+    factors, settings = dict.fromkeys(NAMES, 1.0), BalanceSettings(method=method, decay=0.0)
+    lengths = torch.tensor([[8.0, 0.0], [0.0, 1.0]])
+    found = []
+    for prompt in (0.1, 0.5, 0.9):
+        weights, turn = torch.tensor([[1 - prompt, prompt]]), iter(lengths)
+        new, _ = rebalance(
+            factors,
+            lambda part, turn=turn: [next(turn) * part.sum()],
+            torch.ones(2, 2),
+            weights,
+            range(1),
+            settings,
+            ALONE,
+        )
+        found.append(new)
+    for other in found[1:]:
+        assert other == pytest.approx(found[0])
+    if method == "marble":
+        assert found[0]["prompt"] / found[0]["identity"] == pytest.approx(8)
+
+
+def test_what_moves_without_any_advantage_is_no_objectives() -> None:
+    slopes = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+
+    def gradient(part: Tensor, rest: float) -> list[Tensor | None]:
+        return [torch.einsum("bt,btd->d", part, slopes) + rest, None]
+
+    per_objective = torch.tensor([[1.0, -0.5], [-0.3, 2.0]])
+    found = [
+        rebalance(
+            dict.fromkeys(NAMES, 1.0),
+            partial(gradient, rest=rest),
+            per_objective,
+            torch.tensor([[0.2, 0.8], [0.5, 0.5], [0.7, 0.3]]),
+            range(2),
+            BalanceSettings(),
+            ALONE,
+            has_rest=has_rest,
+        )[0]
+        for rest, has_rest in ((0.0, False), (3.0, True), (3.0, False))
+    ]
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert found[2] != pytest.approx(found[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", registry.plug_types(registry.ALGORITHMS))
+def test_losses_that_say_so_are_affine_in_the_advantage(
+    name: str, config: RunConfig, tmp_path: Path
+) -> None:
+    """Beside an older policy that samples, where there is one."""
+    algorithm = registry.load_plug(registry.ALGORITHMS, name)()
+    if isinstance(algorithm, ForwardAlgorithm):
+        config = changed(config, loss={"step_weight": "none"}, rollout={"num_trained_steps": 4})
+    if not algorithm.is_affine:
+        with pytest.raises(ConfigError, match=r"advantage.balance must be null for .* not affine"):
+            check_config(dataclasses.replace(config, algorithm=algorithm))
+        return
+    loop = make_loop(dataclasses.replace(config, algorithm=algorithm), tmp_path)
+    if loop.algorithm.old is not None:
+        for tensor in loop.algorithm.old.average:
+            tensor.mul_(0.5)
+    experience = loop.collect(0)
+    assert set(experience.factors.values()) != {1.0}
+    rows, loss = torch.arange(len(experience.rollout.images)), loop.config.loss.policy_only()
+
+    def gradient(per_step: Tensor) -> Tensor:
+        part = dataclasses.replace(experience.advantages, per_step=per_step)
+        batch = loop.algorithm.batch(
+            loop.policy, experience.rollout, part, experience.conditioning, rows
+        )
+        loop._gradient(batch, experience.conditioning, loss, pinned=True)
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in loop.parameters]
+        return torch.cat([grad.flatten() for grad in grads])
+
+    one, other = torch.randn(2, len(rows), 4, generator=torch.Generator().manual_seed(1)).unbind()
+    rest = gradient(torch.zeros_like(one))
+    found = [gradient(part) - rest for part in (one, other, one + other)]
+    assert_near(found[0] + found[1], found[2], NOISY)
+    assert found[2].abs().max() > 0
+
+
 def test_factors_are_averaged_and_survive_a_broken_gradient(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     gradients = iter([[torch.tensor([3.0]), None], [torch.tensor([1.0]), torch.tensor([0.0])]] * 2)
-    arguments = (torch.ones(2, 2), torch.full((3, 2), 0.5))
+    arguments = (torch.ones(2, 2), torch.full((3, 2), 0.5), range(3))
     settings = BalanceSettings(method="marble", decay=0.5)
     before = {"identity": 1.0, "prompt": 1.0}
     found, numbers = rebalance(before, lambda _: next(gradients), *arguments, settings, ALONE)

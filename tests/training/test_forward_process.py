@@ -30,7 +30,7 @@ from customized_grpo.training.nonfinite import diagnose, dump_failure, load_fail
 from customized_grpo.training.policy import Policy, make_policy
 from customized_grpo.training.rollout import collect_rollout
 from customized_grpo.training.sampling import sample_images
-from customized_grpo.types import Advantages, AwmBatch, ForwardBatch, NftBatch, Rollout
+from customized_grpo.types import Advantages, ForwardBatch, Rollout
 
 ALGORITHMS = {
     "nft": "type: nft, beta: 0.5",
@@ -239,8 +239,7 @@ def made_advantages(valid: Tensor) -> Advantages:
     return Advantages(per_objective=torch.ones(8, 2), per_step=per_step, valid=valid)
 
 
-kind = partial(NftBatch, beta=torch.tensor(1.0), clip=torch.tensor(5.0))
-batch_of = partial(forward_batch, steps=range(4), num_levels=3, kind=kind)
+batch_of = partial(forward_batch, steps=range(4), num_levels=3, algorithm=NftAlgorithm(), clip=5.0)
 
 
 def test_noise_levels_and_noise_belong_to_the_sample() -> None:
@@ -335,7 +334,7 @@ def test_a_failed_update_can_be_shown_again(
     batch = trained.batch(
         loop.policy, experience.rollout, experience.advantages, conditioning, torch.arange(4)
     )
-    assert isinstance(batch, AwmBatch if algorithm == "awm" else NftBatch)
+    assert isinstance(batch, ForwardBatch)
     batch.final_latents[0] = torch.nan
     transformer = loop.policy.generator.transformer
     report = diagnose(loop.policy, batch, conditioning, transformer, 5)
@@ -343,6 +342,7 @@ def test_a_failed_update_can_be_shown_again(
     assert {sample for sample, _ in report.pairs} == {0}
     state, folder = {"policy/x": torch.ones(1)}, tmp_path / "000001"
     dump_failure(folder, config, report, batch, conditioning, state, pinned=False)
-    found, conditioning, _, _ = load_failure(folder, torch.device("cpu"))
-    assert type(found) is type(batch)
+    found, conditioning, _, _ = load_failure(folder, config, torch.device("cpu"))
+    assert isinstance(found, ForwardBatch)
+    assert (found.losses, found.clip) == (config.algorithm.losses, config.advantage.clip)
     assert diagnose(loop.policy, found, conditioning, transformer, 5).pairs == report.pairs

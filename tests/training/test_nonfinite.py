@@ -25,11 +25,12 @@ def test_the_dumps_of_several_processes_share_the_state_of_the_first(
         names = ("latents", "next_latents", "old_log_prob", "advantage", "weight")
         numbers = {name: torch.full((2,), float(rank)) for name in names}
         rows = {name: torch.zeros(2, dtype=torch.int64) for name in ("step_index", "sample_index")}
-        batch = PolicyBatch(**numbers, **rows)
+        batch = PolicyBatch(losses=tiny_config.algorithm.losses, **numbers, **rows)
         folder = tmp_path / f"000007-rank{rank}"
         kept = {} if rank else state
         dump_failure(folder, tiny_config, nothing, batch, conditioning, kept, pinned=True)
-    batch, _, found, pinned = load_failure(tmp_path / "000007-rank1", torch.device("cpu"))
+    of_second = tmp_path / "000007-rank1", tiny_config, torch.device("cpu")
+    batch, _, found, pinned = load_failure(*of_second)
     assert pinned
     assert batch.advantage.tolist() == [1, 1]
     assert found["policy/weight"].tolist() == [1, 1, 1]
@@ -37,4 +38,4 @@ def test_the_dumps_of_several_processes_share_the_state_of_the_first(
     with pytest.raises(
         CheckpointError, match=r"000007-rank1 needs .*000007-rank0/state.safetensors"
     ):
-        load_failure(tmp_path / "000007-rank1", torch.device("cpu"))
+        load_failure(*of_second)

@@ -16,7 +16,7 @@ import torch
 from helpers import perturb_lora
 from torch import Tensor
 
-from customized_grpo.config import LoraSettings, LossConfig
+from customized_grpo.config import GrpoAlgorithm, LoraSettings, LossConfig
 from customized_grpo.errors import ResourceError
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.cpu import use_stock_blocks
@@ -77,6 +77,7 @@ def case(generator: Flux1Generator, examples: list[Example]) -> Case:
     conditioning = generator.encode(examples[:2])
     noise = generator.noise(2 * NUM_PAIRS, torch.Generator().manual_seed(0))
     batch = PolicyBatch(
+        losses=GrpoAlgorithm().losses,
         latents=noise[:NUM_PAIRS],
         next_latents=noise[NUM_PAIRS:],
         step_index=torch.arange(NUM_PAIRS) % 5,
@@ -200,7 +201,8 @@ def test_one_gradient_is_held_however_many_micro_batches(case: Case) -> None:
 
     def peak(num_pairs: int) -> float:
         fields = {f.name: getattr(case.batch, f.name) for f in dataclasses.fields(case.batch)}
-        batch = PolicyBatch(**{n: v if v is None else v[:num_pairs] for n, v in fields.items()})
+        parts = {n: v[:num_pairs] for n, v in fields.items() if isinstance(v, torch.Tensor)}
+        batch = dataclasses.replace(case.batch, **parts)
         update = partial(
             policy_loss.accumulate_gradient, make_policy(case.fast), batch, case.conditioning,
             LOSSES["pinned"], pinned=True, micro_batch_size=1,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import assert_near, changed, perturb_lora
 
-from customized_grpo.config import LoraSettings, LossConfig, RunConfig
+from customized_grpo.config import GrpoAlgorithm, LoraSettings, LossConfig, RunConfig
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.flux_kontext import FluxKontextConfig
@@ -389,8 +389,38 @@ def test_the_norm_penalty_adds_its_gradient(scene: Scene, advantage: float) -> N
     assert_near(gradient, penalty + plain, NOISY)
 
 
+def test_a_surrogate_of_ones_own_is_what_is_trained(scene: Scene) -> None:
+    """REINFORCE, whose gradient is PPO's where the ratio is pinned."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Reinforce(GrpoAlgorithm):
+        type: str = "reinforce"
+
+        def losses(self, terms, /):
+            return -terms.advantage * terms.log_prob, {"surprise": -terms.log_prob.detach().mean()}
+
+    batch = policy_batch(
+        scene.rollout,
+        scene.advantages,
+        torch.arange(6),
+        torch.ones(6),
+        losses=Reinforce().losses,
+    )
+    for parameter in scene.parameters:
+        parameter.grad = None
+    numbers = accumulate_gradient(
+        scene.policy, batch, scene.conditioning, LossConfig(), pinned=True, micro_batch_size=5
+    )
+    own = torch.cat([p.grad.flatten() for p in scene.parameters if p.grad is not None])
+    _, ppo = scene.gradient(scene.rollout, LossConfig(), pinned=True)
+    assert_near(own, ppo, NOISY)
+    assert "ratio_mean" not in numbers
+    surprise = -scene.rollout.log_probs.mean().item()
+    assert numbers["surprise"] == pytest.approx(surprise, rel=1e-2)
+
+
 def test_a_weight_of_0_leaves_the_loss_and_its_kl_alone(scene: Scene) -> None:
-    """The length of velocities is logged where the base is asked anyway; it changes no bit."""
+    """The length of velocities is logged where the base is asked anyway, and moves nothing."""
     config = dataclasses.replace(UNPINNED, kl_weight=0.1)
     stats, gradient = scene.gradient(scene.rollout, config)
     assert stats["norm_excess"] > 0

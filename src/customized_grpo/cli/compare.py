@@ -102,5 +102,6 @@ def _compare(options: argparse.Namespace) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         figure = page.parent / "figures" / "right-ranking.png"
         link = Path(os.path.relpath(figure, folder)).as_posix() if figure.exists() else ""
-        write_atomic(options.leaderboard, leaderboard(results, command, link))
+        page = leaderboard(results, command, link, study.config.about)
+        write_atomic(options.leaderboard, page)
         print(f"leaderboard: {options.leaderboard}")

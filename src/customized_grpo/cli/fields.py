@@ -43,6 +43,7 @@ def field_lines(config: Any) -> list[str]:
     groups = {
         "data": registry.DATA,
         "generator": registry.GENERATORS,
+        "algorithm": registry.ALGORITHMS,
         "rewards": registry.REWARDS,
         "evaluators": registry.REWARDS,
         "metrics": registry.REWARDS,
@@ -54,7 +55,8 @@ def field_lines(config: Any) -> list[str]:
             types = groups.get(info.path)
             plugs = f" Types: {', '.join(registry.plug_types(types))}." if types else ""
             lines += ["", f"{info.path}: {info.doc}{plugs}"]
-            lines += [] if types else _alternatives(info)
+            # Algorithms are few and light to import.
+            lines += [] if types and types != registry.ALGORITHMS else _alternatives(info)
             continue
         value = "" if info.value is MISSING else f" = {show(to_raw(info.value))}"
         lines.append(f"  --{info.path}{value}  ({info.type})")
@@ -67,11 +69,15 @@ def _alternatives(info: FieldInfo) -> list[str]:
     """What a section could be instead, with its fields."""
     from dataclasses import MISSING, fields, is_dataclass
 
-    from customized_grpo.config import list_fields
+    from customized_grpo import registry
+    from customized_grpo.config import AlgorithmConfig, list_fields
     from customized_grpo.config.decoding import default_of, members, show, to_raw
 
-    lines: list[str] = []
-    for kind in members(info.hint):
+    lines, kinds = list[str](), members(info.hint)
+    if AlgorithmConfig in kinds:
+        group = registry.ALGORITHMS
+        kinds = [registry.load_plug(group, name) for name in registry.plug_types(group)]
+    for kind in kinds:
         if not (inspect.isclass(kind) and is_dataclass(kind)) or isinstance(info.value, kind):
             continue
         own = sorted(fields(kind), key=lambda f: f.name != "type")

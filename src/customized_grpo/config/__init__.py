@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from customized_grpo.config.algorithms import (
-    AlgorithmConfig,
     AwmAlgorithm,
+    ForwardAlgorithm,
     GrpoAlgorithm,
     NftAlgorithm,
 )
@@ -32,6 +32,7 @@ from customized_grpo.config.decoding import decode, show, to_raw
 from customized_grpo.config.faults import FaultConfig
 from customized_grpo.config.overrides import FieldInfo, apply_overrides, list_fields
 from customized_grpo.config.plugs import (
+    AlgorithmConfig,
     Checkpoint,
     DataConfig,
     GeneratorConfig,
@@ -86,6 +87,7 @@ __all__ = [
     "EvaluationConfig",
     "FaultConfig",
     "FieldInfo",
+    "ForwardAlgorithm",
     "GeneratorConfig",
     "GrpoAlgorithm",
     "Host",

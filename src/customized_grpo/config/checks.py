@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from customized_grpo import registry
-from customized_grpo.config.algorithms import AwmAlgorithm, ForwardAlgorithm
+from customized_grpo.config.algorithms import AwmAlgorithm, ForwardAlgorithm, GrpoAlgorithm
 from customized_grpo.config.decoding import show, to_raw
 from customized_grpo.config.limits import MOST_AT_ONCE
 from customized_grpo.config.plugs import RewardConfig
@@ -21,19 +21,7 @@ from customized_grpo.errors import ConfigError
 def conflicts(config: RunConfig) -> Iterator[str]:
     """Yields a line for every pair of fields that cannot go together."""
     rollout, train, loss = config.rollout, config.train, config.loss
-    if rollout.num_trained_steps > rollout.num_steps - 1:
-        yield (
-            f"rollout.num_trained_steps must be at most num_steps - 1 = {rollout.num_steps - 1}, "
-            f"got {rollout.num_trained_steps}; the last step is deterministic, lower it or raise "
-            "rollout.num_steps"
-        )
-    elif rollout.window is not None:
-        first, end = rollout.window
-        if end > rollout.num_steps - 1 or end - first < rollout.num_trained_steps:
-            yield (
-                f"rollout.window must hold num_trained_steps = {rollout.num_trained_steps} of the "
-                f"steps 0 to {rollout.num_steps - 2}, got [{first}, {end}]; the end is exclusive"
-            )
+    yield from _step_conflicts(config)
     if rollout.dynamics == "cps" and rollout.noise_level > 1:
         yield (
             f"rollout.noise_level must be at most 1 for dynamics cps, got {rollout.noise_level}; "
@@ -161,6 +149,27 @@ def _reward_conflicts(rewards: Sequence[RewardConfig]) -> Iterator[str]:
             )
 
 
+def _step_conflicts(config: RunConfig) -> Iterator[str]:
+    """Steps of a trajectory need noise, which the last has none of; levels of noise do not."""
+    rollout, is_forward = config.rollout, isinstance(config.algorithm, ForwardAlgorithm)
+    is_ode, num_steps = rollout.dynamics == "ode", rollout.num_steps
+    most = num_steps if is_forward else num_steps - 1
+    if rollout.num_trained_steps > most:
+        why = "" if is_forward else "the last step is deterministic, "
+        yield (
+            f"rollout.num_trained_steps must be at most num_steps{' - 1' * (not is_forward)} = "
+            f"{most}, got {rollout.num_trained_steps}; {why}lower it or raise rollout.num_steps"
+        )
+    elif rollout.window is not None:
+        first, end = rollout.window
+        last = num_steps if is_ode else num_steps - 1  # in a window, steps of others have noise
+        if end > last or end - first < rollout.num_trained_steps:
+            yield (
+                f"rollout.window must hold num_trained_steps = {rollout.num_trained_steps} of the "
+                f"steps 0 to {last - 1}, got [{first}, {end}]; the end is exclusive"
+            )
+
+
 def _algorithm_conflicts(config: RunConfig) -> Iterator[str]:
     """Deterministic pictures are for an algorithm that needs no log-probabilities, and what limits
     or weighs those is for one that does."""
@@ -197,11 +206,16 @@ def _algorithm_conflicts(config: RunConfig) -> Iterator[str]:
                 f"algorithm.{name} must be left out for old_decay 0 and one update per rollout, "
                 f"got {value:g}; the policy that sampled is the trained one"
             )
-    if is_forward and config.advantage.balance is not None:
+    if not algorithm.is_affine and config.advantage.balance is not None:
         yield (
             f"advantage.balance must be null for algorithm {algorithm.type}, got "
-            f"{show(to_raw(config.advantage.balance))}; its loss is not linear in the advantage "
-            "beside an old policy: use grpo"
+            f"{show(to_raw(config.advantage.balance))}; its loss is not affine in the advantage, "
+            "so it has no gradient for each objective: use grpo or nft"
+        )
+    if not isinstance(algorithm, (GrpoAlgorithm, ForwardAlgorithm)):
+        yield (
+            "algorithm.type must name a class derived from GrpoAlgorithm or ForwardAlgorithm, got "
+            f"{algorithm.type}; they say what its losses are computed from"
         )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from types import GenericAlias
-from typing import Annotated, Any, ClassVar, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args, get_type_hints
 from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, PlainValidator, PositiveFloat, TypeAdapter
@@ -23,6 +23,9 @@ from customized_grpo.assets import is_there, path_revision
 from customized_grpo.config.text_limits import TextLimit
 from customized_grpo.errors import ConfigError
 from customized_grpo.files import read_variable
+
+if TYPE_CHECKING:
+    from customized_grpo.types import PairLosses
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -244,6 +247,26 @@ class SinkConfig(Plug, ABC):
         """Opens the sink, on a thread of its own: it may take its time. Arguments: see `sinks`."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlgorithmConfig(Plug, ABC):
+    """Base of every algorithm's config; derive from one of its two kinds, ``GrpoAlgorithm`` and
+    ``ForwardAlgorithm``, which say what ``losses`` gets."""
+
+    group: ClassVar[str] = registry.ALGORITHMS
+
+    is_affine: ClassVar[bool] = False
+    """Whether the losses are affine in the advantage, at the model that sampled: only then the
+    objectives' gradients add up, as `advantage.balance` needs."""
+
+    type: str
+    """Which algorithm: a declared type, or an import path `package.module:Class`."""
+
+    @abstractmethod
+    def losses(self, terms: Any, /) -> PairLosses:
+        """Losses ``[m]`` of m pairs of a sample and a step, or their sum, and numbers for the log:
+        name -> a mean over the pairs, without a gradient."""
+
+
 def _decode_plug(base: Any, raw: Any) -> Any:
     """Decodes a plug section by its `type`; errors keep their place in the file."""
     if not isinstance(raw, dict):
@@ -293,4 +316,5 @@ def _plug_of(base: type) -> PlainValidator:
 GeneratorPlug = Annotated[GeneratorConfig, _plug_of(GeneratorConfig)]
 RewardPlug = Annotated[RewardConfig, _plug_of(RewardConfig)]
 DataPlug = Annotated[DataConfig, _plug_of(DataConfig)]
+AlgorithmPlug = Annotated[AlgorithmConfig, _plug_of(AlgorithmConfig)]
 SinkPlug = Annotated[SinkConfig, _plug_of(SinkConfig)]

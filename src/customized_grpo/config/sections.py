@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from customized_grpo import registry
 from customized_grpo.buckets import Ratio
-from customized_grpo.config.algorithms import AlgorithmConfig, ForwardAlgorithm, GrpoAlgorithm
+from customized_grpo.config.algorithms import ForwardAlgorithm, GrpoAlgorithm
 from customized_grpo.config.faults import FaultConfig
 from customized_grpo.config.limits import (
     Count,
@@ -23,7 +23,14 @@ from customized_grpo.config.limits import (
     Seed,
     Side,
 )
-from customized_grpo.config.plugs import DataPlug, GeneratorPlug, Plug, RewardPlug, SinkPlug
+from customized_grpo.config.plugs import (
+    AlgorithmPlug,
+    DataPlug,
+    GeneratorPlug,
+    Plug,
+    RewardPlug,
+    SinkPlug,
+)
 from customized_grpo.config.schedules import (
     BalanceSettings,
     Decay,
@@ -67,7 +74,8 @@ class RolloutConfig:
     """Denoising steps T of a trajectory (paper: 25)."""
 
     num_trained_steps: NumSteps = 14
-    """Steps K trained per group, at most num_steps - 1; the last has no noise (paper: 14 of 24)."""
+    """Steps K trained per group, at most num_steps - 1; the last has no noise (paper: 14 of 24).
+    For nft and awm levels of noise per sample, up to all num_steps."""
 
     window: tuple[NonNegativeInt, NumSteps] | None = None
     """Steps with noise, first and end (exclusive); only they can be trained, the others are
@@ -383,8 +391,8 @@ class RunConfig:
     lora: LoraSettings | None = field(default_factory=LoraSettings)
     """Low-rank adapters; null = train all weights of the transformer."""
 
-    algorithm: AlgorithmConfig = field(default_factory=GrpoAlgorithm)
-    """How samples and their advantages become a gradient: grpo, nft, awm."""
+    algorithm: AlgorithmPlug = field(default_factory=GrpoAlgorithm)
+    """How samples and their advantages become a gradient."""
 
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     """How images are sampled for training."""
@@ -436,4 +444,5 @@ class RunConfig:
         """All plugs of the run by the section where they stand, such as ``rewards.0``."""
         lists = {name: getattr(self, name) for name in ("rewards", "evaluators", "sinks")}
         numbered = {f"{name}.{i}": p for name, plugs in lists.items() for i, p in enumerate(plugs)}
-        return {"data": self.data, "generator": self.generator, **numbered}
+        single = {name: getattr(self, name) for name in ("data", "generator", "algorithm")}
+        return single | numbered

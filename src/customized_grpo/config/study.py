@@ -60,6 +60,9 @@ class StudyConfig:
     main: str
     """Name of the method that the others are compared with, seed by seed."""
 
+    about: str = ""
+    """What a reader of its leaderboard has to know of the methods, in a sentence or two."""
+
     def cells(self) -> list[tuple[Method, int]]:
         """All (method, seed), those of the methods with most seeds first, seed by seed.
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from customized_grpo.config import AdvantageConfig, RunConfig
+from customized_grpo.config import RunConfig
 from customized_grpo.config.decoding import show, to_raw
 from customized_grpo.errors import ConfigError
 from customized_grpo.runs.checkpoint import WEIGHTS
@@ -72,19 +72,6 @@ def check_changes(old: RunConfig, new: RunConfig, *, allow_changed: bool) -> Non
             f"policy that samples, and the run has {has}; it has to begin with the run: start "
             "another run"
         )
-    if old.rewards != new.rewards and _compares_with_base(new.advantage):
-        raise ConfigError(
-            f"rewards must stay as they are for advantage.shaping {new.advantage.shaping}, which "
-            "compares with what they gave the base in the first rollout; start another run, or, "
-            "for gate, set advantage.gate_floor (so far gate/floor in metrics.jsonl)"
-        )
-
-
-def _compares_with_base(advantage: AdvantageConfig) -> bool:
-    if advantage.shaping == "gate":
-        return advantage.gate_floor is None
-    shaping = advantage.find_shaping()
-    return not isinstance(shaping, str) and shaping.score is not None
 
 
 def changes(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -255,15 +255,25 @@ def assign_credit(
 
 def _levels(config: AdvantageConfig, measured: Measured, like: Tensor) -> Tensor:
     """What ``raw_scores`` are compared with ``[N]``."""
+    check_levels(config, measured)
     if config.gate_floor is not None:
         return like.new_tensor([config.gate_floor, torch.nan])  # gate reads the identity's alone
-    if not measured.levels:
-        raise ConfigError(
-            f"advantage.shaping {config.shaping} needs the mean scores of the base, which a run "
-            "takes from its first rollout and this one has not kept; start another run, or, for "
-            "gate, set advantage.gate_floor"
-        )
     return like.new_tensor(measured.levels)
+
+
+def check_levels(config: AdvantageConfig, measured: Measured) -> None:
+    """Looks whether what a shaping of raw scores compares with is there.
+
+    Raises:
+        ConfigError: if it is the base's scores, and they are not known.
+    """
+    if _shaping(config).score is None or config.gate_floor is not None or measured.levels:
+        return
+    raise ConfigError(
+        f"advantage.shaping {config.shaping} needs the mean scores of the base by these rewards, "
+        "which a run takes from its first rollout and this one has not kept; start another run, "
+        "or, for gate, set advantage.gate_floor (so far it is gate/floor in metrics.jsonl)"
+    )
 
 
 def gate_statistics(

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from customized_grpo.config import GrpoAlgorithm, RolloutConfig, RunConfig
+from customized_grpo.config import ForwardAlgorithm, RolloutConfig, RunConfig
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.runs.ema import Ema
 from customized_grpo.runs.sharding import is_sharded
@@ -19,7 +19,7 @@ from customized_grpo.types import Advantages, Batch, PolicyBatch, Rollout
 
 
 class Algorithm(Protocol):
-    """What differs between the algorithms; the loss belongs to the kind of the batch."""
+    """What differs between the kinds of algorithms; the losses are in the batch."""
 
     rollout: RolloutConfig
     """How a rollout is sampled."""
@@ -60,7 +60,7 @@ class Grpo:
 
     def __init__(self, policy: Policy, config: RunConfig) -> None:
         self.rollout, self.steps = config.rollout, noisy_steps(config.rollout)
-        self._loss = config.loss
+        self._loss, self._losses = config.loss, config.algorithm.losses
         self._is_sharded = is_sharded(policy.generator.transformer)
 
     def sampling(self) -> AbstractContextManager[None]:
@@ -78,7 +78,7 @@ class Grpo:
         """The transitions of samples ``rows``."""
         loss = self._loss
         weights = policy.step_weights(loss.step_weight, self.steps, loss.ratio_norm)
-        return policy_batch(rollout, advantages, rows, weights, self._is_sharded)
+        return policy_batch(rollout, advantages, rows, weights, self._is_sharded, self._losses)
 
     def after_rollout(self, num_updates: int) -> None:
         """Nothing is kept."""
@@ -86,6 +86,6 @@ class Grpo:
 
 def make_algorithm(policy: Policy, config: RunConfig) -> Algorithm:
     """The algorithm of a run."""
-    if isinstance(config.algorithm, GrpoAlgorithm):
-        return Grpo(policy, config)
-    return Forward(policy, config, config.algorithm)
+    if isinstance(config.algorithm, ForwardAlgorithm):
+        return Forward(policy, config, config.algorithm)
+    return Grpo(policy, config)

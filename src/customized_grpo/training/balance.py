@@ -1,9 +1,13 @@
 """What each objective's weight is multiplied by, from the objectives' gradients (MARBLE,
 arXiv:2605.06507).
 
-The pinned loss is affine in the advantage: the gradient of an objective is that of the loss with
-its part of the advantage alone, and a factor on its gradient is one on its weight. So gradients are
-taken at some rollouts only, and the factors serve those that follow.
+The loss is affine in the advantage at the model that sampled: the gradient of an objective is that
+of the loss with its part of the advantage alone, less that of the loss without any, and a factor on
+its gradient is one on its weight. So gradients are taken at some rollouts only, and the factors
+serve those that follow.
+
+Gradients are compared at equal weights, of which the schedule gives the shape over the steps alone:
+the factors make up for the gradients' lengths, and leave to it how much of each is wanted.
 """
 
 from __future__ import annotations
@@ -31,8 +35,11 @@ def rebalance(
     gradient: Callable[[Tensor], Gradients],
     per_objective: Tensor,
     weights: Tensor,
+    steps: range,
     settings: BalanceSettings,
     ranks: Ranks,
+    *,
+    has_rest: bool = False,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The factors after a rollout's gradients, and what these gradients are like.
 
@@ -41,16 +48,23 @@ def rebalance(
         gradient: of all processes' pairs, from advantages ``[b, T]`` of this one's samples.
         per_objective: ``[b, N]``, NaN rows being invalid.
         weights: ``[T, N]`` of the objectives by the schedule, without factors.
+        steps: those that may be trained.
         settings: of the config.
         ranks: the processes; all get the same.
+        has_rest: the loss has a gradient without any advantage, which belongs to no objective.
 
     Returns:
         The new factors, averaged with the old ones; and ``balance/norm/NAME``,
         ``balance/factor/NAME`` and ``balance/cosine/NAME/NAME``, or nothing, and the factors as
         they were, where a gradient is not finite.
     """
-    parts = per_objective.nan_to_num()[:, None, :] * weights  # [b, T, N]
+    means = weights[steps.start : steps.stop].mean(0)
+    shapes = weights / means.where(means > 0, 1.0) / len(means)
+    parts = per_objective.nan_to_num()[:, None, :] * shapes  # [b, T, N]
     found = [gradient(part) for part in parts.unbind(-1)]
+    if has_rest:
+        rest = gradient(torch.zeros_like(parts[..., 0]))
+        found = [_less(one, rest) for one in found]
     rows = [[_inner(one, other) for other in found] for one in found]
     gram = torch.tensor(ranks.broadcast(rows), dtype=torch.float64)
     if not gram.isfinite().all():
@@ -62,6 +76,11 @@ def rebalance(
         for (name, old), new in zip(factors.items(), fresh, strict=True)
     }
     return averaged, _describe(gram, averaged)
+
+
+def _less(one: Gradients, rest: Gradients) -> Gradients:
+    pairs = zip(one, rest, strict=True)
+    return [a if b is None else -b if a is None else a - b for a, b in pairs]
 
 
 def _inner(one: Gradients, other: Gradients) -> float:

@@ -8,30 +8,26 @@ level, as for GRPO.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from customized_grpo.config import AwmAlgorithm, NftAlgorithm, RunConfig
+from customized_grpo.config import ForwardAlgorithm, RunConfig
 from customized_grpo.generators.base import Conditioning, keeping
 from customized_grpo.generators.cpu import lora_merged
 from customized_grpo.ops import noised
 from customized_grpo.runs.ema import Ema
 from customized_grpo.runs.sharding import is_sharded
 from customized_grpo.training.policy import Policy
-from customized_grpo.types import Advantages, AwmBatch, ForwardBatch, NftBatch, Rollout
+from customized_grpo.types import Advantages, ForwardBatch, Rollout
 
 
 class Forward:
     """See ``algorithms.Algorithm``."""
 
-    def __init__(
-        self, policy: Policy, config: RunConfig, settings: NftAlgorithm | AwmAlgorithm
-    ) -> None:
+    def __init__(self, policy: Policy, config: RunConfig, settings: ForwardAlgorithm) -> None:
         self._config, self._settings = config, settings
         self.rollout = replace(config.rollout, num_trained_steps=0)  # keeps no transition
         self.steps = range(*config.rollout.window or (0, config.rollout.num_steps))
@@ -57,7 +53,8 @@ class Forward:
             rows,
             self.steps,
             self._config.rollout.num_trained_steps,
-            _kind(self._settings, self._config.advantage.clip),
+            self._settings,
+            self._config.advantage.clip,
             keep_invalid=is_sharded(policy.generator.transformer),
         )
         if self.old is None:
@@ -72,34 +69,19 @@ class Forward:
             self.old.update(self._settings.decay(num_updates))
 
 
-def _kind(settings: NftAlgorithm | AwmAlgorithm, clip: float) -> Callable[..., ForwardBatch]:
-    """Makes a batch for the loss of these settings."""
-    number = torch.tensor
-    if isinstance(settings, NftAlgorithm):
-        return partial(NftBatch, beta=number(settings.beta), clip=number(clip))
-    return partial(
-        AwmBatch,
-        clip=number(clip),
-        power=number(settings.power),
-        clip_range=number(settings.clip_range),
-        old_weight=number(settings.old_weight),
-    )
-
-
 def forward_batch(
     rollout: Rollout,
     advantages: Advantages,
     rows: Tensor,
     steps: range,
     num_levels: int,
-    kind: Callable[..., ForwardBatch],
+    algorithm: ForwardAlgorithm,
+    clip: float,
     *,
     keep_invalid: bool = False,
 ) -> ForwardBatch:
     """Samples ``rows`` (int64) of the rollout at ``num_levels`` of the noise levels ``steps`` each,
     without repetition; which ones, and the noise, follow from the sample's own seed.
-
-    The batch is made by ``kind`` from the fields that all of them have.
 
     Invalid samples are left out, or kept with weight 0 and latents 0.
     """
@@ -112,7 +94,9 @@ def forward_batch(
     step_index = step_index.to(rows.device)
     gate = advantages.kl_gate
     kept = valid.view(-1, *[1] * (rollout.final_latents.dim() - 1))
-    return kind(
+    return ForwardBatch(
+        losses=algorithm.losses,
+        clip=clip,
         final_latents=rollout.final_latents.where(kept, 0),
         noise_seed=noise_seed.flatten(),
         step_index=step_index.flatten(),

@@ -46,7 +46,6 @@ from customized_grpo.training.balance import Gradients, rebalance
 from customized_grpo.training.build import make_optimizer
 from customized_grpo.training.loss import accumulate_gradient
 from customized_grpo.training.measure import measure_noise
-from customized_grpo.training.rollout import noisy_steps
 from customized_grpo.training.samples import ScoredSampler
 from customized_grpo.training.sizes import Sizes
 from customized_grpo.training.validation import known_mean, rollout_metrics
@@ -127,17 +126,13 @@ class Loop:
 
     def measure(self) -> None:
         """Finds out what the noise of each step moves, for a ``measured`` schedule that does not
-        know it yet, or knows it of other steps.
+        know it yet.
 
         Raises:
             RewardError: if no image of a step could be scored by a reward.
         """
         schedule, config = self.config.advantage.schedule, self.config
-        known = self.measured.noise_shares
-        is_known = len(known) == self.policy.num_steps and all(
-            any(known[step]) for step in noisy_steps(config.rollout)
-        )
-        if not isinstance(schedule, MeasuredSchedule) or is_known:
+        if not isinstance(schedule, MeasuredSchedule) or self.measured.noise_shares:
             return
         logger.info("measuring what the noise of each step moves")
         shares = measure_noise(
@@ -273,7 +268,14 @@ class Loop:
         )
         with self.log.timed("balance"):
             factors, numbers = rebalance(
-                self.factors, gradient, advantages.per_objective, weights, settings, self.ranks
+                self.factors,
+                gradient,
+                advantages.per_objective,
+                weights,
+                self.algorithm.steps,
+                settings,
+                self.ranks,
+                has_rest=self.algorithm.old is not None,
             )
         self.optimizer.zero_grad(set_to_none=True)
         if self.micro_batch_size is not None and self.micro_batch_size != size:

@@ -11,36 +11,31 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from customized_grpo.config import LossConfig
+from customized_grpo.config import GrpoAlgorithm, LossConfig
 from customized_grpo.devices import is_out_of_memory
 from customized_grpo.errors import ResourceError
 from customized_grpo.generators.base import Conditioning, Generator, keeping
 from customized_grpo.generators.cpu import lora_merged
 from customized_grpo.generators.lora import start_policy
-from customized_grpo.ops import (
-    clipped_surrogate,
-    gaussian_kl,
-    masked_surrogate,
-    matching_log_prob,
-    nft_loss,
-    norm_excess,
-    normalize_ratio,
-)
+from customized_grpo.ops import gaussian_kl, norm_excess, normalize_ratio
 from customized_grpo.runs.ranks import ALONE, Ranks
 from customized_grpo.runs.sharding import is_sharded
 from customized_grpo.training.forward import forward_process
 from customized_grpo.training.policy import Policy
 from customized_grpo.types import (
     Advantages,
-    AwmBatch,
     Batch,
     ForwardBatch,
-    NftBatch,
+    ForwardTerms,
+    PairLosses,
     PolicyBatch,
+    PolicyTerms,
     Rollout,
 )
 
 logger = logging.getLogger("customized_grpo")
+
+_GRPO = GrpoAlgorithm()
 
 
 def policy_batch(
@@ -49,6 +44,7 @@ def policy_batch(
     rows: Tensor,
     step_weights: Tensor,
     keep_invalid: bool = False,
+    losses: Callable[[PolicyTerms], PairLosses] = _GRPO.losses,
 ) -> PolicyBatch:
     """Trained transitions of the samples ``rows`` (int64) of the rollout.
 
@@ -69,6 +65,7 @@ def policy_batch(
         return kept.flatten(0, 1)
 
     return PolicyBatch(
+        losses=losses,
         latents=pairs(rollout.latents),
         next_latents=pairs(rollout.next_latents),
         step_index=step_index.flatten(),
@@ -113,10 +110,10 @@ def accumulate_gradient(
     Returns:
         Means over the computed pairs of valid samples: ``ratio_mean``, ``ratio_abs_dev``,
         ``clip_fraction``, ``mismatch`` (mean |ratio - 1| against the rollout's own log-probs), or
-        of a ``ForwardBatch`` ``old_distance`` (mean square to the velocities of the policy that
-        sampled), and of an ``AwmBatch`` the first three too; and, if used, ``rollout_kl`` (to the
-        policy that sampled), or ``kl`` and ``norm_excess`` (to the untrained one); ``loss``, the
-        mean over all; and, if it did not fit, the ``micro_batch_size`` that did.
+        of a ``ForwardBatch`` what the algorithm gives and ``old_distance`` (mean square to the
+        velocities of the policy that sampled); and, if used, ``rollout_kl`` (to the policy that
+        sampled), or ``kl`` and ``norm_excess`` (to the untrained one); ``loss``, the mean over all;
+        and, if it did not fit, the ``micro_batch_size`` that did.
     """
     transformer = policy.generator.transformer
     sharded = is_sharded(transformer)
@@ -292,28 +289,23 @@ def _forward_loss(
     velocity, reference, valid = _predict(policy, batch, conditioning, config, rows, latents)
     rows, sigma, target = rows[valid], sigma[valid], target[valid]
     old = velocity.detach() if batch.old_velocity is None else batch.old_velocity[rows]
-    advantage, stats, old_weight = batch.advantage[rows], {}, 0.0
-    if isinstance(batch, NftBatch):
-        beta, clip = batch.beta.item(), batch.clip.item()
-        losses = nft_loss(velocity, old, target, sigma, advantage, beta, clip)
-        loss = (losses * batch.weight[rows]).sum() / num_pairs
-    else:
-        assert isinstance(batch, AwmBatch)
-        power, old_weight = batch.power.item(), batch.old_weight.item()
-        log_prob, old_log_prob = (
-            matching_log_prob(v, target, sigma, power) for v in (velocity, old)
-        )
-        advantage, clip_range = advantage / batch.clip.item(), batch.clip_range.item()
-        loss, stats = clipped_surrogate(log_prob, old_log_prob, advantage, clip_range, num_pairs)
-    trained = velocity if old_weight else velocity.detach()
-    old_distance = (trained - old).square().flatten(1).mean(1)
-    penalties = {"old_distance": (old_weight, old_distance)}
+    terms = ForwardTerms(
+        velocity=velocity,
+        old_velocity=old,
+        target=target,
+        sigma=sigma,
+        advantage=batch.advantage[rows],
+        clip=batch.clip,
+    )
+    losses, stats = batch.losses(terms)
+    old_distance = (velocity.detach() - old).square().flatten(1).mean(1)
+    penalties = {"old_distance": (0.0, old_distance)}
     if config.needs_base:
         penalties |= {
             "kl": (config.kl_weight, (velocity - reference).square().flatten(1).mean(1)),
             "norm_excess": (config.norm_weight, norm_excess(velocity, reference)),
         }
-    return _penalised(loss, stats, penalties, batch, num_pairs, rows)
+    return _penalised(losses.sum() / num_pairs, stats, penalties, batch, num_pairs, rows)
 
 
 def _penalised(
@@ -359,7 +351,7 @@ def _surrogate(
     std: Tensor,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The policy loss of pairs ``rows``, within the trust region that the config names."""
-    advantage, old_mean = batch.advantage[rows], mean.detach()
+    old_mean = mean.detach()
     old_log_prob = log_prob.detach() if pinned else batch.old_log_prob[rows]
     if config.needs_means and not pinned:
         assert batch.old_mean is not None, "the rollout was asked to keep its means"
@@ -367,7 +359,14 @@ def _surrogate(
     if config.ratio_norm:
         log_prob = normalize_ratio(log_prob, old_log_prob, mean, old_mean, std)
         old_log_prob = torch.zeros_like(log_prob)
-    if config.kl_mask is None:
-        return clipped_surrogate(log_prob, old_log_prob, advantage, config.clip_range, num_pairs)
-    moved = gaussian_kl(mean.detach(), old_mean, std)
-    return masked_surrogate(log_prob, old_log_prob, advantage, moved, config.kl_mask, num_pairs)
+    has_mask = config.kl_mask is not None
+    terms = PolicyTerms(
+        log_prob=log_prob,
+        old_log_prob=old_log_prob,
+        advantage=batch.advantage[rows],
+        clip_range=config.clip_range,
+        divergence=gaussian_kl(mean.detach(), old_mean, std) if has_mask else None,
+        kl_mask=config.kl_mask,
+    )
+    losses, stats = batch.losses(terms)
+    return losses.sum() / num_pairs, stats

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from customized_grpo.config import RunConfig, dump_config, load_config
+from customized_grpo.config import ForwardAlgorithm, RunConfig, dump_config, load_config
 from customized_grpo.devices import pick_device
 from customized_grpo.errors import CheckpointError
 from customized_grpo.files import replace_folder
@@ -26,7 +26,7 @@ from customized_grpo.training.algorithms import make_algorithm
 from customized_grpo.training.build import build_generator, make_optimizer, make_trainable
 from customized_grpo.training.loss import accumulate_gradient, outputs
 from customized_grpo.training.policy import Policy, make_policy
-from customized_grpo.types import AwmBatch, Batch, NftBatch, PolicyBatch
+from customized_grpo.types import Batch, ForwardBatch, PolicyBatch
 
 REPORT = "diagnosis.json"
 _STATE = "state.safetensors"
@@ -95,7 +95,7 @@ def _finite(tensor: Tensor) -> bool:
 
 def _fields(batch: Batch) -> dict[str, Tensor]:
     found = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return {name: tensor.contiguous() for name, tensor in found.items() if tensor is not None}
+    return {name: part.contiguous() for name, part in found.items() if isinstance(part, Tensor)}
 
 
 def dump_failure(
@@ -125,15 +125,16 @@ def dump_failure(
 
 
 def load_failure(
-    folder: Path, device: torch.device
+    folder: Path, config: RunConfig, device: torch.device
 ) -> tuple[Batch, Conditioning, dict[str, Tensor], bool]:
     """Batch, conditioning, training state of a dump, and whether the ratio was pinned."""
-    batch = {n: t.to(device) for n, t in load_file(folder / "batch.safetensors").items()}
+    parts = {n: t.to(device) for n, t in load_file(folder / "batch.safetensors").items()}
     conditioning = Conditioning.from_tensors(load_file(folder / "conditioning.safetensors"))
-    own = {"beta": NftBatch, "power": AwmBatch}  # a field that no other kind has
-    kind = next((own[name] for name in own if name in batch), PolicyBatch)
+    losses = config.algorithm.losses
     return (
-        kind(**batch),
+        ForwardBatch(losses=losses, clip=config.advantage.clip, **parts)
+        if isinstance(config.algorithm, ForwardAlgorithm)
+        else PolicyBatch(losses=losses, **parts),
         conditioning.to(device),
         load_file(_state_of(folder)),
         json.loads((folder / REPORT).read_text(encoding="utf-8"))["pinned"],
@@ -170,7 +171,7 @@ def replay(folder: Path) -> Diagnosis:
     device = pick_device(config.device)
     generator = build_generator(config, device)
     make_trainable(generator, config)
-    batch, conditioning, state, pinned = load_failure(folder, device)
+    batch, conditioning, state, pinned = load_failure(folder, config, device)
     transformer = generator.transformer
     parameters = [p for p in transformer.parameters() if p.requires_grad]
     decay = config.train.ema_decay

@@ -95,6 +95,8 @@ def test_the_page_says_what_was_measured_on_what_and_what_is_missing(ranked: Res
     assert "**Not run yet**: later; the last.\n" in page
     assert "`cgrpo compare x.yaml`" in page
     assert "Not run yet" not in leaderboard(ranked, "")
+    told = " ".join(leaderboard(ranked, "", about="It is ours.").split())
+    assert "(threads: 1). It is ours. |" in told
     assert all(len(line) <= 100 for line in page.splitlines() if not line.startswith("|"))
     assert page.index("| 1. **Customized-GRPO** | 3 | 0.533") < page.index("| base |")
     assert "![" not in page

@@ -15,13 +15,14 @@ _QUESTION = (
 )
 
 
-def leaderboard(results: Results, command: str, picture: str = "") -> str:
+def leaderboard(results: Results, command: str, picture: str = "", about: str = "") -> str:
     """The ranking, what it was measured on, what is missing.
 
     Args:
         results: of the study.
         command: what writes the page.
         picture: link to the ranking as a figure; "": there is none.
+        about: what the study says of its methods.
 
     Raises:
         ConfigError: if the data do not know what is right.
@@ -33,7 +34,8 @@ def leaderboard(results: Results, command: str, picture: str = "") -> str:
             f"{results.name}; report.html compares the scores"
         )
     missing = [label for method, label in results.labels.items() if not results.of(method)]
-    paragraphs = [_QUESTION] if table is None else [f"{_QUESTION} {_measured(results)}"]
+    measured = "" if table is None else _measured(results)
+    paragraphs = [" ".join(filter(None, (_QUESTION, measured, about)))]
     if missing:
         paragraphs.append(f"**Not run yet**: {'; '.join(missing)}.")
     paragraphs.append(

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from customized_grpo.config import RunConfig
+from customized_grpo.config import ForwardAlgorithm, RunConfig
 from customized_grpo.errors import ConfigError
 from customized_grpo.generators.pipeline import decoded_at_once
 from customized_grpo.tools.estimate.devices import Device
@@ -221,14 +221,15 @@ def _transition_bytes(work: Workload) -> float:
     """Latents of one before and after a step in float32, and its mean if that is kept; of nft
     and awm the velocity by an old policy."""
     config = work.config
-    is_forward = config.algorithm.type != "grpo"
+    is_forward = isinstance(config.algorithm, ForwardAlgorithm)
     kept = config.has_old_policy if is_forward else 2 + config.loss.needs_means
     return 4 * kept * work.transformer.latents
 
 
 def _sample_bytes(work: Workload) -> float:
     """A sample's trained transitions, of which grpo alone keeps any, its final latents, picture."""
-    rollout, is_grpo = work.config.rollout, work.config.algorithm.type == "grpo"
+    rollout = work.config.rollout
+    is_grpo = not isinstance(work.config.algorithm, ForwardAlgorithm)
     trajectory = rollout.num_trained_steps * _transition_bytes(work) if is_grpo else 0
     return trajectory + 4 * work.transformer.latents + _picture_bytes(work)
 
