@@ -73,7 +73,8 @@ class World:
 
         rows = torch.arange(number, device=self.device) % len(self.batch.advantage)
         given = {f.name: getattr(self.batch, f.name) for f in fields(self.batch)}
-        return replace(self.batch, **{n: v[rows] for n, v in given.items() if v is not None})
+        parts = {n: v[rows] for n, v in given.items() if isinstance(v, torch.Tensor)}
+        return replace(self.batch, **parts)
 
     def velocity(self, samples: int) -> None:
         """A pass of the rollout."""
@@ -113,12 +114,14 @@ def batch_of(experience: Any) -> Any:
     """The pairs of a rollout of one group."""
     import torch
 
+    from customized_grpo.config import GrpoAlgorithm
     from customized_grpo.training.loss import policy_batch
 
     rollout = experience.rollout
     rows = torch.arange(len(rollout.images), device=rollout.images.device)
     weights = torch.ones(len(rollout.sigmas) - 1, device=rows.device)
-    return policy_batch(rollout, experience.advantages, rows, weights)
+    losses = GrpoAlgorithm().losses
+    return policy_batch(rollout, experience.advantages, rows, weights, losses)
 
 
 class Stages:

@@ -32,6 +32,7 @@ _GROUPS = {
     "Data sources": registry.DATA,
     "Generators": registry.GENERATORS,
     "Rewards and evaluators": registry.REWARDS,
+    "Algorithms": registry.ALGORITHMS,
     "Sinks": registry.SINKS,
 }
 _PLUG_POINTS = (
@@ -39,6 +40,8 @@ _PLUG_POINTS = (
     *(config.DataConfig, DataSource, config.GeneratorConfig, Generator, Conditioning),
     *(config.RewardConfig, rewards.Reward, rewards.ImageEmbedder, rewards.RewardMetrics),
     *(rewards.PartialFailures, rewards.Budgeted),
+    *(config.AlgorithmConfig, config.GrpoAlgorithm, config.ForwardAlgorithm),
+    *(types.PolicyTerms, types.ForwardTerms),
     *(config.SinkConfig, sinks.Sink, sinks.RunInfo),
 )
 

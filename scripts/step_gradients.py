@@ -19,7 +19,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from customized_grpo.config import RunConfig, load_config
+from customized_grpo.config import GrpoAlgorithm, RunConfig, load_config
 from customized_grpo.data.base import DataSource
 from customized_grpo.devices import pick_device
 from customized_grpo.rewards.base import RewardSet
@@ -67,7 +67,8 @@ def _gradient(policy, rollout, conditioning, advantage: Tensor, step: int, confi
         valid=~advantage.isnan(),
     )
     as_they_are = torch.ones(policy.num_steps, device=advantage.device)
-    batch = policy_batch(rollout, advantages, torch.arange(len(advantage)), as_they_are)
+    rows, losses = torch.arange(len(advantage)), GrpoAlgorithm().losses
+    batch = policy_batch(rollout, advantages, rows, as_they_are, losses)
     parameters = [p for p in policy.generator.transformer.parameters() if p.requires_grad]
     for parameter in parameters:
         parameter.grad = None

@@ -400,6 +400,19 @@ def test_overrides(load, arguments, expected):
             "algorithm.type must be one of awm, grpo, nft, or an import path package.module:Class, "
             "got 'ntf'; did you mean 'nft'?",
         ),
+        (
+            ["--algorithm", "{type: 'tiny_plugs:TinyAlgorithm'}", "--advantage.balance", "{}"],
+            "advantage.balance must be null for algorithm tiny-algorithm",
+        ),
+        (
+            ["--algorithm", "{type: 'tiny_plugs:HalfAlgorithm'}"],
+            "algorithm.type must name a whole class, got <class 'tiny_plugs.HalfAlgorithm'> "
+            "without losses; add that",
+        ),
+        (
+            ["--algorithm", "{type: 'tiny_plugs:StrangeAlgorithm'}"],
+            "algorithm.type must name a class derived from GrpoAlgorithm or ForwardAlgorithm",
+        ),
         ([*NFT, "--rollout.num_trained_steps", "13"], "must be at most num_steps = 12, got 13; lo"),
         ([*NFT, "--rollout.window", "5", "12"], "the steps 0 to 10, got [5, 12]; the end"),
         ([*NFT, *ODE, "--rollout.window", "5", "13"], "the steps 0 to 11, got [5, 13]; the end"),

@@ -1,5 +1,6 @@
 """Plugs: found by entry point or import path, built-in or a stranger's, in the same way."""
 
+import inspect
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass
@@ -9,12 +10,19 @@ import pytest
 from tiny_plugs import TinyReward
 
 from customized_grpo import registry
-from customized_grpo.config import DataConfig, GeneratorConfig, RewardConfig, SinkConfig
+from customized_grpo.config import (
+    AlgorithmConfig,
+    DataConfig,
+    GeneratorConfig,
+    RewardConfig,
+    SinkConfig,
+)
 from customized_grpo.errors import ConfigError
 
 BASES = {
     registry.GENERATORS: GeneratorConfig,
     registry.REWARDS: RewardConfig,
+    registry.ALGORITHMS: AlgorithmConfig,
     registry.DATA: DataConfig,
     registry.SINKS: SinkConfig,
 }
@@ -84,7 +92,7 @@ def test_a_built_in_plug_keeps_the_contract(group, type_):
     cls = registry.load_plug(group, type_)
     assert is_dataclass(cls)
     assert issubclass(cls, BASES[group])
-    assert callable(cls.build)
+    assert not inspect.isabstract(cls)
     assert cls.__dataclass_params__.frozen
     assert next(f.default for f in fields(cls) if f.name == "type") == type_
 

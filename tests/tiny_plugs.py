@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from customized_grpo.config import DataConfig, GeneratorConfig, RewardConfig
+from customized_grpo.config import (
+    AlgorithmConfig,
+    DataConfig,
+    ForwardAlgorithm,
+    GeneratorConfig,
+    GrpoAlgorithm,
+    RewardConfig,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +43,26 @@ class TinyData(DataConfig):
     type: Literal["tiny-data"] = "tiny-data"  # pyright: ignore
 
     build = TinyGenerator.build
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyAlgorithm(GrpoAlgorithm):
+    type: str = "tiny-algorithm"
+
+    def losses(self, terms, /):
+        return terms.advantage.square() * terms.log_prob, {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalfAlgorithm(ForwardAlgorithm):
+    type: str = "half"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrangeAlgorithm(AlgorithmConfig):
+    type: str = "strange"
+
+    losses = TinyAlgorithm.losses
 
 
 @dataclass(frozen=True, kw_only=True)

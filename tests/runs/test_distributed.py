@@ -13,7 +13,7 @@ import torch
 from chaos import content, small_run
 from helpers import changed, finished, torchrun, weights
 
-from customized_grpo.config import MeasuredSchedule, RunConfig
+from customized_grpo.config import GrpoAlgorithm, MeasuredSchedule, RunConfig
 from customized_grpo.errors import ConfigError
 from customized_grpo.rewards.ballots import VOTES
 from customized_grpo.rewards.endpoints.vlm_judge import VlmJudgeConfig
@@ -284,17 +284,22 @@ def test_an_invalid_sample_counts_for_nothing_where_it_must_be_computed() -> Non
         advantages,
         torch.arange(3),
         torch.ones(rollout.sigmas.numel() - 1),
+        GrpoAlgorithm().losses,
         keep_invalid=True,
     )
     left = policy_batch(
-        rollout, advantages, torch.arange(3), torch.ones(rollout.sigmas.numel() - 1)
+        rollout,
+        advantages,
+        torch.arange(3),
+        torch.ones(rollout.sigmas.numel() - 1),
+        GrpoAlgorithm().losses,
     )
     assert kept.weight.tolist() == [1, 1, 0, 0, 1, 1] == kept.advantage.tolist()
     assert left.weight.tolist() == [1, 1, 1, 1]
     is_counted = kept.weight.bool()
     for field in dataclasses.fields(kept):
         values = getattr(kept, field.name)
-        if values is not None:
+        if isinstance(values, torch.Tensor):
             assert values.isfinite().all()
             assert torch.equal(values[is_counted], getattr(left, field.name)), field.name
 

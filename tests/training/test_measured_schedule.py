@@ -21,6 +21,7 @@ from customized_grpo.ops import noise_variance
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.training import measure
 from customized_grpo.training.build import build_world
+from customized_grpo.training.origins import origins
 from customized_grpo.training.policy import make_policy
 from customized_grpo.training.rollout import collect_rollout, one_step_rollouts
 from customized_grpo.training.train import train
@@ -136,6 +137,9 @@ def test_steps_are_measured_once_and_those_of_the_window_alone(
         ({"rollout": {"noise_level": 0.5}}, {"noise"}),
         ({"rollout": {"group_size": 4, "batch_size": 3}, "train": {"num_updates": 9}}, set()),
         ({"evaluation": {"seed": 1}}, {"validation"}),
+        ({"rollout": {"shift": 2.0}}, {"noise", "validation"}),
+        ({"rollout": {"num_steps": 5}}, {"noise", "validation"}),
+        ({"rollout": {"num_steps": 5}, "evaluation": {"num_steps": 4}}, {"noise"}),
         ({"evaluation": {"num_examples": 1, "validate_every": 7, "batch_size": 1}}, set()),
     ],
 )
@@ -143,14 +147,14 @@ def test_what_a_run_keeps_from_its_start_is_of_these_fields(
     tiny_config: RunConfig, change: dict[str, dict], names: set[str]
 ) -> None:
     config = dataclasses.replace(tiny_config, advantage=MEASURED)
-    before, now = measure.origins(config), measure.origins(changed(config, **change))
+    before, now = origins(config), origins(changed(config, **change))
     assert {name for name in before if before[name] != now[name]} == names
 
 
 def test_by_other_rewards_everything_is_another(tiny_config: RunConfig) -> None:
     config = dataclasses.replace(tiny_config, advantage=MEASURED)
     other = dataclasses.replace(config, rewards=tuple(reversed(config.rewards)))
-    before, now = measure.origins(config), measure.origins(other)
+    before, now = origins(config), origins(other)
     assert all(before[name] != now[name] for name in before)
 
 
@@ -168,12 +172,14 @@ def test_a_run_that_goes_on_with_other_steps_measures_them(tiny_config: RunConfi
 def test_a_gate_at_the_bases_mean_refuses_other_rewards(tiny_config: RunConfig) -> None:
     gate = AdvantageConfig(shaping="gate", gamma=30.0)
     config = changed(dataclasses.replace(tiny_config, advantage=gate), train={"num_updates": 1})
-    train(config)
+    run = train(config)
+    before = (run / "config.yaml").read_text()
     other = dataclasses.replace(
         changed(config, train={"num_updates": 2}), rewards=tuple(reversed(config.rewards))
     )
     with pytest.raises(ConfigError, match=r"mean scores of the base by these rewards.*gate_floor"):
         train(other, resume=True, allow_changed=True)
+    assert (run / "config.yaml").read_text() == before  # the run can still go on as it was
     train(changed(other, advantage={"gate_floor": 0.5}), resume=True, allow_changed=True)
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from helpers import assert_near, changed, perturb_lora
 
 from customized_grpo.config import GrpoAlgorithm, LoraSettings, LossConfig, RunConfig
+from customized_grpo.errors import ConfigError
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.flux_kontext import FluxKontextConfig
@@ -22,6 +24,8 @@ from customized_grpo.types import Advantages, Example, Rollout
 UNPINNED = LossConfig(pin_ratio=False, clip_range=0.2)
 
 NOISY = 2**16  # a log-probability divides the rounding of a mean by a variance
+
+batch_of = partial(policy_batch, losses=GrpoAlgorithm().losses)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -40,9 +44,7 @@ class Scene:
     def gradient(self, rollout: Rollout, config: LossConfig = UNPINNED, **options):
         """Loss statistics and flat gradient on a rollout."""
         weights = self.policy.step_weights(config.step_weight, range(5), config.ratio_norm)
-        batch = policy_batch(
-            rollout, self.advantages, torch.arange(len(rollout.group_ids)), weights
-        )
+        batch = batch_of(rollout, self.advantages, torch.arange(len(rollout.group_ids)), weights)
         for parameter in self.parameters:
             parameter.grad = None
         options = {"pinned": False, "micro_batch_size": None} | options
@@ -136,12 +138,10 @@ def test_weighting_by_shuffled_position_would_be_noticed(scene: Scene) -> None:
     """The reference code's mistake: advantage looked up by place in the list, not by step."""
     order = torch.tensor([2, 0, 3, 1])
     rollout = shuffled(scene.rollout, order)
-    right = policy_batch(rollout, scene.advantages, torch.arange(6), torch.ones(6)).advantage
+    right = batch_of(rollout, scene.advantages, torch.arange(6), torch.ones(6)).advantage
     by_position = scene.advantages.per_step[:, : len(order)].flatten()
     assert not torch.allclose(right, by_position, atol=1e-3)
-    unshuffled = policy_batch(
-        scene.rollout, scene.advantages, torch.arange(6), torch.ones(6)
-    ).advantage
+    unshuffled = batch_of(scene.rollout, scene.advantages, torch.arange(6), torch.ones(6)).advantage
     torch.testing.assert_close(right.view(6, 4), unshuffled.view(6, 4)[:, order])
     assert not torch.allclose(by_position.view(6, 4), unshuffled.view(6, 4)[:, order], atol=1e-3)
 
@@ -164,7 +164,7 @@ def test_invalid_samples_are_left_out_of_loss_and_denominator(scene: Scene) -> N
     _, whole = scene.gradient(scene.rollout)
     valid = torch.tensor([True, True, False, True, True, True])
     scene.advantages = dataclasses.replace(scene.advantages, valid=valid)
-    batch = policy_batch(scene.rollout, scene.advantages, torch.arange(6), torch.ones(6))
+    batch = batch_of(scene.rollout, scene.advantages, torch.arange(6), torch.ones(6))
     assert len(batch.advantage) == 5 * 4
     assert 2 not in batch.sample_index
     _, without = scene.gradient(scene.rollout)
@@ -183,7 +183,7 @@ def test_numbers_of_a_sharded_model_are_of_valid_samples(
     )
     expected, gradient = scene.gradient(scene.rollout, config)
     weights = scene.policy.step_weights(config.step_weight, range(5), config.ratio_norm)
-    batch = policy_batch(scene.rollout, scene.advantages, torch.arange(6), weights, True)
+    batch = batch_of(scene.rollout, scene.advantages, torch.arange(6), weights, keep_invalid=True)
     assert len(batch.advantage) == 6 * 4
     monkeypatch.setattr(loss, "is_sharded", lambda transformer: True)
     stats = accumulate_gradient(
@@ -202,7 +202,7 @@ def test_pinned_ratio_is_one_and_its_gradient_is_the_policy_gradient(scene: Scen
     assert stats["ratio_abs_dev"] == 0
     assert stats["clip_fraction"] == 0
     assert stats["mismatch"] > 1e-7
-    batch = policy_batch(scene.rollout, scene.advantages, torch.arange(6), torch.ones(6))
+    batch = batch_of(scene.rollout, scene.advantages, torch.arange(6), torch.ones(6))
     for parameter in scene.parameters:
         parameter.grad = None
     mean, std = scene.policy.transition(
@@ -319,7 +319,7 @@ def test_ratio_norm_centres_the_ratio(scene: Scene) -> None:
 
 def test_the_kl_mask_takes_the_place_of_the_clip(scene: Scene) -> None:
     """Against a plain loop over pairs, with torch's own KL of two normal distributions."""
-    batch = policy_batch(scene.rollout, scene.advantages, torch.arange(6), torch.ones(6))
+    batch = batch_of(scene.rollout, scene.advantages, torch.arange(6), torch.ones(6))
     assert batch.old_mean is not None
     losses, moved, further = [], [], []
     for pair in range(len(batch.advantage)):
@@ -369,7 +369,7 @@ def test_the_norm_penalty_adds_its_gradient(scene: Scene, advantage: float) -> N
     config = dataclasses.replace(UNPINNED, norm_weight=3.0)
     stats, gradient = scene.gradient(scene.rollout, config, micro_batch_size=5)
     _, plain = scene.gradient(scene.rollout)
-    batch = policy_batch(scene.rollout, scene.advantages, torch.arange(6), torch.ones(6))
+    batch = batch_of(scene.rollout, scene.advantages, torch.arange(6), torch.ones(6))
     for parameter in scene.parameters:
         parameter.grad = None
     excess = []
@@ -399,7 +399,7 @@ def test_a_surrogate_of_ones_own_is_what_is_trained(scene: Scene) -> None:
         def losses(self, terms, /):
             return -terms.advantage * terms.log_prob, {"surprise": -terms.log_prob.detach().mean()}
 
-    batch = policy_batch(
+    batch = batch_of(
         scene.rollout,
         scene.advantages,
         torch.arange(6),
@@ -417,6 +417,20 @@ def test_a_surrogate_of_ones_own_is_what_is_trained(scene: Scene) -> None:
     assert "ratio_mean" not in numbers
     surprise = -scene.rollout.log_probs.mean().item()
     assert numbers["surprise"] == pytest.approx(surprise, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("found", "got"),
+    [
+        (torch.ones(2), "got Tensor"),
+        ((torch.ones(2, 1), {}), r"losses of the shape \[2, 1\]"),
+        ((torch.ones(3), {}), r"losses of the shape \[3\]"),
+        ((torch.ones(2), None), r"losses of the shape \[2\]"),
+    ],
+)
+def test_losses_that_are_none_are_named(found: object, got: str) -> None:
+    with pytest.raises(ConfigError, match=rf"losses must return losses \[2\] of the pairs.*{got}"):
+        loss.checked_losses(found, 2)
 
 
 def test_a_weight_of_0_leaves_the_loss_and_its_kl_alone(scene: Scene) -> None:

@@ -6,6 +6,7 @@ import argparse
 import inspect
 import textwrap
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,13 +73,17 @@ def _alternatives(info: FieldInfo) -> list[str]:
     from customized_grpo import registry
     from customized_grpo.config import AlgorithmConfig, list_fields
     from customized_grpo.config.decoding import default_of, members, show, to_raw
+    from customized_grpo.errors import ConfigError
 
     lines, kinds = list[str](), members(info.hint)
     if AlgorithmConfig in kinds:
         group = registry.ALGORITHMS
-        kinds = [registry.load_plug(group, name) for name in registry.plug_types(group)]
+        kinds = []
+        for name in registry.plug_types(group):
+            with suppress(ConfigError):  # another package's, which this config does not use
+                kinds.append(registry.load_plug(group, name))
     for kind in kinds:
-        if not (inspect.isclass(kind) and is_dataclass(kind)) or isinstance(info.value, kind):
+        if not (inspect.isclass(kind) and is_dataclass(kind)) or type(info.value) is kind:
             continue
         own = sorted(fields(kind), key=lambda f: f.name != "type")
         given = {f.name: default_of(f) for f in own}

@@ -256,7 +256,7 @@ class AlgorithmConfig(Plug, ABC):
 
     is_affine: ClassVar[bool] = False
     """Whether the losses are affine in the advantage, at the model that sampled: only then the
-    objectives' gradients add up, as `advantage.balance` needs."""
+    objectives' gradients add up, as `advantage.balance` needs. To be said with `losses`."""
 
     type: str
     """Which algorithm: a declared type, or an import path `package.module:Class`."""
@@ -264,7 +264,16 @@ class AlgorithmConfig(Plug, ABC):
     @abstractmethod
     def losses(self, terms: Any, /) -> PairLosses:
         """Losses ``[m]`` of m pairs of a sample and a step, or their sum, and numbers for the log:
-        name -> a mean over the pairs, without a gradient."""
+        name -> a mean over the pairs, without a gradient.
+
+        m may be 0. A pair of advantage 0 may have a gradient only where an older policy samples:
+        else it is left out.
+        """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super(AlgorithmConfig, cls).__init_subclass__(**options)
+        if "losses" in vars(cls) and "is_affine" not in vars(cls):
+            cls.is_affine = False  # what a base says is of its own losses
 
 
 def _decode_plug(base: Any, raw: Any) -> Any:
@@ -302,6 +311,9 @@ def load_plug(base: Any, type_: Any) -> Any:
             f"type must name a dataclass derived from {base.__name__}, got {type_!r} = {cls!r}; "
             "derive it, or correct the path"
         )
+    if inspect.isabstract(cls):
+        missing = ", ".join(sorted(getattr(cls, "__abstractmethods__")))  # noqa: B009
+        raise ConfigError(f"type must name a whole class, got {cls!r} without {missing}; add that")
     if all(f.name != "type" or f.default is MISSING for f in fields(cls)):
         raise ConfigError(
             f"type must have a default in {cls.__name__}, got none; write `type: Literal[X] = X`"

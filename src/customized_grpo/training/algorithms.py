@@ -78,7 +78,7 @@ class Grpo:
         """The transitions of samples ``rows``."""
         loss = self._loss
         weights = policy.step_weights(loss.step_weight, self.steps, loss.ratio_norm)
-        return policy_batch(rollout, advantages, rows, weights, self._is_sharded, self._losses)
+        return policy_batch(rollout, advantages, rows, weights, self._losses, self._is_sharded)
 
     def after_rollout(self, num_updates: int) -> None:
         """Nothing is kept."""

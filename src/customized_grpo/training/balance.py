@@ -6,8 +6,9 @@ of the loss with its part of the advantage alone, less that of the loss without 
 its gradient is one on its weight. So gradients are taken at some rollouts only, and the factors
 serve those that follow.
 
-Gradients are compared at equal weights, of which the schedule gives the shape over the steps alone:
-the factors make up for the gradients' lengths, and leave to it how much of each is wanted.
+For ``marble`` gradients are compared at equal weights, of which the schedule gives the shape over
+the steps alone: the factors make up for the gradients' lengths, and leave to it how much of each is
+wanted. ``mgda`` decides that itself.
 """
 
 from __future__ import annotations
@@ -58,13 +59,12 @@ def rebalance(
         ``balance/factor/NAME`` and ``balance/cosine/NAME/NAME``, or nothing, and the factors as
         they were, where a gradient is not finite.
     """
-    means = weights[steps.start : steps.stop].mean(0)
-    shapes = weights / means.where(means > 0, 1.0) / len(means)
-    parts = per_objective.nan_to_num()[:, None, :] * shapes  # [b, T, N]
-    found = [gradient(part) for part in parts.unbind(-1)]
-    if has_rest:
-        rest = gradient(torch.zeros_like(parts[..., 0]))
-        found = [_less(one, rest) for one in found]
+    if settings.method == "marble":
+        means = weights[steps.start : steps.stop].mean(0)
+        weights = weights / means.where(means > 0, 1.0) / len(means)
+    parts = per_objective.nan_to_num()[:, None, :] * weights  # [b, T, N]
+    rest = gradient(torch.zeros_like(parts[..., 0])) if has_rest else None
+    found = [_less(gradient(part), rest) for part in parts.unbind(-1)]
     rows = [[_inner(one, other) for other in found] for one in found]
     gram = torch.tensor(ranks.broadcast(rows), dtype=torch.float64)
     if not gram.isfinite().all():
@@ -78,9 +78,11 @@ def rebalance(
     return averaged, _describe(gram, averaged)
 
 
-def _less(one: Gradients, rest: Gradients) -> Gradients:
+def _less(one: Gradients, rest: Gradients | None) -> Gradients:
+    if rest is None:
+        return one
     pairs = zip(one, rest, strict=True)
-    return [a if b is None else -b if a is None else a - b for a, b in pairs]
+    return [a if b is None else b.neg() if a is None else a.sub_(b) for a, b in pairs]
 
 
 def _inner(one: Gradients, other: Gradients) -> float:

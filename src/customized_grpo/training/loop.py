@@ -253,7 +253,7 @@ class Loop:
         conditioning: Conditioning,
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Factors of the objectives' weights, and numbers, from a gradient of the whole rollout for
-        each objective, by the policy that sampled it."""
+        each objective, by the model as it is."""
         rows = torch.arange(len(rollout.images), device=rollout.images.device)
         loss, size = self.config.loss.policy_only(), self.micro_batch_size
 

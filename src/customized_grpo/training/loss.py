@@ -7,13 +7,14 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from customized_grpo.config import GrpoAlgorithm, LossConfig
+from customized_grpo.config import LossConfig
 from customized_grpo.devices import is_out_of_memory
-from customized_grpo.errors import ResourceError
+from customized_grpo.errors import ConfigError, ResourceError
 from customized_grpo.generators.base import Conditioning, Generator, keeping
 from customized_grpo.generators.cpu import lora_merged
 from customized_grpo.generators.lora import start_policy
@@ -35,16 +36,14 @@ from customized_grpo.types import (
 
 logger = logging.getLogger("customized_grpo")
 
-_GRPO = GrpoAlgorithm()
-
 
 def policy_batch(
     rollout: Rollout,
     advantages: Advantages,
     rows: Tensor,
     step_weights: Tensor,
+    losses: Callable[[PolicyTerms], PairLosses],
     keep_invalid: bool = False,
-    losses: Callable[[PolicyTerms], PairLosses] = _GRPO.losses,
 ) -> PolicyBatch:
     """Trained transitions of the samples ``rows`` (int64) of the rollout.
 
@@ -108,12 +107,11 @@ def accumulate_gradient(
         ranks: the processes that share the pairs; gradients and numbers are then of all pairs.
 
     Returns:
-        Means over the computed pairs of valid samples: ``ratio_mean``, ``ratio_abs_dev``,
-        ``clip_fraction``, ``mismatch`` (mean |ratio - 1| against the rollout's own log-probs), or
-        of a ``ForwardBatch`` what the algorithm gives and ``old_distance`` (mean square to the
-        velocities of the policy that sampled); and, if used, ``rollout_kl`` (to the policy that
-        sampled), or ``kl`` and ``norm_excess`` (to the untrained one); ``loss``, the mean over all;
-        and, if it did not fit, the ``micro_batch_size`` that did.
+        Means over the computed pairs of valid samples: what the algorithm gives; ``mismatch``
+        (mean |ratio - 1| against the rollout's own log-probs), or of a ``ForwardBatch``
+        ``old_distance`` (mean square to the velocities of the policy that sampled); and, if used,
+        ``kl`` and ``norm_excess`` (to the untrained one); ``loss``, the mean over all; and, if it
+        did not fit, the ``micro_batch_size`` that did.
     """
     transformer = policy.generator.transformer
     sharded = is_sharded(transformer)
@@ -297,7 +295,7 @@ def _forward_loss(
         advantage=batch.advantage[rows],
         clip=batch.clip,
     )
-    losses, stats = batch.losses(terms)
+    losses, stats = checked_losses(batch.losses(terms), len(rows))
     old_distance = (velocity.detach() - old).square().flatten(1).mean(1)
     penalties = {"old_distance": (0.0, old_distance)}
     if config.needs_base:
@@ -306,6 +304,23 @@ def _forward_loss(
             "norm_excess": (config.norm_weight, norm_excess(velocity, reference)),
         }
     return _penalised(losses.sum() / num_pairs, stats, penalties, batch, num_pairs, rows)
+
+
+def checked_losses(found: Any, count: int) -> PairLosses:
+    """What an algorithm gives for ``count`` pairs, if it is what it should be.
+
+    Raises:
+        ConfigError: if it is not.
+    """
+    is_pair = isinstance(found, tuple) and len(found) == 2
+    shape = tuple(found[0].shape) if is_pair and isinstance(found[0], Tensor) else None
+    if shape in ((), (count,)) and isinstance(found[1], dict):
+        return found
+    kind = type(found).__name__ if shape is None else f"losses of the shape {list(shape)}"
+    raise ConfigError(
+        f"algorithm: losses must return losses [{count}] of the pairs, or their sum, and a dict of "
+        f"numbers, got {kind}; correct it"
+    )
 
 
 def _penalised(
@@ -368,5 +383,5 @@ def _surrogate(
         divergence=gaussian_kl(mean.detach(), old_mean, std) if has_mask else None,
         kl_mask=config.kl_mask,
     )
-    losses, stats = batch.losses(terms)
+    losses, stats = checked_losses(batch.losses(terms), len(rows))
     return losses.sum() / num_pairs, stats

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from customized_grpo.config import MeasuredSchedule, RolloutConfig, RunConfig
-from customized_grpo.config.decoding import to_raw
 from customized_grpo.errors import RewardError, everywhere
 from customized_grpo.generators.base import Conditioning
 from customized_grpo.ops import noise_variance
@@ -59,26 +55,3 @@ def measure_noise(
             RewardError(f"rewards: {', '.join(unknown)} could not score what a step moves")
         )
     return shares_of_noise(variances, config.rewards)
-
-
-def origins(config: RunConfig) -> dict[str, str]:
-    """Digests of the fields behind what a run keeps from its start: scores of the base by its
-    ``rewards`` and by its ``validation``, and shares of ``noise``. By other fields they are others.
-    """
-    schedule, noise = config.advantage.schedule, None
-    if isinstance(schedule, MeasuredSchedule):
-        steps = one_step_rollouts(config.rollout, schedule.num_samples).values()
-        sampled = [replace(step, batch_size=None) for step in steps]
-        noise = (config.seed, config.data, config.rewards, schedule, *sampled)
-    # The rest of the section decides what is evaluated at the end, how often, and how fast.
-    validation = replace(config.evaluation, num_examples=1, validate_every=1, batch_size=None)
-    found = {
-        "rewards": config.rewards,
-        "validation": (config.data, config.rewards, config.evaluators, validation),
-        "noise": noise,
-    }
-    return {name: _digest(to_raw(value)) for name, value in found.items()}
-
-
-def _digest(raw: object) -> str:
-    return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()

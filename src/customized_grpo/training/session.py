@@ -36,17 +36,12 @@ from customized_grpo.runs.log import RunLog, describe_environment
 from customized_grpo.runs.ranks import ALONE, Ranks
 from customized_grpo.runs.sharding import gathered
 from customized_grpo.runs.sinks.feed import feeding
-from customized_grpo.training.advantages import (
-    Measured,
-    check_levels,
-    objective_weights,
-    one_sided,
-)
+from customized_grpo.training.advantages import Measured, objective_weights, one_sided
 from customized_grpo.training.clock import Clock
 from customized_grpo.training.hacking import end_with_best
 from customized_grpo.training.loop import Loop
-from customized_grpo.training.measure import origins
 from customized_grpo.training.nonfinite import diagnose, dump_failure
+from customized_grpo.training.origins import origins
 from customized_grpo.training.validation import SampleGrid, Validation
 from customized_grpo.types import Batch
 
@@ -90,7 +85,6 @@ class Session:
 
         Raises:
             CheckpointError: if the checkpoint does not fit.
-            ConfigError: if the shaping needs what the base scored, and that is not known.
         """
         sigmas, steps = self.loop.policy.sigmas, self.loop.algorithm.steps
         warning = one_sided(sigmas, steps, self.config.advantage)
@@ -106,20 +100,12 @@ class Session:
         self.progress = Progress(**checkpoint.record["progress"])
         kept = checkpoint.record.get("factors", {})
         self.loop.factors |= {name: kept[name] for name in self.loop.factors if name in kept}
-        changed = self._changed(checkpoint.record.get("origins", {}))
-        measured = Measured.of(checkpoint.record.get("measured", {}))
-        self.loop.measured = Measured(
-            levels=() if "rewards" in changed else measured.levels,
-            noise_shares=() if "noise" in changed else measured.noise_shares,
-        )
-        if self.progress.rollouts:
-            check_levels(self.config.advantage, self.loop.measured)
+        self.loop.measured = Measured.of(checkpoint.record.get("measured", {}))
         self.rewards.restore(checkpoint.record["rewards"])
         if self.validation is not None:
             self.validation.evaluators.restore(checkpoint.record["evaluators"])
-            if "validation" not in changed:
-                self.validation.alarm.state = checkpoint.record.get("hacking", {})
-                self.validation.gains.base = checkpoint.record.get("base_scores", {})
+            self.validation.alarm.state = checkpoint.record.get("hacking", {})
+            self.validation.gains.base = checkpoint.record.get("base_scores", {})
         self._saved = self.progress.update
         self.log.rewind(update=self.progress.update, rollouts=self.progress.rollouts)
         before, now = checkpoint.record["environment"], describe_environment(self.generator.device)
@@ -127,11 +113,6 @@ class Session:
             if before.get(name) != value:
                 logger.warning("resumed with another %s: %s -> %s", name, before.get(name), value)
         logger.info("resumed from %s", checkpoint.folder)
-
-    def _changed(self, before: dict[str, str]) -> set[str]:
-        """What of the ``origins`` of a checkpoint has another origin now."""
-        now = origins(self.config)
-        return {name for name, digest in before.items() if now.get(name) != digest}
 
     def run(self) -> None:
         """All rollouts and their updates.

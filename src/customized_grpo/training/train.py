@@ -30,6 +30,7 @@ from customized_grpo.runs.sharding import shard
 from customized_grpo.runs.sinks.base import check_sinks
 from customized_grpo.training.build import build_world, find_optimizer, make_trainable
 from customized_grpo.training.loop import inner_rows
+from customized_grpo.training.origins import recalled
 from customized_grpo.training.session import Session
 from customized_grpo.training.sizes import check_sizes
 from customized_grpo.training.validation import NUM_SAMPLES, SampleGrid, Validation
@@ -128,6 +129,8 @@ def _train(config: RunConfig, folder: Path, ranks: Ranks, *, resume: bool) -> No
         checkpoint = _common_checkpoint(folder, ranks)
         done = checkpoint.update if checkpoint else 0
         _check_length(config, done)
+        if checkpoint is not None:
+            checkpoint = recalled(checkpoint, config)
         if ranks.is_first:
             remove_leftovers(folder, done)
         log = RunLog(folder, config, device) if ranks.is_first else SilentLog(folder)

@@ -120,7 +120,8 @@ def test_every_field_is_in_the_reference(site: Path, pages: dict[Path, Page]) ->
 def test_every_plug_is_in_the_reference(site: Path, pages: dict[Path, Page]) -> None:
     page = pages[site / "reference" / "plugs.html"]
     words = set(page.text.split())
-    for group in (registry.DATA, registry.GENERATORS, registry.REWARDS):
+    groups = (registry.DATA, registry.GENERATORS, registry.REWARDS, registry.ALGORITHMS)
+    for group in groups:
         for name in registry.plug_types(group):
             assert name.replace(".", "") in page.anchors  # as GitHub makes anchors
             fields = {info.path for info in list_fields(registry.load_plug(group, name))}

@@ -54,7 +54,11 @@ def test_there_are_quotes() -> None:
 def known_fields() -> set[str]:
     roots = (RunConfig, BenchmarkConfig, StudyConfig, ServeConfig)
     known = {info.path for root in roots for info in list_fields(root)}
-    groups = {"data": registry.DATA, "generator": registry.GENERATORS}
+    groups = {
+        "data": registry.DATA,
+        "generator": registry.GENERATORS,
+        "algorithm": registry.ALGORITHMS,
+    }
     for section, group in groups.items():
         for name in registry.plug_types(group):
             fields = list_fields(registry.load_plug(group, name))

@@ -186,8 +186,9 @@ def predict_memory(work: Workload, count: int, *, fsdp: bool, checkpointing: boo
     # the KL is relative to and those that sample.
     per_trained = 4 + (8 if config.train.optimizer == "adamw" else 2)
     per_trained += 4 * (config.train.ema_decay is not None) + 4 * (config.lora is not None)
-    if config.advantage.balance is not None:  # a gradient of each objective but the last
-        per_trained += 4 * (len({reward.objective for reward in config.rewards}) - 1)
+    if config.advantage.balance is not None:  # a gradient of each objective but the last, the rest
+        objectives = {reward.objective for reward in config.rewards}
+        per_trained += 4 * (len(objectives) - 1 + config.has_old_policy)
     per_trained += 4 * (config.loss.kl_to == "start") + 4 * config.has_old_policy
     texts, vae = _encoder_bytes(work)
     stages = activations(work, count, fsdp=fsdp, checkpointing=checkpointing)

@@ -87,11 +87,12 @@ class Workload:
 
     @property
     def measurements(self) -> float:
-        """Gradients of a whole rollout besides its updates', on average: one for each objective
-        where they are balanced."""
+        """Gradients of a whole rollout besides its updates', on average: where the objectives are
+        balanced one for each, and one without any beside an older policy."""
         balance = self.config.advantage.balance
         num_objectives = len({reward.objective for reward in self.config.rewards})
-        return 0.0 if balance is None else num_objectives / balance.every
+        taken = num_objectives + self.config.has_old_policy
+        return 0.0 if balance is None else taken / balance.every
 
     @property
     def prefixes(self) -> tuple[int, int, float]:
