@@ -41,7 +41,6 @@ _PLUG_POINTS = (
     *(config.RewardConfig, rewards.Reward, rewards.ImageEmbedder, rewards.RewardMetrics),
     *(rewards.PartialFailures, rewards.Budgeted),
     *(config.AlgorithmConfig, config.GrpoAlgorithm, config.ForwardAlgorithm),
-    *(types.PolicyTerms, types.ForwardTerms),
     *(config.SinkConfig, sinks.Sink, sinks.RunInfo),
 )
 

@@ -48,7 +48,11 @@ def load_base(config: RunConfig) -> dict[str, torch.Tensor]:
             "--rollout.group_size 3 --train.num_updates 6 --loss.kl_weight 0.01 "
             "--train.learning_rate 1e-4 --loss.kl_share 0.4",
         ),
-        ("whole", "--train.inner_updates 1 --train.num_updates 5 --train.micro_batch_size 3"),
+        pytest.param(
+            "whole",
+            "--train.inner_updates 1 --train.num_updates 5 --train.micro_batch_size 3",
+            marks=pytest.mark.long,
+        ),
         # whole groups, as many in each process; ratios and KL are used
         (
             "sharded",
@@ -113,7 +117,7 @@ def load_base(config: RunConfig) -> dict[str, torch.Tensor]:
             "sharded-nft",
             '--algorithm {"type":"nft","old_decay":0.5,"old_decay_rate":0.1} --fsdp true '
             "--rollout.prompts_per_rollout 4 --train.num_updates 6 --train.learning_rate 1e-4 "
-            "--loss.step_weight none",
+            '--loss.step_weight none --advantage.balance {"every":2}',
             marks=pytest.mark.long,
         ),
         (
@@ -203,7 +207,7 @@ def test_two_processes_ask_people_as_one(tmp_path: Path) -> None:
     assert max((tensor - theirs[key]).abs().max() for key, tensor in ours.items()) < 1e-6
 
 
-@pytest.mark.parametrize("fsdp", ["false", "true"])
+@pytest.mark.parametrize("fsdp", [pytest.param("false", marks=pytest.mark.long), "true"])
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, fsdp: str) -> None:
     # A low rate, for Adam makes whole steps of the rounding of gradients near 0.
     flags = ("--rollout.prompts_per_rollout", "4", "--train.learning_rate", "1e-4")

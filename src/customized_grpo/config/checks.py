@@ -153,12 +153,16 @@ def _step_conflicts(config: RunConfig) -> Iterator[str]:
     """Steps of a trajectory need noise, which the last has none of; levels of noise do not."""
     rollout, is_forward = config.rollout, isinstance(config.algorithm, ForwardAlgorithm)
     is_ode, num_steps = rollout.dynamics == "ode", rollout.num_steps
-    most = num_steps if is_forward else num_steps - 1
-    if rollout.num_trained_steps > most:
-        why = "" if is_forward else "the last step is deterministic, "
+    if is_forward and rollout.num_trained_steps > num_steps:
         yield (
-            f"rollout.num_trained_steps must be at most num_steps{' - 1' * (not is_forward)} = "
-            f"{most}, got {rollout.num_trained_steps}; {why}lower it or raise rollout.num_steps"
+            f"rollout.num_trained_steps must be at most num_steps = {num_steps}, got "
+            f"{rollout.num_trained_steps}; lower it or raise rollout.num_steps"
+        )
+    elif not is_forward and rollout.num_trained_steps > num_steps - 1:
+        yield (
+            f"rollout.num_trained_steps must be at most num_steps - 1 = {num_steps - 1}, "
+            f"got {rollout.num_trained_steps}; the last step is deterministic, lower it or raise "
+            "rollout.num_steps"
         )
     elif rollout.window is not None:
         first, end = rollout.window
