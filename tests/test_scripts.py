@@ -225,6 +225,7 @@ def test_the_choices_teach_the_grade_itself(preference: ModuleType) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_preference_script_writes_a_model_that_pickscore_loads(tmp_path: Path) -> None:
     init, out = resolve_checkpoint("embedded:reward-clip"), tmp_path / "preference"
     _run("train_preference.py", "--init", init, "--steps", 2, "--batch", 2, "--out", out)
