@@ -3,22 +3,26 @@
 import inspect
 import subprocess
 import sys
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
-from tiny_plugs import TinyReward
+from tiny_plugs import TinyAlgorithm, TinyReward
 
 from customized_grpo import registry
+from customized_grpo.cli.fields import field_lines
 from customized_grpo.config import (
     AlgorithmConfig,
     DataConfig,
     GeneratorConfig,
     RewardConfig,
+    RunConfig,
     SinkConfig,
+    load_config,
 )
 from customized_grpo.errors import ConfigError
 
+CONFIG = Path(__file__).parents[1] / "configs" / "emoji.yaml"
 BASES = {
     registry.GENERATORS: GeneratorConfig,
     registry.REWARDS: RewardConfig,
@@ -95,6 +99,16 @@ def test_a_built_in_plug_keeps_the_contract(group, type_):
     assert not inspect.isabstract(cls)
     assert cls.__dataclass_params__.frozen
     assert next(f.default for f in fields(cls) if f.name == "type") == type_
+
+
+def test_help_shows_the_algorithms_that_are_whole(install):
+    """Another package's may be broken; one of its own is beside ours, not in place of them."""
+    install("stranger", registry.ALGORITHMS, lost="no_such_module:X")
+    for value in (RunConfig, replace(load_config(CONFIG), algorithm=TinyAlgorithm())):
+        text = "\n".join(field_lines(value))
+        assert "Types: awm, grpo, lost, nft." in text
+        shown = {name for name in ("awm", "grpo", "nft") if f'or {{"type": "{name}"' in text}
+        assert shown == {"awm", "nft"} | ({"grpo"} if value is not RunConfig else set())
 
 
 def test_the_declared_plugs_are_the_project_s():

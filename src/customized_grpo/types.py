@@ -190,7 +190,6 @@ class PolicyBatch:
 
     losses: Callable[[PolicyTerms], PairLosses]
     """The algorithm's."""
-
     latents: Tensor
     """``[M, *L]``."""
     next_latents: Tensor

@@ -260,6 +260,14 @@ def test_losses_that_say_so_are_affine_in_the_advantage(
     found = [gradient(part) - rest for part in (one, other, one + other)]
     assert_near(found[0] + found[1], found[2], NOISY)
     assert found[2].abs().max() > 0
+    names, steps = loop.rewards.objectives, loop.algorithm.steps
+    weights = objective_weights(loop.policy.sigmas[:-1], config.advantage, names)
+    even = weights / weights[steps.start : steps.stop].mean(0) / 2
+    parts = experience.advantages.per_objective[:, None, :] * even
+    own = torch.stack([gradient(part) - rest for part in parts.unbind(-1)]).double()
+    wanted = 0.25 + 0.75 * balanced_factors(own @ own.T, "marble")
+    factors = [experience.factors[name] for name in names]
+    assert factors == pytest.approx(wanted.tolist(), rel=1e-5)
 
 
 def test_factors_are_averaged_and_survive_a_broken_gradient(

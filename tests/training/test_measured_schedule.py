@@ -19,9 +19,10 @@ from customized_grpo.errors import ConfigError, RewardError
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.ops import noise_variance
 from customized_grpo.rewards.base import RewardSet
+from customized_grpo.runs.checkpoint import Checkpoint
 from customized_grpo.training import measure
 from customized_grpo.training.build import build_world
-from customized_grpo.training.origins import origins
+from customized_grpo.training.origins import origins, recalled
 from customized_grpo.training.policy import make_policy
 from customized_grpo.training.rollout import collect_rollout, one_step_rollouts
 from customized_grpo.training.train import train
@@ -156,6 +157,32 @@ def test_by_other_rewards_everything_is_another(tiny_config: RunConfig) -> None:
     other = dataclasses.replace(config, rewards=tuple(reversed(config.rewards)))
     before, now = origins(config), origins(other)
     assert all(before[name] != now[name] for name in before)
+
+
+def test_what_is_no_longer_so_is_forgotten(
+    tiny_config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    config = dataclasses.replace(tiny_config, advantage=MEASURED)
+    kept = {
+        "measured": {"levels": [0.5, 2.0], "noise_shares": [[0.5, 0.5]]},
+        "progress": {"update": 4, "rollouts": 2, "base": {"validation/clip": 0.3}, "best": 0.1},
+        "hacking": {"clip": [1]},
+        "base_scores": {"prompt": [0.0, 1.0]},
+        "origins": origins(config),
+    }
+    checkpoint = Checkpoint(folder=tmp_path / "000004", record=kept)
+    assert recalled(checkpoint, config).record == kept
+    assert not caplog.text
+    noisier = recalled(checkpoint, changed(config, rollout={"noise_level": 0.5})).record
+    assert noisier == kept | {"measured": {"levels": [0.5, 2.0], "noise_shares": ()}}
+    judged = recalled(checkpoint, changed(config, evaluation={"seed": 9})).record
+    progress = {"update": 4, "rollouts": 2, "base": {}, "best": None}
+    assert judged == kept | {"progress": progress, "hacking": {}, "base_scores": {}}
+    assert "no longer known: the base's validation" in caplog.text
+    rewarded = dataclasses.replace(config, rewards=tuple(reversed(config.rewards)))
+    assert recalled(checkpoint, rewarded).record["measured"] == {"levels": (), "noise_shares": ()}
+    assert checkpoint.record == kept
 
 
 @pytest.mark.slow

@@ -102,6 +102,6 @@ def _compare(options: argparse.Namespace) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         figure = page.parent / "figures" / "right-ranking.png"
         link = Path(os.path.relpath(figure, folder)).as_posix() if figure.exists() else ""
-        page = leaderboard(results, command, link, study.config.about)
-        write_atomic(options.leaderboard, page)
+        text = leaderboard(results, command, link, study.config.about)
+        write_atomic(options.leaderboard, text)
         print(f"leaderboard: {options.leaderboard}")

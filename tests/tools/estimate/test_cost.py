@@ -11,7 +11,7 @@ import pytest
 from helpers import ROOT, changed
 from rich.console import Console
 
-from customized_grpo.config import NftAlgorithm, RunConfig, load_config
+from customized_grpo.config import BalanceSettings, NftAlgorithm, RunConfig, load_config
 from customized_grpo.errors import ConfigError
 from customized_grpo.tools.estimate.cost import (
     Cluster,
@@ -146,6 +146,9 @@ def test_nft_keeps_old_weights_and_their_velocities_in_place_of_trajectories(
     old = work(replace(config, algorithm=NftAlgorithm()))
     memory = predict_memory(old, 4, **layout)
     assert memory.trained == 20 * (4 + 4 + 8 + 4 + 4)  # as above, and the old weights
+    balanced = work(changed(old.config, advantage={"balance": BalanceSettings()}))
+    more = predict_memory(balanced, 4, **layout).trained - memory.trained
+    assert more == 20 * (4 + 4)  # another objective's gradient, and that without advantage
     assert memory.trajectories == 5 * (64 + PICTURE) * 4
     update = [activations(run, 4, **layout)["update"] for run in (work(config), old)]
     assert update[0] - update[1] == 3 * 3 * 64 * 4  # of three pairs of each of three samples

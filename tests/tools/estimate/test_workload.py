@@ -190,6 +190,8 @@ def test_gradients_that_are_balanced_are_counted_without_the_base(emoji: Workloa
     at_once = [with_fields(w, train={"micro_batch_size": None}) for w in (plain, balanced)]
     memory = [activations(w, 1, fsdp=False, checkpointing=False) for w in at_once]
     assert memory[1]["update"] > 1.5 * memory[0]["update"], "the whole rollout at once"
+    nft = dataclasses.replace(balanced.config, algorithm=NftAlgorithm())  # one without advantage
+    assert dataclasses.replace(balanced, config=nft).measurements == 3 / 4 > balanced.measurements
 
 
 def with_fields(work: Workload, **sections: dict) -> Workload:
