@@ -495,6 +495,11 @@ def test_every_field_is_documented_and_only_plugs_and_the_name_are_required(load
     assert required == {"name", "data", "generator", "rewards"}
 
 
+def test_every_plug_of_a_run_is_asked_what_it_needs(load):
+    sections = {"data", "generator", "algorithm", "rewards.0", "rewards.1"}
+    assert set(load().plugs()) == sections
+
+
 def test_the_arithmetic_is_explained(load):
     config = load(
         "--train.inner_updates", "2", "--train.num_updates", "100",
