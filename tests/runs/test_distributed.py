@@ -11,14 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 from chaos import content, small_run
-from helpers import changed, finished, torchrun, weights
+from helpers import changed, finished, perturb_lora, torchrun, weights
+from safetensors.torch import load_file
 
-from customized_grpo.config import GrpoAlgorithm, MeasuredSchedule, RunConfig
+from customized_grpo.config import GrpoAlgorithm, LoraSettings, MeasuredSchedule, RunConfig
 from customized_grpo.errors import ConfigError
+from customized_grpo.generators.flux_kontext import FluxKontextConfig
+from customized_grpo.generators.lora import attach_lora
 from customized_grpo.rewards.ballots import VOTES
 from customized_grpo.rewards.endpoints.vlm_judge import VlmJudgeConfig
 from customized_grpo.rewards.votes import VotesConfig
 from customized_grpo.runs.checkpoint import checkpoint_folders
+from customized_grpo.runs.files import START
 from customized_grpo.runs.ranks import Ranks
 from customized_grpo.training.build import build_generator
 from customized_grpo.training.loss import policy_batch
@@ -35,6 +39,13 @@ def metrics(run: Path) -> list[dict[str, float]]:
 
 def load_base(config: RunConfig) -> dict[str, torch.Tensor]:
     return build_generator(config, torch.device("cpu")).transformer.state_dict()
+
+
+def save_lora(folder: Path) -> None:
+    generator = FluxKontextConfig(path="embedded:generator").build(torch.device("cpu"))
+    attach_lora(generator.transformer, LoraSettings(rank=4), generator.lora_targets)
+    perturb_lora(generator.transformer, 1e-3)
+    generator.save_weights(folder)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +131,13 @@ def load_base(config: RunConfig) -> dict[str, torch.Tensor]:
             '--loss.step_weight none --advantage.balance {"every":2}',
             marks=pytest.mark.long,
         ),
+        # The LoRA that the run began with, in parts beside the trained one.
+        pytest.param(
+            "sharded-start",
+            '--lora {"path":"LORA"} --loss.kl_weight 0.1 --loss.kl_to start --fsdp true '
+            "--rollout.prompts_per_rollout 4 --train.num_updates 6 --train.learning_rate 1e-4",
+            marks=pytest.mark.long,
+        ),
         (
             "full",
             "--lora null --train.inner_updates 1 --train.learning_rate 1e-4 --fsdp true "
@@ -129,6 +147,9 @@ def load_base(config: RunConfig) -> dict[str, torch.Tensor]:
 )
 def test_two_processes_are_one(tmp_path: Path, name: str, flags: str) -> None:
     flags += " --evaluation.num_validation 3"  # shared unevenly, too
+    if "LORA" in flags:
+        save_lora(tmp_path / "lora")
+        flags = flags.replace("LORA", str(tmp_path / "lora"))
     config = small_run(tmp_path, name, 5, *flags.split())
     one = train(config)  # alone there is nothing to shard
     two = small_run(tmp_path, f"{name}-two", 5, *flags.split())
@@ -137,6 +158,8 @@ def test_two_processes_are_one(tmp_path: Path, name: str, flags: str) -> None:
     assert out == f"run: {run}\n"
     ours, theirs = weights(one), weights(run)
     base = load_base(config) if config.lora is None else {k: 0.0 for k in ours if "lora_B" in k}
+    if (run / START).exists():
+        base = load_file(run / START / "pytorch_lora_weights.safetensors")
     assert max((ours[key] - start).abs().max() for key, start in base.items()) > 5e-5
     assert ours.keys() == theirs.keys()
     distance = torch.cat([(tensor - theirs[key]).abs().flatten() for key, tensor in ours.items()])

@@ -23,7 +23,7 @@ from filelock import FileLock
 from helpers import ROOT, changed, metrics
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from customized_grpo.cli.main import main
@@ -146,6 +146,32 @@ def test_what_a_run_has_measured_of_its_base_stays(
         with pytest.raises(Killed):
             train(config)
     assert content(train(config, resume=True)) == content(straight)
+
+
+@pytest.mark.slow
+def test_a_run_keeps_the_lora_that_it_began_with(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on with another file at that place, and without any."""
+    lora = tmp_path / "lora.safetensors"
+    shutil.copy(straight / "weights" / "pytorch_lora_weights.safetensors", lora)
+    flags = (
+        *("--lora", f"{{path: {lora}}}", "--train.num_updates", "4"),
+        *("--loss.kl_weight", "10", "--loss.kl_to", "start"),
+    )
+    through = train(small(tmp_path / "through", *flags))
+    config = small(tmp_path, *flags)
+    with monkeypatch.context() as patch:
+        kill_at(patch, "inner update")
+        with pytest.raises(Killed):
+            train(config)
+    weights = load_file(lora)
+    save_file({name: 2 * tensor for name, tensor in weights.items()}, lora)
+    shutil.copytree(tmp_path / "run", tmp_path / "moved" / "run")
+    assert content(train(config, resume=True)) == content(through)
+    lora.unlink()
+    elsewhere = dataclasses.replace(config, output_dir=str(tmp_path / "moved"))
+    assert content(train(elsewhere, resume=True)) == content(through)
 
 
 @pytest.mark.slow

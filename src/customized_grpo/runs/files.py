@@ -18,6 +18,8 @@ WAITING = "waiting.json"
 WAITING_SECONDS = 60.0
 """A run that waits says so again before these are over."""
 CHECKPOINTS, SAMPLES, FAILURES = "checkpoints", "samples", "failures"
+START = "start"
+"""The LoRA of ``lora.path`` as the run read it."""
 
 
 def holds_run(folder: Path) -> bool:

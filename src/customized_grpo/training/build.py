@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from customized_grpo.errors import ConfigError, needs_extra, within
 from customized_grpo.generators.base import Generator
 from customized_grpo.generators.cpu import use_stock_blocks
 from customized_grpo.generators.lora import attach_lora, keep_start, trust_autocast
+from customized_grpo.runs.files import START
 
 logger = logging.getLogger("customized_grpo")
 
@@ -52,6 +54,15 @@ def build_generator(config: RunConfig, device: torch.device) -> Generator:
     logger.info("loading generator: %s", config.generator.type)
     with within("generator"):
         return config.generator.build(device)
+
+
+def from_own_start(config: RunConfig, run: Path) -> RunConfig:
+    """The config with the LoRA that the run in a folder has kept, if it began with one: what is at
+    ``lora.path`` may be gone by now, or another one."""
+    lora, start = config.lora, run / START
+    if lora is None or lora.path is None or not start.is_dir():
+        return config
+    return replace(config, lora=replace(lora, path=str(start)))
 
 
 def make_trainable(generator: Generator, config: RunConfig) -> None:

@@ -23,7 +23,12 @@ from customized_grpo.runs.checkpoint import TrainingState
 from customized_grpo.runs.ema import Ema
 from customized_grpo.runs.sharding import whole
 from customized_grpo.training.algorithms import make_algorithm
-from customized_grpo.training.build import build_generator, make_optimizer, make_trainable
+from customized_grpo.training.build import (
+    build_generator,
+    from_own_start,
+    make_optimizer,
+    make_trainable,
+)
 from customized_grpo.training.loss import accumulate_gradient, outputs
 from customized_grpo.training.policy import Policy, make_policy
 from customized_grpo.types import Batch, ForwardBatch, PolicyBatch
@@ -170,7 +175,7 @@ def replay(folder: Path) -> Diagnosis:
     config = load_config(folder / "config.yaml")
     device = pick_device(config.device)
     generator = build_generator(config, device)
-    make_trainable(generator, config)
+    make_trainable(generator, from_own_start(config, folder.resolve().parent.parent))
     batch, conditioning, state, pinned = load_failure(folder, config, device)
     transformer = generator.transformer
     parameters = [p for p in transformer.parameters() if p.requires_grad]

@@ -30,7 +30,7 @@ from customized_grpo.runs.checkpoint import (
     TrainingState,
     newest_checkpoint,
 )
-from customized_grpo.runs.files import FAILURES, SAMPLES
+from customized_grpo.runs.files import FAILURES, SAMPLES, START
 from customized_grpo.runs.interrupts import Interrupts
 from customized_grpo.runs.log import RunLog, describe_environment
 from customized_grpo.runs.ranks import ALONE, Ranks
@@ -174,6 +174,8 @@ class Session:
         self.log.schedule(sigmas, weights, objectives)
 
     def _log_start(self) -> None:
+        if self.config.lora is not None and self.config.lora.path is not None:
+            self._write_weights(START)
         self._save_samples()
         self.progress.validation = self._validate()
         self.progress.base = self.progress.validation
@@ -222,14 +224,17 @@ class Session:
         return bool(why) and how == "best"
 
     def _finish(self) -> None:
-        with self._averaged(), gathered(self.generator.transformer, here=self.ranks.is_first):
-            if self.ranks.is_first:
-                replace_folder(self.log.folder / WEIGHTS, self.generator.save_weights)
+        self._write_weights(WEIGHTS)
         self._save_samples()
         if self._saved != self.progress.update and self.config.train.saves:
             self._save_checkpoint()
         self.store.wait()
         self.log.finish(self.progress.update)
+
+    def _write_weights(self, name: str) -> None:
+        with self._averaged(), gathered(self.generator.transformer, here=self.ranks.is_first):
+            if self.ranks.is_first:
+                replace_folder(self.log.folder / name, self.generator.save_weights)
 
     def _validate(self) -> dict[str, float]:
         every, last = self.config.evaluation.validate_every, self.config.train.num_updates

@@ -28,7 +28,12 @@ from customized_grpo.runs.ranks import Ranks, connected
 from customized_grpo.runs.resume import check_changes, remove_leftovers
 from customized_grpo.runs.sharding import shard
 from customized_grpo.runs.sinks.base import check_sinks
-from customized_grpo.training.build import build_world, find_optimizer, make_trainable
+from customized_grpo.training.build import (
+    build_world,
+    find_optimizer,
+    from_own_start,
+    make_trainable,
+)
 from customized_grpo.training.loop import inner_rows
 from customized_grpo.training.origins import recalled
 from customized_grpo.training.session import Session
@@ -109,7 +114,7 @@ def _train(config: RunConfig, folder: Path, ranks: Ranks, *, resume: bool) -> No
     if not config.evaluation.validate_every:  # needed after training; a mistake would have shown
         evaluators = classifier = None
     torch.manual_seed(config.seed)  # adapters are drawn from the global generator
-    make_trainable(generator, config)
+    make_trainable(generator, from_own_start(config, folder))
     if config.fsdp and ranks.world_size > 1:
         is_cast = config.lora is None and config.mixed_precision == "bf16"
         dtype = torch.bfloat16 if is_cast else None
