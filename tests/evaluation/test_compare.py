@@ -19,8 +19,10 @@ from made_up import made_up
 
 from customized_grpo import devices
 from customized_grpo.cli.main import main
-from customized_grpo.config import ConstantSchedule, dump_config, read_config
+from customized_grpo.config import ConstantSchedule, dump_config, load_config, read_config
+from customized_grpo.config.decoding import to_raw
 from customized_grpo.config.names import TAKEN
+from customized_grpo.config.shipped import shipped_config
 from customized_grpo.errors import CheckpointError, ConfigError
 from customized_grpo.evaluation import study as studies
 from customized_grpo.evaluation.evaluate import evaluate_run
@@ -28,6 +30,7 @@ from customized_grpo.evaluation.outcome import Outcome
 from customized_grpo.evaluation.results import Results
 from customized_grpo.evaluation.study import RESULTS, Study, compare, results_of_runs, run_task
 from customized_grpo.ops import SHAPINGS
+from customized_grpo.runs.resume import changes
 
 TINY = {
     "mixed_precision": "no",
@@ -284,6 +287,18 @@ def test_the_leaderboard_has_every_shaping_and_takes_the_cells_of_the_proof() ->
     assert {board[name].method for name in both} == methods
     for name in both:
         board[name].check(dump_config(proof[name].config), "the proof's")
+
+
+def test_the_best_of_the_leaderboard_is_a_shipped_config() -> None:
+    cell = shipped(STUDIES / "leaderboard.yaml").task("awm/seed0").config
+    best = load_config(shipped_config("emoji-best.yaml"))
+    changed = {field for field, _, _ in changes(to_raw(cell), to_raw(best))}
+    assert changed <= {
+        *("name", "output_dir", "evaluation.num_validation"),
+        *("train.sample_every", "train.save_every"),
+        *("rollout.batch_size", "train.micro_batch_size"),  # which change no number
+        "rollout.noise_level",  # ode has none
+    }
 
 
 ADDED = {"advantage.gamma": 0.2, "advantage.schedule": {"type": "constant", "prompt": 0.25}}

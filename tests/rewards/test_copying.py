@@ -27,7 +27,7 @@ DINO = Dinov2Config(path="embedded:reward-dino", objective="identity")
 LARGE = sorted(
     path.name
     for path in (ROOT / "configs").glob("*.yaml")
-    if path.name != "emoji.yaml" and not path.name.startswith("uno-paper")
+    if not path.name.startswith(("emoji", "uno-paper"))
 )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from customized_grpo.config import (
     AdvantageConfig,
     ConstantSchedule,
+    ForwardAlgorithm,
     LinearSchedule,
     RolloutConfig,
     RunConfig,
@@ -52,6 +53,8 @@ def sigmas_of(config: RunConfig) -> Tensor:
 def test_prompt_and_identity_each_lead_somewhere(path: Path) -> None:
     config = load_config(path)
     sigmas, steps = sigmas_of(config), noisy_steps(config.rollout)
+    if isinstance(config.algorithm, ForwardAlgorithm):  # trains at the noise levels of all
+        steps = range(config.rollout.num_steps)
     assert one_sided(sigmas, steps, config.advantage) is None
     names = ("identity", "prompt")
     prompt = objective_weights(sigmas[:-1], config.advantage, names)[steps.start : steps.stop, 1]
