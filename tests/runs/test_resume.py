@@ -654,8 +654,11 @@ def poison_gradients(monkeypatch: pytest.MonkeyPatch, updates: set[int]) -> None
 
 
 def test_a_dump_shows_the_failure_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
+    """Also when the LoRA that the run began with is gone."""
+    lora = tmp_path / "lora.safetensors"
+    shutil.copy(straight / "weights" / "pytorch_lora_weights.safetensors", lora)
     velocity = Flux1Generator.velocity
 
     def overflowing(self, latents, sigma, conditioning):
@@ -669,10 +672,12 @@ def test_a_dump_shows_the_failure_again(
 
     monkeypatch.setattr(Flux1Generator, "velocity", overflowing)
     monkeypatch.setattr("customized_grpo.training.algorithms.policy_batch", spoiled)
-    config = small(tmp_path, "--evaluation.validate_every", "0", "--train.inner_updates", "1")
+    flags = ("--evaluation.validate_every", "0", "--train.inner_updates", "1")
+    config = small(tmp_path, *flags, "--lora", f"{{path: {lora}}}")
     config = changed(config, faults={"max_skipped_updates": 1})
     with pytest.raises(CheckpointError, match="outputs for sample 0 at step"):
         train(config)
+    lora.unlink()
     assert main(["replay", str(tmp_path / "run" / "failures" / "000001")]) == 0
     assert "outputs for sample 0 at step" in capsys.readouterr().out
 

@@ -38,6 +38,7 @@ MU = {
     "uno": 0.459,
 }
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+NOISY = [path for path in CONFIGS if load_config(path).rollout.dynamics != "ode"]
 
 
 def sigmas_of(config: RunConfig) -> Tensor:
@@ -61,7 +62,7 @@ def test_prompt_and_identity_each_lead_somewhere(path: Path) -> None:
     assert 0.4 < prompt.mean() < 0.6
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOISY, ids=lambda path: path.stem)
 def test_latents_are_as_noisy_as_the_model_expects(path: Path) -> None:
     """Of Gaussian data the best velocity is linear, and so the variance of latents is known. Flow
     .7 leaves the embedded recipe's six steps with 1.10; klein's four would have 1.18."""
