@@ -18,7 +18,7 @@ demo: $(VENV)/.stamp-demo  ## train the embedded generator on this machine, then
 test: $(VENV)/.stamp-dev  ## run the tests, but for the slow ones
 	$(PYTEST) -m "not slow"
 
-check: $(VENV)/.stamp-dev  ## what CI runs: lint, format, types, layering, all tests but the longest (which build the site)
+check: $(VENV)/.stamp-dev  ## what CI runs: lint, format, types, layering, all tests but the longest
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright

@@ -74,7 +74,8 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "when", ["inner update", pytest.param("checkpoint", marks=pytest.mark.slow), "rename"]
+    "when",
+    [*(pytest.param(w, marks=pytest.mark.slow) for w in ("inner update", "checkpoint")), "rename"],
 )
 def test_a_killed_run_goes_on_bit_by_bit(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
