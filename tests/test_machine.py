@@ -26,6 +26,7 @@ def switches() -> tuple[bool, bool, bool, str | None]:
     )
 
 
+@pytest.mark.slow
 def test_a_deterministic_run_takes_kernels_that_repeat_themselves(
     tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

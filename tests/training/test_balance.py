@@ -226,7 +226,13 @@ def test_what_moves_without_any_advantage_is_no_objectives() -> None:
     assert found[2] != pytest.approx(found[0], rel=1e-4)
 
 
-@pytest.mark.parametrize("name", registry.plug_types(registry.ALGORITHMS))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "nft" else [])
+        for name in registry.plug_types(registry.ALGORITHMS)
+    ],
+)
 def test_losses_that_say_so_are_affine_in_the_advantage(
     name: str, config: RunConfig, tmp_path: Path
 ) -> None:

@@ -98,6 +98,7 @@ def test_none_by_updates_is_none_unless_minutes_are_set(
     assert config.saves is saves
 
 
+@pytest.mark.slow
 def test_a_run_is_saved_and_shown_by_minutes_and_computes_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,7 +74,7 @@ def plain_update(loop: Loop, experience: Experience, inner: int) -> tuple[list[f
     return ratios, clipped
 
 
-@pytest.mark.parametrize("step_weight", ["none", "equal"])
+@pytest.mark.parametrize("step_weight", [pytest.param("none", marks=pytest.mark.slow), "equal"])
 def test_updates_on_parts_of_groups_are_those_of_a_plain_loop(
     config: RunConfig, tmp_path: Path, step_weight: str
 ) -> None:

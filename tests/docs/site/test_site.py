@@ -23,6 +23,8 @@ from customized_grpo.config import BenchmarkConfig, RunConfig, StudyConfig, list
 from customized_grpo.errors import ConfigError, Interrupted
 from customized_grpo.tools.serve.config import ServeConfig
 
+pytestmark = pytest.mark.slow
+
 
 class Page(HTMLParser):
     """Anchors, links and text of an HTML file."""

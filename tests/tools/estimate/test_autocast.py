@@ -44,6 +44,7 @@ def test_the_rules_are_those_of_torch() -> None:
     assert {name.partition(".")[0] for name in _IN_FLOAT32} <= known
 
 
+@pytest.mark.slow
 def test_flux_keeps_what_it_would_keep_on_cuda() -> None:
     """Residual stream and norms of 2,560 tokens: in bfloat16 it would be .28 GB."""
     component = pipeline_components("black-forest-labs/FLUX.1-dev")["transformer"]
