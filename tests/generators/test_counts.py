@@ -32,7 +32,7 @@ from customized_grpo.types import Example
 
 CPU = torch.device("cpu")
 TOLERANCE = 0.01
-# One of each architecture; the others are left to CI.
+# One of each architecture, but for Qwen-Image-2.1's, which takes longest; CI counts all.
 FAST = {"flux-kontext", "flux2-klein-base", "qwen-image-edit-plus", "flux3-klein"}
 
 
