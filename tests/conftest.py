@@ -15,6 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from helpers import tiny
+from hypothesis import HealthCheck, settings
 
 from customized_grpo.config import RunConfig
 from customized_grpo.data import images
@@ -22,6 +23,10 @@ from customized_grpo.data.emoji.source import EmojiSource
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.generators.flux_kontext import FluxKontextConfig
 from customized_grpo.types import Example
+
+# No test asserts how long something takes: the first example may import or write what others find.
+settings.register_profile("any pace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any pace")
 
 
 @pytest.hookimpl(trylast=True)

@@ -146,7 +146,10 @@ def test_a_colour_profile_does_no_harm(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff", "gif"])
-@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=8,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 @given(share=st.floats(0.02, 0.97))
 def test_truncated_files_are_refused_by_name(tmp_path: Path, suffix: str, share: float) -> None:
     buffer = io.BytesIO()

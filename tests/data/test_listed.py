@@ -46,7 +46,7 @@ def ids(source: ListedSource, rollout: int, count: int) -> list[str]:
     return [example.id for example in source.training(rollout, count)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.integers(1, 12), min_size=1, max_size=4),
     st.integers(1, 5),
@@ -60,7 +60,7 @@ def test_in_a_cycle_every_example_has_the_same_number_of_turns(sizes, count, cyc
     assert set(turns.values()) == {count}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=4), st.integers(1, 5))
 def test_a_batch_has_one_layout(sizes, count) -> None:
     source = source_of(*sizes)
@@ -70,7 +70,7 @@ def test_a_batch_has_one_layout(sizes, count) -> None:
         assert len({layout(r.shape[1:] for r in e.references) for e in batch}) == 1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=4), st.integers(1, 5))
 def test_all_of_a_layout_come_before_one_comes_again(sizes, count) -> None:
     source = source_of(*sizes)
@@ -159,7 +159,7 @@ def test_two_examples_of_one_id_are_refused() -> None:
         check_entries([], "here")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.sampled_from("abcdefghij"), min_size=1, max_size=40),
     st.floats(0.01, 0.6),

@@ -39,7 +39,6 @@ def examples(full: int, fast: int) -> Callable[[T], T]:
         max_examples=full if FULL else fast,
         derandomize=True,
         database=None,
-        deadline=None,
         suppress_health_check=list(HealthCheck),
     )
     return lambda test: pytest.mark.timeout(7200)(chosen(test))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from customized_grpo.ops import measured_weights, noise_variance
 
 SEEDS = st.integers(0, 2**31 - 1)
-PROPERTY = settings(deadline=None, derandomize=True, max_examples=40)
+PROPERTY = settings(derandomize=True, max_examples=40)
 
 
 def seeded(seed: int) -> torch.Generator:

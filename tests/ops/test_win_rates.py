@@ -21,7 +21,7 @@ def slow_rate(scores: list[float], groups: list[int], row: int) -> float:
     return sum(1.0 if mine > s else 0.5 if mine == s else 0.0 for s in others) / len(others)
 
 
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(derandomize=True, max_examples=60)
 @given(
     rows=st.lists(
         st.tuples(st.sampled_from([-1.0, 0.0, 0.5, 2.0, math.nan]), st.integers(0, 2)),
