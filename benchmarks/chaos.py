@@ -38,6 +38,7 @@ from customized_grpo.training.train import train
 ROOT = Path(__file__).parents[1]
 RUN = {
     "mixed_precision": "no",
+    "lora.rank": 4,
     "rollout.num_steps": 3,
     "rollout.num_trained_steps": 2,
     "rollout.group_size": 2,

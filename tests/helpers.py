@@ -38,6 +38,7 @@ def tiny(folder: Path) -> RunConfig:
     overrides = {
         "output_dir": str(folder / "runs"),
         "mixed_precision": "no",
+        "lora.rank": 4,
         "rollout.num_steps": 4,
         "rollout.num_trained_steps": 2,
         "rollout.group_size": 3,

@@ -34,6 +34,7 @@ from customized_grpo.runs.resume import changes
 
 TINY = {
     "mixed_precision": "no",
+    "lora.rank": 4,
     "rollout.num_steps": 3,
     "rollout.num_trained_steps": 1,
     "rollout.group_size": 2,

@@ -372,7 +372,7 @@ def test_a_finished_run_can_be_made_longer(straight: Path, tmp_path: Path, caplo
         (["--train.learning_rate", "1e-3"], False, r"learning_rate must stay .*--allow-changed"),
         (["--train.learning_rate", "1e-3"], True, None),
         (["--train.num_updates", "10", "--faults.max_lost_rewards", "0.2"], False, None),
-        (["--lora.rank", "4"], True, r"lora.rank must stay 128 .*got 4"),
+        (["--lora.rank", "8"], True, r"lora.rank must stay 4 .*got 8"),
         (["--lora", "null"], True, r"lora must stay"),
         (
             ["--rollout.prompts_per_rollout", "4"],

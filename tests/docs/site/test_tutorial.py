@@ -15,6 +15,7 @@ from customized_grpo.config import RunConfig, dump_config, load_config, shipped
 from customized_grpo.training import train as trainer
 
 SMALL = [
+    "--lora.rank", "4",
     "--rollout.prompts_per_rollout", "1",
     "--rollout.group_size", "2",
     "--rollout.num_steps", "3",

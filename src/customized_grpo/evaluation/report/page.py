@@ -7,10 +7,7 @@ import html
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-
-from torch import Tensor
 
 from customized_grpo.config.names import BASE, REFERENCE, TRUTH
 from customized_grpo.errors import needs_extra
@@ -20,7 +17,7 @@ from customized_grpo.evaluation.outcome import TUNED, Judgement, Outcome
 from customized_grpo.evaluation.results import Cell, Results
 from customized_grpo.evaluation.tables import verdict
 from customized_grpo.files import write_atomic
-from customized_grpo.pictures import Mark, read_strip, to_pil
+from customized_grpo.pictures import Mark, png, read_strip
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +172,6 @@ def _versions(results: Results) -> str:
 def _cells(shown: Shown, count: int) -> list[_Cell]:
     wrong = [()] * count if shown.judged is None else marks(shown.judged, count)
     return [
-        _Cell(_base64(image), some)
+        _Cell(base64.b64encode(png(image)).decode(), some)
         for image, some in zip(read_strip(shown.strip, count), wrong, strict=True)
     ]
-
-
-def _base64(image: Tensor) -> str:
-    buffer = BytesIO()
-    to_pil(image).save(buffer, format="PNG", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode()
