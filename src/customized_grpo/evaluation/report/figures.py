@@ -90,7 +90,7 @@ def right_ranking(results: Results) -> Figure | None:
     found = {m: e for m in results.methods if (e := results.over_seeds(m, name)) is not None}
     if len(found) < 3:
         return None
-    ranked = sorted(found, key=lambda method: found[method].mean)
+    ranked = sorted(reversed(found), key=lambda method: found[method].mean)  # ties as in the table
     figure, (axes,) = _subplots(1, 1, (7, 0.9 + 0.27 * len(ranked)))
     for row, method in enumerate(ranked):
         color = "black" if method == results.main else _PALETTE[1]
