@@ -296,6 +296,7 @@ def test_cgrpo_alone_prints_its_help(capsys) -> None:
     assert "commands:" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_estimate_prints_tables_or_json(capsys) -> None:
     emoji = str(ROOT / "configs" / "emoji.yaml")
     arguments = ["estimate", emoji, "--device", "h100", "--num-devices", "8", "--mfu", "0.5"]

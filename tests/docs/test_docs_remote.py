@@ -68,6 +68,7 @@ def serve_commands() -> list[list[str]]:
     return [words for program, *words in found if program == "cgrpo"]
 
 
+@pytest.mark.slow
 def test_the_server_serves_what_the_run_asks_for(
     tmp_path: Path, batch: tuple[torch.Tensor, list[Example]]
 ) -> None:

@@ -90,7 +90,7 @@ def kill(process: subprocess.Popen[str], when: Callable[[], bool]) -> None:
 
 def test_any_number_of_processes_gives_the_same_bytes(tmp_path: Path, config: dict) -> None:
     alone = finished(start(tmp_path / "alone", config, None), tmp_path / "alone")
-    for processes in (1, 2, 3):
+    for processes in (1, 3):  # two end what was killed, below
         folder = tmp_path / str(processes)
         assert finished(start(folder, config, processes), folder) == alone, processes
 

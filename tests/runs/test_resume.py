@@ -224,6 +224,7 @@ def kill_at(patch: pytest.MonkeyPatch, when: str) -> None:
     patch.setattr(owner, name, dying)
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_says_how_to_go_on(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

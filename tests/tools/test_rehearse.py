@@ -196,6 +196,7 @@ def test_whether_copies_are_rewarded(
     assert says in found[0] if says else not found
 
 
+@pytest.mark.slow
 def test_a_rehearsal_asks_nobody_for_votes(
     tiny_config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -338,5 +338,6 @@ def test_every_config_trains(path: Path, tmp_path: Path) -> None:
         "--rollout.group_size", "2",
         "--rollout.num_steps", "3",
         "--rollout.num_trained_steps", "1",
+        "--evaluation.num_validation", "2",
     ]  # fmt: skip
     assert metrics(train(load_config(path, flags)))[-1]["update"] == 1

@@ -76,6 +76,7 @@ def test_seconds_are_flops_over_peak_and_mfu(config: RunConfig) -> None:
     assert result.hours == pytest.approx(seconds * 5 / 3600)
 
 
+@pytest.mark.slow
 def test_pictures_that_are_not_trained_on_take_the_memory_of_their_size(config: RunConfig) -> None:
     larger = Tokens(target=(8, 8), references=(), text=4)
     other = work(config, tokens=larger, transformer=replace(MODEL, forward_peak=3000))

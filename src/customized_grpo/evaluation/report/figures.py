@@ -90,7 +90,7 @@ def right_ranking(results: Results) -> Figure | None:
     found = {m: e for m in results.methods if (e := results.over_seeds(m, name)) is not None}
     if len(found) < 3:
         return None
-    ranked = sorted(reversed(found), key=lambda method: found[method].mean)  # ties as in the table
+    ranked = sorted(found, key=lambda method: found[method].mean, reverse=True)
     figure, (axes,) = _subplots(1, 1, (7, 0.9 + 0.27 * len(ranked)))
     for row, method in enumerate(ranked):
         color = "black" if method == results.main else _PALETTE[1]
@@ -104,7 +104,7 @@ def right_ranking(results: Results) -> Figure | None:
         place = (base.means[name], 1)
         axes.annotate(BASE, place, xycoords=("data", "axes fraction"), ha="center", va="bottom")
     axes.set_yticks(range(len(ranked)), [results.labels[method] for method in ranked])
-    axes.set(xlabel="right in both", ylim=(-0.6, len(ranked) - 0.4))
+    axes.set(xlabel="right in both", ylim=(len(ranked) - 0.4, -0.6))
     axes.set_xlim(left=-0.02)
     axes.grid(visible=False, axis="y")
     return figure
