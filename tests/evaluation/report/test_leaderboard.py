@@ -107,16 +107,23 @@ def test_the_page_says_what_was_measured_on_what_and_what_is_missing(ranked: Res
 
 def test_the_figure_has_the_best_on_top_and_every_seed(ranked: Results) -> None:
     assert "right-ranking" not in figures(ranked)  # two methods need none
-    third = [replace(c, method="third") for c in ranked.of("naive").values() if c.seed < 2]
-    (axes,) = figures(
-        replace(ranked, labels=ranked.labels | {"third": "a third"}, cells=[*ranked.cells, *third])
-    )["right-ranking"].axes
+    same = [replace(c, method="third") for c in ranked.of("naive").values()]
+    three = replace(
+        ranked, labels=ranked.labels | {"third": "a third"}, cells=[*ranked.cells, *same[:-1]]
+    )
+    (axes,) = figures(three)["right-ranking"].axes
     labels = [text.get_text() for text in axes.get_yticklabels()]
-    assert labels[-1] == "Customized-GRPO"
-    assert set(labels[:2]) == {"naive GRPO 1:1", "a third"}
+    heights = [axes.transData.transform((0, row))[1] for row in axes.get_yticks()]
+    assert heights == sorted(heights, reverse=True)
+    assert labels[0] == "Customized-GRPO"
     dots = [c.get_offsets() for c in axes.collections if isinstance(c, PathCollection)]
-    assert sorted(x for x, _ in dots[2]) == pytest.approx([0.5, 0.5, 0.6])
+    assert sorted(x for x, _ in dots[0]) == pytest.approx([0.5, 0.5, 0.6])
     assert len(dots[labels.index("a third")]) == 2
+    tied = replace(three, cells=[*ranked.cells, *same])
+    (axes,) = figures(tied)["right-ranking"].axes
+    drawn = [text.get_text() for text in axes.get_yticklabels()]
+    rows = [row[0].partition(". ")[2].strip("*") for row in ranking(tied).rows if row[0] != "base"]
+    assert drawn == rows == ["Customized-GRPO", "naive GRPO 1:1", "a third"]
 
 
 def test_a_page_of_nothing_says_so(ranked: Results) -> None:
