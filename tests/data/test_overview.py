@@ -53,6 +53,18 @@ def test_counts_shapes_prompts_and_a_picture(tmp_path: Path, capsys, caplog) -> 
     assert reds >= 2 * len(prompts) * 144 * 96  # both references of every example
 
 
+def test_a_picture_that_is_there_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data.png").write_bytes(b"mine")
+    assert (
+        main(["data", config(tmp_path, type="customized_grpo.data.emoji.source:EmojiConfig")]) == 0
+    )
+    assert capsys.readouterr().out.endswith("picture: data-2.png\n")
+    assert Path("data.png").read_bytes() == b"mine"
+
+
 def test_an_endless_source(tmp_path: Path, capsys) -> None:
     type_ = "customized_grpo.data.emoji.source:EmojiConfig"
     assert main(["data", config(tmp_path, type=type_), "--out", str(tmp_path / "a.png")]) == 0

@@ -44,6 +44,16 @@ def test_pictures_come_in_the_order_of_the_items(folder: Path, wanted: Benchmark
     assert found.photos[0].digest != found.photos[1].digest
 
 
+def test_absolute_paths_in_a_relative_folder(
+    folder: Path, wanted: BenchmarkSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [photo.name for photo in read_outputs(folder, wanted).photos]
+    rewrite(folder, [row | {"file": str(folder / row["file"])} for row in rows(folder)])
+    monkeypatch.chdir(folder.parent)
+    found = read_outputs(Path(folder.name), wanted)
+    assert [photo.name for photo in found.photos] == names
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from customized_grpo.config.names import COPY, ORACLE, RANDOM
 from customized_grpo.evaluation.anchors import identity_anchors
@@ -75,6 +76,13 @@ def test_diversity_is_the_mean_over_pairs() -> None:
     assert column[[0, 1, 3]].mean().item() == pytest.approx(mean, abs=1e-9)
     assert column[2] == column[5] == pytest.approx(1 - cosine(features[2], features[5]), abs=1e-9)
     assert math.isnan(column[4])
+
+
+def test_features_of_a_gpu_make_a_column_beside_the_others() -> None:
+    """Torch's fake tensors know of devices that are not there, and refuse to mix them."""
+    with FakeTensorMode():
+        column = diversity_column(torch.empty(4, 8, device="cuda"), ["a", "a", "b", "b"])
+    assert column.device.type == "cpu"
 
 
 def test_joint_rates_need_every_objective_and_leave_out_what_is_not_known() -> None:

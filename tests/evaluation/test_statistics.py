@@ -25,6 +25,15 @@ def test_interval_is_students() -> None:
     assert over_seeds([-1.0, -1.1, -1.2]).excludes_zero
 
 
+def test_intervals_that_hold_at_once_are_wider() -> None:
+    """Of five, .5 % on either side: 9.925 by Student's t with two degrees of freedom, where one has
+    4.303; of examples, by the normal distribution, 2.576 and 1.960."""
+    one, five = (over_seeds([1.0, 2.0, 3.0], comparisons=count).half_width for count in (1, 5))
+    assert five / one == pytest.approx(9.925 / 4.303, abs=1e-3)
+    examples = over_seeds([0.5], examples=0.2, comparisons=5).half_width
+    assert examples == pytest.approx(0.2 * 2.576 / 1.960, abs=1e-4)
+
+
 def test_standard_error_leaves_out_what_does_not_apply() -> None:
     values = torch.tensor([1.0, 2.0, 4.0])
     assert standard_error(values) == pytest.approx(np.std([1, 2, 4], ddof=1) / 3**0.5)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from customized_grpo.cli.shared import next_step
+from customized_grpo.cli.shared import free_path, next_step
 
 
 def add(commands: Any) -> None:
@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("config", metavar="CONFIG", type=Path, help="YAML file of a run")
     parser.add_argument(
-        "--out", metavar="PNG", type=Path, default=Path("data.png"), help="default: data.png"
+        "--out", metavar="PNG", type=Path, help="default: data.png, numbered if there is one"
     )
     parser.set_defaults(run=_data)
 
@@ -28,6 +28,7 @@ def _data(options: argparse.Namespace) -> None:
     from customized_grpo.config import load_config
     from customized_grpo.data.overview import show_data
 
-    print(show_data(load_config(options.config), options.out))
-    print(f"picture: {options.out}")
+    out = options.out or free_path(Path("data.png"))
+    print(show_data(load_config(options.config), out))
+    print(f"picture: {out}")
     next_step("train", options.config)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import logging
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from customized_grpo.errors import ConfigError
 
 logger = logging.getLogger("customized_grpo")
 
@@ -20,13 +23,20 @@ def add(commands: Any) -> None:
         "(cgrpo evaluate) or of the results of a study (cgrpo compare). Runs that differ in their "
         "seed only count as one method.",
         epilog="examples:\n  cgrpo report runs/emoji\n"
-        "  cgrpo report runs/mine runs/other --out both",
+        "  cgrpo report runs/mine runs/other --out both\n"
+        "  cgrpo report docs/results/leaderboard --against awm --out against-awm",
     )
     parser.add_argument(
         "runs", metavar="RUN", type=Path, nargs="+", help="folder of a run, or one of a study"
     )
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="where to write (default: the first RUN)"
+    )
+    parser.add_argument(
+        "--against",
+        metavar="METHOD",
+        help="compare the others with this method of the study, or RUN (default: the study's main "
+        "method, or the first RUN)",
     )
     parser.set_defaults(run=_report)
 
@@ -47,5 +57,11 @@ def _report(options: argparse.Namespace) -> None:
         results = results_of_runs(runs)
         pictures = run_pictures(results, runs)
     flags = ["--out", str(options.out)] if options.out else []
+    if options.against is not None:
+        if options.against not in results.methods:
+            known = ", ".join(results.methods)
+            raise ConfigError(f"--against must be of {known}, got {options.against!r}")
+        results = replace(results, main=options.against)
+        flags += ["--against", options.against]
     command = shlex.join(["cgrpo", "report", *map(str, runs), *flags])
     print(f"report: {write_report(results, folder, command, pictures)}")

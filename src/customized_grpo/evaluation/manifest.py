@@ -7,6 +7,7 @@ One line a picture: {"subject": "dog", "prompt_index": 3, "prompt": "a dog ...",
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -115,8 +116,8 @@ def read_outputs(folder: Path, wanted: BenchmarkSet, allow_partial: bool = False
 
     def read(item: Item) -> Photo:
         file = files[item.key]
-        name, digest = file.relative_to(folder).as_posix(), digest_of_files([file])
-        return Photo(name=name, picture=pictures[item.key], digest=digest)
+        name = Path(os.path.relpath(file, folder)).as_posix()  # either may be absolute
+        return Photo(name=name, picture=pictures[item.key], digest=digest_of_files([file]))
 
     with ThreadPoolExecutor() as pool:
         photos = tuple(pool.map(read, there))

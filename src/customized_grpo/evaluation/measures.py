@@ -86,14 +86,16 @@ def diversity_column(features: Tensor, groups: Sequence[Hashable]) -> Tensor:
     """Mean ``1 - cosine`` of a picture to the others of its group; features are ``[N, D]``.
 
     The mean over a group's pictures is the mean over its pairs. NaN where a group is one picture.
+    Features may lie on a GPU; the column does not.
     """
+    features = features.double().cpu()
     members: dict[Hashable, list[int]] = {}
     for row, group in enumerate(groups):
         members.setdefault(group, []).append(row)
     column = torch.full((len(features),), torch.nan, dtype=torch.float64)
     for rows in members.values():
         if len(rows) > 1:
-            some = F.normalize(features[rows].double(), dim=-1)
+            some = F.normalize(features[rows], dim=-1)
             distance = 1 - some @ some.T
             column[rows] = (distance.sum(1) - distance.diagonal()) / (len(rows) - 1)
     return column

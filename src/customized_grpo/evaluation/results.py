@@ -85,15 +85,26 @@ class Results:
         """Seed -> cell."""
         return {cell.seed: cell for cell in self.cells if cell.method == method}
 
+    def is_on_one_machine(self, method: str, other: str) -> bool:
+        """Whether the runs that two methods are compared by were trained on the same devices."""
+        own, others = self.of(method), self.of(other)
+        return all(
+            own[seed].environment.get("device") == others[seed].environment.get("device")
+            for seed in own.keys() & others.keys()
+        )
+
     @property
     def methods(self) -> list[str]:
         """Those that have cells, in the order of the tables."""
         return [method for method in self.labels if self.of(method)]
 
-    def over_seeds(self, method: str, measure: str, minus: str | None = None) -> Estimate | None:
+    def over_seeds(
+        self, method: str, measure: str, minus: str | None = None, comparisons: int = 1
+    ) -> Estimate | None:
         """A measure's mean over seeds, or its paired difference to another method or the base.
 
-        The interval of a difference takes in the examples' spread where it is a mean over them.
+        The interval of a difference takes in the examples' spread where it is a mean over them, and
+        is so wide that it may be one of several ``comparisons``.
         """
         own = {seed: cell.judgement for seed, cell in self.of(method).items()}
         values = self._values(own, measure)
@@ -108,7 +119,7 @@ class Results:
         if not seeds:
             return None
         spread = self._spread([(own[seed], other[seed]) for seed in seeds], measure)
-        return over_seeds([values[seed] - others[seed] for seed in seeds], spread)
+        return over_seeds([values[seed] - others[seed] for seed in seeds], spread, comparisons)
 
     def _values(self, judged: Mapping[int, Judgement], measure: str) -> dict[int, float]:
         """Seed -> number, of the runs that have one."""

@@ -83,19 +83,26 @@ class Estimate:
         return f"{self.mean:{'+' if sign else ''}z.{digits}f} ± {self.half_width:.{digits}f}"
 
 
-def over_seeds(numbers: Sequence[float], examples: float = math.nan) -> Estimate:
+def over_seeds(
+    numbers: Sequence[float], examples: float = math.nan, comparisons: int = 1
+) -> Estimate:
     """Mean of one number per seed, with the confidence interval of Student's t.
 
-    ``examples``: half-width of the interval that the choice of examples makes, which is folded in;
-    of one seed there is no other. NaN: not known.
+    Args:
+        numbers: one per seed.
+        examples: half-width of the interval that the choice of examples makes, which is folded in;
+            of one seed there is no other. NaN: not known.
+        comparisons: intervals that are to hold at once (Bonferroni); each is the wider.
     """
-    from scipy.stats import t
+    from scipy.stats import norm, t
 
+    tail = 1 - _TAIL / comparisons
+    examples *= float(norm.ppf(tail) / norm.ppf(1 - _TAIL))
     values = torch.tensor(numbers, dtype=torch.float64)
     count, mean = len(values), values.mean().item()
     if count == 1 and math.isnan(examples):
         return Estimate(mean, None, None, count)
-    seeds = float(t.ppf(1 - _TAIL, count - 1)) * standard_error(values) if count > 1 else 0.0
+    seeds = float(t.ppf(tail, count - 1)) * standard_error(values) if count > 1 else 0.0
     half = math.hypot(seeds, 0.0 if math.isnan(examples) else examples)
     return Estimate(mean, mean - half, mean + half, count)
 

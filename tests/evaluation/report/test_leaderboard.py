@@ -87,6 +87,24 @@ def test_when_a_level_is_first_reached(ranked: Results) -> None:
     assert table.heads[-3:] == ["copies", "first at 0.5", "first at 0.6"]
 
 
+def test_the_table_says_what_its_differences_leave_open(ranked: Results) -> None:
+    """How many hold together, and whose runs are of another machine."""
+    table = ranking(ranked)
+    assert table is not None
+    assert "at once" not in table.note  # there is only one
+    assert "†" not in table.markdown()
+    third = [replace(cell, method="third") for cell in ranked.of("naive").values()]
+    third[1] = replace(third[1], environment={"device": "another machine"})
+    table = ranking(
+        replace(ranked, labels=ranked.labels | {"third": "a third"}, cells=[*ranked.cells, *third])
+    )
+    assert table is not None
+    assert "hold for all 2 at once (Bonferroni) none of the 2 would be bold" in table.note
+    assert "†: trained, at least in part, on another machine than Customized-GRPO;" in table.note
+    names = [row[0] for row in table.rows]
+    assert names == ["1. **Customized-GRPO**", "base", "2. naive GRPO 1:1", "3. a third †"]
+
+
 def test_the_page_says_what_was_measured_on_what_and_what_is_missing(ranked: Results) -> None:
     labels = ranked.labels | {"later": "later", "last": "the last"}
     page = leaderboard(replace(ranked, labels=labels), "cgrpo compare x.yaml")

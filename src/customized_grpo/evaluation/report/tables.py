@@ -77,10 +77,10 @@ _DIFFERENCES = (
 )
 
 _RANKING = (
-    "By *both right*; differences are paired by seed. *first at 0.4*: updates and seconds of "
-    "training until that share is first right in both in a validation, on other pictures, of "
-    "subjects that are trained on; mean over the seeds that got there; —: never. Seconds "
-    "compare on one machine with nothing else to do."
+    "By *both right*; differences are paired, over the seeds that both have. *first at 0.4*: "
+    "updates and seconds of training until that share is first right in both in a validation, on "
+    "other pictures, of subjects that are trained on; mean over the seeds that got there; —: "
+    "never. Seconds compare on one machine with nothing else to do."
 )
 
 
@@ -136,7 +136,35 @@ def ranking(results: Results) -> Table | None:
     parts = (m.heading for m in _SHARES if m is not _BOTH)
     heads = ["", "seeds", _BOTH.heading, f"minus {results.labels[results.main]}", *parts]
     heads += [f"first at {level}" for level in levels]
-    return Table(title="Ranking", note=f"{_RANKING} {_DIFFERENCES}", heads=heads, rows=rows)
+    note = " ".join([_RANKING, _DIFFERENCES, *_cautions(results, list(means))])
+    return Table(title="Ranking", note=note, heads=heads, rows=rows)
+
+
+def _cautions(results: Results, ranked: Sequence[str]) -> list[str]:
+    """What the differences do not say, in a sentence each."""
+    main, others = results.main, [method for method in ranked if method != results.main]
+    said: list[str] = []
+    if not results.of(main) or not others:
+        return said
+    clear, together = (
+        sum(
+            found.is_clear(_BOTH.digits)
+            for other in others
+            if (found := results.over_seeds(other, _BOTH.name, main, comparisons)) is not None
+        )
+        for comparisons in (1, len(others))
+    )
+    if clear and len(others) > 1:
+        said.append(
+            f"An interval is of its difference alone: with such as hold for all {len(others)} at "
+            f"once (Bonferroni) {together or 'none'} of the {clear} would be bold."
+        )
+    if not all(results.is_on_one_machine(other, main) for other in others):
+        said.append(
+            f"†: trained, at least in part, on another machine than {results.labels[main]}; a pair "
+            "then shares prompts and noise, but not rounding, by which runs drift apart."
+        )
+    return said
 
 
 def _levels(results: Results) -> list[float]:
@@ -148,8 +176,9 @@ def _levels(results: Results) -> list[float]:
 def _ranked(results: Results, rank: int, method: str, levels: Sequence[float]) -> list[str]:
     both, *parts = _means(results, method, [_BOTH, *(m for m in _SHARES if m is not _BOTH)])
     (difference,) = _differences(results, method, results.main, [_BOTH])
+    elsewhere = "" if results.is_on_one_machine(method, results.main) else " †"
     return [
-        f"{rank}. {_emphasised(results, method)}",
+        f"{rank}. {_emphasised(results, method)}{elsewhere}",
         str(len(results.of(method))),
         both,
         "" if method == results.main else difference,
