@@ -153,6 +153,7 @@ def test_report_compares_with_the_method_that_is_named(
     finished: tuple[Path, Results], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = Study.load(finished[0]).config.folder
+    before = tree(folder)
     words = ("report", folder, "--out", tmp_path / "page", "--against", "naive")
     assert main([str(word) for word in words]) == 0
     assert "### naive GRPO 1:1 minus the others" in (tmp_path / "page" / "tables.md").read_text()
@@ -160,7 +161,6 @@ def test_report_compares_with_the_method_that_is_named(
     capsys.readouterr()
     line = error_line(capsys, *words[:-1], "none")
     assert line.endswith("--against must be of naive, both, got 'none'\n")
-    before = tree(folder)
     cells = [str(folder / name / "seed0") for name in ("naive", "both")]
     assert main(["report", *cells, "--out", str(tmp_path / "two"), "--against", cells[1]]) == 0
     assert f"### {cells[1]} minus the others" in (tmp_path / "two" / "tables.md").read_text()
