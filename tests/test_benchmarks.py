@@ -139,6 +139,7 @@ def gpu_result(tmp_path_factory: pytest.TempPathFactory):
     return json.loads(out.read_text()), run.stdout
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_gpu_script_measures_on_a_cpu(gpu_result) -> None:
     result, _ = gpu_result
@@ -157,6 +158,7 @@ def test_the_gpu_script_measures_on_a_cpu(gpu_result) -> None:
         assert parts["profile"][kind]["seconds_by_kind"]["matrix products"] > 0
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_gpu_tables_show_what_was_measured(gpu_result) -> None:
     result, printed = gpu_result

@@ -373,6 +373,22 @@ def test_overrides(load, arguments, expected):
             "algorithm.old_weight must be left out for old_decay 0 and one update per rollout, got",
         ),
         (
+            ["--algorithm", "{type: nft, old_decay: 0, beta: 0.1}", *ODE],
+            "algorithm.beta must be left out for old_decay 0 and one update per rollout, got 0.1;",
+        ),
+        (
+            ["--algorithm", "{type: nft, old_decay: 0, old_decay_rate: 0.1}", *ODE],
+            "algorithm.old_decay_rate must be left out for old_decay 0, got 0.1; it is how",
+        ),
+        (
+            ["--algorithm", "{type: awm, old_decay_rate: 0}", *ODE],
+            "algorithm.old_decay_rate must be above 0 for old_decay 0.5, got 0; the share",
+        ),
+        (
+            ["--train.inner_updates", "1", "--loss.clip_range", "0.1"],
+            "loss.clip_range must be left out when train.inner_updates is 1 and loss.pin_ratio",
+        ),
+        (
             ["--algorithm", "{type: awm}", *ODE, "--loss.clip_range", "0.1"],
             "and awm has none (its clip is algorithm.clip_range): take it out",
         ),

@@ -99,6 +99,7 @@ def test_a_later_process_builds_the_tokenizer_the_embedded_generator_was_trained
         assert rebuilt(word).input_ids == embedded(word).input_ids
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_generator_scripts_write_a_pipeline_the_adapter_loads(tmp_path: Path) -> None:
     vae, first = tmp_path / "vae" / "vae", tmp_path / "first"

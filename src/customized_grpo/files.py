@@ -188,13 +188,21 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     _fill(temporary, write)
     if folder.exists():
         old = folder.with_name(folder.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
         folder.rename(old)
         temporary.rename(folder)
-        shutil.rmtree(old)
+        remove(old)
     else:
         temporary.rename(folder)
     sync(folder.parent)
+
+
+def remove(path: Path) -> None:
+    """Deletes a file, a folder with all in it, or a link without what it leads to; or nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import zipfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,27 @@ def test_lists_of_references_and_captions_and_words_for_the_subject(tmp_path: Pa
     assert len(set.union(*parts)) == 4  # rows of a subject stay together
     assert {len(e.references) for e in splits.training} == {3}
     assert len(splits.training) == 2 * 2 * 2
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_pictures_in_a_zip(tmp_path: Path, streaming: bool) -> None:
+    """As many sets on the hub have them; the library leaves them there."""
+    lines = [json.dumps({"file_name": f"{n}.png", "text": f"t {n}"}) for n in range(6)]
+    (tmp_path / "set").mkdir()
+    with zipfile.ZipFile(tmp_path / "set" / "train.zip", "w") as file:
+        for n in range(6):
+            file.writestr(f"{n}.png", picture(n)["bytes"])
+        file.writestr("metadata.jsonl", "\n".join(lines))
+    config = HfConfig(path=str(tmp_path / "set"), caption="text", held_out=0.2, streaming=streaming)
+    for example in config.build(0).training(0, 3):
+        (reference,) = example.references
+        assert round(reference[0, 0, 0].item() * 255) == number(example.prompt)
+
+
+def test_long_lists_of_pictures(tmp_path: Path) -> None:
+    rows = [{"image": [picture(n), picture(n)], "caption": f"t {n}"} for n in range(6)]
+    path = write(tmp_path / "set", rows, image=datasets.LargeList(datasets.Image()))
+    assert {len(e.references) for e in listed(path=path, held_out=0.2).splits.training} == {2}
 
 
 @pytest.mark.parametrize("streaming", [False, True])

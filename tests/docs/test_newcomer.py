@@ -64,6 +64,7 @@ def shell(tmp_path: Path) -> Shell:
     return Shell(tmp_path, clone)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git checkout to clone")
 @pytest.mark.timeout(900)
 def test_from_six_photos_to_a_lora_in_plain_diffusers(shell: Shell) -> None:

@@ -183,6 +183,7 @@ def test_report_of_single_runs_takes_seeds_together(
         results_of_runs([tmp_path])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_interrupted_cell_is_run_again_and_comes_out_the_same(
     finished: tuple[Path, Results],
@@ -245,6 +246,13 @@ def test_mistakes_in_a_study_are_named(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         Study.load(write_study(tmp_path, **changes))
+
+
+def test_a_method_can_empty_a_list(tmp_path: Path) -> None:
+    overrides = TINY | {"rollout.aspect_ratios": ["1:1"]}
+    methods = [BOTH | {"overrides": {"rollout.aspect_ratios": [], "sinks": []}}]
+    study = Study.load(write_study(tmp_path, overrides=overrides, methods=methods))
+    assert study.task("both/seed0").config.rollout.aspect_ratios == ()
 
 
 def test_a_cell_of_another_config_is_refused(tmp_path: Path) -> None:
@@ -358,6 +366,7 @@ def test_mistakes_in_an_added_method_are_named(tmp_path: Path, text: str, messag
         Study.load(write_study(tmp_path), None, [text])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_added_method_runs_and_stays_without_the_flag(
     finished: tuple[Path, Results], tmp_path: Path

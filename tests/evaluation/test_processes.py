@@ -95,6 +95,7 @@ def test_any_number_of_processes_gives_the_same_bytes(tmp_path: Path, config: di
         assert finished(start(folder, config, processes), folder) == alone, processes
 
 
+@pytest.mark.long
 def test_a_killed_evaluation_goes_on(tmp_path: Path, config: dict) -> None:
     config = config | {"metrics": [*METRICS, SLOW]}
     straight = finished(start(tmp_path / "straight", config, None), tmp_path / "straight")

@@ -22,6 +22,7 @@ from customized_grpo.tools.estimate.judges import num_validations
 from customized_grpo.training.train import train
 
 LARGE = sorted(p for p in (ROOT / "configs").glob("*.yaml") if "embedded:" not in p.read_text())
+LIKE = ("flux-kontext-24gb", "uno-paper-vlm")  # the same model as another of them
 REWARDS = [
     {"type": "clip-text", "objective": "prompt", "path": "embedded:reward-clip"},
     {"type": "dinov2", "objective": "identity", "path": "embedded:reward-dino"},
@@ -101,7 +102,13 @@ def test_the_papers_lora_is_on_every_layer_of_unos(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", LARGE, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=pytest.mark.long if path.stem in LIKE else [])
+        for path in LARGE
+    ],
+)
 def test_the_config_trains_a_tiny_model(path: Path, photos: Path, tmp_path: Path) -> None:
     config = load_config(path)
     name = config.generator.type

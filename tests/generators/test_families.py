@@ -290,7 +290,7 @@ def test_bfloat16_weights_without_autocast(
     "algorithm",
     [
         GrpoAlgorithm(),
-        NftAlgorithm(),
+        pytest.param(NftAlgorithm(), marks=pytest.mark.long),
         pytest.param(AwmAlgorithm(old_weight=0.01), marks=pytest.mark.long),
     ],
     ids=lambda a: a.type,

@@ -200,7 +200,7 @@ def test_a_ranking_becomes_evenly_spaced_scores() -> None:
             ranking(text, 2)
 
 
-def test_a_rubric_of_ones_own(tmp_path: Path) -> None:
+def test_a_rubric_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "fur.yaml"
     file.write_text(
         "questions:\n"
@@ -213,6 +213,8 @@ def test_a_rubric_of_ones_own(tmp_path: Path) -> None:
     assert value == 3
     assert greys(requests[0]) == [SOURCE, OTHER, MADE]
     assert [c.path for c in config(url, str(file)).checkpoints()] == [str(file)]  # it is recorded
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_rubric("~/fur.yaml") == load_rubric(str(file))
     assert config(url, "identity").checkpoints() == ()
 
 

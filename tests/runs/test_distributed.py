@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import signal
 import time
 from pathlib import Path
@@ -35,6 +36,28 @@ pytestmark = pytest.mark.slow
 def metrics(run: Path) -> list[dict[str, float]]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if not k.startswith("seconds/")} for row in rows]
+
+
+def assert_went_the_same_way(
+    ours: dict[str, torch.Tensor],
+    theirs: dict[str, torch.Tensor],
+    start: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """What two runs differ by is a small part of the way that they went.
+
+    Weight by weight they need not agree: where a gradient is near 0, Adam makes whole steps of its
+    rounding, in other weights on each machine. A sample that one of them lacks would be far more.
+
+    Args:
+        ours, theirs: the trained weights.
+        start: what they were before; otherwise they are a LoRA's, whose B was 0.
+    """
+    assert ours.keys() == theirs.keys()
+    start = start or {key: torch.zeros(()) for key in ours if "lora_B" in key}
+    way = sum(float((ours[key] - begin).square().sum()) for key, begin in start.items())
+    apart = sum(float((tensor - theirs[key]).square().sum()) for key, tensor in ours.items())
+    assert way > 0
+    assert math.sqrt(apart / way) < 1e-2
 
 
 def load_base(config: RunConfig) -> dict[str, torch.Tensor]:
@@ -158,17 +181,10 @@ def test_two_processes_are_one(tmp_path: Path, name: str, flags: str) -> None:
     run = tmp_path / f"{name}-two"
     assert out == f"run: {run}\n"
     ours, theirs = weights(one), weights(run)
-    base = load_base(config) if config.lora is None else {k: 0.0 for k in ours if "lora_B" in k}
+    base = load_base(config) if config.lora is None else None
     if (run / START).exists():
         base = load_file(run / START / "pytorch_lora_weights.safetensors")
-    assert max((ours[key] - start).abs().max() for key, start in base.items()) > 5e-5
-    assert ours.keys() == theirs.keys()
-    distance = torch.cat([(tensor - theirs[key]).abs().flatten() for key, tensor in ours.items()])
-    # Of nft's gradients some nearly cancel, good samples against bad ones, and Adam makes steps of
-    # their rounding: 1 in 10,000 weights differed, by up to a quarter of a step. Of awm 1 of all.
-    apart = int((distance > 1e-6).sum())
-    assert apart <= (len(distance) // 1000 if "nft" in name else 3 if name == "awm" else 0)
-    assert distance.max() < 1e-4
+    assert_went_the_same_way(ours, theirs, base)
     for row, other in zip(metrics(one), metrics(run), strict=True):
         assert row == pytest.approx(other, rel=2e-3, abs=1e-4)  # the loss is a sum around 0
     assert (one / "advantages.jsonl").read_text().count("\n") == (
@@ -200,9 +216,7 @@ def test_two_processes_rank_as_one(tmp_path: Path) -> None:
     sizes = [len(servers.pictures_of(r)) for r in requests if r.method == "POST"]
     assert set(sizes) == {4}
     assert len(sizes) == 2 * (alone - 1)  # but for the GET of the start
-    ours, theirs = weighed
-    assert max(ours[key].abs().max() for key in ours if "lora_B" in key) > 3e-5
-    assert max((tensor - theirs[key]).abs().max() for key, tensor in ours.items()) < 1e-6
+    assert_went_the_same_way(*weighed)
 
 
 @pytest.mark.long
@@ -226,9 +240,7 @@ def test_two_processes_ask_people_as_one(tmp_path: Path) -> None:
         asked.append([json.loads(line)["group"] for line in lines])
     assert set(asked[0][:4]) == set(asked[1][:4])  # later pictures are equal but for rounding
     assert [len(set(groups)) for groups in asked] == [len(groups) for groups in asked] == [8, 8]
-    ours, theirs = weighed
-    assert max(ours[key].abs().max() for key in ours if "lora_B" in key) > 3e-5
-    assert max((tensor - theirs[key]).abs().max() for key, tensor in ours.items()) < 1e-6
+    assert_went_the_same_way(*weighed)
 
 
 @pytest.mark.parametrize("fsdp", [pytest.param("false", marks=pytest.mark.long), "true"])
@@ -248,8 +260,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, fsdp: st
     run = train(config, resume=True)
     one, two = content(straight), content(run)
     assert one.keys() == two.keys()
-    ours, theirs = weights(straight), weights(run)
-    assert all(torch.allclose(t, theirs[key], rtol=0, atol=1e-6) for key, t in ours.items())
+    assert_went_the_same_way(weights(straight), weights(run))
 
 
 def test_a_process_that_fails_brings_the_others_down(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ from customized_grpo.evaluation.evaluate import evaluate_run
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.runs import checkpoint
-from customized_grpo.runs.checkpoint import CheckpointStore, checkpoint_folders
+from customized_grpo.runs.checkpoint import CheckpointStore, best_checkpoint, checkpoint_folders
 from customized_grpo.runs.log import RunLog, run_folder
 from customized_grpo.runs.ranks import Ranks
 from customized_grpo.runs.resume import check_changes, remove_leftovers
@@ -337,6 +337,13 @@ def test_a_run_is_found_by_any_name(straight: Path, tmp_path: Path, monkeypatch)
         assert Path(config.output_dir, config.name).resolve() == straight.resolve()
 
 
+@pytest.mark.parametrize("field", ["name", "output_dir"])
+def test_a_run_is_not_moved_by_a_flag(straight: Path, field: str) -> None:
+    stays = rf"{field} must stay as it is, got 'other': .*{straight}"
+    with pytest.raises(ConfigError, match=stays):
+        Run.open(straight, [f"--{field}", "other"])
+
+
 def test_the_last_ones_and_the_best_are_kept(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=2)
     for update, score in enumerate([math.nan, 0.3, None, 0.2, 0.1], 1):
@@ -344,6 +351,21 @@ def test_the_last_ones_and_the_best_are_kept(tmp_path: Path) -> None:
         store.save(update, tensors, {"score": score}, lambda f: (f / "w").touch())
     store.wait()
     assert [f.name for f in checkpoint_folders(tmp_path)] == ["000002", "000004", "000005"]
+    best = best_checkpoint(tmp_path)
+    assert best is not None
+    assert best.update == 2
+
+
+def test_scores_by_other_evaluators_are_not_compared(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=3)
+    for update, (way, score) in enumerate([("a", 0.9), ("a", 0.8), ("b", 0.2), ("b", 0.1)], 1):
+        record = {"score": score, "origins": {"validation": way}}
+        store.save(update, {"x": torch.ones(2)}, record, lambda f: (f / "w").touch())
+    store.wait()
+    assert [f.name for f in checkpoint_folders(tmp_path)] == ["000002", "000003", "000004"]
+    best = best_checkpoint(tmp_path)
+    assert best is not None
+    assert best.update == 3
 
 
 def test_a_checkpoint_holds_weights_that_load_anywhere(straight: Path) -> None:
@@ -472,21 +494,25 @@ def test_the_folder_of_a_project_is_no_run(
 def test_leftovers_are_removed_where_a_run_leaves_them(tmp_path: Path) -> None:
     gone = [
         "config.yaml.7.tmp", "weights.tmp/a", "weights.old/a", "checkpoints/000002.tmp/a",
-        "checkpoints/000002.weights/a", "samples/000002.png.tmp", "failures/000002.tmp/a",
-        "sinks/wandb.json.7.tmp", "pictures/test/base.png.tmp", "samples/000002.png",
+        "checkpoints/000002.weights/a", "samples/000002.png.7.tmp", "failures/000002.tmp/a",
+        "failures/000002-rank1.old/a", "sinks/wandb.json.7.tmp", "samples/000002.png",
+        "pictures/test/base.png.7.tmp", "weights/a", "checkpoints/000002/a", "start.tmp/a",
     ]  # fmt: skip
     kept = [
-        "samples/000000.png",
-        "samples/mine.png",
-        "mine/notes.tmp",
-        "runs/other/checkpoints/000002.tmp/a",
-    ]
+        "samples/000000.png", "samples/mine.png", "mine/notes.tmp", "notes.tmp", "config.yaml.old",
+        "runs/other/checkpoints/000002.tmp/a", "checkpoints/000000/a", "checkpoints/liked best/a",
+        "checkpoints/README", "elsewhere/a",
+    ]  # fmt: skip
     for name in (*gone, *kept):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
+    (tmp_path / "checkpoints" / "best").symlink_to("000000")
+    (tmp_path / "checkpoints" / "000003").symlink_to(tmp_path / "elsewhere")
     remove_leftovers(tmp_path, 0)
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert files == set(kept)
+    links = {path.name for path in tmp_path.rglob("*") if path.is_symlink()}
+    assert links == {"best"}
 
 
 def test_a_run_that_was_killed_before_it_began_can_begin(
@@ -546,6 +572,7 @@ def test_what_runs_out_stops_the_run_resumably(
     assert [folder.name for folder in checkpoint_folders(run)][-1] == "000008"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_three_real_kills_change_nothing() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "chaos.py"), "--kills", "3", "--json"]

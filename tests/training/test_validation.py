@@ -15,6 +15,7 @@ from customized_grpo.errors import ConfigError
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.ops import group_normalize
 from customized_grpo.rewards.base import RewardSet
+from customized_grpo.rewards.truth import SHARES
 from customized_grpo.runs.ranks import Ranks
 from customized_grpo.training.validation import Validation, _shares, what_copying_pays
 from customized_grpo.types import Advantages, Example
@@ -55,13 +56,19 @@ def test_each_process_samples_and_scores_its_share(
     expected = alone.metrics(images, is_base=True)
     assert "copy_gap/validation" in expected
     Parts.sent.clear()
-    Parts.others[:] = [alone._truth.copy_limit]
     for rank, rows in ((0, [0, 2, 4]), (1, [1, 3])):
+        Parts.others[:] = [alone._truth.copy_limit]
         part = Validation(generator, config, data, *sets, None, Parts(rank=rank, world_size=2))
         own = part.sample()
         assert torch.equal(own, images[rows])
+        Parts.others[:] = [list(SHARES)]
         together = part.metrics(own, is_base=True)
     assert together == pytest.approx(expected, abs=1e-5)
+    Parts.others[:] = [["copies"]]  # what the examples of one process do not know, none says
+    Parts.sent.clear()
+    shares = [n for n in part.metrics(own, is_base=True) if n.startswith("validation/share/")]
+    assert shares == ["validation/share/copies"]
+    assert "validation/share/subject_right" in expected
     many = Ranks(world_size=8)
     with pytest.raises(ConfigError, match=r"^evaluation\.num_validation: .* 8 .*, got 5; raise it"):
         Validation(generator, config, data, *sets, None, many)

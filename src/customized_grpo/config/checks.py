@@ -1,10 +1,16 @@
 """What the fields of a configuration demand of each other, and what its numbers mean."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import Any
 
 from customized_grpo import registry
-from customized_grpo.config.algorithms import AwmAlgorithm, ForwardAlgorithm, GrpoAlgorithm
+from customized_grpo.config.algorithms import (
+    AwmAlgorithm,
+    ForwardAlgorithm,
+    GrpoAlgorithm,
+    NftAlgorithm,
+)
 from customized_grpo.config.decoding import show, to_raw
 from customized_grpo.config.limits import MOST_AT_ONCE
 from customized_grpo.config.plugs import RewardConfig
@@ -72,6 +78,13 @@ def conflicts(config: RunConfig) -> Iterator[str]:
         yield (
             f"loss.kl_mask must be null when train.inner_updates is 1, got {loss.kl_mask:g}; the "
             "policy is still the one that sampled, so it has no effect: raise inner_updates"
+        )
+    is_on_policy = train.inner_updates == 1 and loss.pin_ratio and loss.kl_mask is None
+    if is_on_policy and loss.clip_range != LossConfig().clip_range:
+        yield (
+            "loss.clip_range must be left out when train.inner_updates is 1 and loss.pin_ratio "
+            f"true, got {loss.clip_range:g}; the ratio is exactly 1, so there is nothing to clip: "
+            "raise inner_updates"
         )
     if loss.kl_mask is not None and loss.clip_range != LossConfig().clip_range:
         yield (
@@ -179,7 +192,6 @@ def _algorithm_conflicts(config: RunConfig) -> Iterator[str]:
     or weighs those is for one that does."""
     rollout, algorithm = config.rollout, config.algorithm
     is_ode, is_forward = rollout.dynamics == "ode", isinstance(algorithm, ForwardAlgorithm)
-    is_awm = isinstance(algorithm, AwmAlgorithm)
     if is_ode and not is_forward:
         yield (
             f"rollout.dynamics must be dance, flow or cps for algorithm {algorithm.type}, got ode; "
@@ -204,12 +216,7 @@ def _algorithm_conflicts(config: RunConfig) -> Iterator[str]:
                 f"it is about the log-probabilities of steps, and {algorithm.type} has none{own}: "
                 f"take it out of the file, or write --loss.{name} {show(default)}"
             )
-    for name in ("clip_range", "old_weight") * (is_awm and not config.has_old_policy):
-        if (value := getattr(algorithm, name)) != getattr(AwmAlgorithm(), name):
-            yield (
-                f"algorithm.{name} must be left out for old_decay 0 and one update per rollout, "
-                f"got {value:g}; the policy that sampled is the trained one"
-            )
+    yield from _old_policy_conflicts(config)
     if not algorithm.is_affine and config.advantage.balance is not None:
         yield (
             f"advantage.balance must be null for algorithm {algorithm.type}, got "
@@ -220,6 +227,32 @@ def _algorithm_conflicts(config: RunConfig) -> Iterator[str]:
         yield (
             "algorithm.type must name a class derived from GrpoAlgorithm or ForwardAlgorithm, got "
             f"{algorithm.type}; they say what its losses are computed from"
+        )
+
+
+def _old_policy_conflicts(config: RunConfig) -> Iterator[str]:
+    """What is about an older policy that samples needs one, and its memory has to grow."""
+    algorithm = config.algorithm
+    if not isinstance(algorithm, ForwardAlgorithm):
+        return
+    defaults = {f.name: f.default for f in fields(algorithm)}
+    own = {NftAlgorithm: ("beta",), AwmAlgorithm: ("clip_range", "old_weight")}
+    for name in own.get(type(algorithm), ()) if not config.has_old_policy else ():
+        if (value := getattr(algorithm, name)) != defaults[name]:
+            yield (
+                f"algorithm.{name} must be left out for old_decay 0 and one update per rollout, "
+                f"got {value:g}; the policy that sampled is the trained one"
+            )
+    rate = algorithm.old_decay_rate
+    if not algorithm.old_decay and rate != defaults["old_decay_rate"]:
+        yield (
+            f"algorithm.old_decay_rate must be left out for old_decay 0, got {rate:g}; it is how "
+            "fast the share grows up to old_decay"
+        )
+    if algorithm.old_decay and not rate:
+        yield (
+            f"algorithm.old_decay_rate must be above 0 for old_decay {algorithm.old_decay:g}, got "
+            "0; the share would stay 0: set old_decay 0 if that is meant"
         )
 
 

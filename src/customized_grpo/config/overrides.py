@@ -144,7 +144,8 @@ def _read(info: FieldInfo, words: list[str]) -> Any:
         is_text = str in kinds and not (word == "null" and type(None) in kinds)
         return word if is_text else parse_yaml(word, f"--{info.path}")
 
-    items, is_list = [read(word) for word in words], _is_list(info.hint)
+    is_list = _is_list(info.hint)
+    items = [] if is_list and words == ["[]"] else [read(word) for word in words]
     if not any(isinstance(item, list) for item in items):
         if is_list and items != [None]:
             return items

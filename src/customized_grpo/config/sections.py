@@ -86,7 +86,8 @@ class RolloutConfig:
     algorithms nft and awm."""
 
     noise_level: PositiveFloat = 0.4
-    """Noise of the SDE: eta of dance (paper: 0.4), a of flow (0.7) and cps (at most 1)."""
+    """Noise of the SDE: eta of dance (paper: 0.4), a of flow (0.7) and cps (at most 1); of no
+    effect for ode."""
 
     shift: PositiveFloat | None = None
     """Time shift of the noise schedule (paper: 3); null = the generator's own schedule."""

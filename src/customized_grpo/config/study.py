@@ -139,7 +139,8 @@ def first_difference(one: RunConfig, other: RunConfig) -> str | None:
 
 
 def _words(value: Any) -> list[str]:
-    """A value as the words of the command line: a list of plain items is several."""
-    if isinstance(value, list) and not any(isinstance(item, (dict, list)) for item in value):
-        return [word for item in value for word in _words(item)]
+    """A value as the words of the command line: a list of plain items is several, or `[]`."""
+    items = value if isinstance(value, list) else []
+    if items and not any(isinstance(item, (dict, list)) for item in items):
+        return [word for item in items for word in _words(item)]
     return [value if isinstance(value, str) else show(value, limit=None)]

@@ -114,6 +114,8 @@ def _encoded(feature: Any) -> Any:
         return datasets.Image(decode=False)
     if isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
         return datasets.List(datasets.Image(decode=False), feature.length)
+    if isinstance(feature, datasets.LargeList) and isinstance(feature.feature, datasets.Image):
+        return datasets.LargeList(datasets.Image(decode=False))
     return None
 
 
@@ -160,10 +162,13 @@ def _items(value: Any) -> list[Any]:
 
 
 def _bytes(item: dict[str, Any], where: str) -> bytes:
-    """What is in a picture's file: it is in the row, or the row has its path."""
+    """What is in a picture's file: it is in the row, or the row has its path, maybe in a zip."""
+    from datasets.utils.file_utils import xopen
+
     if item["bytes"] is not None:
         return item["bytes"]
     try:
-        return Path(item["path"]).read_bytes()
-    except OSError as error:
+        with xopen(item["path"], "rb") as file:
+            return file.read()
+    except Exception as error:  # of the library, of archives, of the hub's client
         raise DataError(f"{where}: cannot be read: {error}") from error

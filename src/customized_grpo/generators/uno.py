@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -68,7 +69,7 @@ class UnoConfig(PipelineConfig):
 
 def _merge(pipeline: Any, lora: str) -> None:
     with one_line(f"uno_lora: {lora!r} cannot be loaded as a LoRA of FLUX.1"):
-        pipeline.load_lora_weights(lora, use_safetensors=True)
+        pipeline.load_lora_weights(os.path.expanduser(lora), use_safetensors=True)
         pipeline.fuse_lora(components=["transformer"])
         pipeline.unload_lora_weights()
         check_finite(pipeline.transformer.state_dict(), f"uno_lora: {lora!r}, merged")

@@ -18,7 +18,6 @@ import hashlib
 import json
 import logging
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -31,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from customized_grpo.errors import CheckpointError
-from customized_grpo.files import filled, replace_folder
+from customized_grpo.files import filled, remove, replace_folder
 from customized_grpo.runs.ema import Ema
 from customized_grpo.runs.files import CHECKPOINTS, checkpoint_folders, hint_at_run
 from customized_grpo.runs.sharding import split_like, whole
@@ -241,19 +240,33 @@ class CheckpointStore:
 
         replace_folder(self._folder / _name(update), fill)
         folders = checkpoint_folders(self._folder.parent)
-        scores = {folder: _score(folder) for folder in folders}
+        scores = _scores(folders)
         best = max(folders, key=scores.__getitem__)
         for folder in folders[: -self._keep]:
             if folder != best or scores[folder] == -math.inf:
-                shutil.rmtree(folder)
+                remove(folder)
 
 
-def _score(folder: Path) -> float:
+def _scores(folders: Sequence[Path]) -> dict[Path, float]:
+    """Of checkpoints, the oldest first; -inf: not known, or validated otherwise than the newest
+    was, by other models for example, with which its score cannot be compared."""
+    records = {folder: _record(folder) for folder in folders}
+    ways = [record.get("origins", {}).get("validation") for record in records.values()]
+    way = next((way for way in reversed(ways) if way is not None), None)
+    scores: dict[Path, float] = {}
+    for (folder, record), own in zip(records.items(), ways, strict=True):
+        score = record.get("score")
+        if score is None or not math.isfinite(score) or own != way:
+            score = -math.inf
+        scores[folder] = score
+    return scores
+
+
+def _record(folder: Path) -> dict[str, Any]:
     try:
-        score = json.loads((folder / _RECORD).read_text(encoding="utf-8"))["score"]
-    except (OSError, ValueError, KeyError):
-        return -math.inf
-    return score if score is not None and math.isfinite(score) else -math.inf
+        return json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # damaged
+        return {}
 
 
 def newest_checkpoint(run: Path) -> Checkpoint | None:
@@ -268,11 +281,13 @@ def newest_checkpoint(run: Path) -> Checkpoint | None:
 def best_checkpoint(run: Path) -> Checkpoint | None:
     """The one with the highest score that is whole, the later of equals; else as the newest.
 
+    Scores count that were measured as the newest one's was.
+
     Raises:
         CheckpointError: if there are some and all of them are damaged.
     """
-    folders = checkpoint_folders(run)
-    best_first = sorted(folders, key=lambda f: (_score(f), int(f.name)), reverse=True)
+    scores = _scores(checkpoint_folders(run))
+    best_first = sorted(scores, key=lambda f: (scores[f], int(f.name)), reverse=True)
     return _first_whole(run, best_first)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import shutil
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,16 @@ from typing import Any
 from customized_grpo.config import RunConfig
 from customized_grpo.config.decoding import show, to_raw
 from customized_grpo.errors import ConfigError
+from customized_grpo.files import remove
 from customized_grpo.runs.checkpoint import WEIGHTS
-from customized_grpo.runs.files import CHECKPOINTS, FAILURES, SAMPLES, checkpoint_folders
+from customized_grpo.runs.files import CHECKPOINTS, FAILURES, SAMPLES, START, checkpoint_folders
 
 logger = logging.getLogger("customized_grpo")
 
-# Fields that decide where and how long a run goes, not what it computes.
+_PLACE = ("name", "output_dir")
+# Fields that decide how long and how fast a run goes, not what it computes.
 _FREE = (
-    "name", "output_dir", "device", "deterministic", "compile", "fsdp", "cache",
+    "device", "deterministic", "compile", "fsdp", "cache",
     "generator.attention", "rollout.batch_size", "train.num_updates", "train.micro_batch_size",
     "train.sample_every", "train.sample_minutes", "train.save_every", "train.save_minutes",
     "train.keep_checkpoints", "faults", "sinks",
@@ -34,11 +36,18 @@ _WHY = {
     "train.ema_decay": "an average has to begin with the run",
 }
 
-# What an interrupted write leaves. Nothing deeper: other things may lie in the folder of a run.
-_TEMPORARY = (
-    "*.tmp", "*.old", f"{SAMPLES}/*.tmp", f"{FAILURES}/*.tmp", f"{FAILURES}/*.old",
-    "sinks/*.tmp", "pictures/*/*.tmp", "votes/*.tmp", "votes/pictures/*.tmp",
-)  # fmt: skip
+# Names that an interrupted write leaves, by the folder. Nothing else: users keep things in a run.
+_PART = r".+\.\d+\.tmp"
+_LEFT = {
+    "*": rf"({WEIGHTS}|{START})\.(tmp|old)|{WEIGHTS}|{_PART}",
+    f"{CHECKPOINTS}/*": rf"\d+(\.(tmp|old|{WEIGHTS}))?",
+    f"{FAILURES}/*": r"\d+\S*\.(tmp|old)",
+    f"{SAMPLES}/*": rf"\d+\.png|{_PART}",
+    "sinks/*": _PART,
+    "pictures/*/*": _PART,
+    "votes/*": _PART,
+    "votes/pictures/*": _PART,
+}
 
 
 def check_changes(old: RunConfig, new: RunConfig, *, allow_changed: bool) -> None:
@@ -50,7 +59,7 @@ def check_changes(old: RunConfig, new: RunConfig, *, allow_changed: bool) -> Non
     for field, before, after in changes(to_raw(old), to_raw(new)):
         change = f"{field}: {show(before)} -> {show(after)}"
         averaging = field == "train.ema_decay" and None in (before, after)
-        is_free = _is_in(field, _FREE)
+        is_free = _is_in(field, (*_PLACE, *_FREE))
         if averaging or (_is_in(field, _FIXED) and not is_free):
             why = _WHY.get(field, "what was trained does not fit it")
             raise ConfigError(
@@ -93,14 +102,9 @@ def remove_leftovers(run: Path, update: int) -> None:
     """Deletes what must not stay in the folder of a run that goes on after ``update``: parts of
     interrupted writes, later checkpoints (which are damaged) and sample pictures (which come
     again), and weights of an end that was none."""
-    later = [path for path in (run / SAMPLES).glob("*.png") if path.stem.isdecimal()]
-    later = [path for path in later if int(path.stem) > update]
-    kept = {folder for folder in checkpoint_folders(run) if int(folder.name) <= update}
-    temporary = (path for pattern in _TEMPORARY for path in run.glob(pattern))
-    for path in [*(run / CHECKPOINTS).glob("*"), run / WEIGHTS, *later, *temporary]:
-        if path in kept:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    kept = [*checkpoint_folders(run), *(run / SAMPLES).glob("*.png")]
+    kept = {path for path in kept if path.stem.isdecimal() and int(path.stem) <= update}
+    for folder, left in _LEFT.items():
+        for path in run.glob(folder):
+            if re.fullmatch(left, path.name, re.ASCII) and path not in kept:
+                remove(path)

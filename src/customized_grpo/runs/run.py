@@ -9,6 +9,7 @@ from pathlib import Path
 
 from customized_grpo.assets import path_revision
 from customized_grpo.config import RunConfig, load_config
+from customized_grpo.errors import ConfigError
 from customized_grpo.files import LORA_FILE
 from customized_grpo.runs.checkpoint import WEIGHTS, trained_weights
 from customized_grpo.runs.files import CONFIG, SAMPLES, check_run, finished_updates
@@ -28,12 +29,19 @@ class Run:
 
         Raises:
             CheckpointError: if no run was begun in the folder; a project's folder is none.
-            ConfigError: if the config or an override is wrong.
+            ConfigError: if the config or an override is wrong, or would move the run.
         """
         if folder.name != folder.resolve().name:  # ".", or a link of another name
             folder = folder.resolve()
         check_run(folder)
         config = load_config(folder / CONFIG, overrides)
+        stored = load_config(folder / CONFIG) if overrides else config
+        for field in ("name", "output_dir"):
+            if (value := getattr(config, field)) != getattr(stored, field):
+                raise ConfigError(
+                    f"{field} must stay as it is, got {value!r}: the run is where its folder is, "
+                    f"{folder}; to rename or move it, rename or move that"
+                )
         return cls(
             folder=folder, config=replace(config, name=folder.name, output_dir=str(folder.parent))
         )

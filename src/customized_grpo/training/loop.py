@@ -152,8 +152,9 @@ class Loop:
         metrics = experience.metrics
         for inner, rows in enumerate(inner_rows(self.config)):
             with self.log.timed("update"):
-                batch = self._batch_of(experience, rows)
-                stats = self.update(batch, experience.conditioning, is_first=inner == 0)
+                stats = self.update(
+                    self._batch_of(experience, rows), experience.conditioning, is_first=inner == 0
+                )
             yield metrics | stats
             metrics = {}  # the rollout's numbers stand in the row of its first update
         self.algorithm.after_rollout((number + 1) * self.config.train.inner_updates)
@@ -315,7 +316,6 @@ class Loop:
         """
         train, loss = self.config.train, self.config.loss
         is_pinned = loss.pin_ratio and is_first
-        self.optimizer.zero_grad(set_to_none=True)
         stats = self._gradient(batch, conditioning, loss, pinned=is_pinned)
         if not is_first:  # off policy: the ratio moves by itself
             stats.pop("mismatch", None)  # absent if no sample was valid
@@ -331,4 +331,5 @@ class Loop:
             self.optimizer.step()
             if self.ema is not None:
                 self.ema.update()
+        self.optimizer.zero_grad(set_to_none=True)  # no memory of theirs while pictures are made
         return {**stats, "skipped_updates": float(not is_finite)}

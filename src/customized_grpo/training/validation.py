@@ -95,7 +95,8 @@ class Validation:
         self.alarm, self.gains = HackingAlarm(config), Gains(config)
         self._truth = Truth(self._examples, data, encoder, classifier, device)
         limits = ranks.all_gather_object(self._truth.copy_limit)
-        self._truth.copy_limit = max((x for x in limits if x is not None), default=None)
+        known = [limit for limit in limits if limit is not None]
+        self._truth.copy_limit = max(known) if len(known) == len(limits) else None
 
     def metrics(self, images: Tensor, *, is_base: bool) -> dict[str, float]:
         """Means over all processes' examples, from this one's pictures: ``validation/<evaluator>``,
@@ -123,6 +124,8 @@ class Validation:
 
     def _share_columns(self, images: Tensor) -> dict[str, Tensor]:
         known = {n: column for n, column in self._truth(images).items() if n in SHARES}
+        names = self._ranks.all_gather_object(list(known))  # one's examples may know less
+        known = {n: column for n, column in known.items() if all(n in some for some in names)}
         if not known:
             return {}
         own = torch.stack(list(known.values()), 1)

@@ -56,6 +56,7 @@ def run(command: list[str]) -> None:
     return None
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_tutorial(monkeypatch: pytest.MonkeyPatch) -> None:
     (snippet,) = blocks(TUTORIAL, "python")

@@ -25,7 +25,7 @@ from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.runs.checkpoint import CheckpointStore
 from customized_grpo.runs.run import Run
 from customized_grpo.tools.export.comfyui import comfyui_tensors
-from customized_grpo.tools.export.folders import export_run
+from customized_grpo.tools.export.folders import _write_hub_folder, export_run
 from customized_grpo.training.build import make_trainable
 from customized_grpo.training.policy import make_policy
 from customized_grpo.training.sampling import sample_images
@@ -175,6 +175,14 @@ def test_a_base_on_the_hub_is_named_as_the_hub_wants_it(run: Path, config: RunCo
     assert "base = 'owner/base-model'" in card
     assert "height=1024," in card
     assert "not evaluated" in card
+
+
+def test_what_a_plug_calls_its_key_is_not_given_to_others(run: Path) -> None:
+    opened, config = Run.open(run), (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config + "api_key: s3cr3t\n")
+    Path("mine").mkdir()
+    _write_hub_folder(opened, "mine", "mit", False, Path("mine"))
+    assert Path("mine/config.yaml").read_text() == config + "api_key: '***'\n"
 
 
 def test_merged_is_a_stock_pipeline_with_the_pictures_of_base_and_lora(

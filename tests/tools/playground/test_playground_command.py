@@ -58,7 +58,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("line", "number"), zip(COMMANDS, (signal.SIGINT, signal.SIGTERM, signal.SIGINT), strict=True)
+    ("line", "number"),
+    [
+        pytest.param(COMMANDS[0], signal.SIGTERM),
+        *(pytest.param(line, signal.SIGINT, marks=pytest.mark.long) for line in COMMANDS[1:]),
+    ],
 )
 def test_it_serves_this_machine_until_a_signal_and_leaves_nothing(
     folder: Path, tmp_path: Path, line: str, number: signal.Signals

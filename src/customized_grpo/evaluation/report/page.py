@@ -18,6 +18,7 @@ from customized_grpo.evaluation.results import Cell, Results
 from customized_grpo.evaluation.tables import verdict
 from customized_grpo.files import write_atomic
 from customized_grpo.pictures import Mark, png, read_strip
+from customized_grpo.runs.sinks.masking import config_without_secrets
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ def write_report(
         legend=dict.fromkeys(m for column in cells.values() for cell in column for m in cell.marks),
         versions=_versions(results),
         command=command,
-        configs={c.method: c.config for c in reversed(results.cells)},
+        configs={c.method: config_without_secrets(c.config) for c in reversed(results.cells)},
     )
     _write(folder / "tables.md", markdown(results).encode())
     _write(folder / "report.html", page.encode())

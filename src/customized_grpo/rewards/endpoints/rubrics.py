@@ -109,7 +109,7 @@ def load_rubric(criterion: str) -> Rubric:
     if criterion in SHIPPED:
         return _read(_FOLDER / f"{criterion}.yaml")
     if criterion.endswith((".yaml", ".yml")):
-        return _read(Path(criterion))
+        return _read(Path(criterion).expanduser())
     fix = nearest(criterion, SHIPPED) or f"use {one_of(SHIPPED)}"
     raise ConfigError(
         f"must be a shipped criterion or a .yaml file with a rubric, got {criterion!r}; {fix}"

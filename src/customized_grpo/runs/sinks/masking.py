@@ -6,6 +6,10 @@ import os
 import re
 from typing import Any
 
+import yaml
+
+from customized_grpo.config import Dumper, parse_yaml
+
 _MASK = "***"
 _SECRET = re.compile(
     r"((^|_)(keys?|pwd|auth|bearer|cookies?)|(api|access|private|secret)keys?|tokens?|secrets?"
@@ -35,6 +39,12 @@ def without_secrets(raw: Any) -> Any:
     if isinstance(raw, list):
         return [without_secrets(item) for item in raw]
     return _scrubbed(raw) if isinstance(raw, str) else raw
+
+
+def config_without_secrets(text: str) -> str:
+    """The YAML of a config that is shown or given to others."""
+    raw = without_secrets(parse_yaml(text, "config"))
+    return yaml.dump(raw, Dumper=Dumper, sort_keys=False)
 
 
 def masked(text: str) -> str:

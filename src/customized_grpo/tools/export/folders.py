@@ -15,10 +15,12 @@ from torch import nn
 
 from customized_grpo.assets import resolve_checkpoint
 from customized_grpo.errors import ConfigError
-from customized_grpo.files import LORA_FILE, write_folder
+from customized_grpo.files import LORA_FILE, load_text, write_folder
 from customized_grpo.generators.modular import MODULAR_INDEX, own_parts, placed
 from customized_grpo.generators.pipeline import PipelineConfig
+from customized_grpo.runs.files import CONFIG
 from customized_grpo.runs.run import Run
+from customized_grpo.runs.sinks.masking import config_without_secrets
 from customized_grpo.tools.export.card import PICTURE, evaluation_of, model_card, picture_of
 from customized_grpo.tools.export.comfyui import FAMILIES, comfyui_tensors
 from customized_grpo.training.build import build_generator
@@ -57,7 +59,8 @@ def export_run(
 
 def _write_hub_folder(run: Run, name: str, license: str, picture: bool, folder: Path) -> None:
     shutil.copytree(run.weights, folder, dirs_exist_ok=True)
-    shutil.copyfile(run.folder / "config.yaml", folder / "config.yaml")
+    config = load_text(run.folder / CONFIG)
+    (folder / CONFIG).write_text(config_without_secrets(config), encoding="utf-8")
     outcome = evaluation_of(run)
     shown = picture_of(run, outcome) if picture else None
     if shown is not None:
