@@ -342,6 +342,24 @@ def test_a_run_is_not_moved_by_a_flag(straight: Path, field: str) -> None:
     stays = rf"{field} must stay as it is, got 'other': .*{straight}"
     with pytest.raises(ConfigError, match=stays):
         Run.open(straight, [f"--{field}", "other"])
+    own = {"name": straight.name, "output_dir": str(straight.parent)}
+    assert Run.open(straight, [f"--{field}", own[field]]) == Run.open(straight)
+
+
+def test_what_is_refused_now_stays_allowed_in_a_run_that_has_begun(
+    straight: Path, tmp_path: Path
+) -> None:
+    old = "clip_range: 0.0001", "clip_range: 0.001"
+    flags = ["--train.inner_updates", "1", "--loss.clip_range", "0.001"]
+    with pytest.raises(ConfigError, match=r"loss\.clip_range must be left out when"):
+        small(tmp_path, *flags)
+    run = shutil.copytree(straight, tmp_path / "old")
+    text = (run / "config.yaml").read_text().replace(*old)
+    (run / "config.yaml").write_text(text.replace("inner_updates: 2", "inner_updates: 1"))
+    assert Run.open(run).config.loss.clip_range == 0.001
+    assert Run.open(run, ["--device", "cpu"]).config.train.inner_updates == 1
+    with pytest.raises(ConfigError, match=r"train\.split must be groups"):
+        Run.open(run, ["--train.split", "samples"])
 
 
 def test_the_last_ones_and_the_best_are_kept(tmp_path: Path) -> None:
@@ -354,18 +372,6 @@ def test_the_last_ones_and_the_best_are_kept(tmp_path: Path) -> None:
     best = best_checkpoint(tmp_path)
     assert best is not None
     assert best.update == 2
-
-
-def test_scores_by_other_evaluators_are_not_compared(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path, keep=3)
-    for update, (way, score) in enumerate([("a", 0.9), ("a", 0.8), ("b", 0.2), ("b", 0.1)], 1):
-        record = {"score": score, "origins": {"validation": way}}
-        store.save(update, {"x": torch.ones(2)}, record, lambda f: (f / "w").touch())
-    store.wait()
-    assert [f.name for f in checkpoint_folders(tmp_path)] == ["000002", "000003", "000004"]
-    best = best_checkpoint(tmp_path)
-    assert best is not None
-    assert best.update == 3
 
 
 def test_a_checkpoint_holds_weights_that_load_anywhere(straight: Path) -> None:

@@ -69,6 +69,9 @@ def test_each_process_samples_and_scores_its_share(
     shares = [n for n in part.metrics(own, is_base=True) if n.startswith("validation/share/")]
     assert shares == ["validation/share/copies"]
     assert "validation/share/subject_right" in expected
+    Parts.others[:] = [None]  # one has examples without a truth: what is a copy, none says
+    part = Validation(generator, config, data, *sets, None, Parts(rank=0, world_size=2))
+    assert part._truth.copy_limit is None
     many = Ranks(world_size=8)
     with pytest.raises(ConfigError, match=r"^evaluation\.num_validation: .* 8 .*, got 5; raise it"):
         Validation(generator, config, data, *sets, None, many)

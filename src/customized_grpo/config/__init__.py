@@ -6,7 +6,7 @@
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,21 +127,26 @@ __all__ = [
 _MAX_BYTES = 1_000_000
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), *, has_begun: bool = False
+) -> RunConfig:
     """Reads a run's YAML file, applies overrides and checks everything.
 
     An override is `--section.field value` (also `--section.field=value`, hyphens for underscores,
     several values for a list), written as in the file, text without quotes. A whole section
     (`lora`, `rewards`, `advantage.schedule`, ...) is replaced by YAML: `--lora null`,
     `--advantage.schedule '{type: constant, prompt: 0.6}'`. They apply in order; what fields demand
-    of each other is checked once, at the end.
+    of each other is checked once, at the end; in a run that `has_begun` what was allowed then, maybe
+    by an older version, still is.
 
     Raises:
         ConfigError: naming the file or flag, the field, what it must be, what it is and the fix.
     """
     source = str(path)
-    config = apply_overrides(decode(read_mapping(source, "CONFIG"), source), overrides)
-    return check_config(config, f"{source} with overrides" if overrides else source)
+    written = decode(read_mapping(source, "CONFIG"), source)
+    allowed = conflicts(written) if has_begun else ()
+    config = apply_overrides(written, overrides)
+    return check_config(config, f"{source} with overrides" if overrides else source, allowed)
 
 
 def read_config(text: str, source: str) -> RunConfig:
@@ -254,17 +259,22 @@ def load_study(
     return study, configs
 
 
-def check_config(config: RunConfig, source: str = "config") -> RunConfig:
+def check_config(
+    config: RunConfig, source: str = "config", allowed: Iterable[str] = ()
+) -> RunConfig:
     """Checks every field and what fields demand of each other; returns the config.
 
-    For configs made in Python: constructing the dataclasses checks nothing.
+    For configs made in Python: constructing the dataclasses checks nothing. `allowed` are conflicts
+    to let pass, as `conflicts` words them.
 
     Raises:
         ConfigError: at the first mistake; `source` opens the message.
     """
     config = decode(to_raw(config), source)
+    known = set(allowed)
     for conflict in conflicts(config):
-        raise ConfigError(f"{source}: {conflict}")
+        if conflict not in known:
+            raise ConfigError(f"{source}: {conflict}")
     return config
 
 

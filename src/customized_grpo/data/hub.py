@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 from torch import Tensor
 
@@ -168,7 +171,17 @@ def _bytes(item: dict[str, Any], where: str) -> bytes:
     if item["bytes"] is not None:
         return item["bytes"]
     try:
+        inside, _, archive = item["path"].removeprefix("zip://").partition("::")
+        if os.path.isfile(archive):
+            return _opened_zip(archive).read(inside)
         with xopen(item["path"], "rb") as file:
             return file.read()
     except Exception as error:  # of the library, of archives, of the hub's client
-        raise DataError(f"{where}: cannot be read: {error}") from error
+        reason = " ".join(str(error).split())
+        raise DataError(f"{where}: cannot be read: {reason}") from error
+
+
+@lru_cache(maxsize=16)
+def _opened_zip(archive: str) -> ZipFile:
+    """The library would read the list of all that is in an archive for each picture of it."""
+    return ZipFile(archive)

@@ -240,33 +240,19 @@ class CheckpointStore:
 
         replace_folder(self._folder / _name(update), fill)
         folders = checkpoint_folders(self._folder.parent)
-        scores = _scores(folders)
+        scores = {folder: _score(folder) for folder in folders}
         best = max(folders, key=scores.__getitem__)
         for folder in folders[: -self._keep]:
             if folder != best or scores[folder] == -math.inf:
                 remove(folder)
 
 
-def _scores(folders: Sequence[Path]) -> dict[Path, float]:
-    """Of checkpoints, the oldest first; -inf: not known, or validated otherwise than the newest
-    was, by other models for example, with which its score cannot be compared."""
-    records = {folder: _record(folder) for folder in folders}
-    ways = [record.get("origins", {}).get("validation") for record in records.values()]
-    way = next((way for way in reversed(ways) if way is not None), None)
-    scores: dict[Path, float] = {}
-    for (folder, record), own in zip(records.items(), ways, strict=True):
-        score = record.get("score")
-        if score is None or not math.isfinite(score) or own != way:
-            score = -math.inf
-        scores[folder] = score
-    return scores
-
-
-def _record(folder: Path) -> dict[str, Any]:
+def _score(folder: Path) -> float:
     try:
-        return json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # damaged
-        return {}
+        score = json.loads((folder / _RECORD).read_text(encoding="utf-8"))["score"]
+    except (OSError, ValueError, KeyError):
+        return -math.inf
+    return score if score is not None and math.isfinite(score) else -math.inf
 
 
 def newest_checkpoint(run: Path) -> Checkpoint | None:
@@ -281,13 +267,11 @@ def newest_checkpoint(run: Path) -> Checkpoint | None:
 def best_checkpoint(run: Path) -> Checkpoint | None:
     """The one with the highest score that is whole, the later of equals; else as the newest.
 
-    Scores count that were measured as the newest one's was.
-
     Raises:
         CheckpointError: if there are some and all of them are damaged.
     """
-    scores = _scores(checkpoint_folders(run))
-    best_first = sorted(scores, key=lambda f: (scores[f], int(f.name)), reverse=True)
+    folders = checkpoint_folders(run)
+    best_first = sorted(folders, key=lambda f: (_score(f), int(f.name)), reverse=True)
     return _first_whole(run, best_first)
 
 

@@ -34,10 +34,10 @@ class Run:
         if folder.name != folder.resolve().name:  # ".", or a link of another name
             folder = folder.resolve()
         check_run(folder)
-        config = load_config(folder / CONFIG, overrides)
-        stored = load_config(folder / CONFIG) if overrides else config
-        for field in ("name", "output_dir"):
-            if (value := getattr(config, field)) != getattr(stored, field):
+        config = load_config(folder / CONFIG, overrides, has_begun=True)
+        stored = load_config(folder / CONFIG, has_begun=True) if overrides else config
+        for field, own in (("name", folder.name), ("output_dir", str(folder.parent))):
+            if (value := getattr(config, field)) not in (getattr(stored, field), own):
                 raise ConfigError(
                     f"{field} must stay as it is, got {value!r}: the run is where its folder is, "
                     f"{folder}; to rename or move it, rename or move that"

@@ -63,7 +63,8 @@ def train(config: RunConfig, *, resume: bool = False, allow_changed: bool = Fals
             logger.setLevel(logging.WARNING)
         folder = run_folder(config, resume=resume)
         if resume and holds_run(folder):
-            check_changes(load_config(folder / CONFIG), config, allow_changed=allow_changed)
+            before = load_config(folder / CONFIG, has_begun=True)
+            check_changes(before, config, allow_changed=allow_changed)
             if _is_finished(folder, config):
                 logger.info(
                     "%s is finished, there is nothing to resume; to go on, give a "

@@ -29,8 +29,8 @@ def lora_merged(transformer: nn.Module) -> Iterator[None]:
     passes, and hands it on to A and B at the end: by the chain rule what they would have had.
 
     Adapters stay apart where merging is slower (on a GPU always, where it takes memory, too), where
-    the sum would lose them (weights in bfloat16, quantised, autocast), and where a block is
-    compiled, for that knows its parameters by name.
+    the sum would lose them (weights in bfloat16, quantised), and where a block is compiled, for
+    that knows its parameters by name.
     """
     compiled = any(m._compiled_call_impl is not None for m in transformer.modules())
     layers = [] if compiled else [m for m in transformer.modules() if _is_merged_faster(m)]
@@ -71,7 +71,7 @@ def _is_merged_faster(module: Any) -> bool:
         return False
     if isinstance(base.weight, DTensor):  # sharded
         return False
-    if base.weight.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    if base.weight.device.type != "cpu":
         return False
     if not torch.is_grad_enabled():
         return True
