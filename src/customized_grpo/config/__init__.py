@@ -136,8 +136,8 @@ def load_config(
     several values for a list), written as in the file, text without quotes. A whole section
     (`lora`, `rewards`, `advantage.schedule`, ...) is replaced by YAML: `--lora null`,
     `--advantage.schedule '{type: constant, prompt: 0.6}'`. They apply in order; what fields demand
-    of each other is checked once, at the end; in a run that `has_begun` what was allowed then, maybe
-    by an older version, still is.
+    of each other is checked once, at the end. A run that `has_begun` keeps what was allowed then,
+    maybe by an older version.
 
     Raises:
         ConfigError: naming the file or flag, the field, what it must be, what it is and the fix.
