@@ -44,7 +44,9 @@ def cell(method: str, seed: int, gain: float) -> Cell:
         method=method,
         seed=seed,
         judgement=judgement(0.8 + gain, 0.5 + gain + 0.001 * seed),
-        config=CONFIG.replace("name: emoji", f"name: seed{seed}") + f"# <{method}>\n",
+        config=CONFIG.replace("name: emoji", f"name: seed{seed}").replace(
+            "output_dir: runs", f"output_dir: runs/<{method}>"
+        ),
         curve={
             "update": [0, 10, 20],
             "validation/clip-text": [0.8, 0.8 + gain / 2, 0.8 + gain],

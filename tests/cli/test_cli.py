@@ -105,6 +105,7 @@ def test_a_name_that_the_terminal_cannot_write(monkeypatch, calls) -> None:
     assert stdout.buffer.getvalue().startswith(b"picture: runs/\\u7167/grid.png\n")
 
 
+@pytest.mark.slow
 def test_what_libraries_say_at_their_import_is_for_those_who_ask(monkeypatch) -> None:
     pytest.importorskip("torchao")
     monkeypatch.delenv("TORCH_LOGS", raising=False)

@@ -199,6 +199,7 @@ def test_the_subject_region_is_what_is_compared(tmp_path: Path) -> None:
     assert one.origin.digest != two.origin.digest
 
 
+@pytest.mark.slow
 @on_the_dataset
 def test_anchors_on_the_real_photos_are_ordered(tmp_path: Path) -> None:
     benchmark = {"type": "dreambench", "path": str(DREAMBENCH)}

@@ -53,6 +53,7 @@ def test_ground_truth_copy_and_unrelated_pictures(judge: Judge, held_out: list[E
     assert copy.means["attribute/scene"] == 0
 
 
+@pytest.mark.slow
 def test_what_no_reward_sees_is_measured(judge: Judge, held_out: list[Example]) -> None:
     clean = targets(held_out)
     grid = clean.clone()
@@ -64,6 +65,7 @@ def test_what_no_reward_sees_is_measured(judge: Judge, held_out: list[Example]) 
     assert high > 1.2
 
 
+@pytest.mark.slow
 def test_attributes_that_were_not_asked_for_do_not_count(
     judge: Judge, held_out: list[Example]
 ) -> None:
@@ -73,6 +75,7 @@ def test_attributes_that_were_not_asked_for_do_not_count(
     assert torch.equal(column.isnan(), ~asked)
 
 
+@pytest.mark.slow
 def test_diversity_needs_variants(judge: Judge, held_out: list[Example]) -> None:
     images = targets(held_out)
     assert "diversity" not in judge(images).numbers
@@ -138,6 +141,7 @@ class _Down:
         return ("http://there: refused",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("models", "message"),
     [

@@ -33,7 +33,7 @@ from customized_grpo.types import Example
 CPU = torch.device("cpu")
 TOLERANCE = 0.01
 # One of each architecture, but for Qwen-Image-2.1's, which takes longest; CI counts all.
-FAST = {"flux-kontext", "flux2-klein-base", "qwen-image-edit-plus", "flux3-klein"}
+FAST = {"flux-kontext", "flux2-klein-base"}
 
 
 def flops(function: Callable[[], object]) -> int:
@@ -91,6 +91,7 @@ def test_counts_of_every_family(family: Family, tmp_path: Path) -> None:
     check(config, blocks(min(2, family.most_references)))
 
 
+@pytest.mark.slow
 def test_counts_of_the_embedded_generator() -> None:
     config = load_config(ROOT / "configs" / "emoji.yaml")
     (example,) = EmojiSource(0).training(0, 1)

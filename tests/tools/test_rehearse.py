@@ -40,6 +40,7 @@ def on(monkeypatch: pytest.MonkeyPatch, work: Workload, gigabytes: float) -> Non
     monkeypatch.setattr(module, "look", lambda: Machine(ram=ram, gpus=(gpu,)))
 
 
+@pytest.mark.slow
 def test_a_run_is_rehearsed_and_leaves_a_picture(
     tiny_config: RunConfig,
     tmp_path: Path,

@@ -150,6 +150,7 @@ def test_measuring_changes_nothing_but_the_factors(
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_a_rollout_in_between_keeps_the_factors(config: RunConfig) -> None:
     settings = BalanceSettings(method="mgda", every=2)
     run = train(changed(config, advantage={"balance": settings}, train={"num_updates": 3}))

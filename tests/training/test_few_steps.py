@@ -101,6 +101,7 @@ def test_a_schedule_beside_the_trained_steps_is_named(
     assert (found is None) == (leads is None)
 
 
+@pytest.mark.slow
 def test_a_run_says_so_when_it_begins_and_when_it_goes_on(
     tiny_config: RunConfig, caplog: pytest.LogCaptureFixture
 ) -> None:

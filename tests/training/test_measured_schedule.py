@@ -58,6 +58,7 @@ def test_groups_share_everything_but_the_noise_of_their_step(
     torch.testing.assert_close(befores[1], euler)
 
 
+@pytest.mark.slow
 def test_the_weights_of_a_run_are_what_its_steps_move(tiny_config: RunConfig) -> None:
     """Against the same pictures, scored and counted here one by one."""
     config = dataclasses.replace(tiny_config, advantage=MEASURED, seed=3)
@@ -221,6 +222,7 @@ def test_a_reward_that_never_answers_ends_the_measuring(
         train(dataclasses.replace(tiny_config, advantage=MEASURED))
 
 
+@pytest.mark.slow
 def test_the_gates_floor_is_the_mean_of_the_first_rollout(tiny_config: RunConfig) -> None:
     gate = AdvantageConfig(shaping="gate", gamma=30.0)
     rows = metrics(train(dataclasses.replace(tiny_config, advantage=gate)))

@@ -137,6 +137,7 @@ def test_evaluators_are_checked_and_stay_only_where_they_validate(
         train(other)
 
 
+@pytest.mark.slow
 def test_seeds_repeat_and_differ(run: Path, tiny_config: RunConfig) -> None:
     again = train(dataclasses.replace(tiny_config, name="again"))
     other = train(dataclasses.replace(tiny_config, name="other", seed=1))
@@ -152,6 +153,7 @@ def test_ema_saves_the_average(tiny_config: RunConfig) -> None:
     assert all(t.abs().max() < 1e-6 for name, t in averaged.items() if "lora_B" in name)
 
 
+@pytest.mark.slow
 def test_full_fine_tuning(tiny_config: RunConfig) -> None:
     run = train(dataclasses.replace(tiny_config, lora=None))
     assert (run / "weights" / "transformer" / "config.json").exists()
@@ -257,6 +259,7 @@ def test_base_and_anchors_that_are_known_are_not_judged_again(
     assert again.models == report.models
 
 
+@pytest.mark.slow
 def test_other_examples_and_one_objective_alone_can_be_evaluated(
     evaluated: tuple[Path, Outcome], tmp_path: Path
 ) -> None:
@@ -278,6 +281,7 @@ def test_other_examples_and_one_objective_alone_can_be_evaluated(
         evaluate_run(run, num_examples=1)
 
 
+@pytest.mark.slow
 def test_an_untrained_lora_evaluates_to_the_base(tiny_config: RunConfig) -> None:
     config = changed(tiny_config, train={"learning_rate": 1e-30, "num_updates": 1})
     report = evaluate_run(train(config))

@@ -69,7 +69,7 @@ def test_the_page_shows_tables_figures_pictures_and_configs(page: Path) -> None:
     assert text.count("<svg") == len(FIGURES)
     assert text.count('src="data:image/png;base64,') == 10 * 5
     assert "a dog &lt;b&gt;" in text
-    assert "# &lt;both&gt;" in text
+    assert "output_dir: runs/&lt;both&gt;" in text
     assert "cgrpo compare x.yaml" in text
     assert "<b>Customized-GRPO</b>" in text
     assert 'name="viewport"' in text
@@ -141,6 +141,7 @@ def test_a_phone_shows_all_of_it(page: Path) -> None:
         browser.close()
 
 
+@pytest.mark.slow
 def test_a_second_writing_gives_the_same_bytes(page: Path) -> None:
     before = {p: p.read_bytes() for p in page.parent.rglob("*") if p.is_file()}
     results = made_up()
@@ -211,6 +212,7 @@ def test_a_model_without_scores_is_left_out_of_the_planes() -> None:
     assert "plane" not in figures.figures(replace(results, yardstick=bare, cells=[]))
 
 
+@pytest.mark.slow
 def test_labels_may_have_dollars() -> None:
     label = "50 % off $a_$, $"
     for figure in figures.figures(made_up(labels={"naive": label, "both": "mine $_$"})).values():
@@ -253,6 +255,7 @@ def test_shares_lead_and_the_base_is_not_held_against_itself() -> None:
     assert change.heads[:5] == first.heads
 
 
+@pytest.mark.slow
 def test_hacking_alarms_stand_above_the_tables(tmp_path: Path) -> None:
     calm = {"update": [0, 10, 20, 30, 40], "hacking/dinov2": [0.0, 1.0, 0.0, 1.0, 2.0]}
     raised = calm | {"hacking/dinov2": [0.0, 1.0, 2.0, 3.0, 4.0], "hacking/clip-text": [0.0] * 5}
@@ -289,6 +292,7 @@ def test_runs_that_end_early_shorten_the_curves(tmp_path: Path) -> None:
     assert page.read_text().count("<svg") == len(FIGURES)
 
 
+@pytest.mark.slow
 def test_the_report_of_one_run_begins_with_the_verdict(tmp_path: Path) -> None:
     results = made_up()
     one = replace(results, cells=[c for c in results.cells if (c.method, c.seed) == ("both", 0)])
@@ -304,6 +308,7 @@ def _one(results: Results) -> Results:
     return replace(results, cells=cells, labels={"both": "tuned"})
 
 
+@pytest.mark.slow
 def test_the_report_of_one_run_shows_pictures_first_and_claims_no_seeds(tmp_path: Path) -> None:
     save_pictures(tmp_path)
     one = _one(made_up())

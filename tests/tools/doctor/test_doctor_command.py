@@ -49,6 +49,7 @@ def test_a_config_that_will_run(config: Path, capsys: pytest.CaptureFixture[str]
     assert list(Path().iterdir()) == [config]
 
 
+@pytest.mark.slow
 def test_lines_and_exit_codes(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "run.yaml", "--generator.path", LONG]) == 1
     lines = capsys.readouterr().out.splitlines()

@@ -61,6 +61,7 @@ def test_published_models_have_their_published_size(path: str, name: str, billio
     assert parameters(model) / 1e9 == pytest.approx(billions, abs=min(0.06, 0.01 * billions))
 
 
+@pytest.mark.slow
 def test_a_pass_of_flux_by_hand() -> None:
     """Linear layers: what sees every token, half of a double block each; and the attention."""
     component = pipeline_components("black-forest-labs/FLUX.1-dev")["transformer"]
@@ -78,6 +79,7 @@ def test_a_pass_of_flux_by_hand() -> None:
     assert 2.0 < counted.pair_flops / counted.forward_flops < 2.3
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_trains_the_weights_of_its_lora(
     tmp_path: Path, generator: Flux1Generator
 ) -> None:
@@ -106,6 +108,7 @@ def test_a_run_that_goes_on_trains_the_weights_of_its_lora(
     assert memory[1].trained - memory[0].trained == 4 * trained
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("every", "counted"), [(0, 0), (10, 1)])
 def test_evaluators_are_there_only_if_they_validate(every: int, counted: int) -> None:
     flags = [f"--evaluation.validate_every={every}"]

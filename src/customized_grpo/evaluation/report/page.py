@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from customized_grpo.config import parse_yaml
 from customized_grpo.config.names import BASE, REFERENCE, TRUTH
 from customized_grpo.errors import needs_extra
 from customized_grpo.evaluation.evaluate import NUM_SHOWN, Place
@@ -138,7 +139,10 @@ def write_report(
         legend=dict.fromkeys(m for column in cells.values() for cell in column for m in cell.marks),
         versions=_versions(results),
         command=command,
-        configs={c.method: config_without_secrets(c.config) for c in reversed(results.cells)},
+        configs={
+            c.method: config_without_secrets(parse_yaml(c.config, "config"))
+            for c in reversed(results.cells)
+        },
     )
     _write(folder / "tables.md", markdown(results).encode())
     _write(folder / "report.html", page.encode())

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from customized_grpo.config import Dumper, parse_yaml
+from customized_grpo.config import Dumper
 
 _MASK = "***"
 _SECRET = re.compile(
@@ -41,10 +41,9 @@ def without_secrets(raw: Any) -> Any:
     return _scrubbed(raw) if isinstance(raw, str) else raw
 
 
-def config_without_secrets(text: str) -> str:
+def config_without_secrets(raw: Any) -> str:
     """The YAML of a config that is shown or given to others."""
-    raw = without_secrets(parse_yaml(text, "config"))
-    return yaml.dump(raw, Dumper=Dumper, sort_keys=False)
+    return yaml.dump(without_secrets(raw), Dumper=Dumper, sort_keys=False)
 
 
 def masked(text: str) -> str:

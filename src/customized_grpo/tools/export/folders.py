@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from customized_grpo.assets import resolve_checkpoint
+from customized_grpo.config import parse_yaml
 from customized_grpo.errors import ConfigError
-from customized_grpo.files import LORA_FILE, load_text, write_folder
+from customized_grpo.files import LORA_FILE, write_folder
 from customized_grpo.generators.modular import MODULAR_INDEX, own_parts, placed
 from customized_grpo.generators.pipeline import PipelineConfig
 from customized_grpo.runs.files import CONFIG
@@ -59,8 +60,8 @@ def export_run(
 
 def _write_hub_folder(run: Run, name: str, license: str, picture: bool, folder: Path) -> None:
     shutil.copytree(run.weights, folder, dirs_exist_ok=True)
-    config = load_text(run.folder / CONFIG)
-    (folder / CONFIG).write_text(config_without_secrets(config), encoding="utf-8")
+    raw = parse_yaml((run.folder / CONFIG).read_text(encoding="utf-8"), CONFIG)
+    (folder / CONFIG).write_text(config_without_secrets(raw), encoding="utf-8")
     outcome = evaluation_of(run)
     shown = picture_of(run, outcome) if picture else None
     if shown is not None:
