@@ -126,6 +126,14 @@ def test_gradient_is_the_plain_loops(
     assert apart(gradient, plain_gradient(case, LOSSES[name])) < 1e-5
 
 
+def test_adapters_are_merged_on_a_cpu_alone(case: Case) -> None:
+    transformer = case.fast.transformer
+    layer = transformer.transformer_blocks[0].attn.to_q
+    for device, is_merged in (("cpu", True), ("meta", False)):
+        with torch.no_grad(), policy_loss.lora_merged(transformer.to(device)):
+            assert layer.merged is is_merged
+
+
 def test_pairs_without_advantage_are_not_computed(case: Case) -> None:
     rows = count_rows(case.fast)
     case.gradient(case.fast, LOSSES["pinned"], None)
