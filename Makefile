@@ -29,9 +29,10 @@ check: $(VENV)/.stamp-dev  ## what CI runs: lint, format, types, layering, all t
 # runs, servers and counts take long and compare no sums.
 WHOLE_RUNS := training/test_trainer training/test_clock training/test_hacking rewards/test_remote \
 	rewards/test_vlm_judge rewards/test_proxies generators/test_counts generators/test_memory
+COMPUTED := ops generators training rewards
 avx2: $(VENV)/.stamp-dev  ## the tests of computed numbers once more, as a CPU without AVX-512 computes them
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m "not slow" \
-		tests/ops tests/generators tests/training tests/rewards $(WHOLE_RUNS:%=--ignore tests/%.py)
+		$(COMPUTED:%=tests/%) $(WHOLE_RUNS:%=--ignore tests/%.py)
 
 long: $(VENV)/.stamp-dev  ## the tests that take CI too long
 	$(PYTEST) -m long
