@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import errno
 import os
+import secrets
 import shutil
 import tempfile
 import unicodedata
@@ -148,7 +149,8 @@ def alike_name(name: str) -> str:
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Writes a file so that a reader sees the old one or the new one, never a part."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # others may write it too
+    # Others may write it too, in containers with process ids like this one's.
+    temporary = path.with_name(f"{path.name}.{secrets.randbits(64)}.tmp")
     try:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         sync(temporary)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from families import FAMILIES
 from helpers import assert_near
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from toy_world import blocks
 
@@ -107,6 +109,19 @@ def test_the_lora_of_uno_is_merged_and_another_one_trained_on_top(
     assert torch.equal(before.add_q_proj.weight, after.add_q_proj.weight)
     attach_lora(merged.transformer, LoraSettings(rank=2), merged.lora_targets)
     assert merged.transformer.active_adapters() == ["default"]
+    # By its hub id, of which all is in the cache and nobody can be asked.
+    cache = tmp_path / "hub" / "models--owner--uno"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("a" * 40)
+    (cache / "snapshots" / ("a" * 40)).mkdir(parents=True)
+    shutil.copy(file, cache / "snapshots" / ("a" * 40))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    for is_offline in (False, True):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", is_offline)
+        by_id = dataclasses.replace(config, uno_lora="owner/uno").build(torch.device("cpu"))
+        weight = by_id.transformer.transformer_blocks[0].attn.to_q.weight
+        assert torch.equal(weight, after.to_q.weight)
     with pytest.raises(ConfigError, match="quantization: must be null where uno_lora is merged"):
         dataclasses.replace(config, quantization="int8").build(torch.device("cpu"))
     with pytest.raises(ConfigError, match="uno_lora: 'nowhere' cannot be loaded"):

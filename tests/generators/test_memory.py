@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import FluxKontextPipeline
+from diffusers.models.transformers import transformer_flux
 from families import FAMILIES, Family, denoise, run_config
 from toy_world import blocks
 
 from customized_grpo.config import LoraSettings, RunConfig
 from customized_grpo.errors import ConfigError
-from customized_grpo.generators.lora import attach_lora
+from customized_grpo.generators.lora import attach_lora, trust_autocast
+from customized_grpo.tools.estimate.autocast import cuda_autocast
 from customized_grpo.training.build import make_optimizer, make_trainable
 from customized_grpo.training.train import train
 
@@ -50,6 +53,39 @@ def test_an_int8_base_is_nearly_the_base_and_its_lora_trains(
     stock.load_lora_weights(str(run / "weights"))  # any base takes it
     trained = [p for n, p in stock.transformer.named_parameters() if "lora_B" in n]
     assert all(parameter.any() for parameter in trained)
+
+
+def test_an_int8_base_keeps_no_wider_activations(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under CUDA's autocast, whose norms answer in float32: kernels that take half precision alone
+    refuse what is wider, and a block's kept input is twice as large."""
+    pytest.importorskip("torchao", reason="needs the extra torchao")
+    config = quantized(run_config(KONTEXT, checkpoint, tmp_path), "int8")
+    half = dataclasses.replace(config.generator, dtype="bfloat16")
+    config = dataclasses.replace(config, generator=half, mixed_precision="bf16")
+    generator = config.generator.build(CPU)
+    make_trainable(generator, config)
+    trust_autocast(generator.transformer)  # as where another LoRA is loaded
+    quantized_layers = [m for m in generator.transformer.modules() if m._forward_pre_hooks]
+    assert quantized_layers
+    assert all(len(m._forward_pre_hooks) == 1 for m in quantized_layers)
+    attend, kinds = transformer_flux.dispatch_attention_fn, set()
+
+    def spy(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **settings: Any) -> Any:
+        kinds.add(value.dtype)
+        return attend(query, key, value, **settings)
+
+    monkeypatch.setattr(transformer_flux, "dispatch_attention_fn", spy)
+    for block in generator.transformer.transformer_blocks:
+        block.register_forward_hook(lambda m, i, o: kinds.update(t.dtype for t in o))
+    noise = generator.noise(1, torch.Generator().manual_seed(0))
+    with cuda_autocast(enabled=True):
+        velocity = generator.velocity(noise, torch.tensor([0.7]), generator.encode([blocks()]))
+        velocity.square().mean().backward()
+    assert kinds == {torch.bfloat16}
+    trained = [p for n, p in generator.transformer.named_parameters() if "lora_B" in n]
+    assert all(p.grad is not None and p.grad.any() for p in trained)
 
 
 def test_a_quantized_base_trains_no_weights_of_its_own(checkpoint: str, tmp_path: Path) -> None:

@@ -91,6 +91,17 @@ def test_text_is_replaced_whole(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_writers_of_one_file_do_not_take_each_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In containers of their own their process ids are equal."""
+    seen = set()
+    monkeypatch.setattr("customized_grpo.files.sync", lambda path: seen.add(path.name))
+    for _ in range(2):
+        write_atomic(tmp_path / "a.json", "1")
+    assert len(seen - {tmp_path.name}) == 2
+
+
 def test_a_text_that_cannot_be_written_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

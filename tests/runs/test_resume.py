@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import logging
 import math
@@ -40,7 +41,12 @@ from customized_grpo.evaluation.evaluate import evaluate_run
 from customized_grpo.generators.flux1 import Flux1Generator
 from customized_grpo.rewards.base import RewardSet
 from customized_grpo.runs import checkpoint
-from customized_grpo.runs.checkpoint import CheckpointStore, best_checkpoint, checkpoint_folders
+from customized_grpo.runs.checkpoint import (
+    CheckpointStore,
+    best_checkpoint,
+    checkpoint_folders,
+    newest_checkpoint,
+)
 from customized_grpo.runs.log import RunLog, run_folder
 from customized_grpo.runs.ranks import Ranks
 from customized_grpo.runs.resume import check_changes, remove_leftovers
@@ -282,18 +288,25 @@ def test_the_exit_code_is_the_signals(
     assert f"stopped by {signal.Signals(number).name}" in capsys.readouterr().err
 
 
-def test_a_second_signal_exits_at_once() -> None:
+@pytest.mark.parametrize(
+    ("name", "echo_seconds", "code"),
+    # SIGTERM comes twice where a cluster signals torchrun and what it has started.
+    [("SIGINT", 5.0, 130), ("SIGTERM", 0.0, 143), ("SIGTERM", 60.0, 0)],
+)
+def test_a_second_signal_exits_at_once(name: str, echo_seconds: float, code: int) -> None:
     script = (
-        "import os, signal, time\n"
-        "from customized_grpo.runs.interrupts import Interrupts\n"
-        "with Interrupts() as interrupts:\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "import os, signal\n"
+        "from customized_grpo.runs import interrupts\n"
+        f"interrupts._ECHO_SECONDS = {echo_seconds}\n"
+        "with interrupts.Interrupts():\n"
+        f"    os.kill(os.getpid(), signal.{name})\n"
         "    print('goes on', flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
-        "    print('never', flush=True)\n"
+        f"    os.kill(os.getpid(), signal.{name})\n"
+        "    print('an echo', flush=True)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (130, "goes on\n")
+    printed = "goes on\n" if code else "goes on\nan echo\n"
+    assert (done.returncode, done.stdout) == (code, printed)
 
 
 @pytest.mark.slow
@@ -372,6 +385,34 @@ def test_the_last_ones_and_the_best_are_kept(tmp_path: Path) -> None:
     best = best_checkpoint(tmp_path)
     assert best is not None
     assert best.update == 2
+
+
+def test_an_error_that_may_pass_removes_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A network's file system has moments in which nothing can be read."""
+    read_text, digest = Path.read_text, checkpoint._digest
+
+    def stale(*_: object, **__: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    store = CheckpointStore(tmp_path, keep=1)
+    for update, score in enumerate((0.3, 0.2, 0.1), 1):
+        if update == 3:
+            monkeypatch.setattr(Path, "read_text", stale)
+        store.save(update, {"x": torch.zeros(1)}, {"score": score}, lambda f: (f / "w").touch())
+        store.wait()
+    assert "no checkpoint is removed this time: [Errno 116] Stale file handle" in caplog.text
+    monkeypatch.setattr(Path, "read_text", read_text)
+    names = ["000001", "000002", "000003"]
+    assert [f.name for f in checkpoint_folders(tmp_path)] == names
+    monkeypatch.setattr(checkpoint, "_digest", stale)
+    with pytest.raises(CheckpointError, match=r"000003 cannot be read: .*Stale.*; try again"):
+        newest_checkpoint(tmp_path)
+    monkeypatch.setattr(checkpoint, "_digest", digest)
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert newest.update == 3
 
 
 def test_a_checkpoint_holds_weights_that_load_anywhere(straight: Path) -> None:

@@ -147,6 +147,8 @@ def trust_autocast(transformer: nn.Module) -> None:
 
     peft casts the adapters' inputs to their float32, token by token, and autocast casts them back.
     Frozen weights are cast again at every use: those no adapter adds to are cast here, once.
+    Quantised layers answer in the type they are asked in, not in autocast's, and norms ask in
+    float32 on CUDA: they are asked in bfloat16, as the others, or all that follows would be wider.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -154,10 +156,23 @@ def trust_autocast(transformer: nn.Module) -> None:
     for module in transformer.modules():
         if isinstance(module, LoraLayer):
             module.cast_input_dtype_enabled = False
+        elif _is_quantized(module):
+            if _in_bfloat16 not in module._forward_pre_hooks.values():
+                module.register_forward_pre_hook(_in_bfloat16)
         elif type(module) is nn.Linear and id(module) not in adapted:
             for parameter in module.parameters():
                 if not parameter.requires_grad:
                     parameter.data = parameter.data.bfloat16()
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    """Bitsandbytes has layers of its own, torchao tensors."""
+    is_linear = isinstance(module, nn.Linear)
+    return is_linear and not (type(module) is nn.Linear and type(module.weight.data) is Tensor)
+
+
+def _in_bfloat16(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(tensor.bfloat16() for tensor in inputs)
 
 
 def set_strength(transformer: nn.Module, strength: float) -> None:

@@ -69,7 +69,12 @@ class UnoConfig(PipelineConfig):
 
 def _merge(pipeline: Any, lora: str) -> None:
     with one_line(f"uno_lora: {lora!r} cannot be loaded as a LoRA of FLUX.1"):
-        pipeline.load_lora_weights(os.path.expanduser(lora), use_safetensors=True)
+        place = os.path.expanduser(lora)
+        if not os.path.exists(place):  # diffusers asks the hub, whatever is in the cache
+            from huggingface_hub import snapshot_download
+
+            place = snapshot_download(lora, allow_patterns="*.safetensors")
+        pipeline.load_lora_weights(place, use_safetensors=True)
         pipeline.fuse_lora(components=["transformer"])
         pipeline.unload_lora_weights()
         check_finite(pipeline.transformer.state_dict(), f"uno_lora: {lora!r}, merged")

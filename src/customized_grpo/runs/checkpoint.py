@@ -40,6 +40,12 @@ logger = logging.getLogger("customized_grpo")
 WEIGHTS = "weights"
 _TENSORS, _RECORD, _MANIFEST = "state.safetensors", "state.json", "manifest.json"
 
+# What a damaged checkpoint raises when it is read. Any other OSError (a network's file system, too
+# many open files) may pass, and says nothing of what is on the disk.
+_DAMAGE = (
+    FileNotFoundError, NotADirectoryError, ValueError, KeyError, AttributeError, SafetensorError,
+)  # fmt: skip
+
 
 @dataclass(kw_only=True, slots=True)
 class Progress:
@@ -240,7 +246,11 @@ class CheckpointStore:
 
         replace_folder(self._folder / _name(update), fill)
         folders = checkpoint_folders(self._folder.parent)
-        scores = {folder: _score(folder) for folder in folders}
+        try:
+            scores = {folder: _score(folder) for folder in folders}
+        except OSError as error:  # whose score is not known may be the best
+            logger.warning("no checkpoint is removed this time: %s", error)
+            return
         best = max(folders, key=scores.__getitem__)
         for folder in folders[: -self._keep]:
             if folder != best or scores[folder] == -math.inf:
@@ -250,7 +260,7 @@ class CheckpointStore:
 def _score(folder: Path) -> float:
     try:
         score = json.loads((folder / _RECORD).read_text(encoding="utf-8"))["score"]
-    except (OSError, ValueError, KeyError):
+    except _DAMAGE:
         return -math.inf
     return score if score is not None and math.isfinite(score) else -math.inf
 
@@ -280,10 +290,14 @@ def _first_whole(run: Path, folders: Sequence[Path]) -> Checkpoint | None:
     for folder in folders:
         try:
             record = _verify(folder)
-        except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+        except _DAMAGE as error:
             damages.append(f"{folder}: {error}")
             logger.warning("checkpoint %s is damaged, taking another", damages[-1])
             continue
+        except OSError as error:
+            raise CheckpointError(
+                f"{folder} cannot be read: {error}; try again, or delete it to take another"
+            ) from error
         return Checkpoint(folder=folder, record=record)
     if damages:
         raise CheckpointError(

@@ -16,10 +16,12 @@ if TYPE_CHECKING:  # it needs torch, and the command line needs this
 
 _POLL_SECONDS = 0.2
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ECHO_SECONDS = 5.0  # a cluster signals all processes of a job, torchrun then its own once more
 
 
 class Interrupts:
-    """Inside the context a first signal is only noted, for the checks; a second one exits at once.
+    """Inside the context a first signal is only noted, for the checks; a second one exits at once,
+    but for the echo of a SIGTERM.
 
     Outside the main thread, where Python has no signal handlers, it does nothing.
     """
@@ -27,6 +29,7 @@ class Interrupts:
     def __init__(self, ranks: Ranks | None = None) -> None:
         self._ranks = ranks
         self.received: signal.Signals | None = None
+        self._since = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -39,9 +42,11 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        if self.received is not None:
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._since = signal.Signals(number), now
+        elif number != signal.SIGTERM or now - self._since > _ECHO_SECONDS:
             os._exit(128 + number)
-        self.received = signal.Signals(number)
 
     def check_together(self) -> None:
         """To be called by all processes at one point where nothing is half done.

@@ -58,7 +58,7 @@ EXCUSED = {
     "two and three: tests/evaluation/test_processes.py",
     ("docs/performance.md", "cgrpo estimate"): "measures for minutes; tests/test_benchmarks.py and "
     "tests/tools/estimate run these programs on less",
-    ("docs/reliability.md", "#SBATCH"): "a cluster; the exit codes are tested in test_resume.py",
+    ("docs/reliability.md", "#SBATCH"): "a cluster; exit codes and stopped.json: test_resume.py",
     ("docs/watching.md", "while"): "needs jq; what it reads: tools/watch/test_watch_command.py",
 }
 

@@ -6,7 +6,6 @@ Only names and sizes are asked for; nothing is downloaded, and a token is never 
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +35,10 @@ def on_hub(checkpoint: Checkpoint, repo: str) -> Finding:
     field, kind = checkpoint.field, checkpoint.kind
     snapshot = _snapshot(repo)
     gaps = None if snapshot is None else folders.gaps(snapshot, kind, checkpoint.file)
-    offline = constants.is_offline_mode()
-    if gaps == [] and kind == "lora" and offline:  # diffusers asks the hub for its file's name
-        found = f"{repo} is in the cache, but with HF_HUB_OFFLINE a LoRA is taken from a path only"
-        return problem(field, found, f"--{field} {shlex.quote(str(snapshot))}")
     if gaps == []:
         return ok(field, f"{repo} is in the cache")
     state = f"{repo} is not in the cache" if gaps is None else f"{repo} in the cache: {gaps[0]}"
-    if offline:
+    if constants.is_offline_mode():
         fix = f"unset HF_HUB_OFFLINE, or copy {constants.HF_HUB_CACHE} from where it is complete"
         return problem(field, f"{state}, and HF_HUB_OFFLINE is set", fix)
     about = _ask(repo)
