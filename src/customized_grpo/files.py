@@ -155,9 +155,11 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         sync(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):  # what was wrong is worth more
             temporary.unlink()  # half a file would fill a full disk further
+        if isinstance(error, OSError):  # of a full disk it names none
+            error.filename = str(path)
         raise
     sync(path.parent)
 

@@ -22,6 +22,7 @@ from customized_grpo.cli.shared import free_path
 from customized_grpo.errors import RewardError
 from customized_grpo.evaluation import study as compare
 from customized_grpo.evaluation import tables as evaluation_tables
+from customized_grpo.evaluation.evaluate import current_outcome
 from customized_grpo.evaluation.report import page, tables
 
 
@@ -49,6 +50,7 @@ def calls(monkeypatch, tmp_path) -> list:
         return SimpleNamespace(to_json=lambda: "{}\n")
 
     trainer.train, evaluate.evaluate_run = train, evaluate_run  # pyright: ignore
+    evaluate.current_outcome = current_outcome  # pyright: ignore
     evaluate.Place = lambda run, split: SimpleNamespace(grid=run / "grid.png")  # pyright: ignore
     for table in ("run_table", "share_table"):
         monkeypatch.setattr(evaluation_tables, table, lambda outcome: "base tuned")
@@ -343,6 +345,12 @@ def test_a_reader_that_has_read_enough_is_no_error(words, monkeypatch):
     os.close(writer)
     assert done.stderr == b""
     assert done.returncode == 128 + signal.SIGPIPE
+
+
+def test_a_closed_output_is_no_error():
+    command = f"{shlex.quote(sys.executable)} -m customized_grpo version >&-"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_folder_in_the_place_of_its_config_is_named(capsys, tmp_path):

@@ -165,6 +165,7 @@ def test_built_in_templates_are_our_own_25(name: str) -> None:
         ),
         ({"templates": ()}, DataError, "templates: must hold at least one"),
         ({"templates": ("a dog",)}, DataError, "must have {subject} in it, got 'a dog'"),
+        ({"templates": ("a {subject}", "{subject} {class}")}, DataError, "got '{class}' in '{subj"),
         ({"templates": "none.txt"}, DataError, "templates: none.txt: cannot be read"),
     ],
 )

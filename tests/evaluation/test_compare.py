@@ -123,12 +123,15 @@ def test_finished_cells_are_not_run_again_and_results_are_the_same_bytes(
     assert [c.judgement for c in again.cells] == [c.judgement for c in finished[1].cells]
 
 
-def test_a_part_of_a_study_can_be_run(tmp_path: Path) -> None:
+def test_a_part_of_a_study_can_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = Study.load(write_study(tmp_path))
     assert [task.name for task in study.chosen(["both"], 1)] == ["both/seed0"]
     assert study.chosen((), None) == list(study.tasks)
     with pytest.raises(ConfigError, match="--methods must be of naive, both, got 'SARS'"):
         study.chosen(["SARS"], None)
+    monkeypatch.setattr("customized_grpo.evaluation.study._judge_base", None)  # nothing is begun
+    with pytest.raises(ConfigError, match="--methods must be of naive, both, got 'SARS'"):
+        compare(study, jobs=1, methods=["SARS"])
 
 
 @pytest.mark.slow

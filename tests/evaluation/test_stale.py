@@ -11,7 +11,9 @@ from made_up import made_up
 from safetensors.torch import load_file, save_file
 
 from customized_grpo.cli.main import main
-from customized_grpo.config import RunConfig
+from customized_grpo.cli.shared import after_pictures
+from customized_grpo.config import RunConfig, load_config
+from customized_grpo.config.shipped import shipped_config
 from customized_grpo.errors import CheckpointError
 from customized_grpo.evaluation.evaluate import current_outcome
 from customized_grpo.evaluation.outcome import Outcome
@@ -49,6 +51,15 @@ def test_an_evaluation_is_of_the_weights_it_judged(run: Path) -> None:
     judge(run, None)
     with pytest.raises(CheckpointError, match="is older than the record of which"):
         current_outcome(Run.open(run))
+
+
+def test_weights_are_judged_before_they_are_given_away(run: Path) -> None:
+    config = load_config(shipped_config("emoji.yaml"))
+    assert after_pictures(config, run)[0] == "evaluate"
+    judge(run, Run.open(run).digest)
+    assert after_pictures(config, run)[0] == "export"
+    train_on(run)
+    assert after_pictures(config, run)[0] == "evaluate"
 
 
 def test_a_moved_run_is_still_the_one_that_was_judged(run: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from made_up import made_up
 
 from customized_grpo.evaluation.outcome import Judgement, Outcome
-from customized_grpo.evaluation.tables import run_table, share_table, verdict
+from customized_grpo.evaluation.tables import Table, run_table, share_table, verdict
 from customized_grpo.rewards.truth import SHARES
 
 
@@ -130,6 +130,11 @@ def test_shares_that_all_change_are_clear_and_less_than_a_picture_is_none() -> N
     assert alone == "50 more of 100 pictures show the right subject as the prompt asks."
     many = _outcome({"both_right": 0}, {"both_right": 8}, count=1000)
     assert verdict(many).startswith("No difference to speak of in how many")
+
+
+def test_a_label_moves_no_column() -> None:
+    table = Table(heads=["", "A | B"], rows=[["A | B", "1"]])
+    assert table.markdown().splitlines() == [r"|  | A \| B |", "| --- | ---: |", r"| A \| B | 1 |"]
 
 
 def test_what_rounds_to_nothing_has_no_sign() -> None:

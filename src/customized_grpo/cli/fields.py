@@ -60,7 +60,7 @@ def field_lines(config: Any) -> list[str]:
             lines += [] if types and types != registry.ALGORITHMS else _alternatives(info)
             continue
         value = "" if info.value is MISSING else f" = {show(to_raw(info.value))}"
-        lines.append(f"  --{info.path}{value}  ({info.type})")
+        lines.append(f"  --{info.path}{value}  ({info.kind})")
         lines += textwrap.wrap(info.doc, 92, initial_indent=" " * 6, subsequent_indent=" " * 6)
         lines += _alternatives(info)
     return lines

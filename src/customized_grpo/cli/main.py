@@ -73,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(arguments)
         finally:
-            sys.stdout.flush()  # here, where a reader that is gone can be told from a defect
+            if output := sys.stdout:  # None: it was closed by whoever started this
+                output.flush()  # here, where a reader that is gone can be told from a defect
     except SystemExit as stop:  # after help or version
         return int(stop.code or 0)
     except Interrupted as interrupted:

@@ -123,9 +123,17 @@ def after_training(config: RunConfig, run: Path) -> tuple[object, ...]:
 
 
 def after_pictures(config: RunConfig, run: Path) -> tuple[object, ...]:
-    """Numbers, where there is something to judge by and it has not been done."""
-    done = not config.evaluators or (run / "evaluation.json").exists()
-    return export_words(run) if done else ("evaluate", run)
+    """Numbers, where there is something to judge by and these weights have not been judged."""
+    from customized_grpo.errors import CustomizedGRPOError
+    from customized_grpo.evaluation.evaluate import current_outcome
+    from customized_grpo.runs.run import Run
+
+    if config.evaluators:
+        try:
+            current_outcome(Run.open(run))
+        except CustomizedGRPOError:
+            return "evaluate", run
+    return export_words(run)
 
 
 def export_words(run: Path) -> tuple[object, ...]:

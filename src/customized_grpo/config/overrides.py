@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from itertools import pairwise
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from customized_grpo import registry
 from customized_grpo.config.decoding import decode, default_of, members, show, to_raw
@@ -17,6 +17,8 @@ from customized_grpo.errors import ConfigError
 
 T = TypeVar("T")
 
+_WORDS: dict[Any, str] = {str: "text", bool: "true | false", type(None): "null"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldInfo:
@@ -24,9 +26,6 @@ class FieldInfo:
 
     path: str
     """Dotted, as in the overrides."""
-
-    type: str
-    """Its type as the source spells it."""
 
     hint: Any
     """Its type."""
@@ -40,6 +39,11 @@ class FieldInfo:
     is_section: bool
     """Holds fields of its own; an override replaces it whole, by YAML."""
 
+    @property
+    def kind(self) -> str:
+        """What a value may be, as users write it."""
+        return _in_words(self.hint)
+
 
 def list_fields(section: Any = RunConfig, prefix: str = "") -> Iterator[FieldInfo]:
     """Yields every field of a config (or, for a class, of its defaults), sections before theirs."""
@@ -52,7 +56,6 @@ def list_fields(section: Any = RunConfig, prefix: str = "") -> Iterator[FieldInf
         path = f"{prefix}{f.name}"
         yield FieldInfo(
             path=path,
-            type=f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type)),
             hint=hints[f.name],
             value=value,
             doc=docs.get(f.name, ""),
@@ -63,6 +66,21 @@ def list_fields(section: Any = RunConfig, prefix: str = "") -> Iterator[FieldInf
         elif is_section and isinstance(value, tuple):
             for i, item in enumerate(value):
                 yield from list_fields(item, f"{path}.{i}.")
+
+
+def _in_words(hint: Any) -> str:
+    origin, inside = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return " | ".join(map(str, inside))
+    if origin is dict:
+        return f"{{{': '.join(map(_in_words, inside))}}}"
+    if origin is tuple:
+        repeated = inside[-1] is Ellipsis
+        items = [_in_words(item) for item in inside if item is not Ellipsis]
+        return f"[{', '.join([*items, *['...'] * repeated])}]"
+    if inside:  # a union
+        return " | ".join(map(_in_words, inside))
+    return _WORDS.get(hint) or hint.__name__
 
 
 @cache
@@ -157,7 +175,7 @@ def _read(info: FieldInfo, words: list[str]) -> Any:
         example = _line(list(map(str, present)))
         fix = f"write its items with spaces between: --{info.path} {example}"
     raise ConfigError(
-        f"--{info.path} must be one {info.type}, got {_line(words) or 'nothing'}; {fix}"
+        f"--{info.path} must be one value ({info.kind}), got {_line(words) or 'nothing'}; {fix}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from customized_grpo.errors import DataError
 from customized_grpo.files import read_text
 
 PLACEHOLDER = "{subject}"
+BRACES = re.compile(r"\{[^{}]*\}")
+"""A placeholder, also one that nobody fills."""
 
 _ANYWHERE = (
     "a photo of {subject} beside a mountain lake at dawn",
@@ -75,6 +78,11 @@ def read_templates(given: str | Sequence[str]) -> tuple[str, ...]:
             raise DataError(
                 f"{where}: a template must have {PLACEHOLDER} in it, got {template!r}; write for "
                 f"example 'a photo of {PLACEHOLDER} on the beach'"
+            )
+        if unknown := BRACES.search(template.replace(PLACEHOLDER, "")):
+            raise DataError(
+                f"{where}: a template must have no placeholder but {PLACEHOLDER}, got "
+                f"{unknown[0]!r} in {template!r}; write the words that it stands for"
             )
     return tuple(dict.fromkeys(templates))
 

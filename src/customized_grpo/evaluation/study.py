@@ -156,6 +156,7 @@ def compare(
         ConfigError: if one was run with another config.
         CheckpointError: if a run's process failed; the others are finished first.
     """
+    chosen = study.chosen(methods, num_seeds)
     kept = _read_results(study) or _judge_base(study)
     cells = {f"{cell.method}/seed{cell.seed}": cell for cell in kept.cells}
     for task in study.tasks:
@@ -165,7 +166,7 @@ def compare(
         task.check_folder()
         if (task.folder / FINISHED).exists() and study.place(task).json.exists():
             cells[task.name] = _collect(study, kept.yardstick, task)
-    missing = [task for task in study.chosen(methods, num_seeds) if task.name not in cells]
+    missing = [task for task in chosen if task.name not in cells]
     failures: list[str] = []
     for task, log in _run(study, missing, jobs):
         if log is None:

@@ -39,7 +39,8 @@ class Table:
     def markdown(self) -> str:
         """GitHub's flavour."""
         lines = [self.heads, ["---"] + ["---:"] * (len(self.heads) - 1), *self.rows]
-        body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+        escaped = ([cell.replace("|", r"\|") for cell in cells] for cells in lines)
+        body = "\n".join("| " + " | ".join(cells) + " |" for cells in escaped)
         return f"### {self.title}\n\n{self.note}\n\n{body}\n" if self.title else body
 
     def aligned(self) -> str:

@@ -63,11 +63,20 @@ def run_the_card(folder: Path) -> dict:
     return names
 
 
-@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize(
+    ("lora", "size"), [(True, (64, 64)), (False, (64, 64)), (True, (96, 72)), (True, (80, 110))]
+)
 def test_the_snippet_of_the_card_makes_the_picture_of_cgrpo_generate(
-    config: RunConfig, lora: bool
+    config: RunConfig, lora: bool, size: tuple[int, int]
 ) -> None:
     run = make_run(config, scale=0.05, lora=lora)
+    if size != (64, 64):  # a phone's: of another shape, lying on its side, and here cut out
+        with Image.open("reference.png") as picture:
+            taken = picture.convert("RGBA").resize(size, Image.Resampling.NEAREST)
+        taken.putalpha(Image.linear_gradient("L").resize(size))
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        taken.save("reference.png", exif=exif)
     assert main(["export", str(run), "--to", "hub-folder", "--out", "mine"]) == 0
     names = run_the_card(Path("mine"))
     assert bool(names["pipeline"].get_list_adapters()) == lora
@@ -75,7 +84,9 @@ def test_the_snippet_of_the_card_makes_the_picture_of_cgrpo_generate(
     assert main(["generate", "mine/config.yaml", "--lora", "mine", *words]) == 0
     theirs = pixels(Path("picture.png"))
     base, tuned = (pixels(next(Path("ours").glob(f"*-{kind}.png"))) for kind in ("base", "tuned"))
-    assert np.abs(theirs - tuned).max() <= 1  # 8 bit: what rounding alone can change
+    # 8 bit: what rounding alone can change; where a reference is resized, Pillow rounds in between.
+    assert np.abs(theirs - tuned).max() <= (1 if size == (64, 64) else 12)
+    assert np.abs(theirs - tuned).mean() < 0.5
     assert np.abs(theirs - base).mean() > 1
 
 

@@ -159,6 +159,7 @@ def test_own_prompts_get_the_right_article(tmp_path: Path) -> None:
         ("a {class}\n" * 9, "at least 10 different prompts, got 1"),
         ("a dog\n" + "b" * 401, "prompt 2 must have at most 400 characters, got 401"),
         ("a\tdog", "prompt 1 must be printable"),
+        ("a {Class} at sea", "prompt 1 must have no placeholder but {class}, got '{Class}'; write"),
     ],
 )
 def test_own_prompts_that_are_none(tmp_path: Path, text: str, says: str) -> None:

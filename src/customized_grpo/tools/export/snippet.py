@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from customized_grpo.assets import is_embedded, resolve_checkpoint
+from customized_grpo.buckets import NAMES, sides
 from customized_grpo.runs.run import Run
 
 _NATIVE_SIZE = 1024
@@ -56,6 +57,7 @@ def snippet(run: Run, folder: str) -> str:
     dtype = f"dtype=torch.{generator.dtype}"
     names = [family.pipeline] + [family.transformer] * (not run.is_lora)
     lines = [
+        *["import math", ""] * (generator.type not in _QWEN),
         "import torch",
         f"from diffusers import {', '.join(['ComponentsManager'] * family.is_modular + names)}",
         "from PIL import Image, ImageOps",
@@ -84,10 +86,15 @@ def snippet(run: Run, folder: str) -> str:
             ")",
         ]
     lines += [*_device_lines(generator.offload, family.is_modular), *_area_lines(generator)]
-    lines.append('reference = Image.open("reference.png").convert("RGB")')
-    lines.append("image = pipeline(")
+    lines += [
+        'picture = ImageOps.exif_transpose(Image.open("reference.png")).convert("RGBA")',
+        'white = Image.new("RGBA", picture.size, "white")',
+        'reference = Image.alpha_composite(white, picture).convert("RGB")',
+        *_fit_lines(generator, height * width),
+        "image = pipeline(",
+    ]
     arguments = {
-        "image": f"ImageOps.fit(reference, ({width}, {height}))",
+        "image": "reference",
         "prompt": repr(example_prompt(generator.path)),
         "height": height,
         "width": width,
@@ -154,6 +161,21 @@ def _area_lines(generator: Any) -> list[str]:
     ]
 
 
+def _fit_lines(generator: Any, area: int) -> list[str]:
+    """A reference keeps its shape, or the nearest that was trained with, at the picture's area."""
+    if generator.type in _QWEN:  # whose pipelines give it areas of their own
+        return []
+    shapes = ", ".join(f"{width} / {height}" for height, width in map(sides, NAMES))
+    return [
+        f"shapes = ({shapes})",
+        "own = reference.width / reference.height",
+        "shape = min(shapes, key=lambda shape: abs(math.log(shape / own)))  # as in training",
+        "step = 2 * pipeline.vae_scale_factor",
+        f"sides = ({area} * shape) ** 0.5, ({area} / shape) ** 0.5",
+        "reference = ImageOps.fit(reference, [step * round(side / step) for side in sides])",
+    ]
+
+
 def _special(generator: Any, family: _Family, area: int) -> dict[str, Any]:
     """What one family's pipeline takes and the others do not."""
     found: dict[str, Any] = {}
@@ -161,10 +183,8 @@ def _special(generator: Any, family: _Family, area: int) -> dict[str, Any]:
         found[family.guidance] = generator.guidance_scale
     elif generator.type == "qwen-image-edit-plus":
         found[family.guidance] = 1.0  # the stock pipeline would guide by 4
-    if generator.type in _QWEN:
-        found["image"] = "reference"  # the pipeline gives it areas in its own shape
-        if generator.passes() == 2:
-            found["negative_prompt"] = repr(" ")
+    if generator.type in _QWEN and generator.passes() == 2:
+        found["negative_prompt"] = repr(" ")
     if generator.type == "qwen-image-2.1":
         side = math.isqrt(area := generator.reference_area)
         found["output_resolution"] = side if side**2 == area else f"{area} ** 0.5"

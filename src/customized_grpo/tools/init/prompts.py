@@ -15,6 +15,7 @@ from pathlib import Path
 
 from customized_grpo.data.photos import SHARE
 from customized_grpo.data.splits import scattered
+from customized_grpo.data.templates import BRACES
 from customized_grpo.errors import ConfigError, DataError
 from customized_grpo.files import read_text
 from customized_grpo.tools.init import grammar
@@ -154,6 +155,11 @@ def read_prompts(path: Path, words: str) -> Prompts:
     for number, text in enumerate(texts, start=1):
         if mistake := mistake_in(text):
             raise DataError(f"{where}: prompt {number} {mistake}")
+        if unknown := BRACES.search(text):
+            raise DataError(
+                f"{where}: prompt {number} must have no placeholder but {PLACEHOLDER}, got "
+                f"{unknown[0]!r}; write {PLACEHOLDER}, or the words that it stands for"
+            )
     return split_prompts((Prompt(kind=OWN, text=text) for text in texts), where)
 
 
