@@ -158,7 +158,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except BaseException as error:
         with suppress(OSError):  # what was wrong is worth more
             temporary.unlink()  # half a file would fill a full disk further
-        if isinstance(error, OSError):  # of a full disk it names none
+        if isinstance(error, OSError) and error.strerror:  # of a full disk it names none
             error.filename = str(path)
         raise
     sync(path.parent)

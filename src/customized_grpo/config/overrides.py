@@ -80,7 +80,7 @@ def _in_words(hint: Any) -> str:
         return f"[{', '.join([*items, *['...'] * repeated])}]"
     if inside:  # a union
         return " | ".join(map(_in_words, inside))
-    return _WORDS.get(hint) or hint.__name__
+    return _WORDS.get(hint) or getattr(hint, "__name__", str(hint))
 
 
 @cache
