@@ -110,7 +110,8 @@ def test_the_card_loads_it_or_says_what_does(
     export_run(run, "hub-folder", Path("mine"))
     card = Path("mine/README.md").read_text()
     is_qwen = "qwen" in family.name  # which takes references in their own shape
-    size = (REFERENCE, REFERENCE, 3) if is_qwen else (HEIGHT, WIDTH, 3)
+    # Nothing is resized, and the others' is not of the picture's shape.
+    size = (REFERENCE, REFERENCE, 3) if is_qwen else (80, 112, 3)
     pixels = np.random.default_rng(0).integers(0, 255, size, np.uint8)
     Image.fromarray(pixels).save("reference.png")
     words = ["--prompt", "a picture of it on the beach", "--reference", "reference.png"]

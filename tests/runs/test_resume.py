@@ -410,6 +410,10 @@ def test_an_error_that_may_pass_removes_no_checkpoint(
     with pytest.raises(CheckpointError, match=r"000003 cannot be read: .*Stale.*; try again"):
         newest_checkpoint(tmp_path)
     monkeypatch.setattr(checkpoint, "_digest", digest)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", stale)
+        with pytest.raises(CheckpointError, match=r"000003 cannot be read"):
+            newest_checkpoint(tmp_path)
     newest = newest_checkpoint(tmp_path)
     assert newest is not None
     assert newest.update == 3

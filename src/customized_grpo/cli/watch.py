@@ -54,7 +54,7 @@ def _watch(options: argparse.Namespace) -> None:
         from pydantic_core import to_json
 
         print(to_json(watcher.look(), inf_nan_mode="null").decode())
-    elif options.once or not sys.stdout.isatty() or console.is_dumb_terminal:
+    elif options.once or not (sys.stdout and sys.stdout.isatty()) or console.is_dumb_terminal:
         console.print(frame(watcher.look(), console.width))
     else:
         console.print(frame(_follow(watcher, console, options.interval or 2.0), console.width))

@@ -18,7 +18,8 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -341,8 +342,18 @@ def _verify(folder: Path) -> dict[str, Any]:
     return json.loads((folder / _RECORD).read_text(encoding="utf-8"))
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+def _files(folder: Path) -> list[Path]:
+    """All of them, also below.
+
+    Raises:
+        OSError: if a folder cannot be listed, which ``rglob`` would take for empty.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    listed = os.walk(folder, onerror=fail)
+    return sorted(Path(place, name) for place, _, names in listed for name in names)
 
 
 def _digest(file: Path) -> str:

@@ -77,6 +77,11 @@ class Terminal:
         return bool(read)
 
 
+def test_a_closed_output_is_no_error(log: RunLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["watch", str(log.folder)]) == 0
+
+
 def test_it_updates_live_and_leaves_with_ctrl_c(log: RunLog) -> None:
     terminal = Terminal(log.folder)
     terminal.wait_for("1 / 8 updates")

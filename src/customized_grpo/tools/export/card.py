@@ -13,7 +13,7 @@ import yaml
 from customized_grpo.errors import CheckpointError
 from customized_grpo.evaluation.evaluate import Place, current_outcome
 from customized_grpo.evaluation.outcome import Outcome
-from customized_grpo.evaluation.tables import run_table, verdict
+from customized_grpo.evaluation.tables import Table, run_table, verdict
 from customized_grpo.generators.lora import DEFAULT_RANK
 from customized_grpo.runs.run import Run
 from customized_grpo.tools.export.snippet import example_prompt, is_stock, snippet
@@ -127,5 +127,5 @@ def _training(run: Run) -> str:
         "data": str(config.data.type),
         "seed": str(config.seed),
     }
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    return f"| | |\n|---|---|\n{table}\n\nEvery field is in [config.yaml](config.yaml).\n"
+    table = Table(heads=["", ""], rows=[[*row] for row in rows.items()]).markdown()
+    return f"{table}\n\nEvery field is in [config.yaml](config.yaml).\n"
