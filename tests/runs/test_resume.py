@@ -396,6 +396,9 @@ def test_an_error_that_may_pass_removes_no_checkpoint(
     def stale(*_: object, **__: object) -> None:
         raise OSError(errno.ESTALE, "Stale file handle")
 
+    def forbidden(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
     store = CheckpointStore(tmp_path, keep=1)
     for update, score in enumerate((0.3, 0.2, 0.1), 1):
         if update == 3:
@@ -411,7 +414,7 @@ def test_an_error_that_may_pass_removes_no_checkpoint(
         newest_checkpoint(tmp_path)
     monkeypatch.setattr(checkpoint, "_digest", digest)
     with monkeypatch.context() as patch:
-        patch.setattr(os, "scandir", stale)
+        patch.setattr(os, "scandir", forbidden)  # which Path.rglob takes for an empty folder
         with pytest.raises(CheckpointError, match=r"000003 cannot be read"):
             newest_checkpoint(tmp_path)
     newest = newest_checkpoint(tmp_path)
