@@ -144,7 +144,8 @@ def _share(result: dict[str, Any], flops: float | None, seconds: float | None) -
 
 
 def _gigabytes(numbers: dict[str, Any] | None) -> str:
-    return _number(numbers and numbers.get("bytes") and numbers["bytes"] / 1e9, "{:.1f}")
+    size = (numbers or {}).get("bytes")
+    return _number(size and size / 1e9, "{:.1f}")
 
 
 def _number(value: float | None, form: str) -> str:

@@ -48,8 +48,9 @@ def with_random_weights(config: RunConfig) -> RunConfig:
     generator: Any = config.generator
     given = {f.name: getattr(generator, f.name) for f in fields(generator) if f.name != "type"}
     given["max_sequence_length"] = generator.max_sequence_length or TEXT_TOKENS
+    rewards: tuple[Any, ...] = config.rewards
     identity, prompt = (
-        next(r for r in config.rewards if r.objective == o) for o in ("identity", "prompt")
+        next(r for r in rewards if r.objective == o) for o in ("identity", "prompt")
     )
     text_path = prompt.path if isinstance(prompt, ClipTextConfig) else CLIP_L
     return replace(

@@ -62,7 +62,7 @@ WRITES: tuple[tuple[Any, str], ...] = (
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=50, help="default: 50")
     parser.add_argument("--updates", type=int, default=24, help="of the run (default: 24)")
     parser.add_argument("--processes", type=int, default=1, help="of the run (default: 1)")

@@ -56,7 +56,8 @@ def measure(folder: Path, count: int, batch_size: int, device_name: str) -> dict
 
     device = pick_device(device_name)
     write_inputs(folder, count)
-    model = save_encoder(folder / "encoder").to(device)
+    model: Any = save_encoder(folder / "encoder")
+    model.to(device)
     metric = {"type": "customized_grpo.rewards.dino:DinoConfig", "name": "dino"}
     raw = {
         "name": "evaluation",

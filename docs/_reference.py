@@ -103,7 +103,7 @@ def _section(cls: type, prefix: str) -> Iterator[str]:
         options: list[Any] = [
             m for m in members(hints[info.path]) if is_dataclass(m) and not _is_plug(m)
         ]
-        several = "N." if isinstance(info.value, tuple) or "tuple" in info.type else ""
+        several = "N." if info.kind.startswith("[") else ""
         for option in options:
             path = f"{prefix}{info.path}"
             kind = f", type: {type_tag(option)}" if len(options) > 1 else ""
