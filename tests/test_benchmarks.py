@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import subprocess
@@ -60,7 +61,12 @@ def test_processes_ends_with_a_ratio(
     benchmark, tmp_path: Path, monkeypatch, capsys, flags: list[str]
 ) -> None:
     file = tmp_path / "small.yaml"
-    file.write_text(dump_config(small_run(tmp_path, "small", 4)))
+    config = small_run(tmp_path, "small", 4)
+    # Two updates of two processes: with fsdp each takes a whole group of either.
+    config = dataclasses.replace(
+        config, rollout=dataclasses.replace(config.rollout, prompts_per_rollout=4)
+    )
+    file.write_text(dump_config(config))
     words = ["processes.py", "--config", str(file), "--repeats", "1", "--json", *flags]
     monkeypatch.setattr(sys, "argv", words)
     benchmark("processes").main()

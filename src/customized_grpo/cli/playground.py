@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from customized_grpo.cli.shared import hide_loading_bars, positive
@@ -36,14 +37,17 @@ def add(commands: Any) -> None:
 
 
 def _playground(options: argparse.Namespace) -> None:
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
-    with needs_extra("playground", "playground"):
-        from customized_grpo.tools.playground.page import serving
-    from customized_grpo.tools.playground.session import Session
+    with TemporaryDirectory(prefix="cgrpo-playground-") as folder:  # of uploads and pictures
+        # Both are read when gradio is imported. By default it makes /tmp/gradio, leaves it behind,
+        # and fails where another user of the machine has done so.
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}
+        with needs_extra("playground", "playground"):
+            from customized_grpo.tools.playground.page import serving
+        from customized_grpo.tools.playground.session import Session
 
-    hide_loading_bars()
-    session = Session(options.target, options.lora)
-    with Interrupts() as interrupts, serving(session, options.port, options.share) as address:
-        print(f"playground: {address}\nCtrl-C ends it", flush=True)
-        while interrupts.received is None:
-            interrupts.sleep(60)
+        hide_loading_bars()
+        session = Session(options.target, options.lora)
+        with Interrupts() as interrupts, serving(session, options.port, options.share) as address:
+            print(f"playground: {address}\nCtrl-C ends it", flush=True)
+            while interrupts.received is None:
+                interrupts.sleep(60)

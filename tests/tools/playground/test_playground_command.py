@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from pathlib import Path
 
@@ -25,6 +26,14 @@ PAGE = (ROOT / "docs" / "playground.md").read_text(encoding="utf-8")
 (BLOCK,) = re.findall(r"```bash\n(.*?)```", PAGE, re.S)
 COMMANDS = BLOCK.splitlines()
 EMOJI = str(ROOT / "configs" / "emoji.yaml")
+
+
+@pytest.fixture(autouse=True)
+def what_the_command_sets_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_TEMP_DIR"):
+        monkeypatch.setenv(name, "")
+    # Once imported in this process, gradio makes its folder there anew whenever it serves.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 def test_what_is_missing_is_named_with_the_line_that_installs_it(
@@ -69,7 +78,8 @@ def test_it_serves_this_machine_until_a_signal_and_leaves_nothing(
 ) -> None:
     words = shlex.split(line.replace("8000", str(free_port())), comments=True)
     assert words[0] == "cgrpo"
-    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GRADIO_")}
+    environment = {**own, "TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(
         [sys.executable, "-m", "customized_grpo", *words[1:]],
         cwd=folder,

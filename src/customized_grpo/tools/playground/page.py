@@ -17,7 +17,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
@@ -63,20 +62,19 @@ class Cancelled(Exception):
 
 @contextmanager
 def serving(session: Session, port: int | None = None, share: bool = False) -> Iterator[str]:
-    """The page is at the address inside. Uploads and pictures are deleted afterwards.
+    """The page is at the address inside. Uploads and pictures go where gradio's
+    ``GRADIO_TEMP_DIR`` says.
 
     Raises:
         ConfigError: if the port is taken.
     """
-    with TemporaryDirectory(prefix="cgrpo-playground-") as uploads:
-        os.environ["GRADIO_TEMP_DIR"] = uploads
-        page = Page(session)
-        try:
-            with own_server_asked_directly(share):
-                address = _launch(page.blocks, port, share)
-            yield address
-        finally:
-            page.close()
+    page = Page(session)
+    try:
+        with own_server_asked_directly(share):
+            address = _launch(page.blocks, port, share)
+        yield address
+    finally:
+        page.close()
 
 
 @contextmanager
