@@ -131,6 +131,7 @@ def test_saved_lora_loads_in_the_stock_pipeline(
     compare(generator, tuned, family.latents(stock, task, noise, STEPS))
 
 
+@pytest.mark.slow
 def test_loras_take_turns(generator: Generator, tmp_path: Path) -> None:
     """Whatever was loaded before, a LoRA and the base compute what they compute alone."""
     conditioning = generator.encode([blocks()])

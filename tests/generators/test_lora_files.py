@@ -175,6 +175,7 @@ def test_an_export_for_comfyui_keeps_the_scale_of_every_module(
         assert torch.equal(tensors[f"transformer.{module}.lora_A.weight"], adapter.down)
 
 
+@pytest.mark.slow
 def test_a_fused_layer_of_flux1_is_split_at_its_real_widths() -> None:
     """diffusers knows no other; what it computes from must have the scale in it."""
     from diffusers import FluxTransformer2DModel
