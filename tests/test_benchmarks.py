@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import json
 import subprocess
@@ -14,7 +13,7 @@ from types import ModuleType
 import pytest
 import torch
 from chaos import small_run
-from helpers import ROOT
+from helpers import ROOT, changed
 
 from customized_grpo.config import dump_config, load_config
 
@@ -61,11 +60,8 @@ def test_processes_ends_with_a_ratio(
     benchmark, tmp_path: Path, monkeypatch, capsys, flags: list[str]
 ) -> None:
     file = tmp_path / "small.yaml"
-    config = small_run(tmp_path, "small", 4)
     # Two updates of two processes: with fsdp each takes a whole group of either.
-    config = dataclasses.replace(
-        config, rollout=dataclasses.replace(config.rollout, prompts_per_rollout=4)
-    )
+    config = changed(small_run(tmp_path, "small", 4), rollout={"prompts_per_rollout": 4})
     file.write_text(dump_config(config))
     words = ["processes.py", "--config", str(file), "--repeats", "1", "--json", *flags]
     monkeypatch.setattr(sys, "argv", words)

@@ -78,8 +78,7 @@ def test_it_serves_this_machine_until_a_signal_and_leaves_nothing(
 ) -> None:
     words = shlex.split(line.replace("8000", str(free_port())), comments=True)
     assert words[0] == "cgrpo"
-    own = {name: value for name, value in os.environ.items() if not name.startswith("GRADIO_")}
-    environment = {**own, "TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(
         [sys.executable, "-m", "customized_grpo", *words[1:]],
         cwd=folder,
